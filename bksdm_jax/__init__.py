@@ -1,0 +1,3 @@
+"""Block-pruned, knowledge-distilled Stable Diffusion in JAX."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,84 @@
+"""What a network costs, from shapes alone: parameters and multiply-adds by THOP's rules."""
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from flax import linen as nn
+
+from bksdm_jax import trees
+from bksdm_jax.models.unet import UNet, UNetConfig, dotted, example_inputs
+
+
+def thop_macs(module: nn.Module, *inputs: Any, **kwargs: Any) -> dict[str, int]:
+    """Multiply-adds of one call by the rules of THOP, the tool that the paper's figures come from.
+
+    Convolutions and linear layers count a multiply-add for each weight and output position; each LayerNorm counts 4
+    per element; the two matrix products inside attention count nothing.
+
+    Args:
+        module: a Flax module; nothing is computed.
+        *inputs, **kwargs: arrays or `jax.ShapeDtypeStruct` for its call.
+
+    Returns:
+        `a/b/c` path of each counted layer -> multiply-adds, batch included.
+    """
+    counts: Counter[str] = Counter()
+
+    def count(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+        out = call(*args, **kwargs)
+        layer = context.module
+        if context.method_name == "__call__":
+            path = "/".join(layer.path)
+            if isinstance(layer, (nn.Conv, nn.Dense)):
+                kernel = layer.variables["params"]["kernel"]
+                counts[path] += math.prod(out.shape[:-1]) * math.prod(kernel.shape)
+            elif isinstance(layer, nn.LayerNorm):
+                counts[path] += 4 * math.prod(out.shape)
+        return out
+
+    with nn.intercept_methods(count):
+        jax.eval_shape(lambda *args: module.init(jax.random.key(0), *args, **kwargs), *inputs)
+    return dict(counts)
+
+
+@dataclasses.dataclass(frozen=True)
+class StageCost:
+    """Parameters, and multiply-adds of one evaluation at batch 1, of one stage."""
+
+    parameters: int
+    macs: int
+
+
+def unet_cost(config: UNetConfig, latent_size: int) -> dict[str, StageCost]:
+    """The cost of a U-Net by stage, under Diffusers' names.
+
+    Layers outside of the stages are `input` (`conv_in`, `time_embedding`) and `output` (`conv_norm_out`, `conv_out`).
+
+    Args:
+        config: the U-Net.
+        latent_size: height and width of the latent.
+    """
+    module, inputs = UNet(config), example_inputs(config, 1, latent_size)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
+    macs = thop_macs(module, *inputs)
+    groups = {"conv_in": "input", "time_embedding": "input", "conv_norm_out": "output", "conv_out": "output"}
+
+    def stage(path: str) -> str:
+        head = path.split("/")[0]
+        return groups.get(head, dotted(head))
+
+    names = ["input", *config.stages(), "output"]
+    parameters = _sum_by(stage, {path: math.prod(leaf.shape) for path, leaf in trees.flatten(shapes).items()})
+    by_stage = _sum_by(stage, macs)
+    return {name: StageCost(parameters[name], by_stage[name]) for name in names}
+
+
+def _sum_by(key: Any, counts: Mapping[str, int]) -> Counter[str]:
+    sums: Counter[str] = Counter()
+    for name, value in counts.items():
+        sums[key(name)] += value
+    return sums

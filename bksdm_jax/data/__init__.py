@@ -1,0 +1,1 @@
+"""Images with captions, and the stream of training batches."""

@@ -1,0 +1,63 @@
+"""Comma-separated tables and lists of prompts, as people have them."""
+
+import csv
+import dataclasses
+import io
+import re
+from pathlib import Path
+
+from bksdm_jax.errors import InputError, nearest
+from bksdm_jax.files import read_text
+
+
+def read_table(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
+    """The rows of a `.csv` file that has a header with at least `columns`; any text encoding that `read_text` knows.
+
+    Raises:
+        InputError: the file can't be read, a column is missing, a row is short, or there are no rows.
+    """
+    try:
+        reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
+        header = [name.strip() for name in reader.fieldnames or []]
+        reader.fieldnames = header
+        for column in columns:
+            if column not in header:
+                found = ", ".join(header) or "nothing"
+                raise InputError(f"{path}: no column {column!r}{nearest(column, header)}; its first line has {found}")
+        rows = []
+        for row in reader:
+            short = [column for column in columns if row[column] is None]
+            if short:
+                raise InputError(f"{path}: line {reader.line_num} has no {short[0]}; expected {len(header)} fields")
+            rows.append({column: row[column] for column in columns})
+    except csv.Error as error:
+        raise InputError(f"{path}: not a readable CSV file ({error})") from error
+    if not rows:
+        raise InputError(f"{path}: no rows below the header")
+    return rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """A caption to make an image for, and the `file_name` beside it in its CSV (empty for a `.txt` file)."""
+
+    text: str
+    source: str = ""
+
+
+def read_prompts(path: str | Path) -> list[Prompt]:
+    """Prompts from a `.txt` file, one per line, blank lines skipped, or a `.csv` with `file_name,text`.
+
+    Raises:
+        InputError: no such file, another ending, or no prompts.
+    """
+    path = Path(path)
+    if path.suffix.lower() == ".csv":
+        return [Prompt(row["text"], row["file_name"]) for row in read_table(path, ("file_name", "text"))]
+    if path.suffix.lower() != ".txt":
+        raise InputError(f"{path}: prompts are a .txt file, one per line, or a .csv file with file_name,text")
+    lines = re.split(r"\r\n|\n|\r", read_text(path))
+    prompts = [Prompt(line.strip()) for line in lines if line.strip()]
+    if not prompts:
+        raise InputError(f"{path}: no prompts; expected one per line")
+    return prompts

@@ -1,0 +1,1 @@
+"""Noise schedule, targets, samplers and guidance; nothing here imports a network."""

@@ -1,0 +1,118 @@
+"""The noise schedule: z_t = sqrt(abar_t) z_0 + sqrt(1 - abar_t) eps, and what the network is asked to predict."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bksdm_jax.errors import InputError, one_of, whole_number
+
+
+def _cosine_betas(start: float, end: float, count: int) -> np.ndarray:
+    """Nichol and Dhariwal 2021, equation 17, betas capped at 0.999 (`squaredcos_cap_v2`)."""
+    del start, end
+
+    def bar(time: float) -> float:
+        return math.cos((time + 0.008) / 1.008 * math.pi / 2) ** 2
+
+    return np.array([min(1 - bar((i + 1) / count) / bar(i / count), 0.999) for i in range(count)])
+
+
+BETAS: dict[str, Callable[[float, float, int], np.ndarray]] = {
+    "linear": lambda start, end, count: np.linspace(start, end, count),
+    "scaled_linear": lambda start, end, count: np.linspace(start**0.5, end**0.5, count) ** 2,
+    "squaredcos_cap_v2": _cosine_betas,
+}
+SPACINGS = ("leading", "trailing", "linspace")
+
+
+@dataclasses.dataclass(frozen=True)
+class ScheduleConfig:
+    """A scheduler's configuration. Defaults are Stable Diffusion's.
+
+    Attributes:
+        train_steps: number of noise levels T; timesteps are 0 .. T-1.
+        prediction: `epsilon` or `v_prediction`, what the network was trained to predict.
+        set_alpha_to_one: abar behind the last step is 1 rather than abar_0.
+        clip_range: DDIM clips its estimate of z_0 to this absolute value; None: not at all.
+        trained_betas: the betas themselves; the other beta settings are then unused.
+    """
+
+    train_steps: int = 1000
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    beta_schedule: str = "scaled_linear"
+    trained_betas: tuple[float, ...] | None = None
+    prediction: str = "epsilon"
+    steps_offset: int = 1
+    set_alpha_to_one: bool = False
+    timestep_spacing: str = "leading"
+    clip_range: float | None = None
+
+    def alphas_cumprod(self) -> np.ndarray:
+        """abar_t for t = 0 .. T-1; float64 [T], decreasing, in (0, 1)."""
+        if self.trained_betas is not None:
+            betas = np.asarray(self.trained_betas, np.float64)
+        else:
+            betas = BETAS[self.beta_schedule](self.beta_start, self.beta_end, self.train_steps)
+        return np.cumprod(1.0 - betas)
+
+
+def schedule_from_diffusers(json: Mapping[str, Any], source: str = "scheduler_config.json") -> ScheduleConfig:
+    """Reads a `scheduler_config.json`; absent keys take the defaults of Diffusers' class that the file names.
+
+    Raises:
+        InputError: a schedule or prediction type that isn't known here.
+    """
+    ddim = str(json.get("_class_name", "PNDMScheduler")).removeprefix("Flax") == "DDIMScheduler"
+    prediction = json.get("prediction_type", "epsilon")
+    if prediction not in TARGETS:
+        raise one_of(f"{source}: prediction_type", str(prediction), TARGETS)
+    beta_schedule = json.get("beta_schedule", "linear")
+    if beta_schedule not in BETAS:
+        raise one_of(f"{source}: beta_schedule", str(beta_schedule), BETAS)
+    spacing = json.get("timestep_spacing", "leading")
+    if spacing not in SPACINGS:
+        raise one_of(f"{source}: timestep_spacing", str(spacing), SPACINGS)
+    for key in ("thresholding", "rescale_betas_zero_snr"):
+        if json.get(key):
+            raise InputError(f"{source}: {key} is {json[key]!r}; only false is supported")
+    betas = json.get("trained_betas")
+    train_steps = whole_number(source, "num_train_timesteps", json.get("num_train_timesteps", 1000))
+    if betas is not None and len(betas) != train_steps:
+        raise InputError(f"{source}: trained_betas has {len(betas)} entries; expected {train_steps}")
+    return ScheduleConfig(
+        train_steps=train_steps,
+        beta_start=float(json.get("beta_start", 0.0001)),
+        beta_end=float(json.get("beta_end", 0.02)),
+        beta_schedule=beta_schedule,
+        trained_betas=None if betas is None else tuple(betas),
+        prediction=prediction,
+        steps_offset=whole_number(source, "steps_offset", json.get("steps_offset", 0), least=0),
+        set_alpha_to_one=bool(json.get("set_alpha_to_one", ddim)),
+        timestep_spacing=spacing,
+        clip_range=float(json.get("clip_sample_range", 1.0)) if json.get("clip_sample", ddim) else None,
+    )
+
+
+def add_noise(latents: jax.Array, noise: jax.Array, alpha_bar: jax.Array) -> jax.Array:
+    """z_t: `latents` and `noise` float32 [B, H, W, C], `alpha_bar` [B]."""
+    alpha_bar = alpha_bar[:, None, None, None]
+    return jnp.sqrt(alpha_bar) * latents + jnp.sqrt(1.0 - alpha_bar) * noise
+
+
+def velocity(latents: jax.Array, noise: jax.Array, alpha_bar: jax.Array) -> jax.Array:
+    """v = sqrt(abar) eps - sqrt(1 - abar) z_0 (Salimans and Ho 2022, appendix D); shapes as in `add_noise`."""
+    alpha_bar = alpha_bar[:, None, None, None]
+    return jnp.sqrt(alpha_bar) * noise - jnp.sqrt(1.0 - alpha_bar) * latents
+
+
+TARGETS: dict[str, Callable[[jax.Array, jax.Array, jax.Array], jax.Array]] = {
+    "epsilon": lambda latents, noise, alpha_bar: noise,
+    "v_prediction": velocity,
+}
+"""prediction type -> (latents, noise, abar) -> what the network is asked for."""

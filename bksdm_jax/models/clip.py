@@ -1,0 +1,175 @@
+"""CLIP's text encoder as Stable Diffusion uses it: token ids to the states that the U-Net attends to."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from bksdm_jax.errors import InputError, one_of, whole_number
+from bksdm_jax.models.attention import attend
+
+ACTIVATIONS = {
+    "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
+    "gelu": lambda x: nn.gelu(x, approximate=False),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class CLIPTextConfig:
+    """The architecture. Defaults are SD v1's (ViT-L/14's text tower)."""
+
+    vocab_size: int = 49408
+    width: int = 768
+    mlp_width: int = 3072
+    layers: int = 12
+    heads: int = 12
+    max_length: int = 77
+    activation: str = "quick_gelu"
+    epsilon: float = 1e-5
+
+
+def clip_text_from_transformers(json: Mapping[str, Any], source: str = "config.json") -> CLIPTextConfig:
+    """Reads `config.json` of Transformers' `CLIPTextModel`.
+
+    Raises:
+        InputError: a missing key, or an activation that isn't known here.
+    """
+    keys = {
+        "vocab_size": "vocab_size",
+        "width": "hidden_size",
+        "mlp_width": "intermediate_size",
+        "layers": "num_hidden_layers",
+        "heads": "num_attention_heads",
+        "max_length": "max_position_embeddings",
+    }
+    numbers = {field: whole_number(source, key, json.get(key)) for field, key in keys.items()}
+    activation = json.get("hidden_act", "quick_gelu")
+    if activation not in ACTIVATIONS:
+        raise one_of(f"{source}: hidden_act", str(activation), ACTIVATIONS)
+    config = CLIPTextConfig(
+        **numbers,
+        activation=activation,
+        epsilon=float(json.get("layer_norm_eps", 1e-5)),
+    )
+    if config.width % config.heads:
+        raise InputError(f"{source}: hidden_size {config.width} is no multiple of {config.heads} attention heads")
+    return config
+
+
+class Embeddings(nn.Module):
+    """Token plus position embeddings."""
+
+    config: CLIPTextConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        cfg = self.config
+        words = nn.Embed(cfg.vocab_size, cfg.width, dtype=self.dtype, name="token_embedding")(tokens)
+        positions = nn.Embed(cfg.max_length, cfg.width, dtype=self.dtype, name="position_embedding")
+        return words + positions(jnp.arange(tokens.shape[1]))[None]  # [B, T, width]
+
+
+class SelfAttention(nn.Module):
+    """Causal multi-head self-attention with biases."""
+
+    heads: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        width = x.shape[-1]
+        query, key, value = (
+            nn.Dense(width, dtype=self.dtype, name=name)(x) for name in ("q_proj", "k_proj", "v_proj")
+        )
+        out = attend(query, key, value, self.heads, causal=True)
+        return nn.Dense(width, dtype=self.dtype, name="out_proj")(out)
+
+
+class MLP(nn.Module):
+    """linear - activation - linear."""
+
+    width: int
+    activation: str
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        h = ACTIVATIONS[self.activation](nn.Dense(self.width, dtype=self.dtype, name="fc1")(x))
+        return nn.Dense(x.shape[-1], dtype=self.dtype, name="fc2")(h)
+
+
+class EncoderLayer(nn.Module):
+    """A pre-norm transformer layer."""
+
+    config: CLIPTextConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        cfg = self.config
+        x = x + SelfAttention(cfg.heads, self.dtype, name="self_attn")(_norm(cfg, self.dtype, "layer_norm1")(x))
+        mlp = MLP(cfg.mlp_width, cfg.activation, self.dtype, name="mlp")
+        return x + mlp(_norm(cfg, self.dtype, "layer_norm2")(x))
+
+
+class Encoder(nn.Module):
+    """The stack of layers; Transformers' Flax checkpoints name them `layers/0`, `layers/1`, ..."""
+
+    config: CLIPTextConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return LayerStack(self.config, self.dtype, name="layers")(x)
+
+
+class LayerStack(nn.Module):
+    """Layers under the names `0`, `1`, ..."""
+
+    config: CLIPTextConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for i in range(self.config.layers):
+            x = EncoderLayer(self.config, self.dtype, name=str(i))(x)
+        return x
+
+
+class TextTransformer(nn.Module):
+    """Embeddings, layers, final norm."""
+
+    config: CLIPTextConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        x = Embeddings(self.config, self.dtype, name="embeddings")(tokens)
+        x = Encoder(self.config, self.dtype, name="encoder")(x)
+        return _norm(self.config, self.dtype, "final_layer_norm")(x)
+
+
+class CLIPTextEncoder(nn.Module):
+    """Text states for cross-attention: the last hidden state after the final norm."""
+
+    config: CLIPTextConfig
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """int32 [B, T], T <= max_length -> [B, T, width]."""
+        return TextTransformer(self.config, self.dtype, name="text_model")(tokens)
+
+
+def clip_text_parameter_shapes(config: CLIPTextConfig) -> dict[str, Any]:
+    """The parameters as nested `jax.ShapeDtypeStruct`."""
+    tokens = jax.ShapeDtypeStruct((1, config.max_length), jnp.int32)
+    return jax.eval_shape(CLIPTextEncoder(config).init, jax.random.key(0), tokens)["params"]
+
+
+def _norm(config: CLIPTextConfig, dtype: jnp.dtype, name: str) -> nn.LayerNorm:
+    return nn.LayerNorm(epsilon=config.epsilon, dtype=dtype, use_fast_variance=False, name=name)

@@ -1,0 +1,268 @@
+"""The U-Net of Stable Diffusion as an ordered table of named blocks.
+
+`UNetConfig` says which blocks there are; `block_table` lists them in the order in which they run, each with the widths
+that follow from the blocks before it and from the skip stack; `UNet` runs that list. Names are Diffusers'.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from bksdm_jax.models.attention import SpatialTransformer
+from bksdm_jax.models.layers import (
+    Downsample,
+    GroupNorm,
+    ResnetBlock,
+    TimestepMLP,
+    Upsample,
+    conv,
+    timestep_embedding,
+)
+
+FEATURES = "features"
+"""The variable collection that captured features are sown into."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One stage: `down_blocks.i`, `mid_block` or `up_blocks.i`.
+
+    Attributes:
+        width: output channels.
+        heads: attention heads (what Diffusers stores under `attention_head_dim`).
+        pairs: entry j has the letter `R` if there is `resnets.j`, and `A` if there is `attentions.j`.
+        sampler: whether the stage ends in its down- or upsampler.
+    """
+
+    width: int
+    heads: int
+    pairs: tuple[str, ...]
+    sampler: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class UNetConfig:
+    """The architecture of a U-Net. Defaults are SD v1's."""
+
+    down: tuple[Stage, ...]
+    mid: Stage | None
+    up: tuple[Stage, ...]
+    stem_width: int = 320
+    in_channels: int = 4
+    out_channels: int = 4
+    context_width: int = 768
+    linear_projection: bool = False
+    upcast_attention: bool = False
+    norm_groups: int = 32
+    norm_epsilon: float = 1e-5
+    flip_sin_to_cos: bool = True
+    freq_shift: float = 0.0
+    sample_size: int | None = 64
+
+    def stages(self) -> dict[str, Stage]:
+        """Every stage under its Diffusers name, in the order of the forward pass."""
+        stages = {f"down_blocks.{i}": stage for i, stage in enumerate(self.down)}
+        if self.mid is not None:
+            stages["mid_block"] = self.mid
+        return stages | {f"up_blocks.{i}": stage for i, stage in enumerate(self.up)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Skip:
+    """A feature map on the skip stack: the block it comes from, its channels, and how often it was halved."""
+
+    source: str
+    width: int
+    level: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """One row of the table.
+
+    Attributes:
+        stage, leaf: `down_blocks.1`, `resnets.0`.
+        kind: a key of `KINDS`.
+        in_width: channels that arrive from the block before, without the skip.
+        out_width: channels that leave.
+        level: how often the input was halved.
+        heads: attention heads (attention only).
+        pops: whether it takes a skip.
+        skip: the skip that it takes; None where the stack is empty.
+        pushes: whether its output is put on the skip stack.
+    """
+
+    stage: str
+    leaf: str
+    kind: str
+    in_width: int
+    out_width: int
+    level: int
+    heads: int = 0
+    pops: bool = False
+    skip: Skip | None = None
+    pushes: bool = False
+
+    @property
+    def name(self) -> str:
+        """Diffusers' name, `down_blocks.1.resnets.0`."""
+        return f"{self.stage}.{self.leaf}"
+
+
+def block_table(config: UNetConfig) -> tuple[tuple[Block, ...], tuple[Skip, ...]]:
+    """Lists the blocks in the order in which they run.
+
+    The widths of an up block follow from the skip that it finds on the stack, so a removed block needs no formula.
+
+    Returns:
+        the rows, and the skips that nothing took (none in a U-Net that works).
+    """
+    rows: list[Block] = []
+    skips = [Skip("conv_in", config.stem_width, 0)]
+    width, level = config.stem_width, 0
+
+    def push() -> None:
+        rows[-1] = dataclasses.replace(rows[-1], pushes=True)
+        skips.append(Skip(rows[-1].name, width, level))
+
+    for name, stage in config.stages().items():
+        side = name.split("_")[0]
+        for j, pair in enumerate(stage.pairs):
+            if "R" in pair:
+                skip = skips.pop() if side == "up" and skips else None
+                pops = side == "up"
+                rows.append(
+                    Block(name, f"resnets.{j}", "resnet", width, stage.width, level, pops=pops, skip=skip)
+                )
+                width = stage.width
+            if "A" in pair:
+                rows.append(
+                    Block(name, f"attentions.{j}", "attention", width, stage.width, level, stage.heads)
+                )
+            if "R" in pair and side == "down":
+                push()
+        if stage.sampler:
+            kind = f"{side}sampler"
+            rows.append(Block(name, f"{kind}s.0", kind, width, stage.width, level))
+            width, level = stage.width, level + (1 if side == "down" else -1)
+            if side == "down":
+                push()
+    return tuple(rows), tuple(skips)
+
+
+KINDS = {
+    "resnet": lambda row, cfg, dtype: ResnetBlock(
+        row.out_width, cfg.norm_groups, cfg.norm_epsilon, dtype, name=flax_name(row.leaf)
+    ),
+    "attention": lambda row, cfg, dtype: SpatialTransformer(
+        row.heads,
+        cfg.linear_projection,
+        cfg.upcast_attention,
+        cfg.norm_groups,
+        dtype,
+        name=flax_name(row.leaf),
+    ),
+    "downsampler": lambda row, cfg, dtype: Downsample(row.out_width, dtype=dtype, name=flax_name(row.leaf)),
+    "upsampler": lambda row, cfg, dtype: Upsample(row.out_width, dtype=dtype, name=flax_name(row.leaf)),
+}
+
+
+def flax_name(name: str) -> str:
+    """`resnets.0` -> `resnets_0`, as Diffusers' Flax checkpoints write one level of a name."""
+    return name.replace(".", "_")
+
+
+class UNetStage(nn.Module):
+    """Runs the rows of one stage. `skips` is the stack as a tuple; the new one is returned."""
+
+    rows: tuple[Block, ...]
+    config: UNetConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, skips: tuple[jax.Array, ...], temb: jax.Array, context: jax.Array
+    ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        inputs = {"resnet": (temb,), "attention": (context,), "downsampler": (), "upsampler": ()}
+        for row in self.rows:
+            if row.pops:
+                x, skips = jnp.concatenate([x, skips[-1]], axis=-1), skips[:-1]
+            x = KINDS[row.kind](row, self.config, self.dtype)(x, *inputs[row.kind])
+            if row.pushes:
+                skips = (*skips, x)
+        return x, skips
+
+
+class UNet(nn.Module):
+    """Predicts noise (or velocity) from a noisy latent, its timestep and the text states.
+
+    With the collection `FEATURES` mutable, the output of every stage is sown under its name (`down_blocks.0`), and
+    that of every attention block's `proj_out`; `captured` lists them. Otherwise nothing is kept.
+    """
+
+    config: UNetConfig
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, latents: jax.Array, timesteps: jax.Array, context: jax.Array) -> jax.Array:
+        """`latents` [B, H, W, in_channels], `timesteps` [B], `context` [B, T, context_width].
+
+        Returns:
+            [B, H, W, out_channels] in `dtype`. H and W must be multiples of 2^(number of downsamplers).
+        """
+        cfg = self.config
+        temb = timestep_embedding(timesteps, cfg.stem_width, cfg.flip_sin_to_cos, cfg.freq_shift)
+        temb = TimestepMLP(4 * cfg.stem_width, self.dtype, name="time_embedding")(temb)
+        context = context.astype(self.dtype)
+        x = conv(cfg.stem_width, 3, "conv_in", self.dtype)(latents)
+        rows, unused = block_table(cfg)
+        assert not unused, unused
+        skips: tuple[jax.Array, ...] = (x,)
+        for name in cfg.stages():
+            stage_rows = tuple(row for row in rows if row.stage == name)
+            stage = UNetStage(stage_rows, cfg, self.dtype, name=flax_name(name))
+            x, skips = stage(x, skips, temb, context)
+            self.sow(FEATURES, f"{name}_features", x)
+        assert not skips
+        x = GroupNorm(cfg.norm_groups, epsilon=cfg.norm_epsilon, dtype=self.dtype, name="conv_norm_out")(x)
+        return conv(cfg.out_channels, 3, "conv_out", self.dtype)(nn.silu(x))
+
+
+def captured(variables: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """The features that `UNet.apply(..., mutable=[FEATURES])` sowed, under Diffusers' names.
+
+    Stage outputs are `down_blocks.0`; projections `down_blocks.2.attentions.1.proj_out`. Each is [B, H, W, C].
+    """
+    features = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(variables[FEATURES]):
+        names = [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)]
+        features[".".join(dotted(name) for name in names).removesuffix("_features")] = leaf
+    return features
+
+
+def dotted(name: str) -> str:
+    """`down_blocks_1` -> `down_blocks.1`; other names, `linear_1` and `mid_block` among them, stay as they are."""
+    head, _, number = name.rpartition("_")
+    listed = head in ("down_blocks", "up_blocks", "resnets", "attentions", "downsamplers", "upsamplers")
+    listed = listed or head in ("transformer_blocks", "net", "to_out")
+    return f"{head}.{number}" if listed and number.isdigit() else name
+
+
+def example_inputs(config: UNetConfig, batch: int = 1, size: int = 64) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """Shapes of latents [B, size, size, C], timesteps [B] and text states [B, 77, K], all float32."""
+    return (
+        jax.ShapeDtypeStruct((batch, size, size, config.in_channels), jnp.float32),
+        jax.ShapeDtypeStruct((batch,), jnp.float32),
+        jax.ShapeDtypeStruct((batch, 77, config.context_width), jnp.float32),
+    )
+
+
+def parameter_shapes(config: UNetConfig) -> dict[str, Any]:
+    """The parameters of a U-Net as nested `jax.ShapeDtypeStruct`, from shapes alone."""
+    size = 2 ** sum(stage.sampler for stage in config.down)
+    inputs = example_inputs(config, size=size)
+    return jax.eval_shape(UNet(config).init, jax.random.key(0), *inputs)["params"]

@@ -1,0 +1,182 @@
+"""The variational autoencoder of Stable Diffusion (Diffusers' `AutoencoderKL`): images to latents and back."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from bksdm_jax.errors import InputError, whole_number
+from bksdm_jax.models.attention import attend
+from bksdm_jax.models.layers import Downsample, GroupNorm, ResnetBlock, Upsample, conv
+
+_EPSILON = 1e-6
+_FIXED: dict[str, tuple[Any, ...]] = {
+    "act_fn": ("silu", "swish"),
+    "latents_mean": (None,),
+    "latents_std": (None,),
+    "mid_block_add_attention": (True,),
+    "shift_factor": (None, 0),
+    "use_post_quant_conv": (True,),
+    "use_quant_conv": (True,),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class VAEConfig:
+    """The architecture. `scaling_factor` brings latents to about unit variance before diffusion sees them."""
+
+    widths: tuple[int, ...] = (128, 256, 512, 512)
+    layers_per_block: int = 2
+    in_channels: int = 3
+    out_channels: int = 3
+    latent_channels: int = 4
+    norm_groups: int = 32
+    scaling_factor: float = 0.18215
+
+    @property
+    def factor(self) -> int:
+        """Pixels along the side of one latent position."""
+        return 2 ** (len(self.widths) - 1)
+
+
+def vae_from_diffusers(json: Mapping[str, Any], source: str = "config.json") -> VAEConfig:
+    """Reads `config.json` of Diffusers' `AutoencoderKL` (PyTorch or Flax); absent keys take Diffusers' defaults.
+
+    Raises:
+        InputError: a key with a value that SD's autoencoders don't have.
+    """
+    for key, allowed in _FIXED.items():
+        if key in json and json[key] not in allowed:
+            raise InputError(f"{source}: {key} is {json[key]!r}; this VAE has {allowed[0]!r} only")
+    widths = json.get("block_out_channels", (64,))
+    numbers = {
+        key: whole_number(source, key, json.get(key, default))
+        for key, default in (
+            ("norm_num_groups", 32),
+            ("layers_per_block", 1),
+            ("in_channels", 3),
+            ("out_channels", 3),
+            ("latent_channels", 4),
+        )
+    }
+    groups = numbers.pop("norm_num_groups")
+    if not isinstance(widths, (list, tuple)) or not widths:
+        raise InputError(f"{source}: block_out_channels is {widths!r}; expected a list of channel counts")
+    if any(not isinstance(w, int) or w < 1 or w % groups for w in widths):
+        raise InputError(f"{source}: block_out_channels is {widths!r}; expected multiples of {groups} (norm groups)")
+    for key, name in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
+        types = json.get(key, (name,))
+        if list(types) != [name] * len(widths):
+            raise InputError(f"{source}: {key} is {list(types)!r}; expected {len(widths)} times {name!r}")
+    return VAEConfig(
+        widths=tuple(widths),
+        **numbers,
+        norm_groups=groups,
+        scaling_factor=float(json.get("scaling_factor", 0.18215)),
+    )
+
+
+class VAEAttention(nn.Module):
+    """Single-head self-attention over the pixels, added to its input."""
+
+    groups: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        batch, height, width, channels = x.shape
+        h = GroupNorm(self.groups, epsilon=_EPSILON, dtype=self.dtype, name="group_norm")(x)
+        h = h.reshape(batch, height * width, channels)
+        query, key, value = (nn.Dense(channels, dtype=self.dtype, name=n)(h) for n in ("query", "key", "value"))
+        h = nn.Dense(channels, dtype=self.dtype, name="proj_attn")(attend(query, key, value, heads=1))
+        return x + h.reshape(x.shape)
+
+
+class VAEStage(nn.Module):
+    """Residual blocks at one resolution, optionally around attention (`mid_block`) or before a sampler."""
+
+    width: int
+    layers: int
+    groups: int
+    dtype: jnp.dtype
+    sampler: str | None = None
+    attention: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for j in range(self.layers):
+            x = ResnetBlock(self.width, self.groups, _EPSILON, self.dtype, name=f"resnets_{j}")(x)
+            if self.attention and j == 0:
+                x = VAEAttention(self.groups, self.dtype, name="attentions_0")(x)
+        if self.sampler == "down":
+            x = Downsample(self.width, symmetric=False, dtype=self.dtype, name="downsamplers_0")(x)
+        elif self.sampler == "up":
+            x = Upsample(self.width, dtype=self.dtype, name="upsamplers_0")(x)
+        return x
+
+
+class Coder(nn.Module):
+    """The encoder (`side` "down") or decoder ("up"): 3x3 convolution, stages and mid block, 3x3 convolution."""
+
+    config: VAEConfig
+    side: str
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        cfg, down = self.config, self.side == "down"
+        widths = cfg.widths if down else cfg.widths[::-1]
+        x = conv(widths[0], 3, "conv_in", self.dtype)(x)
+        mid = VAEStage(cfg.widths[-1], 2, cfg.norm_groups, self.dtype, attention=True, name="mid_block")
+        x = x if down else mid(x)
+        for i, width in enumerate(widths):
+            sampler = self.side if i < len(widths) - 1 else None
+            layers = cfg.layers_per_block + (0 if down else 1)
+            name = f"{self.side}_blocks_{i}"
+            x = VAEStage(width, layers, cfg.norm_groups, self.dtype, sampler, name=name)(x)
+        x = mid(x) if down else x
+        x = GroupNorm(cfg.norm_groups, epsilon=_EPSILON, dtype=self.dtype, name="conv_norm_out")(x)
+        channels = 2 * cfg.latent_channels if down else cfg.out_channels
+        return conv(channels, 3, "conv_out", self.dtype)(nn.silu(x))
+
+
+class VAE(nn.Module):
+    """Both halves. Use as `vae.apply(variables, images, method="encode")`."""
+
+    config: VAEConfig
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self) -> None:
+        self.encoder = Coder(self.config, "down", self.dtype)
+        self.decoder = Coder(self.config, "up", self.dtype)
+        self.quant_conv = nn.Conv(2 * self.config.latent_channels, (1, 1), dtype=self.dtype)
+        self.post_quant_conv = nn.Conv(self.config.latent_channels, (1, 1), dtype=self.dtype)
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Images to latent means and back; for initialisation."""
+        return self.decode(self.encode(images)[0])
+
+    def encode(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """[B, H, W, 3] in [-1, 1] -> mean and log-variance (clipped to [-30, 20]), each [B, H/f, W/f, C], unscaled."""
+        moments = self.quant_conv(self.encoder(images.astype(self.dtype)))
+        mean, log_variance = jnp.split(moments, 2, axis=-1)
+        return mean, jnp.clip(log_variance, -30.0, 20.0)
+
+    def decode(self, latents: jax.Array) -> jax.Array:
+        """Unscaled latents [B, H/f, W/f, C] -> images [B, H, W, 3], nominally in [-1, 1]."""
+        return self.decoder(self.post_quant_conv(latents.astype(self.dtype)))
+
+
+def sample_latents(mean: jax.Array, log_variance: jax.Array, noise: jax.Array, scaling: float) -> jax.Array:
+    """A draw from the encoder's normal distribution, scaled: float32 [B, H, W, C]; `noise` is standard normal."""
+    mean, log_variance = mean.astype(jnp.float32), log_variance.astype(jnp.float32)
+    return (mean + jnp.exp(0.5 * log_variance) * noise) * scaling
+
+
+def vae_parameter_shapes(config: VAEConfig) -> dict[str, Any]:
+    """The parameters as nested `jax.ShapeDtypeStruct`."""
+    images = jax.ShapeDtypeStruct((1, config.factor, config.factor, config.in_channels), jnp.float32)
+    return jax.eval_shape(VAE(config).init, jax.random.key(0), images)["params"]

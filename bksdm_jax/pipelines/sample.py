@@ -1,0 +1,120 @@
+"""Sampling as one call: pipeline folder and prompts in, a folder of images out."""
+
+import csv
+import dataclasses
+import io
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from bksdm_jax.data.tables import Prompt, read_prompts
+from bksdm_jax.dtypes import compute_dtype
+from bksdm_jax.errors import InputError
+from bksdm_jax.files import atomic_file
+from bksdm_jax.images import save_png
+from bksdm_jax.pipelines.text_to_image import Architectures, SamplerConfig, generate_images, make_generate
+from bksdm_jax.progress import Progress
+from bksdm_jax.weights.pipeline_folder import load_pipeline
+from bksdm_jax.workdir import claim, require_same
+
+_MAY_CHANGE = ("batch_size",)
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleConfig:
+    """A folder of images to make.
+
+    Attributes:
+        model: pipeline folder.
+        prompts: `.txt` or `.csv` file; or else
+        prompt: one prompt.
+        negative_prompt: what guidance leads away from.
+        seed: image i starts from noise that `seed` and i alone decide.
+        steps: sampler steps.
+        batch_size: images per program call; what an image looks like doesn't depend on it.
+        guidance_scale: at most 1: no guidance.
+        resolution: pixels; 0: the model's own.
+        sampler: `pndm` or `ddim`.
+        dtype: of the networks' computations.
+    """
+
+    model: str
+    prompts: str = ""
+    prompt: str = ""
+    negative_prompt: str = ""
+    seed: int = 0
+    steps: int = 25
+    batch_size: int = 4
+    guidance_scale: float = 7.5
+    resolution: int = 0
+    sampler: str = "pndm"
+    dtype: str = "float32"
+
+
+def sample(config: SampleConfig, workdir: Path) -> int:
+    """Writes `images/000000.png`, ... and, when all are there, `metadata.csv` (`file_name,text`).
+
+    Images that an interrupted call left are kept. Prompts from a `.csv` leave their own `file_name` in a third column
+    of the table, `source`.
+
+    Returns:
+        the number of images.
+
+    Raises:
+        InputError: a setting, file or folder can't be used; nothing is written then.
+    """
+    prompts = _prompts(config)
+    dtype = compute_dtype(config.dtype)
+    if config.batch_size < 1:
+        raise InputError(f"batch_size: {config.batch_size}; expected at least 1")
+    record = dataclasses.asdict(config) | {"texts": [prompt.text for prompt in prompts]}
+    require_same(workdir, record, _MAY_CHANGE)
+    pipeline = load_pipeline(config.model)
+    networks = Architectures(
+        pipeline.unet.config, pipeline.vae.config, pipeline.text_encoder.config, pipeline.schedule
+    )
+    sampler = SamplerConfig(
+        config.steps,
+        config.guidance_scale,
+        config.resolution or pipeline.resolution(),
+        config.sampler,
+        config.seed,
+        config.negative_prompt,
+    )
+    generate = jax.jit(make_generate(networks, sampler, dtype))
+    images = workdir / "images"
+    claim(workdir, record)
+    images.mkdir(exist_ok=True)
+    missing = [(i, prompt.text) for i, prompt in enumerate(prompts) if not (images / _name(i)).exists()]
+    names = ("unet", "vae", "text_encoder")
+    params = {name: getattr(pipeline, name).params for name in names}
+    params = jax.device_put(jax.tree.map(lambda leaf: np.asarray(leaf).astype(dtype), params))
+    with Progress("images", len(prompts), done=len(prompts) - len(missing)) as progress:
+        made = generate_images(generate, params, pipeline.tokenizer, sampler, missing, config.batch_size)
+        for index, image in made:
+            save_png(images / _name(index), image)
+            progress.advance()
+    _write_table(workdir / "metadata.csv", prompts)
+    return len(prompts)
+
+
+def _prompts(config: SampleConfig) -> list[Prompt]:
+    if bool(config.prompts) == bool(config.prompt):
+        raise InputError("prompts: give either prompts (a .txt or .csv file) or one prompt")
+    return read_prompts(config.prompts) if config.prompts else [Prompt(config.prompt)]
+
+
+def _name(index: int) -> str:
+    return f"{index:06d}.png"
+
+
+def _write_table(path: Path, prompts: list[Prompt]) -> None:
+    sources = any(prompt.source for prompt in prompts)
+    buffer = io.StringIO(newline="")
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["file_name", "text", *(["source"] if sources else [])])
+    for index, prompt in enumerate(prompts):
+        writer.writerow([f"images/{_name(index)}", prompt.text, *([prompt.source] if sources else [])])
+    with atomic_file(path) as temporary:
+        temporary.write_text(buffer.getvalue(), encoding="utf-8", newline="")

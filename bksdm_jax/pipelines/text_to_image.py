@@ -1,0 +1,132 @@
+"""Text to image: one compiled program from token ids and image numbers to pixels."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bksdm_jax.diffusion.guidance import guided
+from bksdm_jax.diffusion.samplers import SAMPLERS, timesteps
+from bksdm_jax.diffusion.schedule import ScheduleConfig
+from bksdm_jax.errors import InputError, one_of
+from bksdm_jax.images import to_uint8
+from bksdm_jax.models.clip import CLIPTextConfig, CLIPTextEncoder
+from bksdm_jax.models.unet import UNet, UNetConfig
+from bksdm_jax.models.vae import VAE, VAEConfig
+from bksdm_jax.weights.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplerConfig:
+    """How images are made.
+
+    Attributes:
+        steps: sampler steps (PNDM calls the U-Net once more).
+        guidance_scale: of classifier-free guidance; at most 1 switches it off.
+        resolution: pixels.
+        sampler: a key of `SAMPLERS`.
+        seed: image number i starts from noise drawn with `fold_in(key(seed), i)`.
+        negative_prompt: what guidance leads away from.
+    """
+
+    steps: int = 25
+    guidance_scale: float = 7.5
+    resolution: int = 512
+    sampler: str = "pndm"
+    seed: int = 0
+    negative_prompt: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Architectures:
+    """The networks of a pipeline without their weights, and the schedule they were trained for."""
+
+    unet: UNetConfig
+    vae: VAEConfig
+    text_encoder: CLIPTextConfig
+    schedule: ScheduleConfig
+
+
+Generate = Callable[[dict[str, Any], jax.Array, jax.Array, jax.Array], jax.Array]
+"""(parameters by network, tokens [B, T], negative tokens [T], image numbers [B]) -> uint8 [B, H, W, 3]."""
+
+
+def require_resolution(resolution: int, unet: UNetConfig, vae: VAEConfig) -> None:
+    """Raises `InputError` unless the networks can halve images of this size as often as they do."""
+    multiple = vae.factor * 2 ** sum(stage.sampler for stage in unet.down)
+    if resolution < multiple or resolution % multiple:
+        raise InputError(f"resolution: {resolution} pixels; this model needs a multiple of {multiple}")
+
+
+def starting_noise(seed: int, indices: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Standard normal float32 [B, *shape]; row i depends on `seed` and `indices[i]` alone."""
+    key = jax.random.key(seed)
+    return jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), shape, jnp.float32))(indices)
+
+
+def make_generate(
+    networks: Architectures, config: SamplerConfig, dtype: jnp.dtype = jnp.float32
+) -> Generate:
+    """Builds the program that makes images; jit it, or call it inside another.
+
+    Raises:
+        InputError: an unknown sampler, or steps or a resolution that can't work.
+    """
+    if config.sampler not in SAMPLERS:
+        raise one_of("sampler", config.sampler, SAMPLERS)
+    require_resolution(config.resolution, networks.unet, networks.vae)
+    timesteps(networks.schedule, config.steps)
+    size = config.resolution // networks.vae.factor
+    shape = (size, size, networks.unet.in_channels)
+    unet = UNet(networks.unet, dtype)
+    text_encoder = CLIPTextEncoder(networks.text_encoder, dtype)
+    vae = VAE(networks.vae, dtype)
+
+    def generate(params: dict[str, Any], tokens: jax.Array, negative: jax.Array, indices: jax.Array) -> jax.Array:
+        states = text_encoder.apply({"params": params["text_encoder"]}, tokens)
+        empty = text_encoder.apply({"params": params["text_encoder"]}, negative[None])
+        empty = jnp.broadcast_to(empty, states.shape)
+
+        def network(x: jax.Array, t: jax.Array, context: jax.Array) -> jax.Array:
+            return unet.apply({"params": params["unet"]}, x.astype(dtype), t, context)
+
+        predict = guided(network, states, empty, config.guidance_scale)
+        noise = starting_noise(config.seed, indices, shape)
+        latents = SAMPLERS[config.sampler](predict, noise, networks.schedule, config.steps)
+        return to_uint8(vae.apply({"params": params["vae"]}, latents / networks.vae.scaling_factor, method="decode"))
+
+    return generate
+
+
+def generate_images(
+    generate: Generate,
+    params: dict[str, Any],
+    tokenizer: Tokenizer,
+    config: SamplerConfig,
+    prompts: Sequence[tuple[int, str]],
+    batch_size: int,
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Images for numbered prompts, `batch_size` to a program call (the last call is filled up).
+
+    Args:
+        generate: from `make_generate` with the same `config`, jitted.
+        params: parameters under `unet`, `vae`, `text_encoder`.
+        tokenizer: of the text encoder.
+        config: as for `make_generate`.
+        prompts: (image number, prompt).
+        batch_size: images per program call.
+
+    Yields:
+        (image number, uint8 [H, W, 3]) in the order of `prompts`.
+    """
+    negative = tokenizer([config.negative_prompt])[0]
+    for start in range(0, len(prompts), batch_size):
+        chunk = list(prompts[start : start + batch_size])
+        filled = chunk + [chunk[-1]] * (batch_size - len(chunk))
+        indices = np.array([index for index, _ in filled], np.uint32)
+        images = generate(params, tokenizer([text for _, text in filled]), negative, indices)
+        for (index, _), image in zip(chunk, np.asarray(images), strict=False):
+            yield index, image

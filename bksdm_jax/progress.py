@@ -1,0 +1,43 @@
+"""Progress of long work: a bar on a terminal, a plain line now and then in a log."""
+
+import sys
+import time
+
+from absl import logging
+from tqdm import tqdm
+
+
+class Progress:
+    """Counts up to `total`; use as a context manager.
+
+    On a terminal it draws a tqdm bar; elsewhere it logs a line with count, rate and remaining time at most every
+    `every` seconds.
+    """
+
+    def __init__(self, what: str, total: int, done: int = 0, every: float = 30.0):
+        self._what, self._total, self._done, self._every = what, total, done, every
+        self._first, self._start, self._last = done, time.monotonic(), time.monotonic()
+        self._bar = tqdm(total=total, initial=done, desc=what) if sys.stderr.isatty() else None
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """`count` more are done; `note` (say, the loss) stands beside the count."""
+        self._done += count
+        if self._bar is not None:
+            self._bar.set_postfix_str(note, refresh=False)
+            self._bar.update(count)
+            return
+        now = time.monotonic()
+        if now - self._last >= self._every or self._done == self._total:
+            self._last = now
+            rate = (self._done - self._first) / max(now - self._start, 1e-9)
+            left = (self._total - self._done) / max(rate, 1e-9)
+            logging.info(
+                "%s: %d of %d, %.2f/s, %.0f s left %s", self._what, self._done, self._total, rate, left, note
+            )

@@ -1,0 +1,1 @@
+"""The removal plan of a student, and its teacher's weights."""

@@ -1,0 +1,59 @@
+"""The student's first weights: its teacher's, or random ones."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from bksdm_jax import trees
+from bksdm_jax.models.unet import UNetConfig, flax_name, parameter_shapes
+from bksdm_jax.pruning.plan import RemovalPlan
+
+
+def copy_weights(plan: RemovalPlan, teacher: Mapping[str, Any]) -> dict[str, Any]:
+    """The teacher's weights for the blocks that stay, under the student's names.
+
+    Args:
+        plan: what stays.
+        teacher: parameters of the teacher's U-Net, nested by Flax names. Leaves are shared with the result, not copied.
+
+    Returns:
+        parameters of the student's U-Net.
+    """
+    origin = {_path(student): _path(source) for student, source in plan.blocks}
+    flat = trees.flatten(teacher)
+    student = {}
+    for path in trees.flatten(parameter_shapes(plan.student)):
+        block = "/".join(path.split("/")[:2])
+        source = origin[block] + path[len(block) :] if block in origin else path
+        student[path] = flat[source]
+    return trees.unflatten(student)
+
+
+def random_weights(config: UNetConfig, seed: int) -> dict[str, Any]:
+    """PyTorch's default initialisation, which the paper's randomly initialised students start from.
+
+    Kernels and their biases are uniform in +-1/sqrt(fan in); norms have scale 1 and bias 0.
+
+    Returns:
+        float32 numpy parameters, nested by Flax names.
+    """
+    shapes = trees.flatten(parameter_shapes(config))
+    weights = {}
+    for index, (path, leaf) in enumerate(sorted(shapes.items())):
+        kernel = shapes.get(path.rpartition("/")[0] + "/kernel")
+        if kernel is None:
+            weights[path] = np.full(leaf.shape, float(path.endswith("/scale")), np.float32)
+        else:
+            bound = 1 / math.sqrt(math.prod(kernel.shape[:-1]))
+            key = jax.random.fold_in(jax.random.key(seed), index)
+            weights[path] = np.asarray(jax.random.uniform(key, leaf.shape, minval=-bound, maxval=bound))
+    return trees.unflatten(weights)
+
+
+def _path(block: str) -> str:
+    stage, _, leaf = block.rpartition(".")
+    stage, _, kind = stage.rpartition(".")
+    return f"{flax_name(stage)}/{flax_name(f'{kind}.{leaf}')}"

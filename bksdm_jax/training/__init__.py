@@ -1,0 +1,1 @@
+"""Losses, the train step, its state, sharding, checkpoints, and the one loop."""

@@ -1,0 +1,219 @@
+"""Distillation as one call: teacher folder and image folder in, student pipeline folder out."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from jax.sharding import Mesh
+
+from bksdm_jax import trees
+from bksdm_jax.data.image_folder import Example, read_image_folder
+from bksdm_jax.data.stream import StreamConfig, training_batches
+from bksdm_jax.dtypes import compute_dtype
+from bksdm_jax.errors import InputError
+from bksdm_jax.pipelines.text_to_image import Architectures, SamplerConfig, require_resolution
+from bksdm_jax.pruning.plan import RemovalPlan
+from bksdm_jax.pruning.prune import initial_weights, plan_student
+from bksdm_jax.training.checkpoints import Checkpoints
+from bksdm_jax.training.loop import LoopConfig, run_loop
+from bksdm_jax.training.losses import LossWeights
+from bksdm_jax.training.sharding import make_mesh, parameter_shardings, place_batch, replicated
+from bksdm_jax.training.sheets import SheetConfig, make_sheets
+from bksdm_jax.training.state import OptimizerConfig, TrainState, create_state, make_optimizer
+from bksdm_jax.training.step import Problem, make_train_step
+from bksdm_jax.training.writers import make_writer
+from bksdm_jax.weights.pipeline_folder import Pipeline, load_pipeline, write_pipeline
+from bksdm_jax.workdir import claim, require_same
+
+_MAY_CHANGE = ("steps", "log_every", "checkpoint_every", "keep_checkpoints", "sheets", "format", "fsdp")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """A distillation run.
+
+    Attributes:
+        teacher: pipeline folder.
+        student: a preset, or a comma-separated list of removed blocks.
+        student_init: `teacher` or `random`.
+        data: image folder with `metadata.csv`.
+        resolution: pixels.
+        flip: mirror half of the images.
+        seed: of everything random.
+        steps: optimiser updates.
+        batch_size: images per optimiser update.
+        accumulation: micro-batches that an update is made of.
+        dtype: of the networks' computations.
+        fsdp: how many devices share one copy of the parameters.
+        log_every, checkpoint_every: optimiser updates.
+        keep_checkpoints: how many of the newest stay; 0: all.
+        format: of the final `model/`, `safetensors` or `flax`.
+        loss, optimizer, sheets: see there.
+    """
+
+    teacher: str
+    student: str
+    data: str
+    student_init: str = "teacher"
+    resolution: int = 512
+    flip: bool = True
+    seed: int = 1234
+    steps: int = 50_000
+    batch_size: int = 256
+    accumulation: int = 4
+    dtype: str = "bfloat16"
+    fsdp: int = 1
+    log_every: int = 50
+    checkpoint_every: int = 1000
+    keep_checkpoints: int = 3
+    format: str = "safetensors"
+    loss: LossWeights = LossWeights()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    sheets: SheetConfig = SheetConfig()
+
+
+def distill(config: TrainConfig, workdir: Path) -> Path | None:
+    """Runs, or continues, a distillation in `workdir`.
+
+    Returns:
+        the folder `model/`, or None if the run was interrupted (the same call continues it).
+
+    Raises:
+        InputError: a setting, file or folder can't be used; nothing is written then.
+    """
+    compute_dtype(config.dtype)
+    plan = plan_student(config.teacher, config.student, config.student_init, config.format)
+    mesh = make_mesh(config.fsdp)
+    _require_whole_batches(config, mesh)
+    examples = read_image_folder(config.data)
+    require_same(workdir, dataclasses.asdict(config), _MAY_CHANGE)
+    pipeline = load_pipeline(config.teacher)
+    require_resolution(config.resolution, pipeline.unet.config, pipeline.vae.config)
+    claim(workdir, dataclasses.asdict(config))
+    _log_start(config, plan, pipeline, len(examples), mesh)
+
+    with jax.set_mesh(mesh), Checkpoints(workdir / "checkpoints", config.keep_checkpoints) as checkpoints:
+        state = _initial_state(config, plan, pipeline, mesh)
+        if checkpoints.latest() is not None:
+            state = checkpoints.restore(state)
+            logging.info("continuing after step %d", int(state.step))
+        done = _train(config, workdir, plan, pipeline, examples, mesh, state, checkpoints)
+    if done is None:
+        return None
+    params = jax.tree.map(np.asarray, done.ema)
+    write_pipeline(
+        workdir / "model",
+        pipeline,
+        plan.student,
+        params,
+        config.format,
+        {"removal_plan.json": plan.to_json()},
+    )
+    return workdir / "model"
+
+
+def _train(
+    config: TrainConfig,
+    workdir: Path,
+    plan: RemovalPlan,
+    pipeline: Pipeline,
+    examples: list[Example],
+    mesh: Mesh,
+    state: TrainState,
+    checkpoints: Checkpoints,
+) -> TrainState | None:
+    """From `state` to the last update; None if interrupted before it."""
+    first = int(state.step)
+    if first >= config.steps:
+        logging.info("all %d steps are done", config.steps)
+        return state
+    dtype = compute_dtype(config.dtype)
+    frozen = _place_frozen(config, pipeline, mesh, dtype)
+    networks = {"vae": frozen["vae"], "text_encoder": frozen["text_encoder"]}
+    architectures = Architectures(
+        pipeline.unet.config, pipeline.vae.config, pipeline.text_encoder.config, pipeline.schedule
+    )
+    problem = Problem(
+        plan, architectures.vae, architectures.text_encoder, architectures.schedule, config.loss
+    )
+    optimizer = make_optimizer(config.optimizer)
+    step = make_train_step(problem, optimizer, config.optimizer.ema_decay, config.seed, dtype)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    train_step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+    sheets = make_sheets(
+        workdir / "samples",
+        pipeline.tokenizer,
+        config.sheets.prompts or tuple(example.text for example in examples[:4]),
+        SamplerConfig(config.sheets.steps, config.sheets.guidance_scale, config.resolution, seed=config.seed),
+        architectures,
+        dataclasses.replace(architectures, unet=plan.student),
+        {"unet": frozen["teacher"], **networks},
+        dtype,
+    )
+    stream = StreamConfig(config.resolution, config.batch_size, config.accumulation, config.flip, config.seed)
+    process = (jax.process_index(), jax.process_count())
+    batches = training_batches(examples, pipeline.tokenizer, stream, first, process)
+    schedule = LoopConfig(
+        config.steps, config.log_every, config.checkpoint_every, config.sheets.every, config.batch_size
+    )
+    state, finished = run_loop(
+        state,
+        frozen,
+        train_step,
+        _placed(mesh, batches),
+        schedule,
+        make_writer(workdir, first),
+        checkpoints,
+        lambda number, state: sheets.draw(number, state.ema, networks),
+    )
+    return state if finished else None
+
+
+def _require_whole_batches(config: TrainConfig, mesh: Mesh) -> None:
+    for key in ("steps", "batch_size", "accumulation", "resolution"):
+        if getattr(config, key) < 1:
+            raise InputError(f"{key}: {getattr(config, key)}; expected at least 1")
+    shards = config.accumulation * mesh.size
+    if config.batch_size % shards:
+        raise InputError(
+            f"batch_size: {config.batch_size} doesn't divide by accumulation {config.accumulation} "
+            f"x {mesh.size} device(s) = {shards}"
+        )
+
+
+def _initial_state(config: TrainConfig, plan: RemovalPlan, pipeline: Pipeline, mesh: Mesh) -> TrainState:
+    params = initial_weights(plan, config.student_init, pipeline.unet.params, config.seed)
+    optimizer = make_optimizer(config.optimizer)
+    shapes = jax.eval_shape(lambda p: create_state(p, optimizer), params)
+    shardings = parameter_shardings(mesh, shapes)
+    params = jax.device_put(params, shardings.params)
+    return jax.jit(lambda p: create_state(p, optimizer), out_shardings=shardings)(params)
+
+
+def _place_frozen(config: TrainConfig, pipeline: Pipeline, mesh: Mesh, dtype: jnp.dtype) -> dict[str, Any]:
+    """Teacher, VAE and text encoder on the devices, in the dtype of the computations."""
+    frozen = {
+        "teacher": pipeline.unet.params,
+        "vae": pipeline.vae.params,
+        "text_encoder": pipeline.text_encoder.params,
+    }
+    frozen = jax.tree.map(lambda leaf: np.asarray(leaf).astype(dtype), frozen)
+    return jax.device_put(frozen, parameter_shardings(mesh, frozen))
+
+
+def _placed(mesh: Mesh, batches: Iterator[dict[str, np.ndarray]]) -> Iterator[dict[str, jax.Array]]:
+    for batch in batches:
+        yield place_batch(mesh, batch)
+
+
+def _log_start(config: TrainConfig, plan: RemovalPlan, pipeline: Pipeline, count: int, mesh: Mesh) -> None:
+    teacher = trees.count(pipeline.unet.params)
+    logging.info("%d examples in %s; %d device(s), mesh %s", count, config.data, mesh.size, dict(mesh.shape))
+    logging.info("teacher: %s parameters; student %s: %d blocks", f"{teacher:,}", config.student, len(plan.blocks))
+    for pair in plan.features:
+        logging.info("feature pair: teacher %s, student %s", pair.teacher, pair.student)

@@ -1,0 +1,52 @@
+"""Where arrays live: one mesh with the axes `data` and `fsdp` over all devices."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from bksdm_jax.errors import InputError
+
+
+def make_mesh(fsdp: int = 1, devices: list[jax.Device] | None = None) -> Mesh:
+    """A mesh over all devices: parameters are split over `fsdp` of them, images over all.
+
+    Raises:
+        InputError: `fsdp` doesn't divide the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    if fsdp < 1 or len(devices) % fsdp:
+        raise InputError(f"fsdp: {fsdp} doesn't divide the {len(devices)} devices")
+    shape = (len(devices) // fsdp, fsdp)
+    return jax.make_mesh(shape, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=devices)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """For arrays [accumulation, images, ...]: images over all devices."""
+    return NamedSharding(mesh, PartitionSpec(None, ("data", "fsdp")))
+
+
+def parameter_shardings(mesh: Mesh, tree: Any) -> Any:
+    """For each leaf: its largest axis that divides by `fsdp` is split over it; small and odd leaves are replicated."""
+
+    def spec(leaf: Any) -> NamedSharding:
+        parts = mesh.shape["fsdp"]
+        fitting = [axis for axis, size in enumerate(leaf.shape) if size % parts == 0 and size >= parts]
+        if parts == 1 or not fitting or np.prod(leaf.shape) < 2**12:
+            return replicated(mesh)
+        axis = max(fitting, key=lambda axis: leaf.shape[axis])
+        return NamedSharding(mesh, PartitionSpec(*(None,) * axis, "fsdp"))
+
+    return jax.tree.map(spec, tree)
+
+
+def place_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """This process's part of a batch, [A, M, ...], as global arrays."""
+    sharding = batch_sharding(mesh)
+    return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}

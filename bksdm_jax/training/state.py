@@ -1,0 +1,69 @@
+"""What training changes: the student, its moving average, the optimiser's moments, the update count."""
+
+import dataclasses
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import optax
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW, clipping and the moving average. Defaults are the reference run's.
+
+    Attributes:
+        learning_rate: constant.
+        clip_norm: gradients are scaled down to this global norm.
+        ema_decay: upper bound of the moving average's decay.
+    """
+
+    learning_rate: float = 5e-5
+    beta1: float = 0.9
+    beta2: float = 0.999
+    weight_decay: float = 1e-2
+    epsilon: float = 1e-8
+    clip_norm: float = 1.0
+    ema_decay: float = 0.9999
+
+
+@flax.struct.dataclass
+class TrainState:
+    """`step` counts optimiser updates; `params` and `ema` are the student's, float32."""
+
+    step: jax.Array
+    params: Any
+    ema: Any
+    opt_state: Any
+
+
+def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
+    """Clipping by global norm, then AdamW with decoupled weight decay on every parameter, as PyTorch's."""
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.adamw(
+            config.learning_rate,
+            b1=config.beta1,
+            b2=config.beta2,
+            eps=config.epsilon,
+            weight_decay=config.weight_decay,
+        ),
+    )
+
+
+def create_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first update; the moving average begins as a copy of `params`."""
+    ema = jax.tree.map(jnp.copy, params)
+    return TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params))
+
+
+def ema_decay(done: jax.Array, bound: float) -> jax.Array:
+    """Decay of the moving average in the update after `done` updates: min(bound, (1 + n) / (10 + n)), first 0."""
+    n = done.astype(jnp.float32)
+    return jnp.where(done == 0, 0.0, jnp.minimum(bound, (1.0 + n) / (10.0 + n)))
+
+
+def update_ema(ema: Any, params: Any, decay: jax.Array) -> Any:
+    """decay * ema + (1 - decay) * params, leaf by leaf."""
+    return jax.tree.map(lambda e, p: decay * e + (1.0 - decay) * p, ema, params)

@@ -1,0 +1,88 @@
+"""Where metrics go: a CSV table, TensorBoard events, the log."""
+
+import csv
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from clu import metric_writers
+
+from bksdm_jax.files import atomic_file
+
+
+class CsvWriter(metric_writers.MetricWriter):
+    """Scalars as `metrics.csv`: a row per step, `step` first, then every name of the first row.
+
+    Rows of a former part of the run stay, up to `last_step`; later ones came after the checkpoint that the run
+    continues from, and will be written again.
+    """
+
+    def __init__(self, path: Path, last_step: int):
+        self._path = path
+        self._columns: list[str] | None = None
+        if path.is_file():
+            self._keep_until(last_step)
+
+    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+        """Appends a row and brings it to disk."""
+        new = self._columns is None
+        if self._columns is None:
+            self._columns = ["step", *scalars]
+        row = {"step": step} | {name: f"{float(np.asarray(value)):.9g}" for name, value in scalars.items()}
+        buffer = io.StringIO(newline="")
+        writer = csv.DictWriter(buffer, self._columns, lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+        with open(self._path, "a", encoding="utf-8", newline="") as file:
+            file.write(buffer.getvalue())
+
+    def _keep_until(self, last_step: int) -> None:
+        with open(self._path, encoding="utf-8", newline="") as file:
+            rows = list(csv.reader(file))
+        if not rows:
+            return
+        self._columns = rows[0]
+        whole = [row for row in rows[1:] if len(row) == len(rows[0]) and int(row[0]) <= last_step]
+        with atomic_file(self._path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows([rows[0], *whole])
+
+    def write_summaries(self, step: int, values: Any, metadata: Any = None) -> None:
+        """Has no place in a table."""
+
+    def write_images(self, step: int, images: Any) -> None:
+        """Has no place in a table."""
+
+    def write_videos(self, step: int, videos: Any) -> None:
+        """Has no place in a table."""
+
+    def write_audios(self, step: int, audios: Any, *, sample_rate: int) -> None:
+        """Has no place in a table."""
+
+    def write_texts(self, step: int, texts: Any) -> None:
+        """Has no place in a table."""
+
+    def write_histograms(self, step: int, arrays: Any, num_buckets: Any = None) -> None:
+        """Has no place in a table."""
+
+    def write_hparams(self, hparams: Any) -> None:
+        """Has no place in a table."""
+
+    def flush(self) -> None:
+        """Every row is on disk already."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def make_writer(workdir: Path, last_step: int) -> metric_writers.MultiWriter:
+    """`metrics.csv`, `tensorboard/` and the log at once; `last_step` is the step that the run continues from."""
+    return metric_writers.MultiWriter(
+        [
+            CsvWriter(workdir / "metrics.csv", last_step),
+            metric_writers.SummaryWriter(str(workdir / "tensorboard")),
+            metric_writers.LoggingWriter(),
+        ]
+    )

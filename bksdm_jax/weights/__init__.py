@@ -1,0 +1,1 @@
+"""Diffusers folders in and out: names, file formats, total loads."""

@@ -1,0 +1,203 @@
+"""A Stable Diffusion pipeline as a folder in Diffusers' layout, in and out."""
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from bksdm_jax.diffusion.schedule import ScheduleConfig, schedule_from_diffusers
+from bksdm_jax.errors import InputError, one_of
+from bksdm_jax.files import atomic_folder, read_json, write_json
+from bksdm_jax.models.clip import CLIPTextConfig, clip_text_from_transformers, clip_text_parameter_shapes
+from bksdm_jax.models.unet import UNetConfig, parameter_shapes
+from bksdm_jax.models.unet_json import unet_from_diffusers, unet_to_diffusers
+from bksdm_jax.models.vae import VAEConfig, vae_from_diffusers, vae_parameter_shapes
+from bksdm_jax.weights.files import READERS, WRITERS
+from bksdm_jax.weights.tokenizer import Tokenizer, load_tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """One network of a pipeline: its architecture, its parameters (nested by Flax names), its `config.json`."""
+
+    config: Any
+    params: dict[str, Any]
+    json: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pipeline:
+    """A loaded pipeline folder. Parameters are numpy arrays in the dtypes of the files."""
+
+    folder: Path
+    unet: Network
+    vae: Network
+    text_encoder: Network
+    tokenizer: Tokenizer
+    schedule: ScheduleConfig
+
+    def resolution(self) -> int:
+        """Height and width in pixels that the U-Net was made for."""
+        return (self.unet.config.sample_size or 64) * self.vae.config.factor
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layout:
+    stem: dict[str, str]
+    parse: Callable[[Mapping[str, Any], str], UNetConfig | VAEConfig | CLIPTextConfig]
+    shapes: Callable[[Any], dict[str, Any]]
+    library: str
+    cls: str
+
+
+_DIFFUSERS_STEM = {".safetensors": "diffusion_pytorch_model", ".msgpack": "diffusion_flax_model"}
+_TRANSFORMERS_STEM = {".safetensors": "model", ".msgpack": "flax_model"}
+_LAYOUTS = {
+    "unet": _Layout(_DIFFUSERS_STEM, unet_from_diffusers, parameter_shapes, "diffusers", "UNet2DConditionModel"),
+    "vae": _Layout(_DIFFUSERS_STEM, vae_from_diffusers, vae_parameter_shapes, "diffusers", "AutoencoderKL"),
+    "text_encoder": _Layout(
+        _TRANSFORMERS_STEM,
+        clip_text_from_transformers,
+        clip_text_parameter_shapes,
+        "transformers",
+        "CLIPTextModel",
+    ),
+}
+FORMATS = {"safetensors": ".safetensors", "flax": ".msgpack"}
+"""What a pipeline can be written as."""
+
+
+def load_pipeline(folder: str | Path) -> Pipeline:
+    """Reads a pipeline folder; each network from `.safetensors` or, where there is none, from Flax `.msgpack`.
+
+    Raises:
+        InputError: a component is missing, damaged, or doesn't fit its config.
+    """
+    folder = _existing(Path(folder))
+    networks = {name: _load_network(folder, name) for name in _LAYOUTS}
+    pipeline = Pipeline(
+        folder=folder,
+        tokenizer=load_tokenizer(folder / "tokenizer", networks["text_encoder"].config.max_length),
+        schedule=load_schedule(folder),
+        **networks,
+    )
+    _require_agreement(pipeline)
+    return pipeline
+
+
+def load_schedule(folder: Path) -> ScheduleConfig:
+    """Reads `scheduler/scheduler_config.json` of a pipeline folder."""
+    path = folder / "scheduler" / "scheduler_config.json"
+    return schedule_from_diffusers(read_json(path), str(path))
+
+
+def load_unet_config(folder: str | Path) -> UNetConfig:
+    """Reads the architecture of a pipeline's U-Net alone."""
+    path = _existing(Path(folder)) / "unet" / "config.json"
+    return unet_from_diffusers(read_json(path), str(path))
+
+
+def write_pipeline(
+    target: Path,
+    parent: Pipeline,
+    unet: UNetConfig,
+    unet_params: Mapping[str, Any],
+    file_format: str,
+    extra: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes a whole pipeline folder, atomically: the given U-Net, everything else from `parent`.
+
+    Args:
+        target: the folder; replaced if it exists.
+        parent: where VAE, text encoder, tokenizer and scheduler come from.
+        unet, unet_params: the U-Net.
+        file_format: a key of `FORMATS`.
+        extra: JSON files to put beside `model_index.json`, by name.
+
+    Raises:
+        InputError: Diffusers can't express the U-Net, the format is unknown, or the place can't be written.
+    """
+    suffix = suffix_of(file_format)
+    networks = {
+        "unet": Network(unet, dict(unet_params), unet_to_diffusers(unet)),
+        "vae": parent.vae,
+        "text_encoder": parent.text_encoder,
+    }
+    prefix = "Flax" if suffix == ".msgpack" else ""
+    index: dict[str, Any] = {
+        "_class_name": f"{prefix}StableDiffusionPipeline",
+        "feature_extractor": [None, None],
+        "safety_checker": [None, None],
+        "requires_safety_checker": False,
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+    }
+    if suffix == ".msgpack":
+        del index["requires_safety_checker"]  # the Flax pipeline has no such option
+    with atomic_folder(target) as temporary:
+        for name, network in networks.items():
+            layout = _LAYOUTS[name]
+            (temporary / name).mkdir()
+            WRITERS[suffix](temporary / name / f"{layout.stem[suffix]}{suffix}", network.params)
+            json = dict(network.json)
+            if layout.library == "diffusers":
+                json["_class_name"] = f"{prefix}{layout.cls}"
+            write_json(temporary / name / "config.json", json)
+            index[name] = [layout.library, f"{prefix}{layout.cls}"]
+        shutil.copytree(parent.folder / "tokenizer", temporary / "tokenizer")
+        scheduler = read_json(parent.folder / "scheduler" / "scheduler_config.json")
+        scheduler["_class_name"] = prefix + scheduler.get("_class_name", "PNDMScheduler").removeprefix("Flax")
+        (temporary / "scheduler").mkdir()
+        write_json(temporary / "scheduler" / "scheduler_config.json", scheduler)
+        index["scheduler"] = ["diffusers", scheduler["_class_name"]]
+        write_json(temporary / "model_index.json", index)
+        for name, value in (extra or {}).items():
+            write_json(temporary / name, value)
+
+
+def suffix_of(file_format: str) -> str:
+    """The file ending of a format; an unknown one raises `InputError` with the known ones."""
+    if file_format not in FORMATS:
+        raise one_of("format", file_format, FORMATS)
+    return FORMATS[file_format]
+
+
+def _existing(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such pipeline folder")
+    needed = [*_LAYOUTS, "tokenizer", "scheduler"]
+    missing = [name for name in needed if not (folder / name).is_dir()]
+    if missing:
+        raise InputError(
+            f"{folder}: not a whole pipeline folder, {', '.join(name + '/' for name in missing)} missing; "
+            f"it needs {', '.join(name + '/' for name in needed)}"
+        )
+    return folder
+
+
+def _load_network(folder: Path, name: str) -> Network:
+    layout = _LAYOUTS[name]
+    config_path = folder / name / "config.json"
+    json = read_json(config_path)
+    config = layout.parse(json, str(config_path))
+    candidates = [folder / name / f"{layout.stem[suffix]}{suffix}" for suffix in READERS]
+    for path in candidates:
+        if path.is_file():
+            return Network(config, READERS[path.suffix](path, layout.shapes(config)), json)
+    raise InputError(f"{folder / name}: no weights; expected {' or '.join(path.name for path in candidates)}")
+
+
+def _require_agreement(pipeline: Pipeline) -> None:
+    unet, vae, text = pipeline.unet.config, pipeline.vae.config, pipeline.text_encoder.config
+    for what, ours, key, theirs in (
+        ("cross_attention_dim", unet.context_width, "text_encoder's hidden_size", text.width),
+        ("in_channels", unet.in_channels, "vae's latent_channels", vae.latent_channels),
+        ("out_channels", unet.out_channels, "vae's latent_channels", vae.latent_channels),
+    ):
+        if ours != theirs:
+            raise InputError(f"{pipeline.folder}: the unet's {what} is {ours} but the {key} is {theirs}")
+    if len(pipeline.tokenizer) > text.vocab_size:
+        raise InputError(
+            f"{pipeline.folder}: the tokenizer knows {len(pipeline.tokenizer)} tokens, "
+            f"the text_encoder's vocab_size is {text.vocab_size}"
+        )

@@ -1,0 +1,42 @@
+"""The CLIP tokenizer of a pipeline folder."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from transformers import CLIPTokenizer
+
+from bksdm_jax.errors import InputError
+
+
+class Tokenizer:
+    """Captions to token ids, padded and cut to the text encoder's length as Diffusers does."""
+
+    def __init__(self, tokenizer: CLIPTokenizer, max_length: int):
+        self._tokenizer, self._max_length = tokenizer, max_length
+
+    def __call__(self, captions: Sequence[str]) -> np.ndarray:
+        """Captions -> int32 [len(captions), max_length]."""
+        encoded = self._tokenizer(
+            list(captions), padding="max_length", max_length=self._max_length, truncation=True
+        )
+        return np.asarray(encoded["input_ids"], np.int32)
+
+    def __len__(self) -> int:
+        return len(self._tokenizer)
+
+
+def load_tokenizer(folder: Path, max_length: int) -> Tokenizer:
+    """Reads `tokenizer/` of a pipeline folder.
+
+    Raises:
+        InputError: Transformers can't read it.
+    """
+    if not any((folder / name).is_file() for name in ("vocab.json", "tokenizer.json")):
+        raise InputError(f"{folder}: no tokenizer; expected vocab.json and merges.txt, or tokenizer.json")
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # Transformers raises whatever its parsers do
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{folder}: Transformers can't read this tokenizer ({reason})") from error
+    return Tokenizer(tokenizer, max_length)

@@ -1,0 +1,52 @@
+"""A workdir belongs to the settings of one run, which `config.json` in it records."""
+
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from bksdm_jax.errors import InputError
+from bksdm_jax.files import read_json, write_json
+
+
+def require_same(workdir: Path, settings: Mapping[str, Any], may_change: Collection[str]) -> None:
+    """Holds `settings` to those of the run that `workdir` has, if it has one. Writes nothing.
+
+    Args:
+        workdir: the folder; it need not exist.
+        settings: plain data.
+        may_change: keys that don't change a run's results, and so may differ when it goes on.
+
+    Raises:
+        InputError: another run's folder, or one with other things in it.
+    """
+    path = workdir / "config.json"
+    if not path.exists():
+        if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+            raise InputError(f"{workdir}: not empty, and no run of this program; choose another workdir")
+        return
+    former, present = read_json(path), json.loads(json.dumps(settings))
+    for key in sorted(former.keys() | present.keys()):
+        if key not in may_change and former.get(key) != present.get(key):
+            raise InputError(
+                f"{path}: this workdir's run has {key} {_short(former.get(key))}, not {_short(present.get(key))}; "
+                "choose another workdir"
+            )
+
+
+def claim(workdir: Path, settings: Mapping[str, Any]) -> None:
+    """Makes `workdir` and records `settings` in it.
+
+    Raises:
+        InputError: it can't be written.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_json(workdir / "config.json", settings)
+    except OSError as error:
+        raise InputError(f"{workdir}: can't be written ({error.strerror}); choose another workdir") from error
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else text[:97] + "..."

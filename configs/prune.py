@@ -1,0 +1,19 @@
+"""Cutting a student from a teacher: seconds, and memory for the teacher's weights, on any CPU.
+
+  python -m launch.prune --config=configs/prune.py --config.teacher=DIR --config.student=bk_tiny --workdir=DIR
+
+Expect from an SD v1 teacher 579,384,964 (bk_base), 482,346,884 (bk_small) or 323,384,964 (bk_tiny) U-Net parameters.
+"""
+
+from ml_collections import config_dict
+
+
+def get_config() -> config_dict.ConfigDict:
+    """The defaults of `launch.prune`."""
+    config = config_dict.ConfigDict()
+    config.teacher = ""  # pipeline folder; required
+    config.student = "bk_small"  # preset, or comma-separated names of removed blocks
+    config.student_init = "teacher"  # or random
+    config.seed = 0  # of random weights
+    config.format = "safetensors"  # or flax
+    return config

@@ -1,0 +1,23 @@
+"""Sampling as in the paper's evaluation: PNDM, 25 steps, guidance 7.5.
+
+  python -m launch.sample --config=configs/sample.py --config.model=DIR --config.prompt="a red bicycle" --workdir=DIR
+"""
+
+from ml_collections import config_dict
+
+
+def get_config() -> config_dict.ConfigDict:
+    """The defaults of `launch.sample`."""
+    config = config_dict.ConfigDict()
+    config.model = ""  # pipeline folder; required
+    config.prompts = ""  # .txt (one per line) or .csv (file_name,text)
+    config.prompt = ""  # or one prompt
+    config.negative_prompt = ""
+    config.seed = 0
+    config.steps = 25  # PNDM makes one U-Net call more
+    config.batch_size = 4  # images per program call; doesn't change the images
+    config.guidance_scale = 7.5  # at most 1: off
+    config.resolution = 0  # pixels; 0: the model's own
+    config.sampler = "pndm"  # or ddim
+    config.dtype = "float32"  # or bfloat16
+    return config

@@ -1,0 +1,1 @@
+"""The binaries: flags to dataclass to one library call."""

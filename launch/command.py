@@ -1,0 +1,109 @@
+"""What every binary does: flags to a frozen dataclass to one call; a user's mistake becomes one line, not a traceback."""
+
+import dataclasses
+import os
+import sys
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags, logging
+from ml_collections import config_dict, config_flags
+
+from bksdm_jax.errors import InputError, nearest
+
+
+def run(config_class: type, call: Callable[[Any, Path], None]) -> None:
+    """Parses `--config` and `--workdir`, and calls `call(config, workdir)`.
+
+    Args:
+        config_class: a frozen dataclass; the config file's keys are its fields, nested ones included.
+        call: does the work. Its `InputError` ends the program with `error: ...` and status 1.
+    """
+    config = config_flags.DEFINE_config_file("config", None, "configs/NAME.py[:variant,variant]")
+    workdir = flags.DEFINE_string("workdir", None, "the folder for everything that is written")
+    flags.mark_flags_as_required(["config", "workdir"])
+
+    def main(argv: list[str]) -> None:
+        if len(argv) > 1:
+            raise InputError(f"{argv[1]!r}: unexpected argument; settings are --config.KEY=VALUE")
+        logging.set_verbosity(logging.INFO)
+        logging.use_absl_handler()
+        call(to_dataclass(config_class, config.value), Path(workdir.value))
+
+    # An application's own usage text for `--help`; without it absl shows that of this file.
+    sys.modules["__main__"].__doc__ = sys.modules["__main__"].__doc__ or ""
+    try:
+        app.run(main, flags_parser=_parse)
+    except InputError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
+
+
+def to_dataclass(cls: type, config: config_dict.ConfigDict, prefix: str = "") -> Any:
+    """A ConfigDict as the frozen dataclass `cls`; nested ConfigDicts become its nested dataclasses.
+
+    Raises:
+        InputError: a key that `cls` doesn't have (with the nearest one), a required one that is missing or empty, or
+            a value of another type.
+    """
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    types = typing.get_type_hints(cls)
+    for key in config:
+        if key not in fields:
+            raise InputError(f"config.{prefix}{key}: no such key{nearest(key, fields)}; known: {', '.join(fields)}")
+    values = {}
+    for name, field in fields.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if name not in config:
+            if required:
+                raise InputError(f"config.{prefix}{name}: missing; give --config.{prefix}{name}=...")
+            continue
+        value, wanted = config[name], types[name]
+        if dataclasses.is_dataclass(wanted):
+            values[name] = to_dataclass(wanted, value, f"{prefix}{name}.")
+            continue
+        if required and value in ("", None):
+            raise InputError(f"config.{prefix}{name}: empty; give --config.{prefix}{name}=...")
+        values[name] = _as(wanted, value, f"config.{prefix}{name}")
+    return cls(**values)
+
+
+def _as(wanted: Any, value: Any, key: str) -> Any:
+    origin = typing.get_origin(wanted)
+    if origin is tuple and isinstance(value, (list, tuple)):
+        return tuple(value)
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    kind = origin or wanted
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise InputError(f"{key}: {value!r}; expected {kind.__name__}")
+    return value
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """absl's parsing, with every complaint as one line."""
+    try:
+        return flags.FLAGS(argv)
+    except flags.UnrecognizedFlagError as error:
+        raise InputError(_unknown(error)) from error
+    except flags.Error as error:
+        raise InputError(" ".join(str(error).split())) from error
+    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"--config: {' '.join(str(error).split())}") from error
+
+
+def _unknown(error: flags.UnrecognizedFlagError) -> str:
+    name = error.flagname
+    known = [key for key in flags.FLAGS if key.startswith("config.")] + ["config", "workdir"]
+    return f"--{name}: no such flag{nearest(name, known)}"
+
+
+def quiet_libraries() -> None:
+    """Libraries' own start-up chatter off; must run before they are imported."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")

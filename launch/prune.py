@@ -1,0 +1,33 @@
+"""Cut a student from a teacher.
+
+  python -m launch.prune --config=configs/prune.py --config.teacher=DIR --config.student=bk_small --workdir=DIR
+
+`teacher` is a Stable Diffusion pipeline folder in Diffusers' layout. `student` is a preset (sd, bk_base, bk_small,
+bk_tiny, no_mid) or a comma-separated list of the teacher's blocks to remove, by Diffusers' names:
+`mid_block,down_blocks.1.resnets.1,down_blocks.1.attentions.1,up_blocks.2.resnets.1,up_blocks.2.attentions.1`.
+The workdir becomes the student's pipeline folder, with the teacher's weights (`student_init=teacher`) or random ones.
+
+Prints parameters and multiply-adds by stage, teacher beside student, and which teacher block each student block is.
+"""
+
+from pathlib import Path
+
+from launch.command import quiet_libraries, run
+
+quiet_libraries()
+
+from bksdm_jax.analysis.report import cost_table, plan_text  # noqa: E402
+from bksdm_jax.pruning.prune import PruneConfig, prune  # noqa: E402
+
+
+def main(config: PruneConfig, workdir: Path) -> None:
+    """Writes the student and prints what it is."""
+    plan = prune(config, workdir)
+    print(plan_text(plan))
+    print()
+    print(cost_table(plan, plan.teacher.sample_size or 64))
+    print(f"\n{workdir}")
+
+
+if __name__ == "__main__":
+    run(PruneConfig, main)

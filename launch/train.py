@@ -1,0 +1,33 @@
+"""Distil a student from a teacher.
+
+  python -m launch.train --config=configs/distill.py:v1,bk_small --config.teacher=DIR --config.data=DIR --workdir=DIR
+
+`teacher` is a Stable Diffusion pipeline folder in Diffusers' layout (Flax msgpack or safetensors); `data` a folder of
+images with a `metadata.csv` (`file_name,text`). `student` is a preset or a comma-separated list of removed blocks;
+`launch.prune` prints what a list would leave. The same command again continues where the run was.
+
+The workdir then holds
+  config.json          the settings of the run
+  metrics.csv          a row per logged step, every loss term by name; the same in tensorboard/
+  checkpoints/STEP/    the training state
+  samples/step_*.png   teacher above, student below, from the same starting noise
+  model/               at the end: the student as a whole pipeline folder (moving-average weights)
+"""
+
+from pathlib import Path
+
+from launch.command import quiet_libraries, run
+
+quiet_libraries()
+
+from bksdm_jax.training.distill import TrainConfig, distill  # noqa: E402
+
+
+def main(config: TrainConfig, workdir: Path) -> None:
+    """Runs the distillation and says where the student is."""
+    model = distill(config, workdir)
+    print(model if model else f"interrupted; the same command continues in {workdir}")
+
+
+if __name__ == "__main__":
+    run(TrainConfig, main)
