@@ -16,6 +16,7 @@ The reference run (v1, 50,000 updates) took about 300 hours and 53 GB on one A10
 15.85/31.70/.2868, Small 16.61/31.73/.2901, Tiny 15.68/31.64/.2897.
 """
 
+import difflib
 from collections.abc import Callable
 
 from ml_collections import config_dict
@@ -109,7 +110,9 @@ def get_config(variants: str = "") -> config_dict.ConfigDict:
     names = [name.strip() for name in variants.split(",") if name.strip()]
     for name in names:
         if name not in VARIANTS:
-            raise ValueError(f"unknown variant {name!r}; known: {', '.join(VARIANTS)}")
+            close = difflib.get_close_matches(name, VARIANTS, n=1)
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            raise ValueError(f"unknown variant {name!r}{hint}; known: {', '.join(VARIANTS)}")
     for group in GROUPS:
         chosen = [name for name in group if name in names]
         if len(chosen) > 1:

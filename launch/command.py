@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import sys
 import typing
 from collections.abc import Callable
@@ -23,13 +24,18 @@ def run(config_class: type, call: Callable[[Any, Path], None]) -> None:
     """
     config = config_flags.DEFINE_config_file("config", None, "configs/NAME.py[:variant,variant]")
     workdir = flags.DEFINE_string("workdir", None, "the folder for everything that is written")
-    flags.mark_flags_as_required(["config", "workdir"])
 
     def main(argv: list[str]) -> None:
         if len(argv) > 1:
             raise InputError(f"{argv[1]!r}: unexpected argument; settings are --config.KEY=VALUE")
+        for flag, what in ((config, "configs/NAME.py"), (workdir, "a folder")):
+            if flag.value is None:
+                raise InputError(f"--{flag.name}: missing; give --{flag.name}={what}")
+        path = Path(config_flags.get_config_filename(flags.FLAGS["config"]))
+        if not path.is_file():
+            raise InputError(f"--config: no such file {path}; run from the folder that has configs/")
         logging.set_verbosity(logging.INFO)
-        logging.use_absl_handler()
+        logging.get_absl_handler().addFilter(_worth_reading)
         call(to_dataclass(config_class, config.value), Path(workdir.value))
 
     # An application's own usage text for `--help`; without it absl shows that of this file.
@@ -88,19 +94,27 @@ def _parse(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
     except flags.UnrecognizedFlagError as error:
-        raise InputError(_unknown(error)) from error
-    except flags.Error as error:
-        raise InputError(" ".join(str(error).split())) from error
-    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"--config: {' '.join(str(error).split())}") from error
+        known = [key for key in flags.FLAGS if key.startswith("config.")] + ["config", "workdir"]
+        raise InputError(f"--{error.flagname}: no such flag{nearest(error.flagname, known)}") from error
+    except Exception as error:  # ml_collections wraps whatever a config file or an override raises
+        root, hint = error, ""
+        while root.__cause__ or root.__context__:
+            root = root.__cause__ or root.__context__
+            close = re.search(r'Did you mean "(\w+)"', str(root))
+            hint = f" (did you mean {close[1]!r}?)" if close else hint
+        text = " ".join(str(root.args[-1] if root.args else root).split())
+        if isinstance(root, (AttributeError, KeyError)):
+            text = f"no key {text!r}{hint}"
+        given = next((arg for arg in argv if arg.startswith("--config")), "--config")
+        source = error.args[0].split(":")[0] if isinstance(error, flags.IllegalFlagValueError) else given
+        raise InputError(f"{source.removeprefix('flag ')}: {text}") from error
 
 
-def _unknown(error: flags.UnrecognizedFlagError) -> str:
-    name = error.flagname
-    known = [key for key in flags.FLAGS if key.startswith("config.")] + ["config", "workdir"]
-    return f"--{name}: no such flag{nearest(name, known)}"
+def _worth_reading(record: logging.logging.LogRecord) -> bool:
+    """Warnings, and what this package and clu's metric writer say; Orbax tells of every file it touches."""
+    return record.levelno >= logging.logging.WARNING or any(
+        part in record.pathname for part in ("bksdm_jax", "clu")
+    )
 
 
 def quiet_libraries() -> None:

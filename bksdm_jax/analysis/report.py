@@ -11,7 +11,7 @@ def cost_table(plan: RemovalPlan, latent_size: int) -> str:
     successor |= {"input": "input", "output": "output"}
     nothing = StageCost(0, 0)
     lines = [
-        f"{'teacher stage':<16}{'parameters':>14}{'GMACs':>9}   {'student stage':<16}{'parameters':>14}{'GMACs':>9}"
+        f"{'teacher stage':<16}{'parameters':>14}{'MMACs':>13}   {'student stage':<16}{'parameters':>14}{'MMACs':>13}"
     ]
     for stage, cost in teacher.items():
         name = successor.get(stage, "-")
@@ -28,10 +28,10 @@ def cost_table(plan: RemovalPlan, latent_size: int) -> str:
 def plan_text(plan: RemovalPlan) -> str:
     """What goes, which teacher block each student block is, and the feature pairs."""
     lines = ["removed: " + (", ".join(plan.removed) or "nothing")]
-    lines += ["", "student block                      teacher block"]
-    lines += [f"{student:<35}{source}" for student, source in plan.blocks]
-    lines += ["", "feature of the student             feature of the teacher"]
-    lines += [f"{pair.student:<35}{pair.teacher}" for pair in plan.features]
+    lines += ["", f"{'student block':<37}teacher block"]
+    lines += [f"{student:<37}{source}" for student, source in plan.blocks]
+    lines += ["", f"{'feature of the student':<37}feature of the teacher"]
+    lines += [f"{pair.student:<37}{pair.teacher}" for pair in plan.features]
     return "\n".join(lines)
 
 
@@ -45,5 +45,5 @@ def _total(costs: dict[str, StageCost]) -> StageCost:
 
 
 def _row(stage: str, cost: StageCost, name: str, ours: StageCost) -> str:
-    left = f"{stage:<16}{cost.parameters:>14,}{cost.macs / 1e9:>9.3f}"
-    return f"{left}   {name:<16}{ours.parameters:>14,}{ours.macs / 1e9:>9.3f}"
+    left = f"{stage:<16}{cost.parameters:>14,}{cost.macs / 1e6:>13,.1f}"
+    return f"{left}   {name:<16}{ours.parameters:>14,}{ours.macs / 1e6:>13,.1f}"

@@ -22,8 +22,8 @@ from bksdm_jax.pruning.prune import initial_weights, plan_student
 from bksdm_jax.training.checkpoints import Checkpoints
 from bksdm_jax.training.loop import LoopConfig, run_loop
 from bksdm_jax.training.losses import LossWeights
-from bksdm_jax.training.sharding import make_mesh, parameter_shardings, place_batch, replicated
-from bksdm_jax.training.sheets import SheetConfig, make_sheets
+from bksdm_jax.training.sharding import batch_sharding, make_mesh, parameter_shardings, place_batch, replicated
+from bksdm_jax.training.sheets import SheetConfig, Sheets
 from bksdm_jax.training.state import OptimizerConfig, TrainState, create_state, make_optimizer
 from bksdm_jax.training.step import Problem, make_train_step
 from bksdm_jax.training.writers import make_writer
@@ -134,7 +134,6 @@ def _train(
         return state
     dtype = compute_dtype(config.dtype)
     frozen = _place_frozen(config, pipeline, mesh, dtype)
-    networks = {"vae": frozen["vae"], "text_encoder": frozen["text_encoder"]}
     architectures = Architectures(
         pipeline.unet.config, pipeline.vae.config, pipeline.text_encoder.config, pipeline.schedule
     )
@@ -145,14 +144,17 @@ def _train(
     step = make_train_step(problem, optimizer, config.optimizer.ema_decay, config.seed, dtype)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     train_step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
-    sheets = make_sheets(
+    logging.info("compiling the update")
+    example = _batch_shapes(config, pipeline, mesh)
+    train_step = train_step.lower(state, frozen, example).compile()
+    logging.info("compiled")
+    sheets = Sheets(
         workdir / "samples",
         pipeline.tokenizer,
-        config.sheets.prompts or tuple(example.text for example in examples[:4]),
+        config.sheets.prompts or [example.text for example in examples[:4]],
         SamplerConfig(config.sheets.steps, config.sheets.guidance_scale, config.resolution, seed=config.seed),
         architectures,
         dataclasses.replace(architectures, unet=plan.student),
-        {"unet": frozen["teacher"], **networks},
         dtype,
     )
     stream = StreamConfig(config.resolution, config.batch_size, config.accumulation, config.flip, config.seed)
@@ -169,7 +171,7 @@ def _train(
         schedule,
         make_writer(workdir, first),
         checkpoints,
-        lambda number, state: sheets.draw(number, state.ema, networks),
+        lambda number, state: sheets.draw(number, state.ema, frozen),
     )
     return state if finished else None
 
@@ -204,6 +206,16 @@ def _place_frozen(config: TrainConfig, pipeline: Pipeline, mesh: Mesh, dtype: jn
     }
     frozen = jax.tree.map(lambda leaf: np.asarray(leaf).astype(dtype), frozen)
     return jax.device_put(frozen, parameter_shardings(mesh, frozen))
+
+
+def _batch_shapes(config: TrainConfig, pipeline: Pipeline, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    lead = (config.accumulation, config.batch_size // config.accumulation)
+    shapes = {
+        "images": ((*lead, config.resolution, config.resolution, 3), jnp.uint8),
+        "tokens": ((*lead, pipeline.text_encoder.config.max_length), jnp.int32),
+    }
+    sharding = batch_sharding(mesh)
+    return {name: jax.ShapeDtypeStruct(*shape, sharding=sharding) for name, shape in shapes.items()}
 
 
 def _placed(mesh: Mesh, batches: Iterator[dict[str, np.ndarray]]) -> Iterator[dict[str, jax.Array]]:

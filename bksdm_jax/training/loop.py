@@ -89,7 +89,8 @@ def run_loop(
 def _require_finite(pending: list[tuple[int, Mapping[str, jax.Array]]]) -> dict[str, Any]:
     """The newest metrics as floats, once the losses of all pending steps are found finite."""
     for step, metrics in pending:
-        values = {name: float(np.asarray(value)) for name, value in metrics.items()}
+        names = sorted(metrics, key=lambda name: (not name.startswith("loss"), name))  # the losses first
+        values = {name: float(np.asarray(metrics[name])) for name in names}
         if not np.isfinite([values["loss"], values["grad_norm"]]).all():
             facts = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
             raise InputError(

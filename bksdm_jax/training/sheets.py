@@ -1,7 +1,7 @@
 """Sample sheets: what teacher and student make of the same prompts and the same starting noise."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bksdm_jax.images import grid, save_png
-from bksdm_jax.pipelines.text_to_image import Architectures, SamplerConfig, generate_images, make_generate
+from bksdm_jax.pipelines.text_to_image import Architectures, Generate, SamplerConfig, generate_images, make_generate
 from bksdm_jax.weights.tokenizer import Tokenizer
 
 
@@ -28,43 +28,38 @@ class SheetConfig:
     guidance_scale: float = 7.5
 
 
-@dataclasses.dataclass(frozen=True)
 class Sheets:
     """Draws `samples/step_*.png`: the teacher above, the student (its moving average) below."""
 
-    folder: Path
-    tokenizer: Tokenizer
-    prompts: tuple[str, ...]
-    sampler: SamplerConfig
-    student: Callable[..., jax.Array]
-    teacher_row: np.ndarray  # uint8 [N, H, W, 3]
+    def __init__(
+        self,
+        folder: Path,
+        tokenizer: Tokenizer,
+        prompts: Sequence[str],
+        sampler: SamplerConfig,
+        teacher: Architectures,
+        student: Architectures,
+        dtype: jnp.dtype,
+    ):
+        """Nothing is compiled before the first sheet; settings that can't work raise `InputError` here."""
+        self._folder, self._tokenizer, self._sampler = folder, tokenizer, sampler
+        self._prompts = list(enumerate(prompts))
+        self._teacher, self._student = (
+            jax.jit(make_generate(networks, sampler, dtype)) for networks in (teacher, student)
+        )
+        self._teacher_row: np.ndarray | None = None  # stays the same throughout a run
 
-    def draw(self, step: int, student: Any, others: dict[str, Any]) -> None:
-        """Writes the sheet of `step`; `others` holds the parameters of `vae` and `text_encoder`."""
-        row = _row(self.student, {"unet": student, **others}, self.tokenizer, self.sampler, self.prompts)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        save_png(self.folder / f"step_{step:06d}.png", grid([self.teacher_row, row]))
+    def draw(self, step: int, student: Any, frozen: Mapping[str, Any]) -> None:
+        """Writes the sheet of `step` from the student's parameters and those of the frozen networks."""
+        others = {name: frozen[name] for name in ("vae", "text_encoder")}
+        if self._teacher_row is None:
+            self._teacher_row = self._row(self._teacher, {"unet": frozen["teacher"], **others})
+        row = self._row(self._student, {"unet": student, **others})
+        self._folder.mkdir(parents=True, exist_ok=True)
+        save_png(self._folder / f"step_{step:06d}.png", grid([self._teacher_row, row]))
 
-
-def make_sheets(
-    folder: Path,
-    tokenizer: Tokenizer,
-    prompts: tuple[str, ...],
-    sampler: SamplerConfig,
-    teacher: Architectures,
-    student: Architectures,
-    teacher_params: dict[str, Any],
-    dtype: jnp.dtype,
-) -> Sheets:
-    """Compiles both samplers and makes the teacher's row, which stays the same throughout a run."""
-    programs = [jax.jit(make_generate(networks, sampler, dtype)) for networks in (teacher, student)]
-    teacher_row = _row(programs[0], teacher_params, tokenizer, sampler, prompts)
-    return Sheets(folder, tokenizer, prompts, sampler, programs[1], teacher_row)
-
-
-def _row(
-    generate: Any, params: dict[str, Any], tokenizer: Tokenizer, sampler: SamplerConfig, prompts: tuple[str, ...]
-) -> np.ndarray:
-    numbered = list(enumerate(prompts))
-    images = generate_images(generate, params, tokenizer, sampler, numbered, len(prompts))
-    return np.stack([image for _, image in images])
+    def _row(self, generate: Generate, params: dict[str, Any]) -> np.ndarray:
+        images = generate_images(
+            generate, params, self._tokenizer, self._sampler, self._prompts, len(self._prompts)
+        )
+        return np.stack([image for _, image in images])  # [N, H, W, 3]

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import flax
 import jax
 import jax.numpy as jnp
 import optax
@@ -37,7 +38,7 @@ class Problem:
     weights: LossWeights = LossWeights()
 
 
-@dataclasses.dataclass(frozen=True)
+@flax.struct.dataclass
 class Example:
     """Everything random about a micro-batch, drawn: noisy latents, their timesteps, the target, text states."""
 
@@ -115,18 +116,17 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _TRAINING_STREAM), state.step)
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(parts * share))
 
-        def micro(total: Any, part: Any) -> tuple[Any, None]:
-            images, tokens, keys = part
-            example = draw(problem, dtype, frozen, images, tokens, keys)
-            (_, terms), grads = gradient(state.params, frozen, example)
-            return jax.tree.map(jnp.add, total, (grads, terms)), None
+        def micro(part: Any) -> tuple[Any, dict[str, jax.Array]]:
+            (_, terms), grads = gradient(state.params, frozen, draw(problem, dtype, frozen, *part))
+            return grads, terms
 
-        part = (batch["images"], batch["tokens"], keys.reshape(parts, share))
-        zeros = jax.tree.map(
-            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
-            jax.eval_shape(lambda p: micro(0.0, p)[0], jax.tree.map(lambda x: x[0], part)),
-        )
-        (grads, terms), _ = jax.lax.scan(micro, zeros, part)
+        def accumulate(total: Any, part: Any) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, micro(part)), None
+
+        micro_batches = (batch["images"], batch["tokens"], keys.reshape(parts, share))
+        shapes = jax.eval_shape(micro, jax.tree.map(lambda x: x[0], micro_batches))
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        (grads, terms), _ = jax.lax.scan(accumulate, zeros, micro_batches)
         grads, terms = jax.tree.map(lambda x: x / parts, (grads, terms))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
