@@ -35,6 +35,9 @@ from flax import serialization, traverse_util  # noqa: E402
 from PIL import Image  # noqa: E402
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer  # noqa: E402
 
+from bksdm_jax import trees  # noqa: E402
+from bksdm_jax.weights import names  # noqa: E402
+
 WIDTHS = (32, 32, 64, 64)
 CONTEXT = 32
 SD_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -53,6 +56,23 @@ VAE = {
     "layers_per_block": 1,
     "sample_size": 64,
 }
+MICRO = {
+    "sample_size": 8,
+    "block_out_channels": (32, 64),
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    "attention_head_dim": 4,
+    "cross_attention_dim": CONTEXT,
+    "layers_per_block": 2,
+}
+MICRO_STUDENT = "down_blocks.0.resnets.1,down_blocks.0.attentions.1,up_blocks.1.resnets.1,up_blocks.1.attentions.1,mid_block"
+MICRO_VAE = {
+    "block_out_channels": (32, 32),
+    "down_block_types": ("DownEncoderBlock2D",) * 2,
+    "up_block_types": ("UpDecoderBlock2D",) * 2,
+    "layers_per_block": 1,
+    "sample_size": 16,
+}
 WORDS = ("a", "of", "the", "photo", "red", "blue", "cat", "rocket", "cup", "woman", "motorcycle", "space")
 
 
@@ -67,6 +87,14 @@ def randomize(module: torch.nn.Module, seed: int) -> torch.nn.Module:
             else:
                 parameter.copy_(0.1 * noise + float(name.endswith("weight")))
     return module.eval()
+
+
+def flax_params(module: torch.nn.Module, shapes: Any) -> dict[str, Any]:
+    """A PyTorch module's weights as the Flax parameters of the given shapes."""
+    state = {names.current_name(name): tensor.numpy() for name, tensor in module.state_dict().items()}
+    return trees.unflatten(
+        {path: names.to_flax(path, state[names.torch_name(path)]) for path in trees.flatten(shapes)}
+    )
 
 
 def text_encoder(seed: int = 2, activation: str = "quick_gelu", layers: int = 2) -> CLIPTextModel:
@@ -125,14 +153,20 @@ def scheduler(prediction: str = "epsilon") -> PNDMScheduler | DDIMScheduler:
     return DDIMScheduler(**options, clip_sample=False)
 
 
-def write_flax_pipeline(folder: Path, unet: dict[str, Any] | None = None, prediction: str = "epsilon") -> Path:
+def write_flax_pipeline(
+    folder: Path,
+    unet: dict[str, Any] | None = None,
+    prediction: str = "epsilon",
+    vae: dict[str, Any] | None = None,
+) -> Path:
     """A teacher folder whose U-Net and VAE Diffusers' own Flax classes write."""
     for name, cls, options, seed in (
         ("unet", FlaxUNet2DConditionModel, unet or V1, 0),
-        ("vae", FlaxAutoencoderKL, VAE, 1),
+        ("vae", FlaxAutoencoderKL, vae or VAE, 1),
     ):
         module = cls(**options)
-        shapes = jax.eval_shape(module.init_weights, jax.random.key(0))
+        with jax.numpy_dtype_promotion("standard"):
+            shapes = jax.eval_shape(module.init_weights, jax.random.key(0))
         module.save_pretrained(folder / name, params=random_tree(shapes, seed))
     write_flax_text_encoder(folder / "text_encoder", text_encoder())
     write_tokenizer(folder / "tokenizer")

@@ -27,12 +27,15 @@ def thop_macs(module: nn.Module, *inputs: Any, **kwargs: Any) -> dict[str, int]:
         `a/b/c` path of each counted layer -> multiply-adds, batch included.
     """
     counts: Counter[str] = Counter()
+    running: list[str] = []
 
     def count(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+        layer, path = context.module, "/".join(context.module.path)
+        outermost = path not in running  # a subclass that calls its parent's method is one layer
+        running.append(path)
         out = call(*args, **kwargs)
-        layer = context.module
-        if context.method_name == "__call__":
-            path = "/".join(layer.path)
+        running.pop()
+        if context.method_name == "__call__" and outermost:
             if isinstance(layer, (nn.Conv, nn.Dense)):
                 kernel = layer.variables["params"]["kernel"]
                 counts[path] += math.prod(out.shape[:-1]) * math.prod(kernel.shape)

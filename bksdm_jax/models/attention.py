@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from bksdm_jax.models.layers import GroupNorm, conv
+from bksdm_jax.models.layers import GroupNorm, LayerNorm, conv
 
 
 def attend(
@@ -25,7 +25,8 @@ def attend(
     def split(x: jax.Array) -> jax.Array:
         return x.reshape(*x.shape[:2], heads, -1)  # [B, N, heads, D]
 
-    out = jax.nn.dot_product_attention(split(query), split(key), split(value), is_causal=causal)
+    with jax.numpy_dtype_promotion("standard"):  # its softmax in float32 relies on implicit promotion
+        out = jax.nn.dot_product_attention(split(query), split(key), split(value), is_causal=causal)
     return out.reshape(query.shape)
 
 
@@ -83,8 +84,8 @@ class TransformerLayer(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
-        def norm(name: str) -> nn.LayerNorm:
-            return nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, use_fast_variance=False, name=name)
+        def norm(name: str) -> LayerNorm:
+            return LayerNorm(epsilon=1e-5, result=self.dtype, name=name)
 
         def attention(name: str) -> Attention:
             return Attention(self.heads, self.upcast, self.dtype, name=name)
@@ -110,7 +111,7 @@ class SpatialTransformer(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
         batch, height, width, channels = x.shape
-        h = GroupNorm(self.groups, epsilon=1e-6, dtype=self.dtype, name="norm")(x)
+        h = GroupNorm(self.groups, epsilon=1e-6, result=self.dtype, name="norm")(x)
         if self.linear_projection:
             h = h.reshape(batch, height * width, channels)
             h = nn.Dense(channels, dtype=self.dtype, name="proj_in")(h)

@@ -10,6 +10,7 @@ from flax import linen as nn
 
 from bksdm_jax.errors import InputError, one_of, whole_number
 from bksdm_jax.models.attention import attend
+from bksdm_jax.models.layers import LayerNorm
 
 ACTIVATIONS = {
     "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
@@ -171,5 +172,5 @@ def clip_text_parameter_shapes(config: CLIPTextConfig) -> dict[str, Any]:
     return jax.eval_shape(CLIPTextEncoder(config).init, jax.random.key(0), tokens)["params"]
 
 
-def _norm(config: CLIPTextConfig, dtype: jnp.dtype, name: str) -> nn.LayerNorm:
-    return nn.LayerNorm(epsilon=config.epsilon, dtype=dtype, use_fast_variance=False, name=name)
+def _norm(config: CLIPTextConfig, dtype: jnp.dtype, name: str) -> LayerNorm:
+    return LayerNorm(epsilon=config.epsilon, result=dtype, name=name)

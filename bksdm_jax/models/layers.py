@@ -8,9 +8,27 @@ from flax import linen as nn
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group normalisation with two-pass float32 statistics, as PyTorch computes them."""
+    """Group normalisation in float32 with two-pass statistics, as PyTorch computes them; the result is in `result`."""
 
     use_fast_variance: bool = False
+    dtype: jnp.dtype = jnp.float32
+    result: jnp.dtype = jnp.float32
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, H, W, C] -> [B, H, W, C]."""
+        return super().__call__(x.astype(self.dtype)).astype(self.result)
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer normalisation, likewise."""
+
+    use_fast_variance: bool = False
+    dtype: jnp.dtype = jnp.float32
+    result: jnp.dtype = jnp.float32
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, N, C] -> [B, N, C]."""
+        return super().__call__(x.astype(self.dtype)).astype(self.result)
 
 
 def conv(features: int, size: int, name: str, dtype: jnp.dtype, stride: int = 1) -> nn.Conv:
@@ -61,12 +79,12 @@ class ResnetBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, temb: jax.Array | None = None) -> jax.Array:
-        h = GroupNorm(self.groups, epsilon=self.epsilon, dtype=self.dtype, name="norm1")(x)
+        h = GroupNorm(self.groups, epsilon=self.epsilon, result=self.dtype, name="norm1")(x)
         h = conv(self.width, 3, "conv1", self.dtype)(nn.silu(h))
         if temb is not None:
             shift = nn.Dense(self.width, dtype=self.dtype, name="time_emb_proj")(nn.silu(temb))
             h = h + shift[:, None, None, :]
-        h = GroupNorm(self.groups, epsilon=self.epsilon, dtype=self.dtype, name="norm2")(h)
+        h = GroupNorm(self.groups, epsilon=self.epsilon, result=self.dtype, name="norm2")(h)
         h = conv(self.width, 3, "conv2", self.dtype)(nn.silu(h))
         if x.shape[-1] != self.width:
             x = conv(self.width, 1, "conv_shortcut", self.dtype)(x)

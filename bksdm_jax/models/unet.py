@@ -228,7 +228,7 @@ class UNet(nn.Module):
             x, skips = stage(x, skips, temb, context)
             self.sow(FEATURES, f"{name}_features", x)
         assert not skips
-        x = GroupNorm(cfg.norm_groups, epsilon=cfg.norm_epsilon, dtype=self.dtype, name="conv_norm_out")(x)
+        x = GroupNorm(cfg.norm_groups, epsilon=cfg.norm_epsilon, result=self.dtype, name="conv_norm_out")(x)
         return conv(cfg.out_channels, 3, "conv_out", self.dtype)(nn.silu(x))
 
 

@@ -88,7 +88,7 @@ class VAEAttention(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         batch, height, width, channels = x.shape
-        h = GroupNorm(self.groups, epsilon=_EPSILON, dtype=self.dtype, name="group_norm")(x)
+        h = GroupNorm(self.groups, epsilon=_EPSILON, result=self.dtype, name="group_norm")(x)
         h = h.reshape(batch, height * width, channels)
         query, key, value = (nn.Dense(channels, dtype=self.dtype, name=n)(h) for n in ("query", "key", "value"))
         h = nn.Dense(channels, dtype=self.dtype, name="proj_attn")(attend(query, key, value, heads=1))
@@ -138,7 +138,7 @@ class Coder(nn.Module):
             name = f"{self.side}_blocks_{i}"
             x = VAEStage(width, layers, cfg.norm_groups, self.dtype, sampler, name=name)(x)
         x = mid(x) if down else x
-        x = GroupNorm(cfg.norm_groups, epsilon=_EPSILON, dtype=self.dtype, name="conv_norm_out")(x)
+        x = GroupNorm(cfg.norm_groups, epsilon=_EPSILON, result=self.dtype, name="conv_norm_out")(x)
         channels = 2 * cfg.latent_channels if down else cfg.out_channels
         return conv(channels, 3, "conv_out", self.dtype)(nn.silu(x))
 

@@ -1,0 +1,257 @@
+"""The losses and the student's gradients against a PyTorch twin of the reference's rules; the update's arithmetic."""
+
+import copy
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from torch.nn import functional
+
+from bksdm_jax import trees
+from bksdm_jax.diffusion.schedule import TARGETS, add_noise, schedule_from_diffusers
+from bksdm_jax.models.clip import CLIPTextConfig, CLIPTextEncoder
+from bksdm_jax.models.presets import PRESETS
+from bksdm_jax.models.unet import parameter_shapes
+from bksdm_jax.models.unet_json import unet_from_diffusers
+from bksdm_jax.models.vae import VAE, VAEConfig
+from bksdm_jax.pruning.plan import plan_removal, removed_blocks
+from bksdm_jax.pruning.weights import copy_weights, random_weights
+from bksdm_jax.training.losses import LossWeights
+from bksdm_jax.training.sharding import make_mesh, parameter_shardings, place_batch
+from bksdm_jax.training.state import OptimizerConfig, create_state, ema_decay, make_optimizer
+from bksdm_jax.training.step import Example, Problem, draw, make_loss, make_train_step
+from bksdm_jax.weights import names
+from tests import surgery, tiny
+
+
+class Twin:
+    """Teacher and student in PyTorch, features caught with forward hooks as the reference does."""
+
+    def __init__(self, preset: str, seed: int):
+        self.teacher = tiny.randomize(UNet2DConditionModel(**tiny.V1), seed).requires_grad_(False)
+        self.student = surgery.operate(self.teacher, **surgery.PAPER[preset]).requires_grad_(True)
+        with torch.no_grad():  # a student that has moved away from its teacher
+            for parameter in self.student.parameters():
+                parameter.add_(0.05 * torch.randn_like(parameter))
+        self.pairs = surgery.FEATURE_PAIRS[preset]
+        self.caught: dict[str, dict[str, torch.Tensor]] = {"teacher": {}, "student": {}}
+        for who, network, place in (("teacher", self.teacher, 0), ("student", self.student, 1)):
+            modules = dict(network.named_modules())
+            for pair in self.pairs:
+                modules[pair[place]].register_forward_hook(self._catch(who, pair[place]))
+
+    def _catch(self, who: str, name: str):
+        def hook(module: torch.nn.Module, inputs: Any, output: Any) -> None:
+            self.caught[who][name] = output[0] if isinstance(output, tuple) else output
+
+        return hook
+
+    def losses(self, noisy: torch.Tensor, t: torch.Tensor, target: torch.Tensor, text: torch.Tensor) -> dict:
+        ours = self.student(noisy, t, text).sample
+        theirs = self.teacher(noisy, t, text).sample
+        task = functional.mse_loss(ours, target)
+        output = functional.mse_loss(ours, theirs)
+        feature = sum(
+            functional.mse_loss(self.caught["student"][s], self.caught["teacher"][t]) for t, s in self.pairs
+        )
+        return {"loss_task": task, "loss_output": output, "loss_feature": feature, "loss": task + output + feature}
+
+
+def torch_layout(x: jax.Array) -> torch.Tensor:
+    return torch.from_numpy(np.array(x).transpose(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize("preset", surgery.FEATURE_PAIRS)
+def test_losses_and_gradients_match_the_reference(preset: str) -> None:
+    twin = Twin(preset, int(np.random.default_rng().integers(2**31)))
+    config = unet_from_diffusers(tiny.V1)
+    plan = plan_removal(config, PRESETS[preset].removed)
+    frozen = {"teacher": tiny.flax_params(twin.teacher, parameter_shapes(config))}
+    twin.student.requires_grad_(False)
+    student = tiny.flax_params(twin.student, parameter_shapes(plan.student))
+    twin.student.requires_grad_(True)
+    gradient = None
+    for prediction in TARGETS:  # one compiled program serves both
+        schedule = schedule_from_diffusers(tiny.scheduler(prediction).config)
+        generator = np.random.default_rng()
+        latents, noise = (jnp.asarray(generator.standard_normal((2, 8, 8, 4), np.float32)) for _ in range(2))
+        t = np.array([40, 900], np.int32)
+        alpha_bar = jnp.asarray(schedule.alphas_cumprod()[t], jnp.float32)
+        context = generator.standard_normal((2, 9, tiny.CONTEXT), np.float32)
+        example = Example(
+            add_noise(latents, noise, alpha_bar), t, TARGETS[prediction](latents, noise, alpha_bar), context
+        )
+        if gradient is None:
+            problem = Problem(plan, VAEConfig(), CLIPTextConfig(), schedule)
+            gradient = jax.jit(jax.value_and_grad(make_loss(problem), has_aux=True))
+        (_, terms), grads = gradient(student, frozen, example)
+
+        scheduler = tiny.scheduler(prediction)  # the noise and the target once more, by Diffusers
+        noisy = scheduler.add_noise(torch_layout(latents), torch_layout(noise), torch.from_numpy(t).long())
+        target = torch_layout(noise)
+        if prediction == "v_prediction":
+            target = scheduler.get_velocity(torch_layout(latents), target, torch.from_numpy(t).long())
+        twin.student.zero_grad()
+        losses = twin.losses(noisy, torch.from_numpy(t), target, torch.from_numpy(context))
+        losses["loss"].backward()
+        for name, value in losses.items():
+            assert float(terms[name]) == pytest.approx(float(value), rel=1e-4), name
+        require_same_gradients(grads, twin.student)
+
+
+def require_same_gradients(grads: Any, module: torch.nn.Module) -> None:
+    expected = {name: parameter.grad.numpy() for name, parameter in module.named_parameters()}
+    ours = {names.torch_name(path): names.to_torch(path, np.asarray(g)) for path, g in trees.flatten(grads).items()}
+    assert ours.keys() == expected.keys()
+    whole = np.sqrt(sum((g**2).sum() for g in expected.values()))
+    for name, grad in expected.items():
+        error, size = np.linalg.norm(ours[name] - grad), np.linalg.norm(grad)
+        assert error <= 1e-4 * max(size, 1e-4 * whole), name  # gradients that nearly cancel carry rounding only
+
+
+def test_without_distillation_the_teacher_is_not_run() -> None:
+    plan = plan_removal(unet_from_diffusers(tiny.MICRO), removed_blocks(tiny.MICRO_STUDENT))
+    problem = Problem(plan, VAEConfig(), CLIPTextConfig(), tiny_schedule(), LossWeights(output=0.0, feature=0.0))
+    params = random_weights(plan.student, 0)
+    example = Example(
+        np.zeros((1, 4, 4, 4), np.float32),
+        np.zeros(1, np.int32),
+        np.ones((1, 4, 4, 4), np.float32),
+        np.zeros((1, 3, tiny.CONTEXT), np.float32),
+    )
+    _, terms = jax.eval_shape(make_loss(problem), params, {}, example)
+    assert set(terms) == {"loss", "loss_task"}
+
+
+def tiny_schedule(prediction: str = "epsilon"):
+    return schedule_from_diffusers(tiny.scheduler(prediction).config)
+
+
+class Micro:
+    """The smallest whole problem: 16-pixel images, 8x8 latents, two U-Net stages."""
+
+    def __init__(self) -> None:
+        plan = plan_removal(unet_from_diffusers(tiny.MICRO), removed_blocks(tiny.MICRO_STUDENT))
+        vae = VAEConfig(widths=(32, 32), layers_per_block=1)
+        text = CLIPTextConfig(50, tiny.CONTEXT, 32, 1, 2, max_length=8)
+        self.problem = Problem(plan, vae, text, tiny_schedule())
+        images, tokens = jnp.zeros((1, 16, 16, 3)), jnp.zeros((1, 8), jnp.int32)
+        teacher = random_weights(plan.teacher, 1)
+        self.frozen = {
+            "teacher": teacher,
+            "vae": jax.jit(VAE(vae).init)(jax.random.key(2), images)["params"],
+            "text_encoder": jax.jit(CLIPTextEncoder(text).init)(jax.random.key(3), tokens)["params"],
+        }
+        self.student = copy_weights(plan, teacher)
+        self.optimizer = make_optimizer(OptimizerConfig())
+        generator = np.random.default_rng(0)
+        self.images = generator.integers(0, 256, (8, 16, 16, 3), np.uint8)
+        self.tokens = generator.integers(0, 50, (8, 8), np.int32)
+
+    def batch(self, parts: int) -> dict[str, np.ndarray]:
+        return {
+            "images": self.images.reshape(parts, 8 // parts, 16, 16, 3),
+            "tokens": self.tokens.reshape(parts, 8 // parts, 8),
+        }
+
+    def run(self, parts: int, devices: int, fsdp: int = 1, steps: int = 3) -> tuple[Any, list[dict[str, float]]]:
+        mesh = make_mesh(fsdp, jax.devices()[:devices])
+        state = create_state(jax.tree.map(jnp.asarray, self.student), self.optimizer)
+        state = jax.device_put(state, parameter_shardings(mesh, state))
+        frozen = jax.device_put(self.frozen, parameter_shardings(mesh, self.frozen))
+        step = jax.jit(make_train_step(self.problem, self.optimizer, 0.9999, seed=7), donate_argnums=0)
+        history = []
+        for _ in range(steps):
+            state, metrics = step(state, frozen, place_batch(mesh, self.batch(parts)))
+            history.append({name: float(value) for name, value in metrics.items()})
+        return jax.tree.map(np.asarray, state), history
+
+
+@pytest.fixture(scope="module")
+def micro() -> Micro:
+    return Micro()
+
+
+@pytest.fixture(scope="module")
+def plain(micro: Micro) -> tuple[Any, list[dict[str, float]]]:
+    """One device, no accumulation."""
+    return micro.run(parts=1, devices=1)
+
+
+@pytest.mark.parametrize(
+    ("parts", "devices", "fsdp"),
+    [(4, 1, 1), (1, 8, 1), (2, 4, 2)],
+    ids=["accumulation 4 x 2", "eight devices", "accumulation, data and fsdp"],
+)
+def test_accumulation_and_devices_change_nothing(micro: Micro, plain: Any, parts: int, devices: int, fsdp: int) -> None:
+    state, history = micro.run(parts, devices, fsdp)
+    for ours, theirs in zip(history, plain[1], strict=True):
+        for name, value in theirs.items():
+            assert ours[name] == pytest.approx(value, rel=1e-5), name
+    # AdamW divides a gradient by its own size, so where one is all rounding an update may differ by the learning rate.
+    for ours, theirs in zip(jax.tree.leaves(state.params), jax.tree.leaves(plain[0].params), strict=True):
+        assert np.abs(ours - theirs).max() <= 3 * 2 * 5e-5
+        assert np.mean(np.abs(ours - theirs)) <= 1e-5 * max(np.mean(np.abs(theirs)), 1e-3)
+
+
+def test_the_first_update_is_pytorchs_adamw(micro: Micro) -> None:
+    """Clipping, AdamW and the moving average, redone by PyTorch on our gradients."""
+    state = create_state(jax.tree.map(jnp.asarray, micro.student), micro.optimizer)
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(7), 2**32 - 1), 0)
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(8))
+    loss = make_loss(micro.problem)
+
+    def gradient(params: Any) -> Any:
+        example = draw(micro.problem, jnp.float32, micro.frozen, micro.images, micro.tokens, keys)
+        return jax.grad(loss, has_aux=True)(params, micro.frozen, example)[0]
+
+    grads = jax.tree.map(np.array, jax.jit(gradient)(state.params))
+    after, _ = micro.run(parts=1, devices=1, steps=1)
+    parameters = [torch.nn.Parameter(torch.from_numpy(np.array(x))) for x in jax.tree.leaves(state.params)]
+    for parameter, grad in zip(parameters, jax.tree.leaves(grads), strict=True):
+        parameter.grad = torch.from_numpy(grad)
+    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    torch.optim.AdamW(parameters, lr=5e-5, betas=(0.9, 0.999), weight_decay=1e-2, eps=1e-8).step()
+    before = jax.tree.leaves(state.params)
+    for old, ours, theirs in zip(before, jax.tree.leaves(after.params), parameters, strict=True):
+        moved, expected = ours - np.asarray(old), theirs.detach().numpy() - np.asarray(old)
+        assert np.linalg.norm(moved - expected) <= 2e-2 * np.linalg.norm(expected) + 1e-9
+    for raw, averaged in zip(jax.tree.leaves(after.params), jax.tree.leaves(after.ema), strict=True):
+        np.testing.assert_array_equal(raw, averaged)  # the first update copies
+
+
+def test_ema_decay_follows_the_reference() -> None:
+    from diffusers.training_utils import EMAModel
+
+    theirs = EMAModel([torch.nn.Parameter(torch.zeros(1))], decay=0.9999)
+    for done in (0, 1, 2, 10, 1000, 10**6):
+        # The reference counts the update that is under way; Diffusers starts its rule one update later.
+        expected = theirs.get_decay(done + 1)
+        assert float(ema_decay(jnp.asarray(done), 0.9999)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_timesteps_cover_all_noise_levels(micro: Micro) -> None:
+    keys = jax.random.split(jax.random.key(0), 8)
+    example = draw(micro.problem, jnp.float32, micro.frozen, micro.images, micro.tokens, keys)
+    assert example.noisy.shape == (8, 8, 8, 4)
+    many = jax.vmap(lambda key: jax.random.randint(jax.random.split(key, 3)[2], (), 0, 1000))(
+        jax.random.split(jax.random.key(1), 4000)
+    )
+    assert (int(many.min()), int(many.max())) < (10, 1000)
+    assert int(many.max()) > 990
+
+
+def test_key_of_an_image_is_its_own(micro: Micro) -> None:
+    keys = jax.random.split(jax.random.key(0), 8)
+    whole = draw(micro.problem, jnp.float32, micro.frozen, micro.images, micro.tokens, keys)
+    part = draw(micro.problem, jnp.float32, micro.frozen, micro.images[3:4], micro.tokens[3:4], keys[3:4])
+    np.testing.assert_allclose(whole.noisy[3:4], part.noisy, atol=1e-5)
+    assert int(whole.timesteps[3]) == int(part.timesteps[0])
+    clone = copy.copy(micro.images)
+    clone[:] = clone[:1]  # equal images, other noise
+    same = draw(micro.problem, jnp.float32, micro.frozen, clone, micro.tokens, keys)
+    assert not np.allclose(same.noisy[0], same.noisy[1])
