@@ -43,6 +43,7 @@ CONTEXT = 32
 SD_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 V1 = {
     "sample_size": 8,
+    "norm_num_groups": 8,  # several channels to a group, as in SD
     "block_out_channels": WIDTHS,
     "attention_head_dim": 4,
     "cross_attention_dim": CONTEXT,
@@ -58,6 +59,7 @@ VAE = {
 }
 MICRO = {
     "sample_size": 8,
+    "norm_num_groups": 8,
     "block_out_channels": (32, 64),
     "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
     "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
@@ -164,7 +166,8 @@ def write_flax_pipeline(
         ("unet", FlaxUNet2DConditionModel, unet or V1, 0),
         ("vae", FlaxAutoencoderKL, vae or VAE, 1),
     ):
-        module = cls(**options)
+        fixed = {key: value for key, value in options.items() if key != "norm_num_groups"}  # 32 in Flax
+        module = cls(**fixed)
         with jax.numpy_dtype_promotion("standard"):
             shapes = jax.eval_shape(module.init_weights, jax.random.key(0))
         module.save_pretrained(folder / name, params=random_tree(shapes, seed))

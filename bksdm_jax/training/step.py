@@ -128,7 +128,8 @@ def make_train_step(
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         (grads, terms), _ = jax.lax.scan(accumulate, zeros, micro_batches)
         grads, terms = jax.tree.map(lambda x: x / parts, (grads, terms))
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        with jax.numpy_dtype_promotion("standard"):  # Optax relies on implicit promotion
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         decay = ema_decay(state.step, ema_bound)
         metrics = terms | {
