@@ -57,7 +57,7 @@ def atomic_file(target: Path) -> Iterator[Path]:
     temporary = target.with_name(f".{target.name}.partial")
     try:
         yield temporary
-        os.replace(temporary, target)
+        temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
 

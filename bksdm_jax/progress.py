@@ -14,7 +14,7 @@ class Progress:
     `every` seconds.
     """
 
-    def __init__(self, what: str, total: int, done: int = 0, every: float = 30.0):
+    def __init__(self, what: str, total: int, done: int = 0, every: float = 30.0) -> None:
         self._what, self._total, self._done, self._every = what, total, done, every
         self._first, self._start, self._last = done, time.monotonic(), time.monotonic()
         self._bar = tqdm(total=total, initial=done, desc=what) if sys.stderr.isatty() else None
@@ -38,6 +38,4 @@ class Progress:
             self._last = now
             rate = (self._done - self._first) / max(now - self._start, 1e-9)
             left = (self._total - self._done) / max(rate, 1e-9)
-            logging.info(
-                "%s: %d of %d, %.2f/s, %.0f s left %s", self._what, self._done, self._total, rate, left, note
-            )
+            logging.info("%s: %d of %d, %.2f/s, %.0f s left %s", self._what, self._done, self._total, rate, left, note)

@@ -1,6 +1,6 @@
 """Sampling as in the paper's evaluation: PNDM, 25 steps, guidance 7.5.
 
-  python -m launch.sample --config=configs/sample.py --config.model=DIR --config.prompt="a red bicycle" --workdir=DIR
+python -m launch.sample --config=configs/sample.py --config.model=DIR --config.prompt="a red bicycle" --workdir=DIR
 """
 
 from ml_collections import config_dict

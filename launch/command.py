@@ -1,4 +1,4 @@
-"""What every binary does: flags to a frozen dataclass to one call; a user's mistake becomes one line, not a traceback."""
+"""What every binary does: flags to a frozen dataclass to one call; a user's mistake becomes one line."""
 
 import dataclasses
 import os
@@ -31,7 +31,7 @@ def run(config_class: type, call: Callable[[Any, Path], None]) -> None:
         for flag, what in ((config, "configs/NAME.py"), (workdir, "a folder")):
             if flag.value is None:
                 raise InputError(f"--{flag.name}: missing; give --{flag.name}={what}")
-        path = Path(config_flags.get_config_filename(flags.FLAGS["config"]))
+        path = Path(config_flags.get_config_filename(flags.FLAGS["config"]).split(":")[0])
         if not path.is_file():
             raise InputError(f"--config: no such file {path}; run from the folder that has configs/")
         logging.set_verbosity(logging.INFO)
@@ -112,9 +112,7 @@ def _parse(argv: list[str]) -> list[str]:
 
 def _worth_reading(record: logging.logging.LogRecord) -> bool:
     """Warnings, and what this package and clu's metric writer say; Orbax tells of every file it touches."""
-    return record.levelno >= logging.logging.WARNING or any(
-        part in record.pathname for part in ("bksdm_jax", "clu")
-    )
+    return record.levelno >= logging.logging.WARNING or any(part in record.pathname for part in ("bksdm_jax", "clu"))
 
 
 def quiet_libraries() -> None:

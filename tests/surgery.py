@@ -54,9 +54,7 @@ PAPER = {
     "no_mid": {"layers": "all", "mid": False, "outermost": True},
 }
 
-ONE_STAGE = (
-    "down_blocks.1.resnets.1, down_blocks.1.attentions.1, up_blocks.2.resnets.1, up_blocks.2.attentions.1"
-)
+ONE_STAGE = "down_blocks.1.resnets.1, down_blocks.1.attentions.1, up_blocks.2.resnets.1, up_blocks.2.attentions.1"
 ATTENTIONS = "down_blocks.1.attentions.0,up_blocks.3.attentions.2,mid_block.attentions.0,mid_block.resnets.1"
 
 

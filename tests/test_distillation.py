@@ -55,9 +55,7 @@ class Twin:
         theirs = self.teacher(noisy, t, text).sample
         task = functional.mse_loss(ours, target)
         output = functional.mse_loss(ours, theirs)
-        feature = sum(
-            functional.mse_loss(self.caught["student"][s], self.caught["teacher"][t]) for t, s in self.pairs
-        )
+        feature = sum(functional.mse_loss(self.caught["student"][s], self.caught["teacher"][t]) for t, s in self.pairs)
         return {"loss_task": task, "loss_output": output, "loss_feature": feature, "loss": task + output + feature}
 
 

@@ -35,7 +35,9 @@ def stand_in(x, t, backend):
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("name", SAMPLERS)
-@pytest.mark.parametrize(("spacing", "steps"), [*((spacing, 25) for spacing in SPACINGS), ("leading", 1), ("leading", 7)])
+@pytest.mark.parametrize(
+    ("spacing", "steps"), [*((spacing, 25) for spacing in SPACINGS), ("leading", 1), ("leading", 7)]
+)
 def test_latents_match_diffusers(name: str, prediction: str, spacing: str, steps: int) -> None:
     scheduler = SCHEDULERS[name](
         **tiny.SD_BETAS,
@@ -67,9 +69,7 @@ def test_ddim_clips_where_its_config_says_so() -> None:
         theirs = scheduler.step(stand_in(theirs, t, torch), t, theirs).prev_sample
     schedule = schedule_from_diffusers(scheduler.config)
     assert schedule.clip_range == 1.0
-    ours = SAMPLERS["ddim"](
-        lambda x, t: stand_in(x, t.astype(jnp.float32), jnp), jnp.asarray(noise), schedule, 5
-    )
+    ours = SAMPLERS["ddim"](lambda x, t: stand_in(x, t.astype(jnp.float32), jnp), jnp.asarray(noise), schedule, 5)
     assert np.abs(np.asarray(ours) - theirs.numpy()).max() <= 1e-5 * np.abs(theirs.numpy()).max()
 
 
@@ -121,9 +121,7 @@ def test_images_do_not_depend_on_batch_size(micro_teacher: Path) -> None:
     config = SamplerConfig(steps=3, guidance_scale=4.0, resolution=16, seed=5)
     generate = jax.jit(make_generate(networks, config))
     prompts = list(enumerate(["a red cat", "the rocket", "a cup", "space", "blue"]))
-    runs = [
-        dict(generate_images(generate, params, pipeline.tokenizer, config, prompts, size)) for size in (1, 2, 5)
-    ]
+    runs = [dict(generate_images(generate, params, pipeline.tokenizer, config, prompts, size)) for size in (1, 2, 5)]
     for run in runs[1:]:
         assert list(run) == [0, 1, 2, 3, 4]
         for index, image in run.items():

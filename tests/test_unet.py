@@ -109,7 +109,9 @@ def test_features_are_captured_only_on_request(teachers: dict[str, UNet2DConditi
         return UNet(config).apply({"params": params}, **values, mutable=[FEATURES])[0]
 
     assert str(jax.make_jaxpr(plain)(params)) == str(jax.make_jaxpr(watched)(params))
-    features = jax.eval_shape(lambda p: captured(UNet(config).apply(p, **values, mutable=[FEATURES])[1]), {"params": params})
+    features = jax.eval_shape(
+        lambda p: captured(UNet(config).apply(p, **values, mutable=[FEATURES])[1]), {"params": params}
+    )
     shapes = {name: leaf.shape for name, leaf in features.items()}
     assert shapes["down_blocks.0"] == (2, 4, 4, 32)
     assert shapes["down_blocks.3"] == (2, 1, 1, 64)

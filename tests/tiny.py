@@ -67,7 +67,9 @@ MICRO = {
     "cross_attention_dim": CONTEXT,
     "layers_per_block": 2,
 }
-MICRO_STUDENT = "down_blocks.0.resnets.1,down_blocks.0.attentions.1,up_blocks.1.resnets.1,up_blocks.1.attentions.1,mid_block"
+MICRO_STUDENT = (
+    "down_blocks.0.resnets.1,down_blocks.0.attentions.1,up_blocks.1.resnets.1,up_blocks.1.attentions.1,mid_block"
+)
 MICRO_VAE = {
     "block_out_channels": (32, 32),
     "down_block_types": ("DownEncoderBlock2D",) * 2,
@@ -94,9 +96,7 @@ def randomize(module: torch.nn.Module, seed: int) -> torch.nn.Module:
 def flax_params(module: torch.nn.Module, shapes: Any) -> dict[str, Any]:
     """A PyTorch module's weights as the Flax parameters of the given shapes."""
     state = {names.current_name(name): tensor.numpy() for name, tensor in module.state_dict().items()}
-    return trees.unflatten(
-        {path: names.to_flax(path, state[names.torch_name(path)]) for path in trees.flatten(shapes)}
-    )
+    return trees.unflatten({path: names.to_flax(path, state[names.torch_name(path)]) for path in trees.flatten(shapes)})
 
 
 def text_encoder(seed: int = 2, activation: str = "quick_gelu", layers: int = 2) -> CLIPTextModel:
@@ -203,9 +203,7 @@ def write_flax_text_encoder(folder: Path, model: CLIPTextModel) -> None:
             kind = leaf
         tree["text_model", *path, kind] = np.ascontiguousarray(array)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "flax_model.msgpack").write_bytes(
-        serialization.msgpack_serialize(traverse_util.unflatten_dict(tree))
-    )
+    (folder / "flax_model.msgpack").write_bytes(serialization.msgpack_serialize(traverse_util.unflatten_dict(tree)))
     model.config.save_pretrained(folder)
 
 

@@ -71,7 +71,7 @@ def unet_cost(config: UNetConfig, latent_size: int) -> dict[str, StageCost]:
     groups = {"conv_in": "input", "time_embedding": "input", "conv_norm_out": "output", "conv_out": "output"}
 
     def stage(path: str) -> str:
-        head = path.split("/")[0]
+        head = path.split("/", maxsplit=1)[0]
         return groups.get(head, dotted(head))
 
     names = ["input", *config.stages(), "output"]

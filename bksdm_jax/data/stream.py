@@ -10,6 +10,8 @@ from bksdm_jax.data.image_folder import Example, load_image
 from bksdm_jax.errors import InputError
 from bksdm_jax.weights.tokenizer import Tokenizer
 
+_ENDLESS = 2**48  # examples
+
 
 @dataclasses.dataclass(frozen=True)
 class StreamConfig:
@@ -66,7 +68,8 @@ def training_batches(
             image = image[:, ::-1]
         return {"images": image, "tokens": tokenizer([example.text])[0]}
 
-    dataset = grain.MapDataset.source(examples).seed(config.seed).shuffle().repeat().random_map(load)
+    epochs = max(1, _ENDLESS // len(examples))  # Grain can't slice a dataset without an end
+    dataset = grain.MapDataset.source(examples).seed(config.seed).shuffle().repeat(epochs).random_map(load)
     # Micro-batches first, so that an image meets the same noise however many processes there are.
     dataset = dataset.batch(share)[index::count].batch(config.accumulation)[start_step:]
     return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=8, prefetch_buffer_size=16)))

@@ -23,10 +23,7 @@ def guided(
     Returns:
         (latents, timestep []) -> float32 prediction.
     """
-    if scale <= 1.0:
-        states = text
-    else:
-        states = jnp.concatenate([empty, text])
+    states = text if scale <= 1.0 else jnp.concatenate([empty, text])
 
     def predict(x: jax.Array, t: jax.Array) -> jax.Array:
         batch = states.shape[0]

@@ -23,7 +23,7 @@ def _cosine_betas(start: float, end: float, count: int) -> np.ndarray:
 
 
 BETAS: dict[str, Callable[[float, float, int], np.ndarray]] = {
-    "linear": lambda start, end, count: np.linspace(start, end, count),
+    "linear": np.linspace,
     "scaled_linear": lambda start, end, count: np.linspace(start**0.5, end**0.5, count) ** 2,
     "squaredcos_cap_v2": _cosine_betas,
 }

@@ -7,9 +7,7 @@ from flax import linen as nn
 from bksdm_jax.models.layers import GroupNorm, LayerNorm, conv
 
 
-def attend(
-    query: jax.Array, key: jax.Array, value: jax.Array, heads: int, causal: bool = False
-) -> jax.Array:
+def attend(query: jax.Array, key: jax.Array, value: jax.Array, heads: int, causal: bool = False) -> jax.Array:
     """Multi-head attention, softmax(Q K^T / sqrt(D)) V, softmax in float32.
 
     Args:

@@ -83,9 +83,7 @@ class SelfAttention(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         width = x.shape[-1]
-        query, key, value = (
-            nn.Dense(width, dtype=self.dtype, name=name)(x) for name in ("q_proj", "k_proj", "v_proj")
-        )
+        query, key, value = (nn.Dense(width, dtype=self.dtype, name=name)(x) for name in ("q_proj", "k_proj", "v_proj"))
         out = attend(query, key, value, self.heads, causal=True)
         return nn.Dense(width, dtype=self.dtype, name="out_proj")(out)
 

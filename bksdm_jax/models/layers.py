@@ -1,4 +1,7 @@
-"""Convolutional blocks shared by the U-Net and the VAE. Arrays are [B, H, W, C]; parameter names are Diffusers' Flax ones."""
+"""Convolutional blocks shared by the U-Net and the VAE.
+
+Arrays are [B, H, W, C]; parameter names are those of Diffusers' Flax checkpoints.
+"""
 
 import math
 
@@ -36,9 +39,7 @@ def conv(features: int, size: int, name: str, dtype: jnp.dtype, stride: int = 1)
     return nn.Conv(features, (size, size), (stride, stride), padding=size // 2, dtype=dtype, name=name)
 
 
-def timestep_embedding(
-    timesteps: jax.Array, width: int, flip_sin_to_cos: bool, freq_shift: float
-) -> jax.Array:
+def timestep_embedding(timesteps: jax.Array, width: int, flip_sin_to_cos: bool, freq_shift: float) -> jax.Array:
     """Sinusoids of the timestep (Vaswani et al. 2017, section 3.5), in float32.
 
     Args:

@@ -135,14 +135,10 @@ def block_table(config: UNetConfig) -> tuple[tuple[Block, ...], tuple[Skip, ...]
             if "R" in pair:
                 skip = skips.pop() if side == "up" and skips else None
                 pops = side == "up"
-                rows.append(
-                    Block(name, f"resnets.{j}", "resnet", width, stage.width, level, pops=pops, skip=skip)
-                )
+                rows.append(Block(name, f"resnets.{j}", "resnet", width, stage.width, level, pops=pops, skip=skip))
                 width = stage.width
             if "A" in pair:
-                rows.append(
-                    Block(name, f"attentions.{j}", "attention", width, stage.width, level, stage.heads)
-                )
+                rows.append(Block(name, f"attentions.{j}", "attention", width, stage.width, level, stage.heads))
             if "R" in pair and side == "down":
                 push()
         if stage.sampler:

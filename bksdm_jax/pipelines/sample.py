@@ -71,9 +71,7 @@ def sample(config: SampleConfig, workdir: Path) -> int:
     record = dataclasses.asdict(config) | {"texts": [prompt.text for prompt in prompts]}
     require_same(workdir, record, _MAY_CHANGE)
     pipeline = load_pipeline(config.model)
-    networks = Architectures(
-        pipeline.unet.config, pipeline.vae.config, pipeline.text_encoder.config, pipeline.schedule
-    )
+    networks = Architectures(pipeline.unet.config, pipeline.vae.config, pipeline.text_encoder.config, pipeline.schedule)
     sampler = SamplerConfig(
         config.steps,
         config.guidance_scale,

@@ -67,9 +67,7 @@ def starting_noise(seed: int, indices: jax.Array, shape: tuple[int, ...]) -> jax
     return jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), shape, jnp.float32))(indices)
 
 
-def make_generate(
-    networks: Architectures, config: SamplerConfig, dtype: jnp.dtype = jnp.float32
-) -> Generate:
+def make_generate(networks: Architectures, config: SamplerConfig, dtype: jnp.dtype = jnp.float32) -> Generate:
     """Builds the program that makes images; jit it, or call it inside another.
 
     Raises:

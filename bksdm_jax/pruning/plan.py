@@ -95,10 +95,8 @@ def plan_removal(teacher: UNetConfig, removed: tuple[str, ...]) -> RemovalPlan:
     def side(prefix: str) -> tuple[Stage, ...]:
         return tuple(stage for name, (_, stage, _) in kept.items() if name.startswith(prefix))
 
-    student = dataclasses.replace(
-        teacher, down=side("down"), mid=next(iter(side("mid")), None), up=side("up")
-    )
-    rows, unused = block_table(student)
+    student = dataclasses.replace(teacher, down=side("down"), mid=next(iter(side("mid")), None), up=side("up"))
+    rows, _ = block_table(student)
     sources = [source for name in student.stages() for source in kept[name][2]]
     blocks = tuple((row.name, source) for row, source in zip(rows, sources, strict=True))
     _require_fit(teacher, student, dict(blocks))

@@ -13,7 +13,7 @@ from bksdm_jax.training.state import TrainState
 class Checkpoints:
     """The checkpoints of one run; use as a context manager, whose end waits for what is being written."""
 
-    def __init__(self, folder: Path, keep: int):
+    def __init__(self, folder: Path, keep: int) -> None:
         """`keep`: how many of the newest stay; 0 keeps all."""
         options = ocp.CheckpointManagerOptions(max_to_keep=keep or None, create=True)
         self._folder, self._manager = folder, ocp.CheckpointManager(folder.absolute(), options=options)

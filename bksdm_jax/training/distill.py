@@ -137,9 +137,7 @@ def _train(
     architectures = Architectures(
         pipeline.unet.config, pipeline.vae.config, pipeline.text_encoder.config, pipeline.schedule
     )
-    problem = Problem(
-        plan, architectures.vae, architectures.text_encoder, architectures.schedule, config.loss
-    )
+    problem = Problem(plan, architectures.vae, architectures.text_encoder, architectures.schedule, config.loss)
     optimizer = make_optimizer(config.optimizer)
     step = make_train_step(problem, optimizer, config.optimizer.ema_decay, config.seed, dtype)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)

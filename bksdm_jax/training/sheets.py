@@ -40,7 +40,7 @@ class Sheets:
         teacher: Architectures,
         student: Architectures,
         dtype: jnp.dtype,
-    ):
+    ) -> None:
         """Nothing is compiled before the first sheet; settings that can't work raise `InputError` here."""
         self._folder, self._tokenizer, self._sampler = folder, tokenizer, sampler
         self._prompts = list(enumerate(prompts))
@@ -59,7 +59,5 @@ class Sheets:
         save_png(self._folder / f"step_{step:06d}.png", grid([self._teacher_row, row]))
 
     def _row(self, generate: Generate, params: dict[str, Any]) -> np.ndarray:
-        images = generate_images(
-            generate, params, self._tokenizer, self._sampler, self._prompts, len(self._prompts)
-        )
+        images = generate_images(generate, params, self._tokenizer, self._sampler, self._prompts, len(self._prompts))
         return np.stack([image for _, image in images])  # [N, H, W, 3]

@@ -48,7 +48,9 @@ class Example:
     context: jax.Array  # [M, T, K]
 
 
-def draw(problem: Problem, dtype: jnp.dtype, frozen: Frozen, images: jax.Array, tokens: jax.Array, keys: Any) -> Example:
+def draw(
+    problem: Problem, dtype: jnp.dtype, frozen: Frozen, images: jax.Array, tokens: jax.Array, keys: Any
+) -> Example:
     """Encodes images [M, H, W, 3] and tokens [M, T], and adds noise; row i is drawn with `keys[i]` alone."""
     mean, log_variance = VAE(problem.vae, dtype).apply({"params": frozen["vae"]}, to_unit(images), method="encode")
     count, shape = problem.schedule.train_steps, mean.shape[1:]

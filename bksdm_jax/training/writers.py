@@ -19,7 +19,7 @@ class CsvWriter(metric_writers.MetricWriter):
     continues from, and will be written again.
     """
 
-    def __init__(self, path: Path, last_step: int):
+    def __init__(self, path: Path, last_step: int) -> None:
         self._path = path
         self._columns: list[str] | None = None
         if path.is_file():
@@ -36,17 +36,17 @@ class CsvWriter(metric_writers.MetricWriter):
         if new:
             writer.writeheader()
         writer.writerow(row)
-        with open(self._path, "a", encoding="utf-8", newline="") as file:
+        with self._path.open("a", encoding="utf-8", newline="") as file:
             file.write(buffer.getvalue())
 
     def _keep_until(self, last_step: int) -> None:
-        with open(self._path, encoding="utf-8", newline="") as file:
+        with self._path.open(encoding="utf-8", newline="") as file:
             rows = list(csv.reader(file))
         if not rows:
             return
         self._columns = rows[0]
         whole = [row for row in rows[1:] if len(row) == len(rows[0]) and int(row[0]) <= last_step]
-        with atomic_file(self._path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+        with atomic_file(self._path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows([rows[0], *whole])
 
     def write_summaries(self, step: int, values: Any, metadata: Any = None) -> None:

@@ -83,5 +83,3 @@ WRITERS: dict[str, Callable[[Path, Mapping[str, Any]], None]] = {
 
 def _as_numpy(params: Mapping[str, Any]) -> dict[str, Any]:
     return trees.unflatten({name: np.asarray(leaf) for name, leaf in trees.flatten(params).items()})
-
-

@@ -12,14 +12,12 @@ from bksdm_jax.errors import InputError
 class Tokenizer:
     """Captions to token ids, padded and cut to the text encoder's length as Diffusers does."""
 
-    def __init__(self, tokenizer: CLIPTokenizer, max_length: int):
+    def __init__(self, tokenizer: CLIPTokenizer, max_length: int) -> None:
         self._tokenizer, self._max_length = tokenizer, max_length
 
     def __call__(self, captions: Sequence[str]) -> np.ndarray:
         """Captions -> int32 [len(captions), max_length]."""
-        encoded = self._tokenizer(
-            list(captions), padding="max_length", max_length=self._max_length, truncation=True
-        )
+        encoded = self._tokenizer(list(captions), padding="max_length", max_length=self._max_length, truncation=True)
         return np.asarray(encoded["input_ids"], np.int32)
 
     def __len__(self) -> int:

@@ -1,0 +1,49 @@
+# PYTHON       the interpreter that makes the virtual environment, 3.11 or newer
+# ACCELERATOR  cuda13 or tpu: what `make install` installs JAX for; empty: CPU
+# TORCH_INDEX  a pip index with CPU builds of PyTorch (tests only); empty: pip's own, which on Linux may bring CUDA
+PYTHON ?= python3
+VENV ?= .venv
+ACCELERATOR ?=
+TORCH_INDEX ?=
+WORKERS ?= 2
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: install test lint format lock clean
+
+install: $(VENV)/.installed-$(ACCELERATOR)
+
+$(VENV)/.installed-$(ACCELERATOR): pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable .$(if $(ACCELERATOR),[$(ACCELERATOR)])
+	touch $@
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.tests-installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	$(PIP) --editable .[test]
+	touch $@
+
+# The whole suite, offline, on eight fake CPU devices.
+test: $(VENV)/.tests-installed
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+lint: $(VENV)/.tests-installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.tests-installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Brings every dependency to its newest allowed version and writes down what that is.
+lock:
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) 'torch==2.13.0'
+	$(BIN)/python -m pip install --quiet --editable .[test]
+	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > constraints.txt
+
+clean:
+	rm -rf $(VENV) .jax_cache .pytest_cache .ruff_cache bksdm_jax.egg-info

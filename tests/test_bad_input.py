@@ -1,0 +1,104 @@
+"""What a run refuses at the door: one line, and nothing written."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import jax
+import pytest
+
+from bksdm_jax.errors import InputError
+from bksdm_jax.pipelines.sample import SampleConfig, sample
+from bksdm_jax.training import distill as distill_module
+from bksdm_jax.training.distill import TrainConfig, distill
+from bksdm_jax.training.sharding import make_mesh
+from tests import tiny
+
+
+@pytest.fixture
+def settings(micro_teacher: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
+    """A run that would work, on one device."""
+    monkeypatch.setattr(distill_module, "make_mesh", lambda fsdp: make_mesh(fsdp, jax.devices()[:1]))
+    return TrainConfig(
+        str(micro_teacher), tiny.MICRO_STUDENT, str(photographs), resolution=16, batch_size=2, accumulation=1
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"teacher": "/no/such/place"}, "/no/such/place: no such pipeline folder"),
+        ({"data": "/no/such/place"}, "/no/such/place: no such folder"),
+        ({"student": "bk_huge"}, "bk_huge"),
+        ({"student": "down_blocks.0.resnets.1"}, "can't work"),
+        ({"student": "down_blocks.0.attentions.1"}, "can't express"),
+        ({"student_init": "techer"}, "did you mean 'teacher'?"),
+        ({"dtype": "float16"}, "known: float32, bfloat16"),
+        ({"format": "bin"}, "known: safetensors, flax"),
+        ({"resolution": 18}, "resolution: 18 pixels; this model needs a multiple of 4"),
+        ({"batch_size": 3, "accumulation": 2}, "batch_size: 3 doesn't divide by accumulation 2"),
+        ({"accumulation": 0}, "accumulation: 0; expected at least 1"),
+        ({"steps": 0}, "steps: 0; expected at least 1"),
+        ({"fsdp": 2}, "fsdp: 2 doesn't divide the 1 devices"),
+    ],
+)
+def test_runs_that_cannot_work_write_nothing(settings: TrainConfig, tmp_path: Path, change: dict, said: str) -> None:
+    with pytest.raises(InputError) as error:
+        distill(dataclasses.replace(settings, **change), tmp_path / "run")
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_with_other_things_is_not_a_workdir(settings: TrainConfig, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").touch()
+    with pytest.raises(InputError, match="not empty"):
+        distill(settings, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_an_unreadable_image_is_named(settings: TrainConfig, photographs: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(photographs, tmp_path / "data")
+    (data / "coffee.png").write_bytes(b"not an image")
+    with pytest.raises(InputError, match=r"coffee\.png: not a readable image"):
+        distill(dataclasses.replace(settings, data=str(data), steps=6), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({}, "give either prompts"),
+        ({"prompt": "a cat", "prompts": "cats.txt"}, "give either prompts"),
+        ({"prompts": "/no/such/list.txt"}, "/no/such/list.txt: can't be read"),
+        ({"prompt": "a cat", "sampler": "pmdm"}, "did you mean 'pndm'?"),
+        ({"prompt": "a cat", "steps": 2000}, "2000 sampler steps"),
+        ({"prompt": "a cat", "resolution": 15}, "resolution: 15 pixels"),
+        ({"prompt": "a cat", "batch_size": 0}, "batch_size: 0"),
+        ({"prompt": "a cat", "dtype": "half"}, "dtype"),
+        ({"prompt": "a cat", "model": "/no/such/model"}, "no such pipeline folder"),
+    ],
+)
+def test_sampling_that_cannot_work_writes_nothing(micro_teacher: Path, tmp_path: Path, change: dict, said: str) -> None:
+    config = SampleConfig(**{"model": str(micro_teacher)} | change)
+    with pytest.raises(InputError) as error:
+        sample(config, tmp_path / "images")
+    assert said in str(error.value)
+    assert not (tmp_path / "images").exists()
+
+
+def test_sampling_goes_on_where_it_stopped(micro_teacher: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a cat\na rocket\nspace\n")
+    config = SampleConfig(str(micro_teacher), prompts=str(tmp_path / "prompts.txt"), steps=2, batch_size=2)
+    out = tmp_path / "out"
+    assert sample(config, out) == 3
+    before = {path.name: path.read_bytes() for path in (out / "images").iterdir()}
+    assert sorted(before) == ["000000.png", "000001.png", "000002.png"]
+    (out / "images" / "000001.png").unlink()
+    (out / "metadata.csv").unlink()
+    kept = (out / "images" / "000000.png").stat().st_mtime_ns
+    sample(dataclasses.replace(config, batch_size=1), out)
+    assert (out / "images" / "000000.png").stat().st_mtime_ns == kept
+    assert {path.name for path in (out / "images").iterdir()} == set(before)
+    assert (out / "metadata.csv").read_text().splitlines()[1] == "images/000000.png,a cat"
+    with pytest.raises(InputError, match="seed 0, not 3"):
+        sample(dataclasses.replace(config, seed=3), out)

@@ -1,0 +1,198 @@
+"""Images, captions and prompts as people have them, and the stream of batches."""
+
+import codecs
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bksdm_jax.data.image_folder import load_image, read_image_folder
+from bksdm_jax.data.stream import StreamConfig, training_batches
+from bksdm_jax.data.tables import read_prompts
+from bksdm_jax.errors import InputError
+from tests import tiny
+
+
+def test_photographs_are_read(photographs: Path) -> None:
+    examples = read_image_folder(photographs)
+    assert [example.text for example in examples] == list(tiny.PHOTOGRAPHS.values())
+    image = load_image(examples[0].path, 64)
+    assert (image.shape, image.dtype) == ((64, 64, 3), np.uint8)
+
+
+@pytest.mark.parametrize("size", [(100, 60), (60, 100), (64, 64), (20, 33), (641, 427)])
+def test_transform_is_the_references(tmp_path: Path, size: tuple[int, int]) -> None:
+    """Resize of the short side and centre crop as torchvision does them on a Pillow image (its rules, redone)."""
+    generator = np.random.default_rng()
+    image = Image.fromarray(generator.integers(0, 256, (size[1], size[0], 3), np.uint8))
+    image.save(tmp_path / "image.png")
+    width, height = size
+    new = (64, int(64 * height / width)) if width <= height else (int(64 * width / height), 64)
+    resized = image.resize(new, Image.Resampling.BILINEAR)
+    left, top = round((new[0] - 64) / 2.0), round((new[1] - 64) / 2.0)
+    expected = np.asarray(resized.crop((left, top, left + 64, top + 64)))
+    np.testing.assert_array_equal(load_image(tmp_path / "image.png", 64), expected)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "I;16", "1"])
+def test_any_colour_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
+    if mode == "I;16":
+        image = Image.fromarray(np.arange(900, dtype=np.uint16).reshape(30, 30))
+    else:
+        image = Image.new(mode, (30, 30))
+    image.save(tmp_path / "image.tiff")
+    assert load_image(tmp_path / "image.tiff", 16).shape == (16, 16, 3)
+
+
+def test_exif_rotation_is_applied(tmp_path: Path) -> None:
+    picture = np.zeros((20, 40, 3), np.uint8)
+    picture[:, :20] = 255
+    image = Image.fromarray(picture)
+    exif = image.getexif()
+    exif[0x0112] = 6  # rotate by 90 degrees clockwise to view
+    image.save(tmp_path / "image.png", exif=exif)
+    upright = load_image(tmp_path / "image.png", 20)
+    assert upright[:8].mean() > 200
+    assert upright[-8:].mean() < 50
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", None])
+def test_unreadable_images_name_their_file(tmp_path: Path, photographs: Path, content: bytes | None) -> None:
+    if content is None:
+        whole = (photographs / "coffee.png").read_bytes()
+        content = whole[: len(whole) // 2]
+    (tmp_path / "bad.png").write_bytes(content)
+    with pytest.raises(InputError, match=r"bad\.png: not a readable image"):
+        load_image(tmp_path / "bad.png", 64)
+
+
+def test_image_bombs_are_refused_before_they_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (300, 300)).save(tmp_path / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300 * 300 - 1)
+    with pytest.raises(InputError, match="bomb"):
+        load_image(tmp_path / "bomb.png", 64)
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ("", "no column 'file_name'"),
+        ("file_name,text\n", "no rows"),
+        ("file,text\na.png,cat\n", "no column 'file_name' (did you mean 'file'?)"),
+        ("file_name,text\nmissing.png,cat\n", "row 1 names 'missing.png'"),
+        ("file_name,text\n../secret.png,cat\n", "row 1 names '../secret.png'"),
+        ("file_name,text\na.png\n", "line 2 has no text"),
+        ('file_name,text\na.png,"cat\n', "not a readable CSV"),
+        ("file_name,text\na\0.png,cat\n", "metadata.csv"),
+    ],
+)
+def test_bad_tables_are_refused(tmp_path: Path, table: str, said: str) -> None:
+    (tmp_path / "secret.png").touch()
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "a.png").touch()
+    (folder / "metadata.csv").write_text(table)
+    with pytest.raises(InputError) as error:
+        read_image_folder(folder)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_data_is_told(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such folder"):
+        read_image_folder(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"metadata\.csv: can't be read"):
+        read_image_folder(tmp_path)
+
+
+def test_tables_with_marks_quotes_and_windows_line_ends(tmp_path: Path) -> None:
+    (tmp_path / "a b.png").touch()
+    text = 'file_name,text\r\na b.png,"a ""red"" cat,\nété 🐱"\r\n'
+    (tmp_path / "metadata.csv").write_bytes(codecs.BOM_UTF8 + text.encode())
+    assert read_image_folder(tmp_path)[0].text == 'a "red" cat,\nété 🐱'
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_prompts_in_any_unicode_encoding(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_bytes("a cat\r\n\r\n  été 🐱\u2028猫 \n\n".encode(encoding))
+    assert [prompt.text for prompt in read_prompts(path)] == ["a cat", "été 🐱\u2028猫"]
+
+
+def test_prompts_from_csv_keep_their_file_names(tmp_path: Path) -> None:
+    path = tmp_path / "captions.csv"
+    path.write_text("file_name,text\ncoco/1.jpg,a cat\n../2.jpg,\n")
+    assert [(prompt.source, prompt.text) for prompt in read_prompts(path)] == [
+        ("coco/1.jpg", "a cat"),
+        ("../2.jpg", ""),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("empty.txt", b"", "no prompts"),
+        ("blank.txt", b"\n \r\n", "no prompts"),
+        ("latin.txt", "a cat\nété\n".encode("latin-1"), "line 2 is not utf-8"),
+        ("prompts.json", b"[]", "a .txt file"),
+        ("empty.csv", b"", "no column"),
+        ("odd16.txt", codecs.BOM_UTF16_LE + b"a", "is not utf-16"),
+    ],
+)
+def test_bad_prompt_files_are_refused(tmp_path: Path, name: str, content: bytes, said: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError) as error:
+        read_prompts(tmp_path / name)
+    assert str(error.value).startswith(str(tmp_path / name))
+    assert said in str(error.value)
+
+
+def first(photographs: Path, steps: int, start: int = 0, process: tuple[int, int] = (0, 1), **changes: int) -> list:
+    settings = {"resolution": 16, "batch_size": 4, "accumulation": 2, "flip": True, "seed": 3} | changes
+    batches = training_batches(
+        read_image_folder(photographs),
+        lambda captions: np.array([[len(caption)] for caption in captions], np.int32),
+        StreamConfig(**settings),
+        start,
+        process,
+    )
+    return [next(batches) for _ in range(steps)]
+
+
+def test_stream_follows_from_seed_and_step(photographs: Path) -> None:
+    whole = first(photographs, 6)
+    assert whole[0]["images"].shape == (2, 2, 16, 16, 3)
+    assert whole[0]["tokens"].shape == (2, 2, 1)
+    for batch, again in zip(whole[4:], first(photographs, 2, start=4), strict=True):
+        np.testing.assert_array_equal(batch["images"], again["images"])
+        np.testing.assert_array_equal(batch["tokens"], again["tokens"])
+    other = first(photographs, 1, seed=4)[0]
+    assert not np.array_equal(whole[0]["images"], other["images"])
+
+
+def test_an_epoch_shows_every_image_once_and_flips_half(photographs: Path) -> None:
+    batches = first(photographs, 90, batch_size=2, accumulation=1)
+    for epoch in range(30):
+        lengths = np.concatenate([batch["tokens"].ravel() for batch in batches[3 * epoch : 3 * epoch + 3]])
+        assert sorted(lengths) == sorted(len(caption) for caption in tiny.PHOTOGRAPHS.values())
+    plain = {len(e.text): load_image(e.path, 16) for e in read_image_folder(photographs)}
+    flipped = [
+        not np.array_equal(image, plain[int(tokens[0])])
+        for batch in batches
+        for image, tokens in zip(batch["images"][0], batch["tokens"][0], strict=True)
+    ]
+    assert 60 < sum(flipped) < 120
+
+
+def test_processes_share_each_micro_batch(photographs: Path) -> None:
+    whole = first(photographs, 3)
+    parts = [first(photographs, 3, process=(index, 2)) for index in range(2)]
+    for step, batch in enumerate(whole):
+        together = np.concatenate([part[step]["images"] for part in parts], axis=1)
+        np.testing.assert_array_equal(batch["images"], together)
+
+
+def test_batches_must_divide(photographs: Path) -> None:
+    with pytest.raises(InputError, match="batch_size: 4 doesn't divide by accumulation 3"):
+        first(photographs, 1, accumulation=3)

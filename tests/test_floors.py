@@ -1,0 +1,53 @@
+"""Imports point down the floors, and the run-time package does without PyTorch and Diffusers."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FLOORS = {
+    "errors": 0,
+    "dtypes": 0,
+    "files": 0,
+    "images": 0,
+    "progress": 0,
+    "trees": 0,
+    "workdir": 0,
+    "models": 1,
+    "diffusion": 1,
+    "weights": 2,
+    "pruning": 2,
+    "data": 3,
+    "pipelines": 3,
+    "training": 4,
+    "analysis": 4,
+}
+MODULES = sorted((ROOT / "bksdm_jax").rglob("*.py"))
+
+
+def imported(path: Path) -> list[str]:
+    names = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return names
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_down(path: Path) -> None:
+    own = path.relative_to(ROOT / "bksdm_jax").parts[0].removesuffix(".py")
+    for name in imported(path):
+        package, *rest = name.split(".")
+        assert package not in ("torch", "diffusers", "launch", "configs", "tests"), name
+        if package == "bksdm_jax" and own != "__init__":
+            assert rest[0] in FLOORS, f"{rest[0]} has no floor yet"
+            assert FLOORS[rest[0]] <= FLOORS[own], f"{own} imports {name}"
+            assert {own, rest[0]} != {"models", "diffusion"}, "networks and noise schedules don't know each other"
+
+
+def test_configuration_stops_at_the_door() -> None:
+    for path in MODULES:
+        assert not any(name.startswith("ml_collections") for name in imported(path)), path

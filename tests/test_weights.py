@@ -1,0 +1,235 @@
+"""Pipeline folders: read as the original libraries write them, written so that these read them back."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    FlaxAutoencoderKL,
+    FlaxUNet2DConditionModel,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from flax import serialization
+from safetensors.numpy import load_file, save_file
+from transformers import CLIPTextModel
+
+from bksdm_jax import trees
+from bksdm_jax.errors import InputError
+from bksdm_jax.pruning.plan import plan_removal, removed_blocks
+from bksdm_jax.pruning.prune import PruneConfig, prune
+from bksdm_jax.pruning.weights import copy_weights
+from bksdm_jax.weights.pipeline_folder import load_pipeline, write_pipeline
+from tests import tiny
+
+
+def require_equal(ours: Any, theirs: Any) -> None:
+    ours, theirs = trees.flatten(ours), trees.flatten(theirs)
+    assert ours.keys() == theirs.keys()
+    for path, leaf in ours.items():
+        np.testing.assert_array_equal(leaf, theirs[path], err_msg=path)
+
+
+def require_in_pytorch(folder: Path, network: str, module: torch.nn.Module) -> None:
+    """What PyTorch loads from `folder` is, name by name, what we load from it."""
+    params = getattr(load_pipeline(folder), network).params
+    require_equal(tiny.flax_params(module.requires_grad_(False), params), params)
+
+
+@pytest.mark.parametrize("style", ["v1", "v2"])
+def test_a_folder_of_diffusers_flax_classes_is_read(tmp_path: Path, style: str) -> None:
+    options = {"v1": tiny.V1, "v2": tiny.V2}[style]
+    prediction = {"v1": "epsilon", "v2": "v_prediction"}[style]
+    folder = tiny.write_flax_pipeline(tmp_path / "pipeline", options, prediction)
+    pipeline = load_pipeline(folder)
+    for network, name in (
+        ("unet", "diffusion_flax_model"),
+        ("vae", "diffusion_flax_model"),
+        ("text_encoder", "flax_model"),
+    ):
+        raw = serialization.msgpack_restore((folder / network / f"{name}.msgpack").read_bytes())
+        require_equal(getattr(pipeline, network).params, raw)
+    assert pipeline.schedule.prediction == prediction
+    assert pipeline.resolution() == 64
+
+
+def test_a_folder_of_pytorch_diffusers_is_read(torch_teacher: Path) -> None:
+    theirs = StableDiffusionPipeline.from_pretrained(torch_teacher, safety_checker=None)
+    for network in ("unet", "vae", "text_encoder"):
+        require_in_pytorch(torch_teacher, network, getattr(theirs, network))
+    captions = ["a photo of a cat", "", "🚀 été 猫", "the red rocket " * 60]
+    expected = theirs.tokenizer(captions, padding="max_length", max_length=77, truncation=True).input_ids
+    np.testing.assert_array_equal(load_pipeline(torch_teacher).tokenizer(captions), expected)
+
+
+@pytest.mark.parametrize("student", ["bk_base", "bk_tiny"])
+def test_a_safetensors_student_loads_in_pytorch(flax_teacher: Path, tmp_path: Path, student: str) -> None:
+    target = tmp_path / "student"
+    prune(PruneConfig(str(flax_teacher), student), target)
+    pipeline = StableDiffusionPipeline.from_pretrained(target)
+    for network in ("unet", "vae", "text_encoder"):
+        require_in_pytorch(target, network, getattr(pipeline, network))
+    assert pipeline.safety_checker is None
+    pipeline.set_progress_bar_config(disable=True)
+    image = pipeline("a cat", num_inference_steps=2, output_type="np").images
+    assert image.shape == (1, 64, 64, 3)
+    assert np.isfinite(image).all()
+    assert json.loads((target / "removal_plan.json").read_text())["features"]
+    require_in_pytorch(target, "text_encoder", CLIPTextModel.from_pretrained(target / "text_encoder"))
+
+
+def test_a_flax_student_is_read_by_diffusers_flax_classes(flax_teacher: Path, tmp_path: Path) -> None:
+    plan = prune(PruneConfig(str(flax_teacher), "bk_small", format="flax"), tmp_path / "student")
+    teacher = load_pipeline(flax_teacher)
+    with jax.numpy_dtype_promotion("standard"):
+        module, params = FlaxUNet2DConditionModel.from_pretrained(tmp_path / "student" / "unet")
+    require_equal(params, copy_weights(plan, teacher.unet.params))
+    assert module.layers_per_block == 1
+    _, vae = FlaxAutoencoderKL.from_pretrained(tmp_path / "student" / "vae")
+    require_equal(vae, teacher.vae.params)
+    index = json.loads((tmp_path / "student" / "model_index.json").read_text())
+    assert index["_class_name"] == "FlaxStableDiffusionPipeline"
+    assert index["unet"] == ["diffusers", "FlaxUNet2DConditionModel"]
+    require_equal(load_pipeline(tmp_path / "student").unet.params, params)
+
+
+def test_frozen_networks_keep_their_number_format(torch_teacher: Path, tmp_path: Path) -> None:
+    half = shutil.copytree(torch_teacher, tmp_path / "half")
+    path = half / "vae" / "diffusion_pytorch_model.safetensors"
+    save_file({name: array.astype(np.float16) for name, array in load_file(path).items()}, path, {"format": "pt"})
+    prune(PruneConfig(str(half), "no_mid"), tmp_path / "student")
+    written = load_file(tmp_path / "student" / "vae" / "diffusion_pytorch_model.safetensors")
+    assert {array.dtype for array in written.values()} == {np.dtype(np.float16)}
+    for name, array in load_file(path).items():
+        np.testing.assert_array_equal(written[name], array)
+
+
+def test_transformers_4_names_of_the_text_encoder_are_read(torch_teacher: Path, tmp_path: Path) -> None:
+    older = shutil.copytree(torch_teacher, tmp_path / "older")
+    path = older / "text_encoder" / "model.safetensors"
+    tensors = {f"text_model.{name.removeprefix('text_model.')}": array for name, array in load_file(path).items()}
+    tensors["text_model.embeddings.position_ids"] = np.arange(77)[None]
+    save_file(tensors, path, {"format": "pt"})
+    require_equal(load_pipeline(older).text_encoder.params, load_pipeline(torch_teacher).text_encoder.params)
+
+
+def test_one_error_lists_every_name(flax_teacher: Path, torch_teacher: Path, tmp_path: Path) -> None:
+    bad = shutil.copytree(torch_teacher, tmp_path / "bad")
+    path = bad / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    del tensors["conv_in.bias"], tensors["mid_block.resnets.1.conv2.weight"]
+    tensors["extra.weight"] = np.zeros(3, np.float32)
+    tensors["conv_out.bias"] = np.zeros(5, np.float32)
+    save_file(tensors, path, {"format": "pt"})
+    with pytest.raises(InputError) as error:
+        load_pipeline(bad)
+    message = str(error.value)
+    assert message.startswith(str(path))
+    assert "2 missing: " in message
+    for part in ("conv_in.bias", "mid_block.resnets.1.conv2.weight", "1 unexpected: extra.weight"):
+        assert part in message
+    assert "1 mis-shaped: conv_out.bias is (5,), expected (4,)" in message
+    assert "\n" not in message
+
+    bad = shutil.copytree(flax_teacher, tmp_path / "bad flax")
+    path = bad / "unet" / "diffusion_flax_model.msgpack"
+    tree = serialization.msgpack_restore(path.read_bytes())
+    del tree["conv_in"]["bias"]
+    tree["conv_out"]["bias"] = np.zeros(7, np.float32)
+    path.write_bytes(serialization.msgpack_serialize(tree))
+    with pytest.raises(InputError, match=r"1 missing: conv_in/bias; 1 mis-shaped: conv_out/bias is \(7,\)"):
+        load_pipeline(bad)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+BROKEN = {
+    "a missing component": (lambda folder: shutil.rmtree(folder / "vae"), "vae/ missing"),
+    "truncated msgpack": (
+        lambda folder: truncate(folder / "unet" / "diffusion_flax_model.msgpack"),
+        "unet/diffusion_flax_model.msgpack: not a whole Flax msgpack",
+    ),
+    "no msgpack at all": (
+        lambda folder: (folder / "unet" / "diffusion_flax_model.msgpack").write_bytes(b"not a checkpoint"),
+        "not a whole Flax msgpack",
+    ),
+    "a number for a checkpoint": (
+        lambda folder: (folder / "unet" / "diffusion_flax_model.msgpack").write_bytes(b"\x05"),
+        "not a whole Flax msgpack",
+    ),
+    "no weights": (
+        lambda folder: (folder / "text_encoder" / "flax_model.msgpack").unlink(),
+        "text_encoder: no weights; expected model.safetensors or flax_model.msgpack",
+    ),
+    "broken JSON": (lambda folder: truncate(folder / "vae" / "config.json"), "vae/config.json: not valid JSON"),
+    "no config": (lambda folder: (folder / "unet" / "config.json").unlink(), "unet/config.json: can't be read"),
+    "no scheduler config": (
+        lambda folder: (folder / "scheduler" / "scheduler_config.json").unlink(),
+        "scheduler_config.json: can't be read",
+    ),
+    "no tokenizer": (lambda folder: (folder / "tokenizer" / "vocab.json").unlink(), "tokenizer: no tokenizer"),
+    "broken tokenizer": (lambda folder: truncate(folder / "tokenizer" / "vocab.json"), "can't read this tokenizer"),
+}
+
+
+@pytest.mark.parametrize("damage", BROKEN)
+def test_damaged_folders_are_refused(micro_teacher: Path, tmp_path: Path, damage: str) -> None:
+    folder = shutil.copytree(micro_teacher, tmp_path / "pipeline")
+    spoil, said = BROKEN[damage]
+    spoil(folder)
+    with pytest.raises(InputError) as error:
+        prune(PruneConfig(str(folder), "mid_block"), tmp_path / "student")
+    assert said in str(error.value)
+    assert str(folder) in str(error.value)
+    assert "\n" not in str(error.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["pipeline"]
+
+
+def test_truncated_safetensors_are_refused(torch_teacher: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(torch_teacher, tmp_path / "pipeline")
+    truncate(folder / "vae" / "diffusion_pytorch_model.safetensors")
+    with pytest.raises(InputError, match="not a whole safetensors file"):
+        load_pipeline(folder)
+
+
+def test_networks_that_do_not_belong_together_are_refused(micro_teacher: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(micro_teacher, tmp_path / "pipeline")
+    shutil.rmtree(folder / "unet")
+    UNet2DConditionModel(**tiny.MICRO | {"cross_attention_dim": 48}).save_pretrained(folder / "unet")
+    with pytest.raises(InputError, match="cross_attention_dim is 48 but the text_encoder's hidden_size is 32"):
+        load_pipeline(folder)
+
+
+def test_a_student_that_diffusers_cannot_express_is_not_written(micro_teacher: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="can't express"):
+        prune(PruneConfig(str(micro_teacher), "down_blocks.0.attentions.1"), tmp_path / "student")
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_failed_write_leaves_the_old_folder(micro_teacher: Path, tmp_path: Path) -> None:
+    pipeline = load_pipeline(micro_teacher)
+    plan = plan_removal(pipeline.unet.config, removed_blocks("mid_block"))
+    params = copy_weights(plan, pipeline.unet.params)
+    target = tmp_path / "student"
+    write_pipeline(target, pipeline, plan.student, params, "safetensors", {"note.json": 1})
+    with pytest.raises(TypeError):
+        write_pipeline(target, pipeline, plan.student, params, "safetensors", {"note.json": object()})
+    assert [path.name for path in tmp_path.iterdir()] == ["student"]
+    assert json.loads((target / "note.json").read_text()) == 1
+    write_pipeline(target, pipeline, plan.student, params, "safetensors", {"note.json": 2})
+    assert json.loads((target / "note.json").read_text()) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["student"]
+
+
+def test_pruning_into_a_used_folder_is_refused(micro_teacher: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("keep me")
+    with pytest.raises(InputError, match="exists already"):
+        prune(PruneConfig(str(micro_teacher), "mid_block"), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
