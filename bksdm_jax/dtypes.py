@@ -1,5 +1,8 @@
 """The number formats that networks may compute in."""
 
+from contextlib import AbstractContextManager, nullcontext
+
+import jax
 import jax.numpy as jnp
 
 from bksdm_jax.errors import one_of
@@ -12,3 +15,8 @@ def compute_dtype(name: str) -> jnp.dtype:
     if name not in DTYPES:
         raise one_of("dtype", name, DTYPES)
     return DTYPES[name]
+
+
+def exact_products(name: str) -> AbstractContextManager[None]:
+    """While entered, float32 means float32: GPUs and TPUs multiply float32 in shorter formats unless told."""
+    return jax.default_matmul_precision("highest") if name == "float32" else nullcontext()

@@ -1,6 +1,7 @@
 """The one error type that a user is meant to read."""
 
 import difflib
+import math
 from collections.abc import Iterable
 
 
@@ -32,4 +33,40 @@ def whole_number(source: str, key: str, value: object, least: int = 1) -> int:
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise InputError(f"{source}: {key} is {value!r}; expected a whole number of at least {least}")
+    return value
+
+
+def finite_number(source: str, key: str, value: object, least: float = -math.inf, most: float = math.inf) -> float:
+    """`value` as a float, if it is a finite number in [least, most].
+
+    Raises:
+        InputError: naming `source` and `key` otherwise.
+    """
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or not least <= value <= most:
+        span = "" if (least, most) == (-math.inf, math.inf) else f" in [{least:g}, {most:g}]"
+        raise InputError(f"{source}: {key} is {value!r}; expected a finite number{span}")
+    return float(value)
+
+
+def true_or_false(source: str, key: str, value: object) -> bool:
+    """`value`, if it is a bool.
+
+    Raises:
+        InputError: naming `source` and `key` otherwise.
+    """
+    if not isinstance(value, bool):
+        raise InputError(f"{source}: {key} is {value!r}; expected true or false")
+    return value
+
+
+def known_name(source: str, key: str, value: object, known: Iterable[str]) -> str:
+    """`value`, if it is one of the names `known`.
+
+    Raises:
+        InputError: naming `source` and `key`, with the known names, otherwise.
+    """
+    known = list(known)
+    if not isinstance(value, str) or value not in known:
+        raise one_of(f"{source}: {key}", str(value), known)
     return value

@@ -3,9 +3,7 @@
 import codecs
 import contextlib
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,27 +23,31 @@ _BOMS = (
 def atomic_folder(target: Path) -> Iterator[Path]:
     """Yields an empty folder beside `target` that takes its name when the block ends without an error.
 
-    An existing `target` is replaced as a whole; after an error, or a kill, it is as it was.
+    An existing `target` is replaced as a whole; after an error it is as it was. A kill leaves at most a hidden
+    `.NAME.partial` beside it, which the next call clears, or, between two renames, the former folder as `.NAME.old`.
 
     Raises:
-        InputError: the parent of `target` can't be written.
+        InputError: the place can't be written, or an operating system's error in the block.
     """
-    target = Path(target)
+    target = Path(target).resolve()
+    temporary, old = (target.with_name(f".{target.name}.{ending}") for ending in ("partial", "old"))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
-    except OSError as error:
-        raise InputError(f"{target}: can't be written ({error.strerror}); choose another folder") from error
-    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
         yield temporary
-        temporary.chmod(0o777 & ~_umask())
+        shutil.rmtree(old, ignore_errors=True)
         if target.exists():
-            old = temporary.with_suffix(".old")
             target.rename(old)
+        try:
             temporary.rename(target)
-            shutil.rmtree(old)
-        else:
-            temporary.rename(target)
+        except OSError:
+            if old.exists():
+                old.rename(target)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise InputError(f"{target}: can't be written ({error.strerror or error}); choose another place") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -97,15 +99,13 @@ def read_text(path: Path) -> str:
         raise InputError(f"{path}: can't be read ({error.strerror})") from error
     encoding = next((name for mark, name in _BOMS if data.startswith(mark)), "utf-8")
     try:
-        return data.decode(encoding)
+        text = data.decode(encoding)
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise InputError(
             f"{path}: line {line} is not {encoding} (byte 0x{data[error.start]:02x}); save the file as UTF-8"
         ) from error
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    if "\0" in text:
+        line = text[: text.index("\0")].count("\n") + 1
+        raise InputError(f"{path}: line {line} has a NUL character; is it UTF-16? save the file as UTF-8")
+    return text

@@ -22,7 +22,7 @@ def require_same(workdir: Path, settings: Mapping[str, Any], may_change: Collect
     """
     path = workdir / "config.json"
     if not path.exists():
-        if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+        if is_used(workdir):
             raise InputError(f"{workdir}: not empty, and no run of this program; choose another workdir")
         return
     former, present = read_json(path), json.loads(json.dumps(settings))
@@ -32,6 +32,13 @@ def require_same(workdir: Path, settings: Mapping[str, Any], may_change: Collect
                 f"{path}: this workdir's run has {key} {_short(former.get(key))}, not {_short(present.get(key))}; "
                 "choose another workdir"
             )
+
+
+def is_used(folder: Path) -> bool:
+    """Whether something stands at `folder` already, other than an empty folder; hidden files don't count."""
+    if not folder.is_dir():
+        return folder.exists()
+    return any(not path.name.startswith(".") for path in folder.iterdir())
 
 
 def claim(workdir: Path, settings: Mapping[str, Any]) -> None:

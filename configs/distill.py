@@ -88,7 +88,7 @@ def _no_kd(config: config_dict.ConfigDict) -> None:
 
 
 def _runlocal(config: config_dict.ConfigDict) -> None:
-    config.resolution, config.batch_size, config.accumulation = 64, 2, 1
+    config.resolution, config.batch_size, config.accumulation = 64, 8, 1
     config.steps, config.log_every, config.checkpoint_every = 6, 1, 3
     config.dtype = "float32"
     config.sheets.every, config.sheets.steps = 0, 4

@@ -9,9 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import clu
 from absl import app, flags, logging
 from ml_collections import config_dict, config_flags
 
+import bksdm_jax
 from bksdm_jax.errors import InputError, nearest
 
 
@@ -36,10 +38,8 @@ def run(config_class: type, call: Callable[[Any, Path], None]) -> None:
             raise InputError(f"--config: no such file {path}; run from the folder that has configs/")
         logging.set_verbosity(logging.INFO)
         logging.get_absl_handler().addFilter(_worth_reading)
-        call(to_dataclass(config_class, config.value), Path(workdir.value))
+        call(to_dataclass(config_class, config.value), Path(workdir.value).expanduser())
 
-    # An application's own usage text for `--help`; without it absl shows that of this file.
-    sys.modules["__main__"].__doc__ = sys.modules["__main__"].__doc__ or ""
     try:
         app.run(main, flags_parser=_parse)
     except InputError as error:
@@ -73,11 +73,11 @@ def to_dataclass(cls: type, config: config_dict.ConfigDict, prefix: str = "") ->
             continue
         if required and value in ("", None):
             raise InputError(f"config.{prefix}{name}: empty; give --config.{prefix}{name}=...")
-        values[name] = _as(wanted, value, f"config.{prefix}{name}")
+        values[name] = _checked(wanted, value, f"config.{prefix}{name}")
     return cls(**values)
 
 
-def _as(wanted: Any, value: Any, key: str) -> Any:
+def _checked(wanted: Any, value: Any, key: str) -> Any:
     origin = typing.get_origin(wanted)
     if origin is tuple and isinstance(value, (list, tuple)):
         return tuple(value)
@@ -103,7 +103,9 @@ def _parse(argv: list[str]) -> list[str]:
             close = re.search(r'Did you mean "(\w+)"', str(root))
             hint = f" (did you mean {close[1]!r}?)" if close else hint
         text = " ".join(str(root.args[-1] if root.args else root).split())
-        if isinstance(root, (AttributeError, KeyError)):
+        if isinstance(root, TypeError) and "get_config()" in text:
+            text = "this config has no variants"
+        elif isinstance(root, (AttributeError, KeyError)):
             text = f"no key {text!r}{hint}"
         given = next((arg for arg in argv if arg.startswith("--config")), "--config")
         source = error.args[0].split(":")[0] if isinstance(error, flags.IllegalFlagValueError) else given
@@ -112,7 +114,8 @@ def _parse(argv: list[str]) -> list[str]:
 
 def _worth_reading(record: logging.logging.LogRecord) -> bool:
     """Warnings, and what this package and clu's metric writer say; Orbax tells of every file it touches."""
-    return record.levelno >= logging.logging.WARNING or any(part in record.pathname for part in ("bksdm_jax", "clu"))
+    folders = (str(Path(package.__file__).parent) + os.sep for package in (bksdm_jax, clu))
+    return record.levelno >= logging.logging.WARNING or record.pathname.startswith(tuple(folders))
 
 
 def quiet_libraries() -> None:

@@ -6,6 +6,7 @@
 bk_tiny, no_mid) or a comma-separated list of the teacher's blocks to remove, by Diffusers' names:
 `mid_block,down_blocks.1.resnets.1,down_blocks.1.attentions.1,up_blocks.2.resnets.1,up_blocks.2.attentions.1`.
 The workdir becomes the student's pipeline folder, with the teacher's weights (`student_init=teacher`) or random ones.
+VAE, text encoder, tokenizer and scheduler are the teacher's; a safety checker is left out.
 
 Prints parameters and multiply-adds by stage, teacher beside student, and which teacher block each student block is.
 """

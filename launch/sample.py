@@ -6,8 +6,8 @@
 `model` is a pipeline folder in Diffusers' layout; `prompts` a `.txt` file, one prompt per line, or a `.csv` with
 `file_name,text`. The workdir gets `images/000000.png`, ... and `metadata.csv` (`file_name,text`).
 
-Image i starts from noise that `seed` and i alone decide, so `batch_size` doesn't change it. The same command again
-makes only the images that are missing.
+Image i starts from noise that `seed` and i alone decide, so in float32 `batch_size` changes no pixel by more than
+rounding. The same command again makes only the images that are missing.
 """
 
 from pathlib import Path

@@ -4,7 +4,8 @@
 
 `teacher` is a Stable Diffusion pipeline folder in Diffusers' layout (Flax msgpack or safetensors); `data` a folder of
 images with a `metadata.csv` (`file_name,text`). `student` is a preset or a comma-separated list of removed blocks;
-`launch.prune` prints what a list would leave. The same command again continues where the run was.
+`launch.prune` prints what a list would leave. The same command again continues where the run was;
+an interrupted run (Ctrl-C, SIGTERM) saves its state and ends with status 1.
 
 The workdir then holds
   config.json          the settings of the run
@@ -14,6 +15,7 @@ The workdir then holds
   model/               at the end: the student as a whole pipeline folder (moving-average weights)
 """
 
+import sys
 from pathlib import Path
 
 from launch.command import quiet_libraries, run
@@ -26,7 +28,9 @@ from bksdm_jax.training.distill import TrainConfig, distill  # noqa: E402
 def main(config: TrainConfig, workdir: Path) -> None:
     """Runs the distillation and says where the student is."""
     model = distill(config, workdir)
-    print(model if model else f"interrupted; the same command continues in {workdir}")
+    if model is None:
+        sys.exit(f"interrupted; the same command continues in {workdir}")
+    print(model)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,10 @@ from bksdm_jax.errors import InputError
 from bksdm_jax.pipelines.sample import SampleConfig, sample
 from bksdm_jax.training import distill as distill_module
 from bksdm_jax.training.distill import TrainConfig, distill
+from bksdm_jax.training.losses import LossWeights
 from bksdm_jax.training.sharding import make_mesh
+from bksdm_jax.training.sheets import SheetConfig
+from bksdm_jax.training.state import OptimizerConfig
 from tests import tiny
 
 
@@ -37,8 +40,18 @@ def settings(micro_teacher: Path, photographs: Path, monkeypatch: pytest.MonkeyP
         ({"format": "bin"}, "known: safetensors, flax"),
         ({"resolution": 18}, "resolution: 18 pixels; this model needs a multiple of 4"),
         ({"batch_size": 3, "accumulation": 2}, "batch_size: 3 doesn't divide by accumulation 2"),
-        ({"accumulation": 0}, "accumulation: 0; expected at least 1"),
-        ({"steps": 0}, "steps: 0; expected at least 1"),
+        ({"accumulation": 0}, "accumulation is 0"),
+        ({"steps": 0}, "steps is 0"),
+        ({"seed": -1}, "seed is -1"),
+        ({"seed": 2**32}, "less than 2^32"),
+        ({"keep_checkpoints": -1}, "keep_checkpoints is -1"),
+        ({"log_every": -5}, "log_every is -5"),
+        ({"optimizer": OptimizerConfig(clip_norm=0.0)}, "optimizer.clip_norm is 0.0"),
+        ({"optimizer": OptimizerConfig(learning_rate=float("nan"))}, "optimizer.learning_rate is nan"),
+        ({"optimizer": OptimizerConfig(ema_decay=1.5)}, "optimizer.ema_decay is 1.5"),
+        ({"loss": LossWeights(feature=-1.0)}, "loss.feature is -1.0"),
+        ({"sheets": SheetConfig(steps=2000)}, "2000 sampler steps"),
+        ({"format": "flax", "student": "mid_block.attentions.0,mid_block.resnets.1"}, "flax has no mid block"),
         ({"fsdp": 2}, "fsdp: 2 doesn't divide the 1 devices"),
     ],
 )
@@ -73,7 +86,9 @@ def test_an_unreadable_image_is_named(settings: TrainConfig, photographs: Path, 
         ({"prompt": "a cat", "sampler": "pmdm"}, "did you mean 'pndm'?"),
         ({"prompt": "a cat", "steps": 2000}, "2000 sampler steps"),
         ({"prompt": "a cat", "resolution": 15}, "resolution: 15 pixels"),
-        ({"prompt": "a cat", "batch_size": 0}, "batch_size: 0"),
+        ({"prompt": "a cat", "batch_size": 0}, "batch_size is 0"),
+        ({"prompt": "a cat", "seed": -3}, "seed is -3"),
+        ({"prompt": "a cat", "guidance_scale": float("inf")}, "guidance_scale is inf"),
         ({"prompt": "a cat", "dtype": "half"}, "dtype"),
         ({"prompt": "a cat", "model": "/no/such/model"}, "no such pipeline folder"),
     ],
@@ -102,3 +117,7 @@ def test_sampling_goes_on_where_it_stopped(micro_teacher: Path, tmp_path: Path) 
     assert (out / "metadata.csv").read_text().splitlines()[1] == "images/000000.png,a cat"
     with pytest.raises(InputError, match="seed 0, not 3"):
         sample(dataclasses.replace(config, seed=3), out)
+    model = shutil.copytree(micro_teacher, tmp_path / "model")
+    moved = dataclasses.replace(config, model=str(model))
+    with pytest.raises(InputError, match="workdir's run has model"):
+        sample(moved, out)

@@ -72,6 +72,9 @@ def test_image_bombs_are_refused_before_they_are_decoded(tmp_path: Path, monkeyp
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300 * 300 - 1)
     with pytest.raises(InputError, match="bomb"):
         load_image(tmp_path / "bomb.png", 64)
+    Image.new("RGB", (2000, 1)).save(tmp_path / "thread.png")  # small, until its short side is enlarged
+    with pytest.raises(InputError, match="128000 x 64 pixels"):
+        load_image(tmp_path / "thread.png", 64)
 
 
 @pytest.mark.parametrize(
@@ -84,6 +87,8 @@ def test_image_bombs_are_refused_before_they_are_decoded(tmp_path: Path, monkeyp
         ("file_name,text\n../secret.png,cat\n", "row 1 names '../secret.png'"),
         ("file_name,text\na.png\n", "line 2 has no text"),
         ('file_name,text\na.png,"cat\n', "not a readable CSV"),
+        ("file_name,text\na.png,a red, shiny cat\n", "line 2 has 3 fields; expected 2"),
+        ("file_name,text\n/etc/passwd,cat\n", "row 1 names '/etc/passwd'"),
         ("file_name,text\na\0.png,cat\n", "metadata.csv"),
     ],
 )
@@ -97,6 +102,12 @@ def test_bad_tables_are_refused(tmp_path: Path, table: str, said: str) -> None:
         read_image_folder(folder)
     assert said in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_folder_of_links_is_read(tmp_path: Path, photographs: Path) -> None:
+    (tmp_path / "cat.png").symlink_to(photographs / "chelsea.png")
+    (tmp_path / "metadata.csv").write_text("file_name,text\ncat.png,a cat\n")
+    assert read_image_folder(tmp_path)[0].path == tmp_path / "cat.png"
 
 
 def test_missing_data_is_told(tmp_path: Path) -> None:
@@ -137,6 +148,7 @@ def test_prompts_from_csv_keep_their_file_names(tmp_path: Path) -> None:
         ("latin.txt", "a cat\nété\n".encode("latin-1"), "line 2 is not utf-8"),
         ("prompts.json", b"[]", "a .txt file"),
         ("empty.csv", b"", "no column"),
+        ("wide.txt", "a cat\n".encode("utf-16-le"), "line 1 has a NUL"),
         ("odd16.txt", codecs.BOM_UTF16_LE + b"a", "is not utf-16"),
     ],
 )

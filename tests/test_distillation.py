@@ -23,7 +23,7 @@ from bksdm_jax.pruning.weights import copy_weights, random_weights
 from bksdm_jax.training.losses import LossWeights
 from bksdm_jax.training.sharding import make_mesh, parameter_shardings, place_batch
 from bksdm_jax.training.state import OptimizerConfig, create_state, ema_decay, make_optimizer
-from bksdm_jax.training.step import Example, Problem, draw, make_loss, make_train_step
+from bksdm_jax.training.step import Example, Problem, draw_example, make_loss, make_train_step
 from bksdm_jax.weights import names
 from tests import surgery, tiny
 
@@ -204,7 +204,7 @@ def test_the_first_update_is_pytorchs_adamw(micro: Micro) -> None:
     loss = make_loss(micro.problem)
 
     def gradient(params: Any) -> Any:
-        example = draw(micro.problem, jnp.float32, micro.frozen, micro.images, micro.tokens, keys)
+        example = draw_example(micro.problem, jnp.float32, micro.frozen, micro.images, micro.tokens, keys)
         return jax.grad(loss, has_aux=True)(params, micro.frozen, example)[0]
 
     grads = jax.tree.map(np.array, jax.jit(gradient)(state.params))
@@ -234,7 +234,7 @@ def test_ema_decay_follows_the_reference() -> None:
 
 def test_timesteps_cover_all_noise_levels(micro: Micro) -> None:
     keys = jax.random.split(jax.random.key(0), 8)
-    example = draw(micro.problem, jnp.float32, micro.frozen, micro.images, micro.tokens, keys)
+    example = draw_example(micro.problem, jnp.float32, micro.frozen, micro.images, micro.tokens, keys)
     assert example.noisy.shape == (8, 8, 8, 4)
     many = jax.vmap(lambda key: jax.random.randint(jax.random.split(key, 3)[2], (), 0, 1000))(
         jax.random.split(jax.random.key(1), 4000)
@@ -245,11 +245,11 @@ def test_timesteps_cover_all_noise_levels(micro: Micro) -> None:
 
 def test_key_of_an_image_is_its_own(micro: Micro) -> None:
     keys = jax.random.split(jax.random.key(0), 8)
-    whole = draw(micro.problem, jnp.float32, micro.frozen, micro.images, micro.tokens, keys)
-    part = draw(micro.problem, jnp.float32, micro.frozen, micro.images[3:4], micro.tokens[3:4], keys[3:4])
+    whole = draw_example(micro.problem, jnp.float32, micro.frozen, micro.images, micro.tokens, keys)
+    part = draw_example(micro.problem, jnp.float32, micro.frozen, micro.images[3:4], micro.tokens[3:4], keys[3:4])
     np.testing.assert_allclose(whole.noisy[3:4], part.noisy, atol=1e-5)
     assert int(whole.timesteps[3]) == int(part.timesteps[0])
     clone = copy.copy(micro.images)
     clone[:] = clone[:1]  # equal images, other noise
-    same = draw(micro.problem, jnp.float32, micro.frozen, clone, micro.tokens, keys)
+    same = draw_example(micro.problem, jnp.float32, micro.frozen, clone, micro.tokens, keys)
     assert not np.allclose(same.noisy[0], same.noisy[1])

@@ -118,6 +118,20 @@ def test_transformers_4_names_of_the_text_encoder_are_read(torch_teacher: Path, 
     require_equal(load_pipeline(older).text_encoder.params, load_pipeline(torch_teacher).text_encoder.params)
 
 
+def test_older_names_of_the_vae_are_read(torch_teacher: Path, tmp_path: Path) -> None:
+    older = shutil.copytree(torch_teacher, tmp_path / "older")
+    path = older / "vae" / "diffusion_pytorch_model.safetensors"
+    now = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    tensors = load_file(path)
+    for name in list(tensors):
+        for new, old in now.items():
+            if f".{new}." in name:
+                tensors[name.replace(new, old)] = tensors.pop(name)
+    save_file(tensors, path, {"format": "pt"})
+    assert "encoder.mid_block.attentions.0.proj_attn.weight" in tensors
+    require_equal(load_pipeline(older).vae.params, load_pipeline(torch_teacher).vae.params)
+
+
 def test_one_error_lists_every_name(flax_teacher: Path, torch_teacher: Path, tmp_path: Path) -> None:
     bad = shutil.copytree(torch_teacher, tmp_path / "bad")
     path = bad / "unet" / "diffusion_pytorch_model.safetensors"
@@ -150,6 +164,10 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+def edit(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
 BROKEN = {
     "a missing component": (lambda folder: shutil.rmtree(folder / "vae"), "vae/ missing"),
     "truncated msgpack": (
@@ -174,7 +192,24 @@ BROKEN = {
         lambda folder: (folder / "scheduler" / "scheduler_config.json").unlink(),
         "scheduler_config.json: can't be read",
     ),
-    "no tokenizer": (lambda folder: (folder / "tokenizer" / "vocab.json").unlink(), "tokenizer: no tokenizer"),
+    "no tokenizer": (lambda folder: (folder / "tokenizer" / "vocab.json").unlink(), "tokenizer: no vocab.json"),
+    "no merges": (lambda folder: (folder / "tokenizer" / "merges.txt").write_text(""), "merges.txt: empty"),
+    "an odd scheduler": (
+        lambda folder: edit(folder / "scheduler" / "scheduler_config.json", beta_end=None),
+        "scheduler_config.json: beta_end is None",
+    ),
+    "a sample size that is none": (
+        lambda folder: edit(folder / "unet" / "config.json", sample_size=[8, 9]),
+        "unet/config.json: sample_size is [8, 9]",
+    ),
+    "a number in quotes": (
+        lambda folder: edit(folder / "vae" / "config.json", scaling_factor="0.18215"),
+        "vae/config.json: scaling_factor is '0.18215'",
+    ),
+    "no flag": (
+        lambda folder: edit(folder / "unet" / "config.json", use_linear_projection="false"),
+        "use_linear_projection is 'false'",
+    ),
     "broken tokenizer": (lambda folder: truncate(folder / "tokenizer" / "vocab.json"), "can't read this tokenizer"),
 }
 
@@ -226,6 +261,15 @@ def test_a_failed_write_leaves_the_old_folder(micro_teacher: Path, tmp_path: Pat
     write_pipeline(target, pipeline, plan.student, params, "safetensors", {"note.json": 2})
     assert json.loads((target / "note.json").read_text()) == 2
     assert [path.name for path in tmp_path.iterdir()] == ["student"]
+
+
+def test_a_linked_folder_is_written_where_it_points(micro_teacher: Path, tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    prune(PruneConfig(str(micro_teacher), "mid_block"), tmp_path / "link")
+    assert (tmp_path / "real" / "model_index.json").is_file()
+    assert (tmp_path / "link").is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "real"]
 
 
 def test_pruning_into_a_used_folder_is_refused(micro_teacher: Path, tmp_path: Path) -> None:

@@ -63,8 +63,10 @@ def unet_cost(config: UNetConfig, latent_size: int) -> dict[str, StageCost]:
 
     Args:
         config: the U-Net.
-        latent_size: height and width of the latent.
+        latent_size: height and width of the latent; rounded up to what the U-Net can halve as often as it does.
     """
+    multiple = 2 ** sum(stage.sampler for stage in config.down)
+    latent_size = -(-latent_size // multiple) * multiple
     module, inputs = UNet(config), example_inputs(config, 1, latent_size)
     shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
     macs = thop_macs(module, *inputs)

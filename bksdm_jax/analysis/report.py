@@ -5,7 +5,12 @@ from bksdm_jax.pruning.plan import RemovalPlan
 
 
 def cost_table(plan: RemovalPlan, latent_size: int) -> str:
-    """Parameters and THOP multiply-adds by stage, the student's row beside that of the teacher's stage it came from."""
+    """Parameters and THOP multiply-adds by stage, the student's row beside that of the teacher's stage it came from.
+
+    Args:
+        plan: teacher and student.
+        latent_size: height and width of the latent.
+    """
     teacher, student = unet_cost(plan.teacher, latent_size), unet_cost(plan.student, latent_size)
     successor = {_stage(source): _stage(name) for name, source in plan.blocks}
     successor |= {"input": "input", "output": "output"}

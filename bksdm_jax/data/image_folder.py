@@ -1,8 +1,7 @@
 """A folder of images with captions in `metadata.csv`, and the reference's image transform."""
 
 import dataclasses
-import warnings
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -25,17 +24,17 @@ def read_image_folder(folder: str | Path) -> list[Example]:
     Raises:
         InputError: no folder, no table, or a listed image that isn't in the folder.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     table = folder / "metadata.csv"
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; expected images and a metadata.csv with file_name,text")
     examples = []
-    root = folder.resolve()
     for number, row in enumerate(read_table(table, ("file_name", "text")), start=1):
-        path = folder / row["file_name"]
+        name = PurePath(row["file_name"])
+        path = folder / name
         try:
-            inside = path.resolve().is_relative_to(root) and path.is_file()
-        except (OSError, ValueError):  # a name too long or with a NUL
+            inside = not name.is_absolute() and ".." not in name.parts and path.is_file()
+        except (OSError, ValueError):  # a name too long
             inside = False
         if not inside:
             raise InputError(f"{table}: row {number} names {row['file_name']!r}, which is no file in {folder}")
@@ -57,16 +56,24 @@ def load_image(path: Path, resolution: int) -> np.ndarray:
         InputError: the file is no image that Pillow reads whole, or has more pixels than Pillow's safety limit.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as file:
-                image = ImageOps.exif_transpose(file).convert("RGB")
+        with Image.open(path) as file:
+            _require_bounded(*file.size)
+            image = ImageOps.exif_transpose(file).convert("RGB")
+        width, height = image.size
+        short = min(width, height)
+        size = (max(resolution, resolution * width // short), max(resolution, resolution * height // short))
+        _require_bounded(*size)
     except Exception as error:  # Pillow's decoders raise many types
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{path}: not a readable image ({reason}); mend it or remove its row") from error
-    width, height = image.size
-    short = min(width, height)
-    size = (max(resolution, resolution * width // short), max(resolution, resolution * height // short))
     image = image.resize(size, Image.Resampling.BILINEAR)
     left, top = round((size[0] - resolution) / 2), round((size[1] - resolution) / 2)
     return np.asarray(image.crop((left, top, left + resolution, top + resolution)))
+
+
+def _require_bounded(width: int, height: int) -> None:
+    """Pillow's own limit, as an error rather than a warning, before anything is decoded or enlarged."""
+    if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
+        raise ValueError(
+            f"{width} x {height} pixels, the limit is {Image.MAX_IMAGE_PIXELS} in all: a decompression bomb?"
+        )

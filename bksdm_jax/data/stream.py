@@ -10,7 +10,7 @@ from bksdm_jax.data.image_folder import Example, load_image
 from bksdm_jax.errors import InputError
 from bksdm_jax.weights.tokenizer import Tokenizer
 
-_ENDLESS = 2**48  # examples
+_ENDLESS = 2**48  # examples; Grain counts them all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,8 +68,15 @@ def training_batches(
             image = image[:, ::-1]
         return {"images": image, "tokens": tokenizer([example.text])[0]}
 
-    epochs = max(1, _ENDLESS // len(examples))  # Grain can't slice a dataset without an end
-    dataset = grain.MapDataset.source(examples).seed(config.seed).shuffle().repeat(epochs).random_map(load)
-    # Micro-batches first, so that an image meets the same noise however many processes there are.
-    dataset = dataset.batch(share)[index::count].batch(config.accumulation)[start_step:]
-    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=8, prefetch_buffer_size=16)))
+    epochs = max(1, _ENDLESS // len(examples))
+    loaded = grain.MapDataset.source(examples).seed(config.seed).shuffle().repeat(epochs).random_map(load)
+
+    def own(position: int) -> dict[str, np.ndarray]:
+        """This process's share of each micro-batch, so that an image meets the same noise on any number of them."""
+        micro_batch, offset = divmod(position, share)
+        return loaded[(micro_batch * count + index) * share + offset]
+
+    first = start_step * config.accumulation * share
+    stream = grain.MapDataset.range(first, len(loaded) // count).map(own)
+    examples_ahead = grain.ReadOptions(num_threads=16, prefetch_buffer_size=256)
+    return iter(stream.to_iter_dataset(examples_ahead).batch(share).batch(config.accumulation))

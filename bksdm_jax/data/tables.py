@@ -29,6 +29,11 @@ def read_table(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
             short = [column for column in columns if row[column] is None]
             if short:
                 raise InputError(f"{path}: line {reader.line_num} has no {short[0]}; expected {len(header)} fields")
+            if None in row:
+                raise InputError(
+                    f"{path}: line {reader.line_num} has {len(header) + len(row[None])} fields; "
+                    f"expected {len(header)} (a caption that holds a comma goes in quotes)"
+                )
             rows.append({column: row[column] for column in columns})
     except csv.Error as error:
         raise InputError(f"{path}: not a readable CSV file ({error})") from error
@@ -51,7 +56,7 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     Raises:
         InputError: no such file, another ending, or no prompts.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if path.suffix.lower() == ".csv":
         return [Prompt(row["text"], row["file_name"]) for row in read_table(path, ("file_name", "text"))]
     if path.suffix.lower() != ".txt":

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bksdm_jax.errors import InputError, one_of, whole_number
+from bksdm_jax.errors import InputError, finite_number, known_name, true_or_false, whole_number
 
 
 def _cosine_betas(start: float, end: float, count: int) -> np.ndarray:
@@ -27,6 +27,7 @@ BETAS: dict[str, Callable[[float, float, int], np.ndarray]] = {
     "scaled_linear": lambda start, end, count: np.linspace(start**0.5, end**0.5, count) ** 2,
     "squaredcos_cap_v2": _cosine_betas,
 }
+_MOST_BETA = 0.9999  # at 1 nothing of the image would be left
 SPACINGS = ("leading", "trailing", "linspace")
 
 
@@ -68,35 +69,41 @@ def schedule_from_diffusers(json: Mapping[str, Any], source: str = "scheduler_co
     Raises:
         InputError: a schedule or prediction type that isn't known here.
     """
-    ddim = str(json.get("_class_name", "PNDMScheduler")).removeprefix("Flax") == "DDIMScheduler"
-    prediction = json.get("prediction_type", "epsilon")
-    if prediction not in TARGETS:
-        raise one_of(f"{source}: prediction_type", str(prediction), TARGETS)
-    beta_schedule = json.get("beta_schedule", "linear")
-    if beta_schedule not in BETAS:
-        raise one_of(f"{source}: beta_schedule", str(beta_schedule), BETAS)
-    spacing = json.get("timestep_spacing", "leading")
-    if spacing not in SPACINGS:
-        raise one_of(f"{source}: timestep_spacing", str(spacing), SPACINGS)
+    name = json.get("_class_name", "PNDMScheduler")
+    if not isinstance(name, str):
+        raise InputError(f"{source}: _class_name is {name!r}; expected the name of a scheduler")
+    ddim = name.removeprefix("Flax") == "DDIMScheduler"
+
+    def number(key: str, default: float, most: float = math.inf) -> float:
+        return finite_number(source, key, json.get(key, default), 0, most)
+
+    def flag(key: str, default: bool) -> bool:
+        return true_or_false(source, key, json.get(key, default))
+
     for key in ("thresholding", "rescale_betas_zero_snr"):
-        if json.get(key):
-            raise InputError(f"{source}: {key} is {json[key]!r}; only false is supported")
-    betas = json.get("trained_betas")
+        if flag(key, False):
+            raise InputError(f"{source}: {key} is true; only false is supported")
     train_steps = whole_number(source, "num_train_timesteps", json.get("num_train_timesteps", 1000))
-    if betas is not None and len(betas) != train_steps:
-        raise InputError(f"{source}: trained_betas has {len(betas)} entries; expected {train_steps}")
     return ScheduleConfig(
         train_steps=train_steps,
-        beta_start=float(json.get("beta_start", 0.0001)),
-        beta_end=float(json.get("beta_end", 0.02)),
-        beta_schedule=beta_schedule,
-        trained_betas=None if betas is None else tuple(betas),
-        prediction=prediction,
+        beta_start=number("beta_start", 0.0001, _MOST_BETA),
+        beta_end=number("beta_end", 0.02, _MOST_BETA),
+        beta_schedule=known_name(source, "beta_schedule", json.get("beta_schedule", "linear"), BETAS),
+        trained_betas=_trained_betas(json.get("trained_betas"), train_steps, source),
+        prediction=known_name(source, "prediction_type", json.get("prediction_type", "epsilon"), TARGETS),
         steps_offset=whole_number(source, "steps_offset", json.get("steps_offset", 0), least=0),
-        set_alpha_to_one=bool(json.get("set_alpha_to_one", ddim)),
-        timestep_spacing=spacing,
-        clip_range=float(json.get("clip_sample_range", 1.0)) if json.get("clip_sample", ddim) else None,
+        set_alpha_to_one=flag("set_alpha_to_one", ddim),
+        timestep_spacing=known_name(source, "timestep_spacing", json.get("timestep_spacing", "leading"), SPACINGS),
+        clip_range=number("clip_sample_range", 1.0) if flag("clip_sample", ddim) else None,
     )
+
+
+def _trained_betas(betas: Any, train_steps: int, source: str) -> tuple[float, ...] | None:
+    if betas is None:
+        return None
+    if not isinstance(betas, (list, tuple)) or len(betas) != train_steps:
+        raise InputError(f"{source}: trained_betas must be null or a list of {train_steps} numbers")
+    return tuple(finite_number(source, "trained_betas", beta, 0, _MOST_BETA) for beta in betas)
 
 
 def add_noise(latents: jax.Array, noise: jax.Array, alpha_bar: jax.Array) -> jax.Array:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from bksdm_jax.errors import InputError, one_of, whole_number
+from bksdm_jax.errors import InputError, finite_number, known_name, whole_number
 from bksdm_jax.models.attention import attend
 from bksdm_jax.models.layers import LayerNorm
 
@@ -47,13 +47,11 @@ def clip_text_from_transformers(json: Mapping[str, Any], source: str = "config.j
         "max_length": "max_position_embeddings",
     }
     numbers = {field: whole_number(source, key, json.get(key)) for field, key in keys.items()}
-    activation = json.get("hidden_act", "quick_gelu")
-    if activation not in ACTIVATIONS:
-        raise one_of(f"{source}: hidden_act", str(activation), ACTIVATIONS)
+    activation = known_name(source, "hidden_act", json.get("hidden_act", "quick_gelu"), ACTIVATIONS)
     config = CLIPTextConfig(
         **numbers,
         activation=activation,
-        epsilon=float(json.get("layer_norm_eps", 1e-5)),
+        epsilon=finite_number(source, "layer_norm_eps", json.get("layer_norm_eps", 1e-5), 0),
     )
     if config.width % config.heads:
         raise InputError(f"{source}: hidden_size {config.width} is no multiple of {config.heads} attention heads")

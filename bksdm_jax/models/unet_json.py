@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from bksdm_jax.errors import InputError, whole_number
+from bksdm_jax.errors import InputError, finite_number, known_name, true_or_false, whole_number
 from bksdm_jax.models.unet import Stage, UNetConfig
 
 # Diffusers' names for the kinds of stage: (side, attention) -> type.
@@ -34,7 +34,6 @@ _FIXED: dict[str, tuple[Any, ...]] = {
     "mid_block_only_cross_attention": (None, False),
     "mid_block_scale_factor": (1,),
     "num_class_embeds": (None,),
-    "only_cross_attention": (False,),
     "resnet_out_scale_factor": (1,),
     "resnet_skip_time_act": (False,),
     "resnet_time_scale_shift": ("default",),
@@ -62,6 +61,9 @@ def unet_from_diffusers(json: Mapping[str, Any], source: str = "config.json") ->
             raise InputError(f"{source}: {key} is {json[key]!r}; this U-Net has {allowed[0]!r} only")
     widths = _widths(json, source)
     count = len(widths)
+    only_cross = json.get("only_cross_attention", False)
+    if only_cross is not False and list(only_cross if isinstance(only_cross, list) else [True]) != [False] * count:
+        raise InputError(f"{source}: only_cross_attention is {only_cross!r}; this U-Net has False only")
     if _per_stage(json, "transformer_layers_per_block", 1, count, source) != (1,) * count:
         raise InputError(f"{source}: transformer_layers_per_block must be 1 in every stage")
     heads_key = "attention_head_dim" if json.get("num_attention_heads") is None else "num_attention_heads"
@@ -70,12 +72,15 @@ def unet_from_diffusers(json: Mapping[str, Any], source: str = "config.json") ->
     down_types = _types(json, "down", count, source)
     up_types = _types(json, "up", count, source)
     mid_type = json.get("mid_block_type", _DEFAULT_MID)
-    if mid_type not in MID_TYPES:
-        known = ", ".join(str(name) for name in MID_TYPES)
-        raise InputError(f"{source}: mid_block_type is {mid_type!r}; known: {known}")
+    if mid_type is not None:
+        known_name(source, "mid_block_type", mid_type, [name for name in MID_TYPES if name])
     context = json.get("cross_attention_dim", 1280)
     if isinstance(context, (list, tuple)) and len(set(context)) == 1:
         context = context[0]
+
+    def flag(key: str, default: bool) -> bool:
+        return true_or_false(source, key, json.get(key, default))
+
     down, up = [], []
     for i, (width, layer_count) in enumerate(zip(widths, layers, strict=True)):
         last = i == count - 1
@@ -91,13 +96,13 @@ def unet_from_diffusers(json: Mapping[str, Any], source: str = "config.json") ->
         in_channels=whole_number(source, "in_channels", json.get("in_channels", 4)),
         out_channels=whole_number(source, "out_channels", json.get("out_channels", 4)),
         context_width=whole_number(source, "cross_attention_dim", context),
-        linear_projection=bool(json.get("use_linear_projection", False)),
-        upcast_attention=bool(json.get("upcast_attention", False)),
+        linear_projection=flag("use_linear_projection", False),
+        upcast_attention=flag("upcast_attention", False),
         norm_groups=whole_number(source, "norm_num_groups", json.get("norm_num_groups", 32)),
-        norm_epsilon=float(json.get("norm_eps", 1e-5)),
-        flip_sin_to_cos=bool(json.get("flip_sin_to_cos", True)),
-        freq_shift=float(json.get("freq_shift", 0)),
-        sample_size=json.get("sample_size"),
+        norm_epsilon=finite_number(source, "norm_eps", json.get("norm_eps", 1e-5), 0),
+        flip_sin_to_cos=flag("flip_sin_to_cos", True),
+        freq_shift=finite_number(source, "freq_shift", json.get("freq_shift", 0)),
+        sample_size=_sample_size(json.get("sample_size"), source),
     )
     _require_divisible(config, source)
     return config
@@ -136,6 +141,22 @@ def unet_to_diffusers(config: UNetConfig) -> dict[str, Any]:
         "upcast_attention": config.upcast_attention,
         "use_linear_projection": config.linear_projection,
     }
+
+
+def require_flax_expressible(config: UNetConfig) -> None:
+    """Holds a U-Net to what Diffusers' Flax class, which knows less than its PyTorch class, can build.
+
+    Raises:
+        InputError: with the reason, and the way out.
+    """
+    way_out = "Diffusers' Flax class can't express this student; write it with format safetensors"
+    layers = [len(stage.pairs) for stage in config.down]
+    if len(set(layers)) > 1:
+        raise InputError(f"format: flax needs the same number of layers in every stage, here {layers}: {way_out}")
+    if config.mid is not None and config.mid.pairs != MID_TYPES[_DEFAULT_MID]:
+        raise InputError(f"format: flax has no mid block without attention: {way_out}")
+    if config.norm_groups != 32:
+        raise InputError(f"format: flax normalises in 32 groups, here {config.norm_groups}: {way_out}")
 
 
 def _require_expressible(config: UNetConfig) -> None:
@@ -195,10 +216,14 @@ def _types(json: Mapping[str, Any], side: str, count: int, source: str) -> tuple
     known = {name: attention for (s, attention), name in STAGE_TYPES.items() if s == side}
     if not isinstance(types, (list, tuple)) or len(types) != count:
         raise InputError(f"{source}: {key} is {types!r}; expected {count} names, one for each of block_out_channels")
-    for name in types:
-        if name not in known:
-            raise InputError(f"{source}: {key} has {name!r}; known: {', '.join(known)}")
-    return tuple(known[name] for name in types)
+    return tuple(known[known_name(source, key, name, known)] for name in types)
+
+
+def _sample_size(value: Any, source: str) -> int | None:
+    """Diffusers takes a number or a pair of them; the latents here are square."""
+    if isinstance(value, (list, tuple)) and len(value) == 2 and value[0] == value[1]:
+        value = value[0]
+    return None if value is None else whole_number(source, "sample_size", value)
 
 
 def _per_stage(json: Mapping[str, Any], key: str, default: int, count: int, source: str) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from bksdm_jax.errors import InputError, whole_number
+from bksdm_jax.errors import InputError, finite_number, whole_number
 from bksdm_jax.models.attention import attend
 from bksdm_jax.models.layers import Downsample, GroupNorm, ResnetBlock, Upsample, conv
 
@@ -69,13 +69,13 @@ def vae_from_diffusers(json: Mapping[str, Any], source: str = "config.json") -> 
         raise InputError(f"{source}: block_out_channels is {widths!r}; expected multiples of {groups} (norm groups)")
     for key, name in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
         types = json.get(key, (name,))
-        if list(types) != [name] * len(widths):
-            raise InputError(f"{source}: {key} is {list(types)!r}; expected {len(widths)} times {name!r}")
+        if not isinstance(types, (list, tuple)) or list(types) != [name] * len(widths):
+            raise InputError(f"{source}: {key} is {types!r}; expected {len(widths)} times {name!r}")
     return VAEConfig(
         widths=tuple(widths),
         **numbers,
         norm_groups=groups,
-        scaling_factor=float(json.get("scaling_factor", 0.18215)),
+        scaling_factor=finite_number(source, "scaling_factor", json.get("scaling_factor", 0.18215), 1e-6),
     )
 
 

@@ -9,8 +9,8 @@ import jax
 import numpy as np
 
 from bksdm_jax.data.tables import Prompt, read_prompts
-from bksdm_jax.dtypes import compute_dtype
-from bksdm_jax.errors import InputError
+from bksdm_jax.dtypes import compute_dtype, exact_products
+from bksdm_jax.errors import InputError, whole_number
 from bksdm_jax.files import atomic_file
 from bksdm_jax.images import save_png
 from bksdm_jax.pipelines.text_to_image import Architectures, SamplerConfig, generate_images, make_generate
@@ -18,7 +18,7 @@ from bksdm_jax.progress import Progress
 from bksdm_jax.weights.pipeline_folder import load_pipeline
 from bksdm_jax.workdir import claim, require_same
 
-_MAY_CHANGE = ("batch_size",)
+_MAY_CHANGE = ("batch_size", "prompts")  # the texts themselves are recorded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +32,7 @@ class SampleConfig:
         negative_prompt: what guidance leads away from.
         seed: image i starts from noise that `seed` and i alone decide.
         steps: sampler steps.
-        batch_size: images per program call; what an image looks like doesn't depend on it.
+        batch_size: images per program call; in float32 an image doesn't depend on it beyond rounding.
         guidance_scale: at most 1: no guidance.
         resolution: pixels; 0: the model's own.
         sampler: `pndm` or `ddim`.
@@ -66,10 +66,7 @@ def sample(config: SampleConfig, workdir: Path) -> int:
     """
     prompts = _prompts(config)
     dtype = compute_dtype(config.dtype)
-    if config.batch_size < 1:
-        raise InputError(f"batch_size: {config.batch_size}; expected at least 1")
-    record = dataclasses.asdict(config) | {"texts": [prompt.text for prompt in prompts]}
-    require_same(workdir, record, _MAY_CHANGE)
+    whole_number("config", "batch_size", config.batch_size)
     pipeline = load_pipeline(config.model)
     networks = Architectures(pipeline.unet.config, pipeline.vae.config, pipeline.text_encoder.config, pipeline.schedule)
     sampler = SamplerConfig(
@@ -81,14 +78,20 @@ def sample(config: SampleConfig, workdir: Path) -> int:
         config.negative_prompt,
     )
     generate = jax.jit(make_generate(networks, sampler, dtype))
-    images = workdir / "images"
+    record = dataclasses.asdict(config) | {
+        "model": str(pipeline.folder.resolve()),
+        "model_written": pipeline.unet_file.stat().st_mtime_ns,
+        "texts": [prompt.text for prompt in prompts],
+    }
+    require_same(workdir, record, _MAY_CHANGE)
     claim(workdir, record)
+    images = workdir / "images"
     images.mkdir(exist_ok=True)
     missing = [(i, prompt.text) for i, prompt in enumerate(prompts) if not (images / _name(i)).exists()]
     names = ("unet", "vae", "text_encoder")
     params = {name: getattr(pipeline, name).params for name in names}
     params = jax.device_put(jax.tree.map(lambda leaf: np.asarray(leaf).astype(dtype), params))
-    with Progress("images", len(prompts), done=len(prompts) - len(missing)) as progress:
+    with exact_products(config.dtype), Progress("images", len(prompts), len(prompts) - len(missing)) as progress:
         made = generate_images(generate, params, pipeline.tokenizer, sampler, missing, config.batch_size)
         for index, image in made:
             save_png(images / _name(index), image)

@@ -11,7 +11,7 @@ import numpy as np
 from bksdm_jax.diffusion.guidance import guided
 from bksdm_jax.diffusion.samplers import SAMPLERS, timesteps
 from bksdm_jax.diffusion.schedule import ScheduleConfig
-from bksdm_jax.errors import InputError, one_of
+from bksdm_jax.errors import InputError, finite_number, known_name, whole_number
 from bksdm_jax.images import to_uint8
 from bksdm_jax.models.clip import CLIPTextConfig, CLIPTextEncoder
 from bksdm_jax.models.unet import UNet, UNetConfig
@@ -54,11 +54,22 @@ Generate = Callable[[dict[str, Any], jax.Array, jax.Array, jax.Array], jax.Array
 """(parameters by network, tokens [B, T], negative tokens [T], image numbers [B]) -> uint8 [B, H, W, 3]."""
 
 
-def require_resolution(resolution: int, unet: UNetConfig, vae: VAEConfig) -> None:
-    """Raises `InputError` unless the networks can halve images of this size as often as they do."""
-    multiple = vae.factor * 2 ** sum(stage.sampler for stage in unet.down)
-    if resolution < multiple or resolution % multiple:
-        raise InputError(f"resolution: {resolution} pixels; this model needs a multiple of {multiple}")
+def require_sampler(config: SamplerConfig, networks: Architectures) -> None:
+    """Holds a sampler's settings to what the networks can do.
+
+    Raises:
+        InputError: an unknown sampler, steps that the schedule doesn't have, a resolution that the networks can't halve
+            as often as they do, or a seed or guidance scale that is no such number.
+    """
+    known_name("config", "sampler", config.sampler, SAMPLERS)
+    timesteps(networks.schedule, config.steps)
+    finite_number("config", "guidance_scale", config.guidance_scale, 0)
+    whole_number("config", "seed", config.seed, 0)
+    if config.seed >= 2**32:
+        raise InputError(f"config: seed is {config.seed}; expected less than 2^32")
+    multiple = networks.vae.factor * 2 ** sum(stage.sampler for stage in networks.unet.down)
+    if config.resolution < multiple or config.resolution % multiple:
+        raise InputError(f"resolution: {config.resolution} pixels; this model needs a multiple of {multiple}")
 
 
 def starting_noise(seed: int, indices: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -71,12 +82,9 @@ def make_generate(networks: Architectures, config: SamplerConfig, dtype: jnp.dty
     """Builds the program that makes images; jit it, or call it inside another.
 
     Raises:
-        InputError: an unknown sampler, or steps or a resolution that can't work.
+        InputError: as `require_sampler`.
     """
-    if config.sampler not in SAMPLERS:
-        raise one_of("sampler", config.sampler, SAMPLERS)
-    require_resolution(config.resolution, networks.unet, networks.vae)
-    timesteps(networks.schedule, config.steps)
+    require_sampler(config, networks)
     size = config.resolution // networks.vae.factor
     shape = (size, size, networks.unet.in_channels)
     unet = UNet(networks.unet, dtype)

@@ -157,8 +157,8 @@ def _require_fit(teacher: UNetConfig, student: UNetConfig, origin: dict[str, str
     if unused:
         names = ", ".join(called(skip.source) for skip in unused)
         refuse(f"{len(unused)} skip(s) would be left over that no up block takes: {names}")
-    width, level = _output(rows)
-    expected, _ = _output(block_table(teacher)[0])
+    width, level = _outgoing_shape(rows)
+    expected, _ = _outgoing_shape(block_table(teacher)[0])
     if width != expected:
         refuse(f"conv_norm_out would follow {before} and receive {width} channels; its weights expect {expected}")
     if level != 0:
@@ -185,7 +185,7 @@ def _scale(level: int) -> str:
     return f"{2.0**level:g}"
 
 
-def _output(rows: tuple[Block, ...]) -> tuple[int, int]:
+def _outgoing_shape(rows: tuple[Block, ...]) -> tuple[int, int]:
     """Channels, and how often halved, of what leaves the last of `rows`."""
     last = rows[-1]
     return last.out_width, last.level + {"downsampler": 1, "upsampler": -1}.get(last.kind, 0)
@@ -206,7 +206,7 @@ def _feature_pairs(teacher: UNetConfig, student: UNetConfig, stages: dict[str, s
         lost = teacher.stages()[source].sampler and not student.stages()[name].sampler
         kind, suffix = ("attention", "proj_out") if lost else (None, None)
         theirs, ours = rows("teacher", source, kind), rows("student", name, kind)
-        if not theirs or not ours or _output(theirs) != _output(ours):
+        if not theirs or not ours or _outgoing_shape(theirs) != _outgoing_shape(ours):
             continue
         if suffix:
             pairs.append(FeaturePair(f"{theirs[-1].name}.{suffix}", f"{ours[-1].name}.{suffix}"))

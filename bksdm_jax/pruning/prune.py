@@ -8,10 +8,11 @@ import jax
 import numpy as np
 
 from bksdm_jax.errors import InputError, one_of
-from bksdm_jax.models.unet_json import unet_to_diffusers
+from bksdm_jax.models.unet_json import require_flax_expressible, unet_to_diffusers
 from bksdm_jax.pruning.plan import RemovalPlan, plan_removal, removed_blocks
 from bksdm_jax.pruning.weights import copy_weights, random_weights
 from bksdm_jax.weights.pipeline_folder import load_pipeline, load_unet_config, suffix_of, write_pipeline
+from bksdm_jax.workdir import is_used
 
 
 def _from_teacher(plan: RemovalPlan, teacher: dict[str, Any], seed: int) -> dict[str, Any]:
@@ -58,6 +59,8 @@ def plan_student(teacher: str, student: str, student_init: str, file_format: str
     suffix_of(file_format)
     plan = plan_removal(load_unet_config(teacher), removed_blocks(student))
     unet_to_diffusers(plan.student)
+    if file_format == "flax":
+        require_flax_expressible(plan.student)
     return plan
 
 
@@ -74,7 +77,7 @@ def prune(config: PruneConfig, workdir: Path) -> RemovalPlan:
         InputError: a setting, file or folder can't be used; nothing is written then.
     """
     plan = plan_student(config.teacher, config.student, config.student_init, config.format)
-    if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+    if is_used(workdir):
         raise InputError(f"{workdir}: exists already; choose a new folder for the student")
     pipeline = load_pipeline(config.teacher)
     params = initial_weights(plan, config.student_init, pipeline.unet.params, config.seed)

@@ -1,5 +1,7 @@
 """Training checkpoints with Orbax: `checkpoints/STEP/`, whole or absent."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,16 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int) -> None:
         """`keep`: how many of the newest stay; 0 keeps all."""
         options = ocp.CheckpointManagerOptions(max_to_keep=keep or None, create=True)
-        self._folder, self._manager = folder, ocp.CheckpointManager(folder.absolute(), options=options)
+        self._folder = folder
+        with self._told("can't be opened; move it away to begin anew"):
+            self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._manager.close()
+        with self._told("the last checkpoint can't be written; is the disk full?"):
+            self._manager.close()
 
     def latest(self) -> int | None:
         """The newest step that is there, or None."""
@@ -32,7 +37,8 @@ class Checkpoints:
         """Writes `state` under its step, in the background; does nothing if that step is there."""
         step = int(state.step)
         if step != self._manager.latest_step():
-            self._manager.save(step, args=ocp.args.StandardSave(state))
+            with self._told(f"checkpoint {step} can't be written; is the disk full?"):
+                self._manager.save(step, args=ocp.args.StandardSave(state))
 
     def restore(self, like: TrainState) -> TrainState:
         """The newest state, with the shapes, dtypes and shardings of `like`.
@@ -44,11 +50,14 @@ class Checkpoints:
         abstract: Any = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), like
         )
-        try:
+        with self._told(f"checkpoint {step} can't be restored; delete it to continue from the one before"):
             return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
-        except Exception as error:  # Orbax raises many types
+
+    @contextlib.contextmanager
+    def _told(self, problem: str) -> Iterator[None]:
+        """Orbax's many errors as one line."""
+        try:
+            yield
+        except Exception as error:
             reason = " ".join(str(error).split())[:300]
-            raise InputError(
-                f"{self._folder / str(step)}: this checkpoint can't be restored ({reason}); "
-                "delete it to continue from the one before"
-            ) from error
+            raise InputError(f"{self._folder}: {problem} ({reason})") from error

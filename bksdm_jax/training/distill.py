@@ -1,6 +1,8 @@
 """Distillation as one call: teacher folder and image folder in, student pipeline folder out."""
 
 import dataclasses
+import hashlib
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,12 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from bksdm_jax import trees
+from bksdm_jax.analysis.report import cost_table
 from bksdm_jax.data.image_folder import Example, read_image_folder
 from bksdm_jax.data.stream import StreamConfig, training_batches
-from bksdm_jax.dtypes import compute_dtype
-from bksdm_jax.errors import InputError
-from bksdm_jax.pipelines.text_to_image import Architectures, SamplerConfig, require_resolution
+from bksdm_jax.dtypes import compute_dtype, exact_products
+from bksdm_jax.errors import InputError, finite_number, whole_number
+from bksdm_jax.pipelines.text_to_image import Architectures, SamplerConfig, require_sampler
 from bksdm_jax.pruning.plan import RemovalPlan
 from bksdm_jax.pruning.prune import initial_weights, plan_student
 from bksdm_jax.training.checkpoints import Checkpoints
@@ -86,18 +88,23 @@ def distill(config: TrainConfig, workdir: Path) -> Path | None:
     Raises:
         InputError: a setting, file or folder can't be used; nothing is written then.
     """
-    compute_dtype(config.dtype)
+    _require_settings(config)
     plan = plan_student(config.teacher, config.student, config.student_init, config.format)
     mesh = make_mesh(config.fsdp)
     _require_whole_batches(config, mesh)
     examples = read_image_folder(config.data)
-    require_same(workdir, dataclasses.asdict(config), _MAY_CHANGE)
+    record = _record(config)
+    require_same(workdir, record, _MAY_CHANGE)
     pipeline = load_pipeline(config.teacher)
-    require_resolution(config.resolution, pipeline.unet.config, pipeline.vae.config)
-    claim(workdir, dataclasses.asdict(config))
-    _log_start(config, plan, pipeline, len(examples), mesh)
+    require_sampler(_sheet_sampler(config), _architectures(pipeline))
+    claim(workdir, record)
+    _log_start(config, plan, record, len(examples), mesh)
 
-    with jax.set_mesh(mesh), Checkpoints(workdir / "checkpoints", config.keep_checkpoints) as checkpoints:
+    with (
+        exact_products(config.dtype),
+        jax.set_mesh(mesh),
+        Checkpoints(workdir / "checkpoints", config.keep_checkpoints) as checkpoints,
+    ):
         state = _initial_state(config, plan, pipeline, mesh)
         if checkpoints.latest() is not None:
             state = checkpoints.restore(state)
@@ -106,14 +113,8 @@ def distill(config: TrainConfig, workdir: Path) -> Path | None:
     if done is None:
         return None
     params = jax.tree.map(np.asarray, done.ema)
-    write_pipeline(
-        workdir / "model",
-        pipeline,
-        plan.student,
-        params,
-        config.format,
-        {"removal_plan.json": plan.to_json()},
-    )
+    extra = {"removal_plan.json": plan.to_json()}
+    write_pipeline(workdir / "model", pipeline, plan.student, params, config.format, extra)
     return workdir / "model"
 
 
@@ -134,9 +135,7 @@ def _train(
         return state
     dtype = compute_dtype(config.dtype)
     frozen = _place_frozen(config, pipeline, mesh, dtype)
-    architectures = Architectures(
-        pipeline.unet.config, pipeline.vae.config, pipeline.text_encoder.config, pipeline.schedule
-    )
+    architectures = _architectures(pipeline)
     problem = Problem(plan, architectures.vae, architectures.text_encoder, architectures.schedule, config.loss)
     optimizer = make_optimizer(config.optimizer)
     step = make_train_step(problem, optimizer, config.optimizer.ema_decay, config.seed, dtype)
@@ -150,7 +149,7 @@ def _train(
         workdir / "samples",
         pipeline.tokenizer,
         config.sheets.prompts or [example.text for example in examples[:4]],
-        SamplerConfig(config.sheets.steps, config.sheets.guidance_scale, config.resolution, seed=config.seed),
+        _sheet_sampler(config),
         architectures,
         dataclasses.replace(architectures, unet=plan.student),
         dtype,
@@ -174,16 +173,49 @@ def _train(
     return state if finished else None
 
 
+def _require_settings(config: TrainConfig) -> None:
+    """What can be wrong with a number, before anything is read."""
+    compute_dtype(config.dtype)
+    whole = {"steps": 1, "batch_size": 1, "accumulation": 1, "resolution": 1, "fsdp": 1}
+    whole |= {"seed": 0, "log_every": 0, "checkpoint_every": 0, "keep_checkpoints": 0}
+    for key, least in whole.items():
+        whole_number("config", key, getattr(config, key), least)
+    if config.seed >= 2**32:
+        raise InputError(f"config: seed is {config.seed}; expected less than 2^32")
+    whole_number("config", "sheets.every", config.sheets.every, 0)
+    for key in ("task", "output", "feature"):
+        finite_number("config", f"loss.{key}", getattr(config.loss, key), 0)
+    bounds = {"learning_rate": (0, math.inf), "weight_decay": (0, math.inf), "ema_decay": (0, 1)}
+    bounds |= {"beta1": (0, 1), "beta2": (0, 1), "epsilon": (1e-30, math.inf), "clip_norm": (1e-30, math.inf)}
+    for key, (least, most) in bounds.items():
+        finite_number("config", f"optimizer.{key}", getattr(config.optimizer, key), least, most)
+
+
 def _require_whole_batches(config: TrainConfig, mesh: Mesh) -> None:
-    for key in ("steps", "batch_size", "accumulation", "resolution"):
-        if getattr(config, key) < 1:
-            raise InputError(f"{key}: {getattr(config, key)}; expected at least 1")
     shards = config.accumulation * mesh.size
     if config.batch_size % shards:
         raise InputError(
             f"batch_size: {config.batch_size} doesn't divide by accumulation {config.accumulation} "
             f"x {mesh.size} device(s) = {shards}"
         )
+
+
+def _record(config: TrainConfig) -> dict[str, Any]:
+    """The settings that make a run, with folders spelled in one way, and what the captions were."""
+    record = dataclasses.asdict(config)
+    for key in ("teacher", "data"):
+        record[key] = str(Path(record[key]).expanduser().resolve())
+    record["captions_sha256"] = hashlib.sha256(Path(record["data"], "metadata.csv").read_bytes()).hexdigest()
+    return record
+
+
+def _architectures(pipeline: Pipeline) -> Architectures:
+    return Architectures(pipeline.unet.config, pipeline.vae.config, pipeline.text_encoder.config, pipeline.schedule)
+
+
+def _sheet_sampler(config: TrainConfig) -> SamplerConfig:
+    sheets = config.sheets
+    return SamplerConfig(sheets.steps, sheets.guidance_scale, config.resolution, seed=config.seed)
 
 
 def _initial_state(config: TrainConfig, plan: RemovalPlan, pipeline: Pipeline, mesh: Mesh) -> TrainState:
@@ -221,9 +253,11 @@ def _placed(mesh: Mesh, batches: Iterator[dict[str, np.ndarray]]) -> Iterator[di
         yield place_batch(mesh, batch)
 
 
-def _log_start(config: TrainConfig, plan: RemovalPlan, pipeline: Pipeline, count: int, mesh: Mesh) -> None:
-    teacher = trees.count(pipeline.unet.params)
-    logging.info("%d examples in %s; %d device(s), mesh %s", count, config.data, mesh.size, dict(mesh.shape))
-    logging.info("teacher: %s parameters; student %s: %d blocks", f"{teacher:,}", config.student, len(plan.blocks))
-    for pair in plan.features:
+def _log_start(config: TrainConfig, plan: RemovalPlan, record: dict[str, Any], count: int, mesh: Mesh) -> None:
+    for key, value in record.items():
+        logging.info("config.%s = %s", key, value)
+    logging.info("%d examples; %d device(s), mesh %s", count, mesh.size, dict(mesh.shape))
+    for line in cost_table(plan, plan.teacher.sample_size or 64).splitlines():
+        logging.info("%s", line)
+    for pair in plan.features if config.loss.feature else ():
         logging.info("feature pair: teacher %s, student %s", pair.teacher, pair.student)

@@ -3,7 +3,6 @@
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 import jax
 import numpy as np
@@ -50,51 +49,51 @@ def run_loop(
         the state, and whether it got to the end; Ctrl-C or SIGTERM ends it earlier, with a checkpoint.
 
     Raises:
-        InputError: a loss is not finite; nothing is saved from then on.
+        InputError: a loss is not finite; the steps since the last checkpoint are not saved.
     """
     first = int(state.step)
-    pending: list[tuple[int, Mapping[str, jax.Array]]] = []  # not looked at yet: looking waits for the device
-    since = time.monotonic()
+    previous: tuple[int, Mapping[str, jax.Array]] | None = None
+    since, counted = time.monotonic(), first  # the window that the rate is taken over
     with Interrupts() as interrupts, Progress("training", config.steps, done=first) as progress:
         for step in range(first + 1, config.steps + 1):
             state, metrics = train_step(state, frozen, next(batches))
-            pending.append((step, metrics))
-            last = step == config.steps
-
-            def due(period: int, step: int = step, last: bool = last) -> bool:
-                return last or (period > 0 and step % period == 0)
-
-            saving = due(config.checkpoint_every) or interrupts.wanted
+            if previous is not None:  # waits for it, so that one update is under way and one being prepared
+                _finite_values(*previous)
+            previous = (step, metrics)
+            logging_now = _due(step, config.log_every, config.steps)
+            saving = _due(step, config.checkpoint_every, config.steps) or interrupts.wanted
             note = ""
-            if due(config.log_every) or saving:
-                values = _require_finite(pending)
-                seconds, since = time.monotonic() - since, time.monotonic()
-                values["images_per_second"] = len(pending) * config.images_per_step / seconds
+            if logging_now or saving:
+                values = _finite_values(step, metrics)
                 note = f"loss {values['loss']:.4g}"
-                pending = []
-                if due(config.log_every):
-                    writer.write_scalars(step, values)
-                    writer.flush()
+            if logging_now:
+                rate = (step - counted) * config.images_per_step / (time.monotonic() - since)
+                writer.write_scalars(step, values | {"images_per_second": rate})
+                writer.flush()
+                since, counted = time.monotonic(), step
+            if _due(step, config.sheet_every, config.steps):
+                draw_sheet(step, state)  # before saving: a run that continues after this step won't draw it again
+                since, counted = time.monotonic(), step
             if saving:
                 checkpoints.save(state)
-            if due(config.sheet_every):
-                draw_sheet(step, state)
-                since = time.monotonic()
             progress.advance(note=note)
             if interrupts.wanted:
-                return state, last
+                return state, step == config.steps
     return state, True
 
 
-def _require_finite(pending: list[tuple[int, Mapping[str, jax.Array]]]) -> dict[str, Any]:
-    """The newest metrics as floats, once the losses of all pending steps are found finite."""
-    for step, metrics in pending:
-        names = sorted(metrics, key=lambda name: (not name.startswith("loss"), name))  # the losses first
-        values = {name: float(np.asarray(metrics[name])) for name in names}
-        if not np.isfinite([values["loss"], values["grad_norm"]]).all():
-            facts = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-            raise InputError(
-                f"training: the loss is not finite at step {step} ({facts}); the checkpoints before it stay; "
-                "try a lower optimizer.learning_rate, or dtype float32"
-            )
+def _due(step: int, period: int, steps: int) -> bool:
+    return step == steps or (period > 0 and step % period == 0)
+
+
+def _finite_values(step: int, metrics: Mapping[str, jax.Array]) -> dict[str, float]:
+    """The metrics of a step as floats, the losses first."""
+    names = sorted(metrics, key=lambda name: (not name.startswith("loss"), name))
+    values = {name: float(np.asarray(metrics[name])) for name in names}
+    if not np.isfinite([values["loss"], values["grad_norm"], values["update_norm"]]).all():
+        facts = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        raise InputError(
+            f"training: the loss is not finite at step {step} ({facts}); the checkpoints before it stay; "
+            "try a lower optimizer.learning_rate, or dtype float32"
+        )
     return values

@@ -16,10 +16,12 @@ from bksdm_jax.weights.tokenizer import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class SheetConfig:
-    """Attributes:
-    every: optimiser updates between sheets; 0: one at the end.
-    prompts: one column each; none: the first captions of the data.
-    steps, guidance_scale: of the sampler.
+    """When sheets are drawn, and of what.
+
+    Attributes:
+        every: optimiser updates between sheets; 0: one at the end.
+        prompts: one column each; none: the first captions of the data.
+        steps, guidance_scale: of the sampler.
     """
 
     every: int = 1000

@@ -21,7 +21,7 @@ from bksdm_jax.training.state import TrainState, ema_decay, update_ema
 _TRAINING_STREAM = 2**32 - 1  # keeps the keys of training apart from those that number sampled images
 
 Frozen = Mapping[str, Any]
-"""Parameters that training reads only, under `teacher` (absent without distillation), `vae`, `text_encoder`."""
+"""Parameters that training reads only, under `teacher` (not needed without distillation), `vae`, `text_encoder`."""
 Batch = Mapping[str, jax.Array]
 """`images` uint8 [A, M, H, W, 3] and `tokens` int32 [A, M, T]: A micro-batches of M images."""
 TrainStep = Callable[[TrainState, Frozen, Batch], tuple[TrainState, dict[str, jax.Array]]]
@@ -48,7 +48,7 @@ class Example:
     context: jax.Array  # [M, T, K]
 
 
-def draw(
+def draw_example(
     problem: Problem, dtype: jnp.dtype, frozen: Frozen, images: jax.Array, tokens: jax.Array, keys: Any
 ) -> Example:
     """Encodes images [M, H, W, 3] and tokens [M, T], and adds noise; row i is drawn with `keys[i]` alone."""
@@ -119,7 +119,7 @@ def make_train_step(
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(parts * share))
 
         def micro(part: Any) -> tuple[Any, dict[str, jax.Array]]:
-            (_, terms), grads = gradient(state.params, frozen, draw(problem, dtype, frozen, *part))
+            (_, terms), grads = gradient(state.params, frozen, draw_example(problem, dtype, frozen, *part))
             return grads, terms
 
         def accumulate(total: Any, part: Any) -> tuple[Any, None]:

@@ -42,10 +42,11 @@ class CsvWriter(metric_writers.MetricWriter):
     def _keep_until(self, last_step: int) -> None:
         with self._path.open(encoding="utf-8", newline="") as file:
             rows = list(csv.reader(file))
-        if not rows:
+        if len(rows) < 2 or rows[0][0] != "step":  # cut off while it was begun
+            self._path.unlink()
             return
         self._columns = rows[0]
-        whole = [row for row in rows[1:] if len(row) == len(rows[0]) and int(row[0]) <= last_step]
+        whole = [row for row in rows[1:] if len(row) == len(rows[0]) and row[0].isdigit() and int(row[0]) <= last_step]
         with atomic_file(self._path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows([rows[0], *whole])
 

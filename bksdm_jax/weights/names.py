@@ -39,8 +39,12 @@ def to_flax(path: str, array: np.ndarray) -> np.ndarray:
 def current_name(name: str) -> str | None:
     """A name found in a PyTorch file as `torch_name` writes it, or None for a buffer that holds no weight.
 
-    Transformers 5 writes CLIP's names without the prefix `text_model.`, Transformers 4 with it.
+    Transformers 5 writes CLIP's names without the prefix `text_model.`, Transformers 4 with it; the VAEs of SD 1.x and
+    2.x have `query`, `key`, `value`, `proj_attn` where Diffusers now has `to_q`, `to_k`, `to_v`, `to_out.0`.
     """
+    *path, module, leaf = name.split(".") if name.count(".") else ("", name)
+    if module in _VAE_ATTENTION and "attentions" in path:  # an older VAE
+        return ".".join([*path, _VAE_ATTENTION[module], leaf])
     bare = name.removeprefix(CLIP_PREFIX)
     if bare in _BUFFERS:
         return None

@@ -28,9 +28,13 @@ class Network:
 
 @dataclasses.dataclass(frozen=True)
 class Pipeline:
-    """A loaded pipeline folder. Parameters are numpy arrays in the dtypes of the files."""
+    """A loaded pipeline folder; parameters are numpy arrays in the dtypes of the files.
+
+    `unet_file` is where the U-Net's were.
+    """
 
     folder: Path
+    unet_file: Path
     unet: Network
     vae: Network
     text_encoder: Network
@@ -44,7 +48,7 @@ class Pipeline:
 
 @dataclasses.dataclass(frozen=True)
 class _Layout:
-    stem: dict[str, str]
+    stems: dict[str, str]
     parse: Callable[[Mapping[str, Any], str], UNetConfig | VAEConfig | CLIPTextConfig]
     shapes: Callable[[Any], dict[str, Any]]
     library: str
@@ -74,10 +78,11 @@ def load_pipeline(folder: str | Path) -> Pipeline:
     Raises:
         InputError: a component is missing, damaged, or doesn't fit its config.
     """
-    folder = _existing(Path(folder))
+    folder = _existing(folder)
     networks = {name: _load_network(folder, name) for name in _LAYOUTS}
     pipeline = Pipeline(
         folder=folder,
+        unet_file=_weights_file(folder, "unet"),
         tokenizer=load_tokenizer(folder / "tokenizer", networks["text_encoder"].config.max_length),
         schedule=load_schedule(folder),
         **networks,
@@ -87,14 +92,14 @@ def load_pipeline(folder: str | Path) -> Pipeline:
 
 
 def load_schedule(folder: Path) -> ScheduleConfig:
-    """Reads `scheduler/scheduler_config.json` of a pipeline folder."""
+    """Reads `scheduler/scheduler_config.json` of a pipeline folder; raises `InputError` if it can't."""
     path = folder / "scheduler" / "scheduler_config.json"
     return schedule_from_diffusers(read_json(path), str(path))
 
 
 def load_unet_config(folder: str | Path) -> UNetConfig:
-    """Reads the architecture of a pipeline's U-Net alone."""
-    path = _existing(Path(folder)) / "unet" / "config.json"
+    """Reads the architecture of a pipeline's U-Net alone; raises `InputError` if it can't."""
+    path = _existing(folder) / "unet" / "config.json"
     return unet_from_diffusers(read_json(path), str(path))
 
 
@@ -138,7 +143,7 @@ def write_pipeline(
         for name, network in networks.items():
             layout = _LAYOUTS[name]
             (temporary / name).mkdir()
-            WRITERS[suffix](temporary / name / f"{layout.stem[suffix]}{suffix}", network.params)
+            WRITERS[suffix](temporary / name / f"{layout.stems[suffix]}{suffix}", network.params)
             json = dict(network.json)
             if layout.library == "diffusers":
                 json["_class_name"] = f"{prefix}{layout.cls}"
@@ -162,7 +167,8 @@ def suffix_of(file_format: str) -> str:
     return FORMATS[file_format]
 
 
-def _existing(folder: Path) -> Path:
+def _existing(folder: str | Path) -> Path:
+    folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise InputError(f"{folder}: no such pipeline folder")
     needed = [*_LAYOUTS, "tokenizer", "scheduler"]
@@ -180,10 +186,16 @@ def _load_network(folder: Path, name: str) -> Network:
     config_path = folder / name / "config.json"
     json = read_json(config_path)
     config = layout.parse(json, str(config_path))
-    candidates = [folder / name / f"{layout.stem[suffix]}{suffix}" for suffix in READERS]
+    path = _weights_file(folder, name)
+    return Network(config, READERS[path.suffix](path, layout.shapes(config)), json)
+
+
+def _weights_file(folder: Path, name: str) -> Path:
+    stems = _LAYOUTS[name].stems
+    candidates = [folder / name / f"{stems[suffix]}{suffix}" for suffix in READERS]
     for path in candidates:
         if path.is_file():
-            return Network(config, READERS[path.suffix](path, layout.shapes(config)), json)
+            return path
     raise InputError(f"{folder / name}: no weights; expected {' or '.join(path.name for path in candidates)}")
 
 

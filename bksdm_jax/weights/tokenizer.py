@@ -7,6 +7,7 @@ import numpy as np
 from transformers import CLIPTokenizer
 
 from bksdm_jax.errors import InputError
+from bksdm_jax.files import read_text
 
 
 class Tokenizer:
@@ -30,8 +31,12 @@ def load_tokenizer(folder: Path, max_length: int) -> Tokenizer:
     Raises:
         InputError: Transformers can't read it.
     """
-    if not any((folder / name).is_file() for name in ("vocab.json", "tokenizer.json")):
-        raise InputError(f"{folder}: no tokenizer; expected vocab.json and merges.txt, or tokenizer.json")
+    if not (folder / "tokenizer.json").is_file():
+        for name in ("vocab.json", "merges.txt"):
+            if not (folder / name).is_file():
+                raise InputError(f"{folder}: no {name}; a tokenizer is vocab.json and merges.txt, or tokenizer.json")
+        if len(read_text(folder / "merges.txt").split()) < 2:
+            raise InputError(f"{folder / 'merges.txt'}: empty; expected the merges of the CLIP tokenizer")
     try:
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # Transformers raises whatever its parsers do
