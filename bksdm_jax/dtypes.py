@@ -1,9 +1,11 @@
 """The number formats that networks may compute in."""
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from bksdm_jax.errors import one_of
 
@@ -15,6 +17,11 @@ def compute_dtype(name: str) -> jnp.dtype:
     if name not in DTYPES:
         raise one_of("dtype", name, DTYPES)
     return DTYPES[name]
+
+
+def cast_frozen(params: Any, dtype: jnp.dtype) -> Any:
+    """Parameters that are only read, as numpy arrays: matrices and kernels in `dtype`, vectors in float32."""
+    return jax.tree.map(lambda leaf: np.asarray(leaf).astype(dtype if leaf.ndim > 1 else np.float32), params)
 
 
 def exact_products(name: str) -> AbstractContextManager[None]:

@@ -19,8 +19,7 @@ class GroupNorm(nn.GroupNorm):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, H, W, C] -> [B, H, W, C]."""
-        with jax.numpy_dtype_promotion("standard"):  # frozen networks may hold their scales in bfloat16
-            return super().__call__(x.astype(self.dtype)).astype(self.result)
+        return super().__call__(x.astype(self.dtype)).astype(self.result)
 
 
 class LayerNorm(nn.LayerNorm):
@@ -32,8 +31,7 @@ class LayerNorm(nn.LayerNorm):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, N, C] -> [B, N, C]."""
-        with jax.numpy_dtype_promotion("standard"):  # frozen networks may hold their scales in bfloat16
-            return super().__call__(x.astype(self.dtype)).astype(self.result)
+        return super().__call__(x.astype(self.dtype)).astype(self.result)
 
 
 def conv(features: int, size: int, name: str, dtype: jnp.dtype, stride: int = 1) -> nn.Conv:

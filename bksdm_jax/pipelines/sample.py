@@ -6,10 +6,9 @@ import io
 from pathlib import Path
 
 import jax
-import numpy as np
 
 from bksdm_jax.data.tables import Prompt, read_prompts
-from bksdm_jax.dtypes import compute_dtype, exact_products
+from bksdm_jax.dtypes import cast_frozen, compute_dtype, exact_products
 from bksdm_jax.errors import InputError, whole_number
 from bksdm_jax.files import atomic_file
 from bksdm_jax.images import save_png
@@ -90,7 +89,7 @@ def sample(config: SampleConfig, workdir: Path) -> int:
     missing = [(i, prompt.text) for i, prompt in enumerate(prompts) if not (images / _name(i)).exists()]
     names = ("unet", "vae", "text_encoder")
     params = {name: getattr(pipeline, name).params for name in names}
-    params = jax.device_put(jax.tree.map(lambda leaf: np.asarray(leaf).astype(dtype), params))
+    params = jax.device_put(cast_frozen(params, dtype))
     with exact_products(config.dtype), Progress("images", len(prompts), len(prompts) - len(missing)) as progress:
         made = generate_images(generate, params, pipeline.tokenizer, sampler, missing, config.batch_size)
         for index, image in made:

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from bksdm_jax.analysis.report import cost_table
 from bksdm_jax.data.image_folder import Example, read_image_folder
 from bksdm_jax.data.stream import StreamConfig, training_batches
-from bksdm_jax.dtypes import compute_dtype, exact_products
+from bksdm_jax.dtypes import cast_frozen, compute_dtype, exact_products
 from bksdm_jax.errors import InputError, finite_number, whole_number
 from bksdm_jax.pipelines.text_to_image import Architectures, SamplerConfig, require_sampler
 from bksdm_jax.pruning.plan import RemovalPlan
@@ -234,7 +234,7 @@ def _place_frozen(config: TrainConfig, pipeline: Pipeline, mesh: Mesh, dtype: jn
         "vae": pipeline.vae.params,
         "text_encoder": pipeline.text_encoder.params,
     }
-    frozen = jax.tree.map(lambda leaf: np.asarray(leaf).astype(dtype), frozen)
+    frozen = cast_frozen(frozen, dtype)
     return jax.device_put(frozen, parameter_shardings(mesh, frozen))
 
 

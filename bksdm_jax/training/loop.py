@@ -61,7 +61,8 @@ def run_loop(
                 _finite_values(*previous)
             previous = (step, metrics)
             logging_now = _due(step, config.log_every, config.steps)
-            saving = _due(step, config.checkpoint_every, config.steps) or interrupts.wanted
+            stopping = interrupts.wanted  # read once: a wish that comes later ends the next step, which saves
+            saving = _due(step, config.checkpoint_every, config.steps) or stopping
             note = ""
             if logging_now or saving:
                 values = _finite_values(step, metrics)
@@ -77,7 +78,7 @@ def run_loop(
             if saving:
                 checkpoints.save(state)
             progress.advance(note=note)
-            if interrupts.wanted:
+            if stopping:
                 return state, step == config.steps
     return state, True
 
