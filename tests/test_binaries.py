@@ -163,20 +163,20 @@ def test_a_killed_run_ends_bit_for_bit_where_an_undisturbed_one_does(
     micro_teacher: Path, photographs: Path, tmp_path: Path
 ) -> None:
     calm, killed = tmp_path / "calm", tmp_path / "killed"
-    steps = 400
-    succeed(micro_run(micro_teacher, photographs, calm, steps=steps, checkpoint_every=150))
+    steps = 260
+    succeed(micro_run(micro_teacher, photographs, calm, steps=steps, checkpoint_every=100))
 
-    arguments = micro_run(micro_teacher, photographs, killed, steps=steps, checkpoint_every=150)
+    arguments = micro_run(micro_teacher, photographs, killed, steps=steps, checkpoint_every=100)
     process = subprocess.Popen(
         arguments, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    wait_for(process, lambda: (killed / "checkpoints" / "150").exists() and len(rows(killed)) > 150)
+    wait_for(process, lambda: (killed / "checkpoints" / "100").exists() and len(rows(killed)) > 100)
     process.send_signal(signal.SIGKILL)
     process.wait()
     reached = int(rows(killed)[-1]["step"])
     saved = [int(path.name) for path in (killed / "checkpoints").iterdir() if path.name.isdigit()]
-    assert saved == [150]
-    assert 150 < reached < 300  # between two checkpoints
+    assert saved == [100]
+    assert 100 < reached < 200  # between two checkpoints
     assert not (killed / "model").exists()
 
     succeed(arguments)
@@ -214,9 +214,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(micro_teacher: Path, photograph
         micro_teacher,
         photographs,
         tmp_path / "run",
-        steps=60,
-        log_every=20,
-        checkpoint_every=5,
+        steps=12,
+        log_every=6,
+        checkpoint_every=4,
         optimizer__learning_rate=1e30,
     )
     said = fail(arguments)

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from bksdm_jax import trees
 from bksdm_jax.diffusion.schedule import TARGETS, add_noise, schedule_from_diffusers
+from bksdm_jax.dtypes import cast_frozen
 from bksdm_jax.models.clip import CLIPTextConfig, CLIPTextEncoder
 from bksdm_jax.models.presets import PRESETS
 from bksdm_jax.models.unet import parameter_shapes
@@ -194,6 +195,24 @@ def test_accumulation_and_devices_change_nothing(micro: Micro, plain: Any, parts
     for ours, theirs in zip(jax.tree.leaves(state.params), jax.tree.leaves(plain[0].params), strict=True):
         assert np.abs(ours - theirs).max() <= 3 * 2 * 5e-5
         assert np.mean(np.abs(ours - theirs)) <= 1e-5 * max(np.mean(np.abs(theirs)), 1e-3)
+
+
+def test_bfloat16_losses_follow_float32(micro: Micro) -> None:
+    keys = jax.random.split(jax.random.key(0), 8)
+    example = draw_example(micro.problem, jnp.float32, micro.frozen, micro.images, micro.tokens, keys)
+    frozen = cast_frozen(micro.frozen, jnp.bfloat16)
+    results = []
+    for dtype, teacher in ((jnp.float32, micro.frozen), (jnp.bfloat16, frozen)):
+        gradient = jax.value_and_grad(make_loss(micro.problem, dtype), has_aux=True)
+        with jax.numpy_dtype_promotion("standard"):  # the gradient of JAX's own attention relies on it
+            (_, terms), grads = jax.jit(gradient)(micro.student, teacher, example)
+        assert {leaf.dtype for leaf in jax.tree.leaves((terms, grads))} == {np.dtype(np.float32)}
+        results.append((terms, np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(grads)])))
+    (exact, exact_grads), (short, short_grads) = results
+    for name, value in exact.items():
+        assert float(short[name]) == pytest.approx(float(value), rel=0.05), name
+    cosine = exact_grads @ short_grads / (np.linalg.norm(exact_grads) * np.linalg.norm(short_grads))
+    assert cosine > 0.99
 
 
 def test_the_first_update_is_pytorchs_adamw(micro: Micro) -> None:
