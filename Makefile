@@ -28,7 +28,7 @@ $(VENV)/.tests-installed: pyproject.toml constraints.txt | $(BIN)/python
 
 # The whole suite, offline, on eight fake CPU devices.
 test: $(VENV)/.tests-installed
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 lint: $(VENV)/.tests-installed
 	$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,11 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from diffusers import StableDiffusionPipeline
+from flax import serialization
 from PIL import Image
 from safetensors.numpy import load_file
 
 from tests import tiny
 from tests.conftest import ROOT
+
+shares_runs = pytest.mark.xdist_group("runs")  # on one worker: what one of them compiles the others find
 
 
 def command(verb: str, config: str, workdir: Path, **settings: object) -> list[str]:
@@ -53,14 +57,18 @@ def fail(arguments: Sequence[str]) -> str:
 
 
 def micro_run(teacher: Path, data: Path, workdir: Path, **settings: object) -> list[str]:
-    """A run of seconds: two stages, 16 pixels, a checkpoint every fourth update."""
+    """A run of seconds at two stages and 16 pixels; all of them share one compiled update."""
     return command(
         "train",
         "distill.py:v1,runlocal",
         workdir,
         teacher=teacher,
         data=data,
-        **{"student": tiny.MICRO_STUDENT, "resolution": 16, "batch_size": 2, "checkpoint_every": 4} | settings,
+        student=tiny.MICRO_STUDENT,
+        resolution=16,
+        batch_size=2,
+        optimizer__learning_rate=1e-3,
+        **settings,
     )
 
 
@@ -81,92 +89,69 @@ def wait_for(process: subprocess.Popen, condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def test_prune_train_sample_on_photographs(flax_teacher: Path, photographs: Path, tmp_path: Path) -> None:
-    """The whole job with a teacher that Diffusers wrote, at SD v1's layout."""
+@pytest.fixture(scope="module")
+def whole_run(micro_teacher: Path, photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An undisturbed run on photographs, with a teacher that Diffusers wrote."""
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    said = succeed(micro_run(micro_teacher, photographs, workdir, steps=260, checkpoint_every=100))
+    assert said.strip() == str(workdir / "model")
+    return workdir
+
+
+def test_prune_prints_the_plan_and_the_cost(flax_teacher: Path, tmp_path: Path) -> None:
     printed = succeed(command("prune", "prune.py", tmp_path / "cut", teacher=flax_teacher, student="bk_tiny"))
     for part in ("removed: ", "up_blocks.0.resnets.1", "down_blocks.2.attentions.1.proj_out", "parameters", "total"):
         assert part in printed
+    assert StableDiffusionPipeline.from_pretrained(tmp_path / "cut").unet.config.layers_per_block == 1
 
-    run_dir = tmp_path / "run"
-    succeed(
-        command(
-            "train",
-            "distill.py:v1,bk_tiny,runlocal",
-            run_dir,
-            teacher=flax_teacher,
-            data=photographs,
-            steps=24,
-            batch_size=2,
-            checkpoint_every=12,
-            optimizer__learning_rate=1e-3,
-        )
-    )
-    table = rows(run_dir)
-    assert [int(row["step"]) for row in table] == list(range(1, 25))
+
+@shares_runs
+def test_a_run_on_photographs_leaves_what_the_manual_says(whole_run: Path) -> None:
+    table = rows(whole_run)
+    assert [int(row["step"]) for row in table] == list(range(1, 261))
     losses = np.array([[float(row[f"loss_{term}"]) for term in ("task", "output", "feature")] for row in table])
     assert np.isfinite(losses).all()
     total = np.array([float(row["loss"]) for row in table])
     np.testing.assert_allclose(total, losses.sum(axis=1), rtol=1e-5)
-    assert total[-6:].mean() < 0.8 * total[:4].mean()
+    assert total[-20:].mean() < 0.5 * total[:5].mean()
     pairs = [name for name in table[0] if name.startswith("feature/")]
-    assert len(pairs) == 6
+    assert pairs == [f"feature/{side}_blocks.{i}" for side in ("down", "up") for i in (0, 1)]
     features = sum(float(table[0][name]) for name in pairs)
     assert features == pytest.approx(float(table[0]["loss_feature"]), rel=1e-5)
-    assert sorted(int(path.name) for path in (run_dir / "checkpoints").iterdir()) == [12, 24]
-    assert list((run_dir / "tensorboard").glob("events.out.tfevents.*"))
-    assert json.loads((run_dir / "config.json").read_text())["student"] == "bk_tiny"
-    sheet = np.asarray(Image.open(run_dir / "samples" / "step_000024.png"))
-    assert sheet.shape == (4 + 2 * 68, 4 + 4 * 68, 3)
-    assert not np.array_equal(sheet[4:68], sheet[72:136])
+    assert sorted(int(path.name) for path in (whole_run / "checkpoints").iterdir()) == [100, 200, 260]
+    assert list((whole_run / "tensorboard").glob("events.out.tfevents.*"))
+    assert json.loads((whole_run / "config.json").read_text())["student"] == tiny.MICRO_STUDENT
+    sheet = np.asarray(Image.open(whole_run / "samples" / "step_000260.png"))
+    assert sheet.shape == (4 + 2 * 20, 4 + 4 * 20, 3)
+    assert not np.array_equal(sheet[4:20], sheet[24:40])  # teacher and student differ
 
-    pipeline = StableDiffusionPipeline.from_pretrained(run_dir / "model")
+    pipeline = StableDiffusionPipeline.from_pretrained(whole_run / "model")
     pipeline.set_progress_bar_config(disable=True)
-    assert len(pipeline.unet.down_blocks) == 3
+    assert pipeline.unet.config.layers_per_block == [1, 2]
+    assert pipeline.unet.mid_block is None
     assert np.isfinite(pipeline("a cat", num_inference_steps=2, output_type="np").images).all()
-    again = succeed(
-        command(
-            "train",
-            "distill.py:v1,bk_tiny,runlocal",
-            run_dir,
-            teacher=flax_teacher,
-            data=photographs,
-            steps=24,
-            batch_size=2,
-            checkpoint_every=12,
-            optimizer__learning_rate=1e-3,
-        )
-    )
-    assert again.strip().endswith("model")  # nothing left to do
 
+
+@shares_runs
+def test_images_from_a_trained_student(whole_run: Path, tmp_path: Path) -> None:
     (tmp_path / "prompts.csv").write_text('file_name,text\nx.jpg,"a cat, red"\n../../y.jpg,été 🐱\n')
-    succeed(
-        command(
-            "sample",
-            "sample.py",
-            tmp_path / "images",
-            model=run_dir / "model",
-            prompts=tmp_path / "prompts.csv",
-            steps=2,
-            batch_size=2,
-        )
-    )
+    settings = {"model": whole_run / "model", "prompts": tmp_path / "prompts.csv", "steps": 2, "batch_size": 2}
+    succeed(command("sample", "sample.py", tmp_path / "images", **settings))
     with (tmp_path / "images" / "metadata.csv").open(newline="", encoding="utf-8") as file:
         listed = list(csv.DictReader(file))
     assert [row["text"] for row in listed] == ["a cat, red", "été 🐱"]
     assert [row["source"] for row in listed] == ["x.jpg", "../../y.jpg"]
     for row in listed:
-        assert Image.open(tmp_path / "images" / row["file_name"]).size == (64, 64)
+        assert Image.open(tmp_path / "images" / row["file_name"]).size == (16, 16)
     assert not (tmp_path / "y.jpg").exists()
 
 
+@shares_runs
 def test_a_killed_run_ends_bit_for_bit_where_an_undisturbed_one_does(
-    micro_teacher: Path, photographs: Path, tmp_path: Path
+    whole_run: Path, micro_teacher: Path, photographs: Path, tmp_path: Path
 ) -> None:
-    calm, killed = tmp_path / "calm", tmp_path / "killed"
-    steps = 260
-    succeed(micro_run(micro_teacher, photographs, calm, steps=steps, checkpoint_every=100))
-
-    arguments = micro_run(micro_teacher, photographs, killed, steps=steps, checkpoint_every=100)
+    killed = tmp_path / "killed"
+    arguments = micro_run(micro_teacher, photographs, killed, steps=260, checkpoint_every=100)
     process = subprocess.Popen(
         arguments, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -181,16 +166,17 @@ def test_a_killed_run_ends_bit_for_bit_where_an_undisturbed_one_does(
 
     succeed(arguments)
     ours = load_file(killed / "model" / "unet" / "diffusion_pytorch_model.safetensors")
-    theirs = load_file(calm / "model" / "unet" / "diffusion_pytorch_model.safetensors")
+    theirs = load_file(whole_run / "model" / "unet" / "diffusion_pytorch_model.safetensors")
     assert ours.keys() == theirs.keys()
     for name, array in theirs.items():
         assert array.tobytes() == ours[name].tobytes(), name
     timing = "images_per_second"
     assert [{k: v for k, v in row.items() if k != timing} for row in rows(killed)] == [
-        {k: v for k, v in row.items() if k != timing} for row in rows(calm)
+        {k: v for k, v in row.items() if k != timing} for row in rows(whole_run)
     ]
 
 
+@shares_runs
 def test_ctrl_c_saves_and_the_same_command_continues(micro_teacher: Path, photographs: Path, tmp_path: Path) -> None:
     arguments = micro_run(micro_teacher, photographs, tmp_path / "run", steps=600, checkpoint_every=0)
     process = subprocess.Popen(arguments, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True)
@@ -203,28 +189,25 @@ def test_ctrl_c_saves_and_the_same_command_continues(micro_teacher: Path, photog
     assert 5 <= saved < 600
     changed = fail(micro_run(micro_teacher, photographs, tmp_path / "run", steps=600, checkpoint_every=0, seed=5))
     assert "seed 1234, not 5" in changed
+    over = micro_run(micro_teacher, photographs, tmp_path / "run", steps=1, checkpoint_every=0)
+    assert f"has made {saved} already" in fail(over)
     shorter = micro_run(micro_teacher, photographs, tmp_path / "run", steps=saved + 5, checkpoint_every=0)
     assert succeed(shorter).strip().endswith("model")
     assert [int(row["step"]) for row in rows(tmp_path / "run")] == list(range(1, saved + 6))
 
 
+@shares_runs
 def test_a_loss_that_is_not_finite_stops_the_run(micro_teacher: Path, photographs: Path, tmp_path: Path) -> None:
-    """A learning rate beyond all reason, so that weights overflow between two logged steps."""
-    arguments = micro_run(
-        micro_teacher,
-        photographs,
-        tmp_path / "run",
-        steps=12,
-        log_every=6,
-        checkpoint_every=4,
-        optimizer__learning_rate=1e30,
-    )
-    said = fail(arguments)
-    assert "not finite at step" in said
+    teacher = shutil.copytree(micro_teacher, tmp_path / "teacher")
+    path = teacher / "unet" / "diffusion_flax_model.msgpack"
+    tree = serialization.msgpack_restore(path.read_bytes())
+    tree["conv_out"]["bias"] = np.full(4, np.inf, np.float32)
+    path.write_bytes(serialization.msgpack_serialize(tree))
+    said = fail(micro_run(teacher, photographs, tmp_path / "run", steps=12, log_every=6, checkpoint_every=1))
+    assert "not finite at step 1 " in said
+    assert "loss_output inf" in said or "loss_output nan" in said
     assert "optimizer.learning_rate" in said
-    step = int(said.split("at step ")[1].split()[0])
-    saved = [int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir() if path.name.isdigit()]
-    assert all(number < step for number in saved)
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
     assert not (tmp_path / "run" / "model").exists()
 
 
@@ -232,13 +215,10 @@ def test_a_loss_that_is_not_finite_stops_the_run(micro_teacher: Path, photograph
     ("arguments", "said"),
     [
         (["--config=configs/distill.py:v1,bk_smal"], "did you mean 'bk_small'?"),
-        (["--config=configs/distill.py:v1,v2"], "exclude each other"),
         (["--config=configs/distill.py", "--config.loss.outptu=2"], "did you mean 'output'?"),
         (["--config=configs/distil.py"], "configs/distil.py"),
         (["--config=configs/distill.py", "--config.steps=many"], "--config.steps=many"),
-        (["--config=configs/distill.py", "--confg.steps=3"], "--confg.steps"),
         (["--config=configs/distill.py"], "config.teacher: empty"),
-        (["--config=configs/distill.py", "teacher"], "'teacher': unexpected argument"),
     ],
 )
 def test_mistakes_on_the_command_line_are_one_line(tmp_path: Path, arguments: list[str], said: str) -> None:
@@ -248,6 +228,5 @@ def test_mistakes_on_the_command_line_are_one_line(tmp_path: Path, arguments: li
 
 
 def test_help_is_the_manual() -> None:
-    for verb in ("prune", "train", "sample"):
-        result = run([sys.executable, "-m", f"launch.{verb}", "--help"])
-        assert f"python -m launch.{verb} --config=configs/" in result.stdout
+    result = run([sys.executable, "-m", "launch.train", "--help"])
+    assert "python -m launch.train --config=configs/" in result.stdout

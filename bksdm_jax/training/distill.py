@@ -130,7 +130,9 @@ def _train(
 ) -> TrainState | None:
     """From `state` to the last update; None if interrupted before it."""
     first = int(state.step)
-    if first >= config.steps:
+    if first > config.steps:
+        raise InputError(f"steps: {config.steps}, but the run in {workdir} has made {first} already")
+    if first == config.steps:
         logging.info("all %d steps are done", config.steps)
         return state
     dtype = compute_dtype(config.dtype)
