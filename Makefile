@@ -26,9 +26,9 @@ $(VENV)/.tests-installed: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) --editable .[test]
 	touch $@
 
-# The whole suite, offline, on eight fake CPU devices.
+# The whole suite, offline, on eight fake CPU devices. Tests of one file share what they compile and write.
 test: $(VENV)/.tests-installed
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 lint: $(VENV)/.tests-installed
 	$(BIN)/ruff check .

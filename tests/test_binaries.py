@@ -21,8 +21,6 @@ from safetensors.numpy import load_file
 from tests import tiny
 from tests.conftest import ROOT
 
-shares_runs = pytest.mark.xdist_group("runs")  # on one worker: what one of them compiles the others find
-
 
 def command(verb: str, config: str, workdir: Path, **settings: object) -> list[str]:
     flags = [f"--config.{key.replace('__', '.')}={value}" for key, value in settings.items()]
@@ -105,7 +103,6 @@ def test_prune_prints_the_plan_and_the_cost(flax_teacher: Path, tmp_path: Path) 
     assert StableDiffusionPipeline.from_pretrained(tmp_path / "cut").unet.config.layers_per_block == 1
 
 
-@shares_runs
 def test_a_run_on_photographs_leaves_what_the_manual_says(whole_run: Path) -> None:
     table = rows(whole_run)
     assert [int(row["step"]) for row in table] == list(range(1, 261))
@@ -132,7 +129,6 @@ def test_a_run_on_photographs_leaves_what_the_manual_says(whole_run: Path) -> No
     assert np.isfinite(pipeline("a cat", num_inference_steps=2, output_type="np").images).all()
 
 
-@shares_runs
 def test_images_from_a_trained_student(whole_run: Path, tmp_path: Path) -> None:
     (tmp_path / "prompts.csv").write_text('file_name,text\nx.jpg,"a cat, red"\n../../y.jpg,été 🐱\n')
     settings = {"model": whole_run / "model", "prompts": tmp_path / "prompts.csv", "steps": 2, "batch_size": 2}
@@ -146,7 +142,6 @@ def test_images_from_a_trained_student(whole_run: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "y.jpg").exists()
 
 
-@shares_runs
 def test_a_killed_run_ends_bit_for_bit_where_an_undisturbed_one_does(
     whole_run: Path, micro_teacher: Path, photographs: Path, tmp_path: Path
 ) -> None:
@@ -176,7 +171,6 @@ def test_a_killed_run_ends_bit_for_bit_where_an_undisturbed_one_does(
     ]
 
 
-@shares_runs
 def test_ctrl_c_saves_and_the_same_command_continues(micro_teacher: Path, photographs: Path, tmp_path: Path) -> None:
     arguments = micro_run(micro_teacher, photographs, tmp_path / "run", steps=600, checkpoint_every=0)
     process = subprocess.Popen(arguments, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True)
@@ -189,14 +183,11 @@ def test_ctrl_c_saves_and_the_same_command_continues(micro_teacher: Path, photog
     assert 5 <= saved < 600
     changed = fail(micro_run(micro_teacher, photographs, tmp_path / "run", steps=600, checkpoint_every=0, seed=5))
     assert "seed 1234, not 5" in changed
-    over = micro_run(micro_teacher, photographs, tmp_path / "run", steps=1, checkpoint_every=0)
-    assert f"has made {saved} already" in fail(over)
     shorter = micro_run(micro_teacher, photographs, tmp_path / "run", steps=saved + 5, checkpoint_every=0)
     assert succeed(shorter).strip().endswith("model")
     assert [int(row["step"]) for row in rows(tmp_path / "run")] == list(range(1, saved + 6))
 
 
-@shares_runs
 def test_a_loss_that_is_not_finite_stops_the_run(micro_teacher: Path, photographs: Path, tmp_path: Path) -> None:
     teacher = shutil.copytree(micro_teacher, tmp_path / "teacher")
     path = teacher / "unet" / "diffusion_flax_model.msgpack"
