@@ -35,10 +35,13 @@ def require_same(workdir: Path, settings: Mapping[str, Any], may_change: Collect
 
 
 def is_used(folder: Path) -> bool:
-    """Whether something stands at `folder` already, other than an empty folder; hidden files don't count."""
+    """Whether something stands at `folder` already, other than an empty folder.
+
+    Hidden files count, since they are the user's too; what a kill in the middle of `claim` leaves doesn't.
+    """
     if not folder.is_dir():
         return folder.exists()
-    return any(not path.name.startswith(".") for path in folder.iterdir())
+    return any(path.name != ".config.json.partial" for path in folder.iterdir())
 
 
 def claim(workdir: Path, settings: Mapping[str, Any]) -> None:

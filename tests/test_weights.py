@@ -272,8 +272,9 @@ def test_a_linked_folder_is_written_where_it_points(micro_teacher: Path, tmp_pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "real"]
 
 
-def test_pruning_into_a_used_folder_is_refused(micro_teacher: Path, tmp_path: Path) -> None:
-    (tmp_path / "mine.txt").write_text("keep me")
+@pytest.mark.parametrize("name", ["mine.txt", ".env"])
+def test_pruning_into_a_used_folder_is_refused(micro_teacher: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("keep me")
     with pytest.raises(InputError, match="exists already"):
         prune(PruneConfig(str(micro_teacher), "mid_block"), tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+    assert [path.name for path in tmp_path.iterdir()] == [name]
