@@ -25,14 +25,15 @@ def one_of(what: str, name: str, known: Iterable[str]) -> InputError:
     return InputError(f"{what}: unknown name {name!r}{nearest(name, known)}; known: {', '.join(known)}")
 
 
-def whole_number(source: str, key: str, value: object, least: int = 1) -> int:
-    """`value`, if it is a whole number of at least `least`.
+def whole_number(source: str, key: str, value: object, least: int = 1, most: float = math.inf) -> int:
+    """`value`, if it is a whole number in [least, most].
 
     Raises:
         InputError: naming `source` and `key` otherwise.
     """
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise InputError(f"{source}: {key} is {value!r}; expected a whole number of at least {least}")
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        span = f"of at least {least}" if most == math.inf else f"in [{least}, {most}]"
+        raise InputError(f"{source}: {key} is {value!r}; expected a whole number {span}")
     return value
 
 

@@ -43,7 +43,7 @@ def settings(micro_teacher: Path, photographs: Path, monkeypatch: pytest.MonkeyP
         ({"accumulation": 0}, "accumulation is 0"),
         ({"steps": 0}, "steps is 0"),
         ({"seed": -1}, "seed is -1"),
-        ({"seed": 2**32}, "less than 2^32"),
+        ({"seed": 2**32}, "in [0, 4294967295]"),
         ({"keep_checkpoints": -1}, "keep_checkpoints is -1"),
         ({"log_every": -5}, "log_every is -5"),
         ({"optimizer": OptimizerConfig(clip_norm=0.0)}, "optimizer.clip_norm is 0.0"),

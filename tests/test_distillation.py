@@ -24,7 +24,7 @@ from bksdm_jax.pruning.weights import copy_weights, random_weights
 from bksdm_jax.training.losses import LossWeights
 from bksdm_jax.training.sharding import make_mesh, parameter_shardings, place_batch
 from bksdm_jax.training.state import OptimizerConfig, create_state, ema_decay, make_optimizer
-from bksdm_jax.training.step import Example, Problem, draw_example, make_loss, make_train_step
+from bksdm_jax.training.step import NoisyBatch, Problem, draw_noisy_batch, make_loss, make_train_step
 from bksdm_jax.weights import names
 from tests import surgery, tiny
 
@@ -81,13 +81,13 @@ def test_losses_and_gradients_match_the_reference(preset: str) -> None:
         t = np.array([40, 900], np.int32)
         alpha_bar = jnp.asarray(schedule.alphas_cumprod()[t], jnp.float32)
         context = generator.standard_normal((2, 9, tiny.CONTEXT), np.float32)
-        example = Example(
+        noisy_batch = NoisyBatch(
             add_noise(latents, noise, alpha_bar), t, TARGETS[prediction](latents, noise, alpha_bar), context
         )
         if gradient is None:
             problem = Problem(plan, VAEConfig(), CLIPTextConfig(), schedule)
             gradient = jax.jit(jax.value_and_grad(make_loss(problem), has_aux=True))
-        (_, terms), grads = gradient(student, frozen, example)
+        (_, terms), grads = gradient(student, frozen, noisy_batch)
 
         scheduler = tiny.scheduler(prediction)  # the noise and the target once more, by Diffusers
         noisy = scheduler.add_noise(torch_layout(latents), torch_layout(noise), torch.from_numpy(t).long())
@@ -116,13 +116,13 @@ def test_without_distillation_the_teacher_is_not_run() -> None:
     plan = plan_removal(unet_from_diffusers(tiny.MICRO), removed_blocks(tiny.MICRO_STUDENT))
     problem = Problem(plan, VAEConfig(), CLIPTextConfig(), tiny_schedule(), LossWeights(output=0.0, feature=0.0))
     params = random_weights(plan.student, 0)
-    example = Example(
+    noisy_batch = NoisyBatch(
         np.zeros((1, 4, 4, 4), np.float32),
         np.zeros(1, np.int32),
         np.ones((1, 4, 4, 4), np.float32),
         np.zeros((1, 3, tiny.CONTEXT), np.float32),
     )
-    _, terms = jax.eval_shape(make_loss(problem), params, {}, example)
+    _, terms = jax.eval_shape(make_loss(problem), params, {}, noisy_batch)
     assert set(terms) == {"loss", "loss_task"}
 
 
@@ -199,11 +199,11 @@ def test_accumulation_and_devices_change_nothing(micro: Micro, plain: Any, parts
 
 def test_bfloat16_losses_follow_float32(micro: Micro) -> None:
     keys = jax.random.split(jax.random.key(0), 8)
-    example = draw_example(micro.problem, jnp.float32, micro.frozen, micro.images, micro.tokens, keys)
-    exact, _ = jax.jit(make_loss(micro.problem))(micro.student, micro.frozen, example)
+    noisy_batch = draw_noisy_batch(micro.problem, jnp.float32, micro.frozen, micro.images, micro.tokens, keys)
+    exact, _ = jax.jit(make_loss(micro.problem))(micro.student, micro.frozen, noisy_batch)
     gradient = jax.value_and_grad(make_loss(micro.problem, jnp.bfloat16), has_aux=True)
     with jax.numpy_dtype_promotion("standard"):  # the gradient of JAX's own attention relies on it
-        (short, terms), grads = jax.jit(gradient)(micro.student, cast_frozen(micro.frozen, jnp.bfloat16), example)
+        (short, terms), grads = jax.jit(gradient)(micro.student, cast_frozen(micro.frozen, jnp.bfloat16), noisy_batch)
     assert float(short) == pytest.approx(float(exact), rel=0.05)
     assert {leaf.dtype for leaf in jax.tree.leaves((terms, grads))} == {np.dtype(np.float32)}
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
@@ -217,8 +217,8 @@ def test_the_first_update_is_pytorchs_adamw(micro: Micro) -> None:
     loss = make_loss(micro.problem)
 
     def gradient(params: Any) -> Any:
-        example = draw_example(micro.problem, jnp.float32, micro.frozen, micro.images, micro.tokens, keys)
-        return jax.grad(loss, has_aux=True)(params, micro.frozen, example)[0]
+        noisy_batch = draw_noisy_batch(micro.problem, jnp.float32, micro.frozen, micro.images, micro.tokens, keys)
+        return jax.grad(loss, has_aux=True)(params, micro.frozen, noisy_batch)[0]
 
     grads = jax.tree.map(np.array, jax.jit(gradient)(state.params))
     after, _ = micro.run(parts=1, devices=1, steps=1)
@@ -247,8 +247,8 @@ def test_ema_decay_follows_the_reference() -> None:
 
 def test_timesteps_cover_all_noise_levels(micro: Micro) -> None:
     keys = jax.random.split(jax.random.key(0), 8)
-    example = draw_example(micro.problem, jnp.float32, micro.frozen, micro.images, micro.tokens, keys)
-    assert example.noisy.shape == (8, 8, 8, 4)
+    noisy_batch = draw_noisy_batch(micro.problem, jnp.float32, micro.frozen, micro.images, micro.tokens, keys)
+    assert noisy_batch.noisy.shape == (8, 8, 8, 4)
     many = jax.vmap(lambda key: jax.random.randint(jax.random.split(key, 3)[2], (), 0, 1000))(
         jax.random.split(jax.random.key(1), 4000)
     )
@@ -258,11 +258,11 @@ def test_timesteps_cover_all_noise_levels(micro: Micro) -> None:
 
 def test_key_of_an_image_is_its_own(micro: Micro) -> None:
     keys = jax.random.split(jax.random.key(0), 8)
-    whole = draw_example(micro.problem, jnp.float32, micro.frozen, micro.images, micro.tokens, keys)
-    part = draw_example(micro.problem, jnp.float32, micro.frozen, micro.images[3:4], micro.tokens[3:4], keys[3:4])
+    whole = draw_noisy_batch(micro.problem, jnp.float32, micro.frozen, micro.images, micro.tokens, keys)
+    part = draw_noisy_batch(micro.problem, jnp.float32, micro.frozen, micro.images[3:4], micro.tokens[3:4], keys[3:4])
     np.testing.assert_allclose(whole.noisy[3:4], part.noisy, atol=1e-5)
     assert int(whole.timesteps[3]) == int(part.timesteps[0])
     clone = copy.copy(micro.images)
     clone[:] = clone[:1]  # equal images, other noise
-    same = draw_example(micro.problem, jnp.float32, micro.frozen, clone, micro.tokens, keys)
+    same = draw_noisy_batch(micro.problem, jnp.float32, micro.frozen, clone, micro.tokens, keys)
     assert not np.allclose(same.noisy[0], same.noisy[1])

@@ -50,6 +50,8 @@ class Architectures:
     schedule: ScheduleConfig
 
 
+MOST_SEED = 2**32 - 1
+"""Larger seeds would be cut to 32 bits without a word."""
 Generate = Callable[[dict[str, Any], jax.Array, jax.Array, jax.Array], jax.Array]
 """(parameters by network, tokens [B, T], negative tokens [T], image numbers [B]) -> uint8 [B, H, W, 3]."""
 
@@ -64,9 +66,7 @@ def require_sampler(config: SamplerConfig, networks: Architectures) -> None:
     known_name("config", "sampler", config.sampler, SAMPLERS)
     timesteps(networks.schedule, config.steps)
     finite_number("config", "guidance_scale", config.guidance_scale, 0)
-    whole_number("config", "seed", config.seed, 0)
-    if config.seed >= 2**32:
-        raise InputError(f"config: seed is {config.seed}; expected less than 2^32")
+    whole_number("config", "seed", config.seed, 0, MOST_SEED)
     multiple = networks.vae.factor * 2 ** sum(stage.sampler for stage in networks.unet.down)
     if config.resolution < multiple or config.resolution % multiple:
         raise InputError(f"resolution: {config.resolution} pixels; this model needs a multiple of {multiple}")

@@ -18,7 +18,7 @@ from bksdm_jax.data.image_folder import Example, read_image_folder
 from bksdm_jax.data.stream import StreamConfig, training_batches
 from bksdm_jax.dtypes import cast_frozen, compute_dtype, exact_products
 from bksdm_jax.errors import InputError, finite_number, whole_number
-from bksdm_jax.pipelines.text_to_image import Architectures, SamplerConfig, require_sampler
+from bksdm_jax.pipelines.text_to_image import MOST_SEED, Architectures, SamplerConfig, require_sampler
 from bksdm_jax.pruning.plan import RemovalPlan
 from bksdm_jax.pruning.prune import initial_weights, plan_student
 from bksdm_jax.training.checkpoints import Checkpoints
@@ -86,7 +86,8 @@ def distill(config: TrainConfig, workdir: Path) -> Path | None:
         the folder `model/`, or None if the run was interrupted (the same call continues it).
 
     Raises:
-        InputError: a setting, file or folder can't be used; nothing is written then.
+        InputError: a setting, file or folder can't be used (found before anything is written, where it can be known
+            then), or training meets an unreadable image or a loss that is not finite.
     """
     _require_settings(config)
     plan = plan_student(config.teacher, config.student, config.student_init, config.format)
@@ -179,11 +180,10 @@ def _require_settings(config: TrainConfig) -> None:
     """What can be wrong with a number, before anything is read."""
     compute_dtype(config.dtype)
     whole = {"steps": 1, "batch_size": 1, "accumulation": 1, "resolution": 1, "fsdp": 1}
-    whole |= {"seed": 0, "log_every": 0, "checkpoint_every": 0, "keep_checkpoints": 0}
+    whole |= {"log_every": 0, "checkpoint_every": 0, "keep_checkpoints": 0}
     for key, least in whole.items():
         whole_number("config", key, getattr(config, key), least)
-    if config.seed >= 2**32:
-        raise InputError(f"config: seed is {config.seed}; expected less than 2^32")
+    whole_number("config", "seed", config.seed, 0, MOST_SEED)
     whole_number("config", "sheets.every", config.sheets.every, 0)
     for key in ("task", "output", "feature"):
         finite_number("config", f"loss.{key}", getattr(config.loss, key), 0)

@@ -39,7 +39,7 @@ class Problem:
 
 
 @flax.struct.dataclass
-class Example:
+class NoisyBatch:
     """Everything random about a micro-batch, drawn: noisy latents, their timesteps, the target, text states."""
 
     noisy: jax.Array  # [M, h, w, C] float32
@@ -48,10 +48,19 @@ class Example:
     context: jax.Array  # [M, T, K]
 
 
-def draw_example(
-    problem: Problem, dtype: jnp.dtype, frozen: Frozen, images: jax.Array, tokens: jax.Array, keys: Any
-) -> Example:
-    """Encodes images [M, H, W, 3] and tokens [M, T], and adds noise; row i is drawn with `keys[i]` alone."""
+def draw_noisy_batch(
+    problem: Problem, dtype: jnp.dtype, frozen: Frozen, images: jax.Array, tokens: jax.Array, keys: jax.Array
+) -> NoisyBatch:
+    """Encodes a micro-batch and adds noise at timesteps uniform over the schedule's.
+
+    Args:
+        problem: what is distilled.
+        dtype: of the networks' computations.
+        frozen: parameters under `vae` and `text_encoder`.
+        images: uint8 [M, H, W, 3].
+        tokens: int32 [M, T].
+        keys: [M]; row i is drawn with `keys[i]` alone.
+    """
     mean, log_variance = VAE(problem.vae, dtype).apply({"params": frozen["vae"]}, to_unit(images), method="encode")
     count, shape = problem.schedule.train_steps, mean.shape[1:]
 
@@ -65,24 +74,24 @@ def draw_example(
     alpha_bar = jnp.asarray(problem.schedule.alphas_cumprod(), jnp.float32)[timesteps]
     context = CLIPTextEncoder(problem.text_encoder, dtype).apply({"params": frozen["text_encoder"]}, tokens)
     target = TARGETS[problem.schedule.prediction](latents, noise, alpha_bar)
-    return Example(add_noise(latents, noise, alpha_bar), timesteps, target, context)
+    return NoisyBatch(add_noise(latents, noise, alpha_bar), timesteps, target, context)
 
 
-def make_loss(problem: Problem, dtype: jnp.dtype = jnp.float32) -> Callable[[Any, Frozen, Example], tuple[Any, Any]]:
-    """(student parameters, frozen, example) -> (loss, every term by name)."""
+def make_loss(problem: Problem, dtype: jnp.dtype = jnp.float32) -> Callable[[Any, Frozen, NoisyBatch], tuple[Any, Any]]:
+    """Builds (student parameters, frozen, noisy batch) -> (float32 loss [], every term by name, float32 [])."""
     student, teacher = UNet(problem.plan.student, dtype), UNet(problem.plan.teacher, dtype)
     weights = problem.weights
 
-    def run(network: UNet, params: Any, example: Example) -> tuple[jax.Array, dict[str, jax.Array]]:
-        inputs = (example.noisy.astype(dtype), example.timesteps, example.context)
+    def run(network: UNet, params: Any, noisy_batch: NoisyBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
+        inputs = (noisy_batch.noisy.astype(dtype), noisy_batch.timesteps, noisy_batch.context)
         out, sown = network.apply({"params": params}, *inputs, mutable=[FEATURES])
         return out, captured(sown)
 
-    def loss(params: Any, frozen: Frozen, example: Example) -> tuple[jax.Array, dict[str, jax.Array]]:
-        theirs, their_features = run(teacher, frozen["teacher"], example) if weights.distils else (None, None)
-        ours, our_features = run(student, params, example)
+    def loss(params: Any, frozen: Frozen, noisy_batch: NoisyBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
+        theirs, their_features = run(teacher, frozen["teacher"], noisy_batch) if weights.distils else (None, None)
+        ours, our_features = run(student, params, noisy_batch)
         pairs = problem.plan.features
-        terms = distillation_terms(weights, example.target, ours, our_features, theirs, their_features, pairs)
+        terms = distillation_terms(weights, noisy_batch.target, ours, our_features, theirs, their_features, pairs)
         return terms["loss"], terms
 
     return loss
@@ -119,7 +128,7 @@ def make_train_step(
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(parts * share))
 
         def micro(part: Any) -> tuple[Any, dict[str, jax.Array]]:
-            (_, terms), grads = gradient(state.params, frozen, draw_example(problem, dtype, frozen, *part))
+            (_, terms), grads = gradient(state.params, frozen, draw_noisy_batch(problem, dtype, frozen, *part))
             return grads, terms
 
         def accumulate(total: Any, part: Any) -> tuple[Any, None]:
