@@ -98,6 +98,23 @@ def schedule_from_diffusers(json: Mapping[str, Any], source: str = "scheduler_co
     )
 
 
+def schedule_to_diffusers(config: ScheduleConfig) -> dict[str, Any]:
+    """The `scheduler_config.json` of Diffusers' `PNDMScheduler` for a schedule without clipping, as SD v1's."""
+    return {
+        "_class_name": "PNDMScheduler",
+        "beta_end": config.beta_end,
+        "beta_schedule": config.beta_schedule,
+        "beta_start": config.beta_start,
+        "num_train_timesteps": config.train_steps,
+        "prediction_type": config.prediction,
+        "set_alpha_to_one": config.set_alpha_to_one,
+        "skip_prk_steps": True,
+        "steps_offset": config.steps_offset,
+        "timestep_spacing": config.timestep_spacing,
+        "trained_betas": None if config.trained_betas is None else list(config.trained_betas),
+    }
+
+
 def _trained_betas(betas: Any, train_steps: int, source: str) -> tuple[float, ...] | None:
     if betas is None:
         return None

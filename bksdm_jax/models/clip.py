@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,17 @@ ACTIVATIONS = {
     "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
     "gelu": lambda x: nn.gelu(x, approximate=False),
 }
+
+
+class Tower(Protocol):
+    """What the text tower and the image tower have in common."""
+
+    width: int
+    mlp_width: int
+    layers: int
+    heads: int
+    activation: str
+    epsilon: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +69,28 @@ def clip_text_from_transformers(json: Mapping[str, Any], source: str = "config.j
     return config
 
 
+def clip_text_to_transformers(config: CLIPTextConfig) -> dict[str, Any]:
+    """The `config.json` with which Transformers' `CLIPTextModel` builds the same network.
+
+    The last two token ids are taken for the start and the end of a text, as CLIP's tokenizer has them.
+    """
+    return {
+        "architectures": ["CLIPTextModel"],
+        "model_type": "clip_text_model",
+        "bos_token_id": config.vocab_size - 2,
+        "eos_token_id": config.vocab_size - 1,
+        "pad_token_id": config.vocab_size - 1,
+        "hidden_act": config.activation,
+        "hidden_size": config.width,
+        "intermediate_size": config.mlp_width,
+        "layer_norm_eps": config.epsilon,
+        "max_position_embeddings": config.max_length,
+        "num_attention_heads": config.heads,
+        "num_hidden_layers": config.layers,
+        "vocab_size": config.vocab_size,
+    }
+
+
 class Embeddings(nn.Module):
     """Token plus position embeddings."""
 
@@ -73,16 +106,17 @@ class Embeddings(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Causal multi-head self-attention with biases."""
+    """Multi-head self-attention with biases; `causal`: a position sees itself and those before it."""
 
     heads: int
+    causal: bool
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         width = x.shape[-1]
         query, key, value = (nn.Dense(width, dtype=self.dtype, name=name)(x) for name in ("q_proj", "k_proj", "v_proj"))
-        out = attend(query, key, value, self.heads, causal=True)
+        out = attend(query, key, value, self.heads, causal=self.causal)
         return nn.Dense(width, dtype=self.dtype, name="out_proj")(out)
 
 
@@ -102,38 +136,43 @@ class MLP(nn.Module):
 class EncoderLayer(nn.Module):
     """A pre-norm transformer layer."""
 
-    config: CLIPTextConfig
+    config: Tower
+    causal: bool
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         cfg = self.config
-        x = x + SelfAttention(cfg.heads, self.dtype, name="self_attn")(_norm(cfg, self.dtype, "layer_norm1")(x))
+        x = x + SelfAttention(cfg.heads, self.causal, self.dtype, name="self_attn")(
+            norm(cfg, self.dtype, "layer_norm1")(x)
+        )
         mlp = MLP(cfg.mlp_width, cfg.activation, self.dtype, name="mlp")
-        return x + mlp(_norm(cfg, self.dtype, "layer_norm2")(x))
+        return x + mlp(norm(cfg, self.dtype, "layer_norm2")(x))
 
 
 class Encoder(nn.Module):
     """The stack of layers; Transformers' Flax checkpoints name them `layers/0`, `layers/1`, ..."""
 
-    config: CLIPTextConfig
+    config: Tower
+    causal: bool
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        return LayerStack(self.config, self.dtype, name="layers")(x)
+        return LayerStack(self.config, self.causal, self.dtype, name="layers")(x)
 
 
 class LayerStack(nn.Module):
     """Layers under the names `0`, `1`, ..."""
 
-    config: CLIPTextConfig
+    config: Tower
+    causal: bool
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         for i in range(self.config.layers):
-            x = EncoderLayer(self.config, self.dtype, name=str(i))(x)
+            x = EncoderLayer(self.config, self.causal, self.dtype, name=str(i))(x)
         return x
 
 
@@ -146,8 +185,8 @@ class TextTransformer(nn.Module):
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
         x = Embeddings(self.config, self.dtype, name="embeddings")(tokens)
-        x = Encoder(self.config, self.dtype, name="encoder")(x)
-        return _norm(self.config, self.dtype, "final_layer_norm")(x)
+        x = Encoder(self.config, True, self.dtype, name="encoder")(x)
+        return norm(self.config, self.dtype, "final_layer_norm")(x)
 
 
 class CLIPTextEncoder(nn.Module):
@@ -168,5 +207,6 @@ def clip_text_parameter_shapes(config: CLIPTextConfig) -> dict[str, Any]:
     return jax.eval_shape(CLIPTextEncoder(config).init, jax.random.key(0), tokens)["params"]
 
 
-def _norm(config: CLIPTextConfig, dtype: jnp.dtype, name: str) -> LayerNorm:
+def norm(config: Tower, dtype: jnp.dtype, name: str) -> LayerNorm:
+    """Layer normalisation with the tower's epsilon."""
     return LayerNorm(epsilon=config.epsilon, result=dtype, name=name)

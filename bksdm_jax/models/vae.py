@@ -79,6 +79,24 @@ def vae_from_diffusers(json: Mapping[str, Any], source: str = "config.json") -> 
     )
 
 
+def vae_to_diffusers(config: VAEConfig) -> dict[str, Any]:
+    """The `config.json` with which Diffusers' `AutoencoderKL` builds the same network."""
+    count = len(config.widths)
+    return {
+        "_class_name": "AutoencoderKL",
+        "act_fn": "silu",
+        "block_out_channels": list(config.widths),
+        "down_block_types": ["DownEncoderBlock2D"] * count,
+        "in_channels": config.in_channels,
+        "latent_channels": config.latent_channels,
+        "layers_per_block": config.layers_per_block,
+        "norm_num_groups": config.norm_groups,
+        "out_channels": config.out_channels,
+        "scaling_factor": config.scaling_factor,
+        "up_block_types": ["UpDecoderBlock2D"] * count,
+    }
+
+
 class VAEAttention(nn.Module):
     """Single-head self-attention over the pixels, added to its input."""
 

@@ -13,7 +13,7 @@ from bksdm_jax.progress import Progress
 from bksdm_jax.training.checkpoints import Checkpoints
 from bksdm_jax.training.interrupts import Interrupts
 from bksdm_jax.training.state import TrainState
-from bksdm_jax.training.step import Frozen, TrainStep
+from bksdm_jax.training.update import Frozen, TrainStep
 
 
 @dataclasses.dataclass(frozen=True)

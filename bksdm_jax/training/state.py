@@ -14,7 +14,9 @@ class OptimizerConfig:
     """AdamW, clipping and the moving average. Defaults are the reference run's.
 
     Attributes:
-        learning_rate: constant.
+        learning_rate: after the warm-up.
+        warmup_steps: updates over which it rises linearly from zero.
+        cosine_steps: the update at which it has fallen to zero along a half cosine; 0: it stays constant.
         clip_norm: gradients are scaled down to this global norm.
         ema_decay: upper bound of the moving average's decay.
     """
@@ -26,6 +28,8 @@ class OptimizerConfig:
     epsilon: float = 1e-8
     clip_norm: float = 1.0
     ema_decay: float = 0.9999
+    warmup_steps: int = 0
+    cosine_steps: int = 0
 
 
 @flax.struct.dataclass
@@ -38,12 +42,22 @@ class TrainState:
     opt_state: Any
 
 
+def learning_rate(config: OptimizerConfig) -> optax.Schedule:
+    """The rate of the update after n updates: linear warm-up, then constant or a half cosine to zero."""
+    top, warmup = config.learning_rate, config.warmup_steps
+    if config.cosine_steps:
+        fall = optax.cosine_decay_schedule(top, max(config.cosine_steps - warmup, 1))
+    else:
+        fall = optax.constant_schedule(top)
+    return optax.join_schedules([optax.linear_schedule(0.0, top, warmup), fall], [warmup]) if warmup else fall
+
+
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     """Clipping by global norm, then AdamW with decoupled weight decay on every parameter, as PyTorch's."""
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(
-            config.learning_rate,
+            learning_rate(config),
             b1=config.beta1,
             b2=config.beta2,
             eps=config.epsilon,

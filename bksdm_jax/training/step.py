@@ -1,7 +1,7 @@
-"""One optimiser update of distillation, as a function that stands alone."""
+"""What one update of distillation minimises."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import flax
@@ -16,15 +16,7 @@ from bksdm_jax.models.unet import FEATURES, UNet, captured
 from bksdm_jax.models.vae import VAE, VAEConfig, sample_latents
 from bksdm_jax.pruning.plan import RemovalPlan
 from bksdm_jax.training.losses import LossWeights, distillation_terms
-from bksdm_jax.training.state import TrainState, ema_decay, update_ema
-
-_TRAINING_STREAM = 2**32 - 1  # keeps the keys of training apart from those that number sampled images
-
-Frozen = Mapping[str, Any]
-"""Parameters that training reads only, under `teacher` (not needed without distillation), `vae`, `text_encoder`."""
-Batch = Mapping[str, jax.Array]
-"""`images` uint8 [A, M, H, W, 3] and `tokens` int32 [A, M, T]: A micro-batches of M images."""
-TrainStep = Callable[[TrainState, Frozen, Batch], tuple[TrainState, dict[str, jax.Array]]]
+from bksdm_jax.training.update import Batch, Frozen, TrainStep, make_update
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +53,26 @@ def draw_noisy_batch(
         tokens: int32 [M, T].
         keys: [M]; row i is drawn with `keys[i]` alone.
     """
-    mean, log_variance = VAE(problem.vae, dtype).apply({"params": frozen["vae"]}, to_unit(images), method="encode")
+    moments = VAE(problem.vae, dtype).apply({"params": frozen["vae"]}, to_unit(images), method="encode")
+    return noise_latents(problem, dtype, frozen, *moments, tokens, keys)
+
+
+def noise_latents(
+    problem: Problem,
+    dtype: jnp.dtype,
+    frozen: Frozen,
+    mean: jax.Array,
+    log_variance: jax.Array,
+    tokens: jax.Array,
+    keys: jax.Array,
+) -> NoisyBatch:
+    """The rest of `draw_noisy_batch`, from what the autoencoder makes of the images.
+
+    Args:
+        problem, dtype, tokens, keys: as there.
+        frozen: parameters under `text_encoder`.
+        mean, log_variance: [M, h, w, C], unscaled.
+    """
     count, shape = problem.schedule.train_steps, mean.shape[1:]
 
     def each(key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -104,10 +115,7 @@ def make_train_step(
     seed: int,
     dtype: jnp.dtype = jnp.float32,
 ) -> TrainStep:
-    """Builds the update: losses and gradients over the micro-batches, clipping, AdamW, moving average.
-
-    Every image of an update has a key of its own, from seed, update and its place in the batch; so neither
-    accumulation nor the number of devices changes what it is trained on.
+    """Builds one update of distillation.
 
     Args:
         problem: what is distilled.
@@ -117,38 +125,12 @@ def make_train_step(
         dtype: of the networks' computations; parameters of the student, losses and noise are float32.
 
     Returns:
-        (state, frozen, batch) -> (new state, float32 metrics: losses by name, `grad_norm` before clipping,
-        `update_norm`, `ema_decay`). Not compiled yet.
+        as `make_update`; frozen are `teacher` (not needed without distillation), `vae` and `text_encoder`, a batch has
+        `images` uint8 [A, M, H, W, 3] and `tokens` int32 [A, M, T].
     """
-    gradient = jax.value_and_grad(make_loss(problem, dtype), has_aux=True)
+    clean = make_loss(problem, dtype)
 
-    def train_step(state: TrainState, frozen: Frozen, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        parts, share = batch["images"].shape[:2]
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _TRAINING_STREAM), state.step)
-        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(parts * share))
+    def loss(params: Any, frozen: Frozen, batch: Batch, keys: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        return clean(params, frozen, draw_noisy_batch(problem, dtype, frozen, batch["images"], batch["tokens"], keys))
 
-        def micro(part: Any) -> tuple[Any, dict[str, jax.Array]]:
-            (_, terms), grads = gradient(state.params, frozen, draw_noisy_batch(problem, dtype, frozen, *part))
-            return grads, terms
-
-        def accumulate(total: Any, part: Any) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, micro(part)), None
-
-        micro_batches = (batch["images"], batch["tokens"], keys.reshape(parts, share))
-        shapes = jax.eval_shape(micro, jax.tree.map(lambda x: x[0], micro_batches))
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        (grads, terms), _ = jax.lax.scan(accumulate, zeros, micro_batches)
-        grads, terms = jax.tree.map(lambda x: x / parts, (grads, terms))
-        with jax.numpy_dtype_promotion("standard"):  # Optax relies on implicit promotion
-            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        decay = ema_decay(state.step, ema_bound)
-        metrics = terms | {
-            "grad_norm": optax.global_norm(grads),
-            "update_norm": optax.global_norm(updates),
-            "ema_decay": decay,
-        }
-        ema = update_ema(state.ema, params, decay)
-        return TrainState(state.step + 1, params, ema, opt_state), metrics
-
-    return train_step
+    return make_update(loss, optimizer, ema_bound, seed)

@@ -123,19 +123,45 @@ def write_pipeline(
     Raises:
         InputError: Diffusers can't express the U-Net, the format is unknown, or the place can't be written.
     """
-    suffix = suffix_of(file_format)
     networks = {
         "unet": Network(unet, dict(unet_params), unet_to_diffusers(unet)),
         "vae": parent.vae,
         "text_encoder": parent.text_encoder,
     }
+    scheduler = read_json(parent.folder / "scheduler" / "scheduler_config.json")
+    write_networks(target, networks, parent.folder / "tokenizer", scheduler, file_format, extra)
+
+
+def write_networks(
+    target: Path,
+    networks: Mapping[str, Network],
+    tokenizer: Path,
+    scheduler: Mapping[str, Any],
+    file_format: str,
+    extra: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes a whole pipeline folder, atomically, out of its parts.
+
+    Args:
+        target, file_format, extra: as for `write_pipeline`.
+        networks: under `unet`, `vae`, `text_encoder`.
+        tokenizer: the folder with its files.
+        scheduler: its `scheduler_config.json`.
+
+    Raises:
+        InputError: the format is unknown, or the place can't be written.
+    """
+    suffix = suffix_of(file_format)
     prefix = "Flax" if suffix == ".msgpack" else ""
+    scheduler = dict(scheduler)
+    scheduler["_class_name"] = prefix + scheduler.get("_class_name", "PNDMScheduler").removeprefix("Flax")
     index: dict[str, Any] = {
         "_class_name": f"{prefix}StableDiffusionPipeline",
         "feature_extractor": [None, None],
         "safety_checker": [None, None],
         "requires_safety_checker": False,
         "tokenizer": ["transformers", "CLIPTokenizer"],
+        "scheduler": ["diffusers", scheduler["_class_name"]],
     }
     if suffix == ".msgpack":
         del index["requires_safety_checker"]  # the Flax pipeline has no such option
@@ -149,12 +175,9 @@ def write_pipeline(
                 json["_class_name"] = f"{prefix}{layout.cls}"
             write_json(temporary / name / "config.json", json)
             index[name] = [layout.library, f"{prefix}{layout.cls}"]
-        shutil.copytree(parent.folder / "tokenizer", temporary / "tokenizer")
-        scheduler = read_json(parent.folder / "scheduler" / "scheduler_config.json")
-        scheduler["_class_name"] = prefix + scheduler.get("_class_name", "PNDMScheduler").removeprefix("Flax")
+        shutil.copytree(tokenizer, temporary / "tokenizer")
         (temporary / "scheduler").mkdir()
         write_json(temporary / "scheduler" / "scheduler_config.json", scheduler)
-        index["scheduler"] = ["diffusers", scheduler["_class_name"]]
         write_json(temporary / "model_index.json", index)
         for name, value in (extra or {}).items():
             write_json(temporary / name, value)

@@ -1,13 +1,14 @@
 """The CLIP tokenizer of a pipeline folder."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 from transformers import CLIPTokenizer
 
 from bksdm_jax.errors import InputError
-from bksdm_jax.files import read_text
+from bksdm_jax.files import read_text, write_json
 
 
 class Tokenizer:
@@ -20,6 +21,10 @@ class Tokenizer:
         """Captions -> int32 [len(captions), max_length]."""
         encoded = self._tokenizer(list(captions), padding="max_length", max_length=self._max_length, truncation=True)
         return np.asarray(encoded["input_ids"], np.int32)
+
+    def ends(self, tokens: np.ndarray) -> np.ndarray:
+        """Where each row of token ids [B, T] has its first end-of-text token: int32 [B]."""
+        return np.argmax(tokens == self._tokenizer.eos_token_id, axis=1).astype(np.int32)
 
     def __len__(self) -> int:
         return len(self._tokenizer)
@@ -43,3 +48,32 @@ def load_tokenizer(folder: Path, max_length: int) -> Tokenizer:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{folder}: Transformers can't read this tokenizer ({reason})") from error
     return Tokenizer(tokenizer, max_length)
+
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+
+
+def write_tokenizer(folder: Path, words: Iterable[str], max_length: int = 77) -> None:
+    """Writes CLIP tokenizer files that know every byte and have one token for each of `words`.
+
+    The last two ids are those of the start and the end of a text; the end pads.
+    """
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]  # the others move up, as in GPT-2's tokenizer
+    letters = [chr(byte) for byte in printable] + [chr(256 + i) for i in range(256 - len(printable))]
+    vocabulary = letters + [f"{letter}</w>" for letter in letters]
+    merges: list[str] = []
+    for word in words:
+        parts = [*word[:-1], f"{word[-1]}</w>"]
+        while len(parts) > 1:
+            if (merge := f"{parts[0]} {parts[1]}") not in merges:
+                merges.append(merge)
+            parts = [parts[0] + parts[1], *parts[2:]]
+            if parts[0] not in vocabulary:
+                vocabulary.append(parts[0])
+    table = {token: index for index, token in enumerate([*vocabulary, START, END])}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps(table, ensure_ascii=False), encoding="utf-8")
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
+    special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
+    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": max_length, **special}
+    write_json(folder / "tokenizer_config.json", settings)

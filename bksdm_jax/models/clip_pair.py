@@ -1,0 +1,180 @@
+"""Both towers of CLIP with their projections: captions and images as directions in one space (Radford et al. 2021)."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from bksdm_jax.errors import InputError, finite_number, known_name, whole_number
+from bksdm_jax.models.clip import (
+    ACTIVATIONS,
+    CLIPTextConfig,
+    Encoder,
+    TextTransformer,
+    clip_text_from_transformers,
+    clip_text_to_transformers,
+    norm,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class CLIPVisionConfig:
+    """The image tower's architecture. Defaults are ViT-L/14's."""
+
+    image_size: int = 224
+    patch_size: int = 14
+    width: int = 1024
+    mlp_width: int = 4096
+    layers: int = 24
+    heads: int = 16
+    activation: str = "quick_gelu"
+    epsilon: float = 1e-5
+
+
+@dataclasses.dataclass(frozen=True)
+class CLIPConfig:
+    """Both towers, and the width of the space they project into."""
+
+    text: CLIPTextConfig
+    vision: CLIPVisionConfig
+    projection: int = 768
+
+
+def clip_from_transformers(json: Mapping[str, Any], source: str = "config.json") -> CLIPConfig:
+    """Reads `config.json` of Transformers' `CLIPModel`.
+
+    Raises:
+        InputError: a missing key, or an activation that isn't known here.
+    """
+    for part in ("text_config", "vision_config"):
+        if not isinstance(json.get(part), Mapping):
+            raise InputError(f"{source}: {part} is {json.get(part)!r}; expected an object")
+    vision = json["vision_config"]
+    keys = {
+        "image_size": "image_size",
+        "patch_size": "patch_size",
+        "width": "hidden_size",
+        "mlp_width": "intermediate_size",
+        "layers": "num_hidden_layers",
+        "heads": "num_attention_heads",
+    }
+    numbers = {field: whole_number(source, f"vision_config.{key}", vision.get(key)) for field, key in keys.items()}
+    if numbers["width"] % numbers["heads"] or numbers["image_size"] % numbers["patch_size"]:
+        raise InputError(f"{source}: vision_config needs widths that divide by the heads, and whole patches")
+    return CLIPConfig(
+        text=clip_text_from_transformers(json["text_config"], f"{source}: text_config"),
+        vision=CLIPVisionConfig(
+            **numbers,
+            activation=known_name(source, "hidden_act", vision.get("hidden_act", "quick_gelu"), ACTIVATIONS),
+            epsilon=finite_number(source, "layer_norm_eps", vision.get("layer_norm_eps", 1e-5), 0),
+        ),
+        projection=whole_number(source, "projection_dim", json.get("projection_dim", 512)),
+    )
+
+
+def clip_to_transformers(config: CLIPConfig) -> dict[str, Any]:
+    """The `config.json` with which Transformers' `CLIPModel` builds the same network."""
+    vision = config.vision
+    return {
+        "architectures": ["CLIPModel"],
+        "model_type": "clip",
+        "projection_dim": config.projection,
+        "text_config": clip_text_to_transformers(config.text) | {"projection_dim": config.projection},
+        "vision_config": {
+            "model_type": "clip_vision_model",
+            "hidden_act": vision.activation,
+            "hidden_size": vision.width,
+            "image_size": vision.image_size,
+            "intermediate_size": vision.mlp_width,
+            "layer_norm_eps": vision.epsilon,
+            "num_attention_heads": vision.heads,
+            "num_hidden_layers": vision.layers,
+            "patch_size": vision.patch_size,
+            "projection_dim": config.projection,
+        },
+    }
+
+
+class VisionEmbeddings(nn.Module):
+    """Patches through one convolution, a class token before them, positions added."""
+
+    config: CLIPVisionConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        cfg = self.config
+        patch = (cfg.patch_size, cfg.patch_size)
+        x = nn.Conv(cfg.width, patch, patch, padding="VALID", use_bias=False, dtype=self.dtype, name="patch_embedding")(
+            images
+        )
+        x = x.reshape(x.shape[0], -1, cfg.width)  # [B, N, width]
+        first = self.param("class_embedding", nn.initializers.normal(cfg.width**-0.5), (cfg.width,), jnp.float32)
+        first = jnp.broadcast_to(first.astype(self.dtype), (x.shape[0], 1, cfg.width))
+        x = jnp.concatenate([first, x], axis=1)
+        positions = nn.Embed(x.shape[1], cfg.width, dtype=self.dtype, name="position_embedding")
+        return x + positions(jnp.arange(x.shape[1]))[None]
+
+
+class VisionTransformer(nn.Module):
+    """Embeddings, norm, layers; the class token's state, normalised."""
+
+    config: CLIPVisionConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        x = VisionEmbeddings(self.config, self.dtype, name="embeddings")(images)
+        x = norm(self.config, self.dtype, "pre_layrnorm")(x)  # spelled so in Transformers
+        x = Encoder(self.config, False, self.dtype, name="encoder")(x)
+        return norm(self.config, self.dtype, "post_layernorm")(x[:, 0])
+
+
+class CLIP(nn.Module):
+    """Both towers. Use as `clip.apply(variables, images, method="embed_images")`."""
+
+    config: CLIPConfig
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self) -> None:
+        self.text_model = TextTransformer(self.config.text, self.dtype)
+        self.vision_model = VisionTransformer(self.config.vision, self.dtype)
+        self.text_projection = nn.Dense(self.config.projection, use_bias=False, dtype=self.dtype)
+        self.visual_projection = nn.Dense(self.config.projection, use_bias=False, dtype=self.dtype)
+        self.logit_scale = self.param("logit_scale", nn.initializers.constant(2.6592), (), jnp.float32)
+
+    def __call__(self, tokens: jax.Array, lengths: jax.Array, images: jax.Array) -> jax.Array:
+        """Cosines of all captions and images times the learned scale: float32 [captions, images]."""
+        texts, pictures = unit_length(self.embed_texts(tokens, lengths)), unit_length(self.embed_images(images))
+        return jnp.exp(self.logit_scale) * texts @ pictures.T
+
+    def embed_texts(self, tokens: jax.Array, lengths: jax.Array) -> jax.Array:
+        """int32 [B, T], position of each caption's end-of-text token [B] -> [B, projection]."""
+        states = self.text_model(tokens)
+        ends = jnp.take_along_axis(states, lengths[:, None, None], axis=1)[:, 0]
+        return self.text_projection(ends)
+
+    def embed_images(self, images: jax.Array) -> jax.Array:
+        """[B, image_size, image_size, 3] in [-1, 1] -> [B, projection]."""
+        return self.visual_projection(self.image_features(images))
+
+    def image_features(self, images: jax.Array) -> jax.Array:
+        """[B, image_size, image_size, 3] in [-1, 1] -> the image tower's state before the projection, [B, width]."""
+        return self.vision_model(images.astype(self.dtype))
+
+
+def unit_length(vectors: jax.Array) -> jax.Array:
+    """[B, D] -> float32 [B, D] of Euclidean length 1."""
+    vectors = vectors.astype(jnp.float32)
+    return vectors / jnp.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
+def clip_parameter_shapes(config: CLIPConfig) -> dict[str, Any]:
+    """The parameters as nested `jax.ShapeDtypeStruct`."""
+    tokens = jax.ShapeDtypeStruct((1, config.text.max_length), jnp.int32)
+    lengths = jax.ShapeDtypeStruct((1,), jnp.int32)
+    images = jax.ShapeDtypeStruct((1, config.vision.image_size, config.vision.image_size, 3), jnp.float32)
+    return jax.eval_shape(CLIP(config).init, jax.random.key(0), tokens, lengths, images)["params"]

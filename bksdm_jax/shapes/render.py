@@ -1,0 +1,64 @@
+"""Scenes as pictures."""
+
+import math
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from bksdm_jax.shapes.scenes import BACKGROUNDS, COLOURS, PLACES, SIZES, Scene
+
+PIXELS = 64
+"""Height and width of a picture."""
+_FINE = 4  # drawn this many times larger, then averaged
+
+
+def outline(shape: str) -> list[tuple[float, float]]:
+    """The corners of a shape about (0, 0), y down, within [-1, 1]; a circle has 48."""
+    if shape == "circle":
+        return [(math.cos(a), math.sin(a)) for a in np.linspace(0, 2 * math.pi, 48, endpoint=False)]
+    if shape == "star":
+        tips = [(i, 1.0 if i % 2 == 0 else 0.42) for i in range(10)]
+        return [(r * math.sin(i * math.pi / 5), -r * math.cos(i * math.pi / 5)) for i, r in tips]
+    a = 0.36
+    corners = {
+        "square": [(-0.88, -0.88), (0.88, -0.88), (0.88, 0.88), (-0.88, 0.88)],
+        "triangle": [(0, -1), (1, 0.9), (-1, 0.9)],
+        "diamond": [(0, -1), (1, 0), (0, 1), (-1, 0)],
+        "cross": [(-a, -1), (a, -1), (a, -a), (1, -a), (1, a), (a, a)],
+    }
+    points = [(float(x), float(y)) for x, y in corners[shape]]
+    return points + [(-x, -y) for x, y in points] if shape == "cross" else points
+
+
+def coverage(shape: str, x: float, y: float, extent: float) -> np.ndarray:
+    """How much of each pixel a shape covers: float32 [PIXELS, PIXELS] in [0, 1].
+
+    Args:
+        shape: one of `SHAPES`.
+        x, y: its middle, pixels.
+        extent: half its extent, pixels.
+    """
+    canvas = Image.new("L", (PIXELS * _FINE, PIXELS * _FINE))
+    points = [((x + dx * extent) * _FINE - 0.5, (y + dy * extent) * _FINE - 0.5) for dx, dy in outline(shape)]
+    ImageDraw.Draw(canvas).polygon(points, fill=255)
+    return np.asarray(canvas.reduce(_FINE), np.float32) / 255
+
+
+def render(scene: Scene, rng: np.random.Generator) -> np.ndarray:
+    """A picture of a scene; what its words leave open is drawn from `rng`.
+
+    An object's middle moves by up to 2 pixels each way, its extent by 6%, each colour channel by 8 of 255.
+
+    Returns:
+        uint8 [PIXELS, PIXELS, 3].
+    """
+
+    def shade(colour: tuple[int, int, int]) -> np.ndarray:
+        return np.clip(np.asarray(colour) + rng.uniform(-8, 8, 3), 0, 255)
+
+    picture = np.broadcast_to(shade(BACKGROUNDS[scene.background]), (PIXELS, PIXELS, 3))
+    for thing in scene.things:
+        x, y = np.asarray(PLACES[thing.place]) + rng.uniform(-2, 2, 2)
+        mask = coverage(thing.shape, x, y, SIZES[thing.size] * rng.uniform(0.94, 1.06))[..., None]
+        picture = picture * (1 - mask) + shade(COLOURS[thing.colour]) * mask
+    return np.round(picture).astype(np.uint8)

@@ -1,0 +1,81 @@
+"""The shapes world as a TFDS set: ArrayRecord files of pictures and captions."""
+
+import dataclasses
+import functools
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from bksdm_jax.shapes.render import PIXELS, render
+from bksdm_jax.shapes.scenes import caption, draw_scene
+
+TWO_OBJECTS = 0.4
+"""Share of the scenes that have two objects."""
+
+
+@dataclasses.dataclass
+class ShapesConfig(tfds.core.BuilderConfig):
+    """How many examples the splits have."""
+
+    train: int = 0
+    heldout: int = 0
+
+
+class ShapesWorld(tfds.core.GeneratorBasedBuilder):
+    """64x64 pictures of coloured shapes with captions; `heldout` has combinations that `train` never shows.
+
+    Example i of a split is drawn from the split's name and i alone, so a larger set begins with the smaller one.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS = (
+        ShapesConfig(name="demo", description="for the demo", train=4_000, heldout=512),
+        ShapesConfig(name="full", description="for the teacher", train=20_000, heldout=1_000),
+    )
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = {
+            "image": tfds.features.Image(shape=(PIXELS, PIXELS, 3), encoding_format="png"),
+            "text": tfds.features.Text(),
+        }
+        description = "One or two coloured shapes on a plain background, with a caption that states every fact."
+        return self.dataset_info_from_configs(description=description, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[Any]]:
+        config = self.builder_config
+        return {
+            "train": self._generate_examples("train", config.train),
+            "heldout": self._generate_examples("heldout", config.heldout),
+        }
+
+    def _generate_examples(self, split: str, count: int) -> Iterator[tuple[int, dict[str, Any]]]:
+        for index in range(count):
+            picture, text = example(split, index)
+            file = io.BytesIO()  # encoded here: TFDS would start a TensorFlow session for each picture
+            Image.fromarray(picture).save(file, format="PNG")
+            file.seek(0)
+            yield index, {"image": file, "text": text}
+
+
+def example(split: str, index: int) -> tuple[np.ndarray, str]:
+    """Picture uint8 [64, 64, 3] and caption of example `index` of `train` or `heldout`."""
+    rng = np.random.default_rng([{"train": 0, "heldout": 1}[split], index])
+    scene = draw_scene(rng, 1 + int(rng.random() < TWO_OBJECTS), split == "heldout")
+    return render(scene, rng), caption(scene)
+
+
+@functools.cache
+def build(folder: Path, name: str) -> Path:
+    """Writes the set below `folder` unless it is there.
+
+    Returns:
+        the folder that `tfds.builder_from_directory` opens.
+    """
+    builder = ShapesWorld(data_dir=folder, config=name, file_format="array_record")
+    builder.download_and_prepare()
+    return Path(builder.data_dir)

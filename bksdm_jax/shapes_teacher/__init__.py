@@ -1,0 +1,1 @@
+"""Makes the shapes teacher from nothing: autoencoder, CLIP, U-Net."""

@@ -1,0 +1,76 @@
+"""The teacher's CLIP: captions and pictures pulled together, wrong pairs pushed apart."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from bksdm_jax.images import to_unit
+from bksdm_jax.models.clip import CLIPTextConfig
+from bksdm_jax.models.clip_pair import CLIP, CLIPConfig, CLIPVisionConfig
+from bksdm_jax.shapes.render import PIXELS, render
+from bksdm_jax.shapes.scenes import Scene, caption, neighbour, parse_caption
+from bksdm_jax.training.update import Batch, Frozen, Loss
+from bksdm_jax.weights.tokenizer import Tokenizer
+
+WIDTH = 64
+GROUP = 4
+"""Pictures that differ in one fact, side by side in a batch: without them the colours alone would do."""
+
+
+def clip_config(vocabulary: int) -> CLIPConfig:
+    """Both towers, small."""
+    text = CLIPTextConfig(vocabulary, WIDTH, 4 * WIDTH, layers=3, heads=4, max_length=77)
+    return CLIPConfig(text, CLIPVisionConfig(PIXELS, 8, WIDTH, 4 * WIDTH, layers=3, heads=4), WIDTH)
+
+
+def contrastive_loss(config: CLIPConfig) -> Loss:
+    """Symmetric cross-entropy of the scaled cosines (Radford et al. 2021, figure 3).
+
+    Batches have `images` uint8 [M, H, W, 3], `tokens` int32 [M, T] and their `ends` int32 [M]. Tokens after the end
+    change nothing, since the text tower is causal; so T may be short.
+    """
+    clip = CLIP(config)
+
+    def loss(params: Any, frozen: Frozen, batch: Batch, keys: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        logits = clip.apply({"params": params}, batch["tokens"], batch["ends"], to_unit(batch["images"]))
+        right = jnp.arange(len(logits))
+        entropies = [
+            optax.softmax_cross_entropy_with_integer_labels(scores, right).mean() for scores in (logits, logits.T)
+        ]
+        total = (entropies[0] + entropies[1]) / 2
+        hits = jnp.mean((logits.argmax(axis=1) == right).astype(jnp.float32))
+        return total, {"loss": total, "retrieved": hits}
+
+    return loss
+
+
+def groups(captions: list[str], tokenizer: Tokenizer, seed: int) -> dict[str, np.ndarray]:
+    """Each caption with its picture, and GROUP - 1 neighbours of it with theirs.
+
+    Returns:
+        `images` uint8 [N, GROUP, H, W, 3], `tokens` int32 [N, GROUP, T] without the padding that all share, and
+        `ends` int32 [N, GROUP].
+    """
+    rng = np.random.default_rng([seed, 1])
+    scenes: list[Scene] = []
+    for text in captions:
+        scene = parse_caption(text)
+        scenes += [scene, *(neighbour(scene, rng) for _ in range(GROUP - 1))]
+    tokens = tokenizer([caption(scene) for scene in scenes])
+    ends = tokenizer.ends(tokens)
+    arrays = {
+        "images": np.stack([render(scene, rng) for scene in scenes]),
+        "tokens": tokens[:, : ends.max() + 1],
+        "ends": ends,
+    }
+    return {name: value.reshape(len(captions), GROUP, *value.shape[1:]) for name, value in arrays.items()}
+
+
+def flattened(batches: Iterator[dict[str, np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:
+    """Batches of groups [M, GROUP, ...] as batches of examples [M * GROUP, ...]."""
+    for batch in batches:
+        yield {name: value.reshape(-1, *value.shape[2:]) for name, value in batch.items()}

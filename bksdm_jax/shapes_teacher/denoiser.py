@@ -1,0 +1,58 @@
+"""The teacher's U-Net: SD v1's topology at small widths, trained as SD was."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bksdm_jax.diffusion.schedule import ScheduleConfig
+from bksdm_jax.models.clip import CLIPTextConfig
+from bksdm_jax.models.unet import Stage, UNetConfig
+from bksdm_jax.models.vae import VAEConfig
+from bksdm_jax.pruning.plan import plan_removal
+from bksdm_jax.training.losses import LossWeights
+from bksdm_jax.training.step import Problem, make_loss, noise_latents
+from bksdm_jax.training.update import Batch, Frozen, Loss
+
+WIDTHS = (64, 64, 96, 96)
+HEADS = 4
+CAPTION_DROPOUT = 0.1
+"""Share of the examples whose caption is replaced by the empty one, so that guidance has something to lead from."""
+
+
+def unet_config(context_width: int) -> UNetConfig:
+    """SD v1's four stages with two (up: three) pairs each, at these widths, for 8x8 latents."""
+    last = len(WIDTHS) - 1
+    down = [Stage(width, HEADS, ("RA" if i < last else "R",) * 2, i < last) for i, width in enumerate(WIDTHS)]
+    up = [Stage(width, HEADS, ("RA" if i > 0 else "R",) * 3, i < last) for i, width in enumerate(reversed(WIDTHS))]
+    return UNetConfig(
+        down=tuple(down),
+        mid=Stage(WIDTHS[-1], HEADS, ("RA", "R"), False),
+        up=tuple(up),
+        stem_width=WIDTHS[0],
+        context_width=context_width,
+        sample_size=8,
+    )
+
+
+def denoising_loss(unet: UNetConfig, vae: VAEConfig, text_encoder: CLIPTextConfig, empty: np.ndarray) -> Loss:
+    """The task loss alone, that is a distillation without a teacher of a student that lost nothing.
+
+    Batches have `mean` and `log_variance` float32 [M, h, w, C] and `tokens` int32 [M, T]; frozen is `text_encoder`.
+
+    Args:
+        unet, vae, text_encoder: the architectures.
+        empty: tokens of the empty caption, int32 [T].
+    """
+    problem = Problem(plan_removal(unet, ()), vae, text_encoder, ScheduleConfig(), LossWeights(1.0, 0.0, 0.0))
+    clean = make_loss(problem)
+
+    def loss(params: Any, frozen: Frozen, batch: Batch, keys: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        halves = jax.vmap(jax.random.split)(keys)
+        dropped = jax.vmap(lambda key: jax.random.bernoulli(key, CAPTION_DROPOUT))(halves[:, 0])
+        tokens = jnp.where(dropped[:, None], empty[None], batch["tokens"])
+        moments = batch["mean"], batch["log_variance"]
+        return clean(params, frozen, noise_latents(problem, jnp.float32, frozen, *moments, tokens, halves[:, 1]))
+
+    return loss

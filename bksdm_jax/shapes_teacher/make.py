@@ -1,0 +1,168 @@
+"""The shapes teacher from nothing, as one call."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tensorflow_datasets as tfds
+
+from bksdm_jax.diffusion.schedule import ScheduleConfig, schedule_to_diffusers
+from bksdm_jax.files import atomic_file, atomic_folder
+from bksdm_jax.images import to_unit
+from bksdm_jax.models.clip import clip_text_to_transformers
+from bksdm_jax.models.clip_pair import CLIP, CLIPConfig
+from bksdm_jax.models.unet import UNet, UNetConfig, example_inputs
+from bksdm_jax.models.unet_json import unet_to_diffusers
+from bksdm_jax.models.vae import VAE, VAEConfig, vae_to_diffusers
+from bksdm_jax.progress import Progress
+from bksdm_jax.shapes.embedded import write_checksums
+from bksdm_jax.shapes.scenes import words
+from bksdm_jax.shapes.world import build
+from bksdm_jax.shapes_teacher.autoencoder import VAE_CONFIG, autoencoder_loss
+from bksdm_jax.shapes_teacher.contrastive import clip_config as small_clip
+from bksdm_jax.shapes_teacher.contrastive import contrastive_loss, flattened, groups
+from bksdm_jax.shapes_teacher.denoiser import denoising_loss
+from bksdm_jax.shapes_teacher.denoiser import unet_config as small_unet
+from bksdm_jax.shapes_teacher.fit import Phase, fit, shuffled
+from bksdm_jax.weights.clip_folder import write_clip
+from bksdm_jax.weights.pipeline_folder import Network, write_networks
+from bksdm_jax.weights.tokenizer import Tokenizer, load_tokenizer, write_tokenizer
+
+_ENCODED_AT_ONCE = 250
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherConfig:
+    """How long each network is trained.
+
+    Attributes:
+        seed: of everything random.
+        dataset: name of the set, `full` or `demo`.
+        vae_images, clip_groups: how many of its first examples these two see.
+        vae, clip, unet: steps, batch and rate; CLIP's batches are counted in groups.
+    """
+
+    vae: Phase
+    clip: Phase
+    unet: Phase
+    seed: int = 0
+    dataset: str = "full"
+    vae_images: int = 8_000
+    clip_groups: int = 4_000
+
+
+def make_teacher(config: TeacherConfig, workdir: Path) -> Path | None:
+    """Trains autoencoder, CLIP and U-Net, each continued from where a former call was interrupted.
+
+    Returns:
+        the folder with `teacher/` (a pipeline folder) and `clip/`, or None if interrupted.
+    """
+    images, captions = _examples(build(workdir / "data", config.dataset))
+    tokenizer = _tokenizer(workdir / "tokenizer")
+    vae = _autoencoder(config, workdir / "vae", images[: config.vae_images])
+    if vae is None:
+        return None
+    clip_config, clip = _clip(config, workdir / "clip", captions[: config.clip_groups], tokenizer)
+    if clip is None:
+        return None
+    moments = _moments(workdir / "moments.npz", vae, images)
+    vae_config = dataclasses.replace(VAE_CONFIG, scaling_factor=_scaling_factor(moments))
+    tokens = tokenizer(captions), tokenizer([""])[0]
+    unet_config, unet = _unet(config, workdir / "unet", vae_config, (clip_config, clip), moments, tokens)
+    if unet is None:
+        return None
+    networks = {
+        "unet": Network(unet_config, _half(unet), unet_to_diffusers(unet_config)),
+        "vae": Network(vae_config, _half(vae), vae_to_diffusers(vae_config)),
+        "text_encoder": Network(
+            clip_config.text,
+            _half({"text_model": clip["text_model"]}),
+            clip_text_to_transformers(clip_config.text),
+        ),
+    }
+    scheduler = schedule_to_diffusers(ScheduleConfig())
+    with atomic_folder(workdir / "made") as made:
+        write_networks(made / "teacher", networks, workdir / "tokenizer", scheduler, "flax")
+        write_clip(made / "clip", clip_config, _half(clip), workdir / "tokenizer")
+        write_checksums(made)
+    return workdir / "made"
+
+
+def _half(params: dict[str, Any]) -> dict[str, Any]:
+    return jax.tree.map(lambda leaf: leaf.astype(np.float16), params)
+
+
+def _examples(folder: Path) -> tuple[np.ndarray, list[str]]:
+    source = tfds.builder_from_directory(folder).as_data_source(split="train")
+    records = list(grain.MapDataset.source(source))
+    return np.stack([record["image"] for record in records]), [record["text"].decode() for record in records]
+
+
+def _tokenizer(folder: Path) -> Tokenizer:
+    write_tokenizer(folder, words())
+    return load_tokenizer(folder, 77)
+
+
+def _autoencoder(config: TeacherConfig, workdir: Path, images: np.ndarray) -> dict[str, Any] | None:
+    example = jnp.zeros((1, *images.shape[1:]))
+    params = jax.jit(VAE(VAE_CONFIG).init)(jax.random.key(config.seed), example)["params"]
+    batches = shuffled({"images": images}, config.vae.batch_size, config.seed)
+    return fit(workdir, config.vae, params, {}, autoencoder_loss(VAE_CONFIG), batches, config.seed)
+
+
+def _clip(
+    config: TeacherConfig, workdir: Path, captions: list[str], tokenizer: Tokenizer
+) -> tuple[CLIPConfig, dict[str, Any] | None]:
+    architecture = small_clip(len(tokenizer))
+    pairs = groups(captions, tokenizer, config.seed)
+    one = {name: jnp.asarray(value[0, :1]) for name, value in pairs.items()}
+    full = jnp.zeros((1, architecture.text.max_length), jnp.int32)  # positions for captions of any length
+    init = jax.jit(CLIP(architecture).init)
+    params = init(jax.random.key(config.seed), full, one["ends"], to_unit(one["images"]))["params"]
+    batches = flattened(shuffled(pairs, config.clip.batch_size, config.seed))
+    return architecture, fit(workdir, config.clip, params, {}, contrastive_loss(architecture), batches, config.seed)
+
+
+def _moments(path: Path, params: dict[str, Any], images: np.ndarray) -> dict[str, np.ndarray]:
+    """Mean and log-variance of every image, kept in a file, since they take minutes."""
+    if not path.is_file():
+        encode = jax.jit(lambda p, x: VAE(VAE_CONFIG).apply({"params": p}, to_unit(x), method="encode"))
+        parts = []
+        with Progress("encoding", len(images)) as progress:
+            for start in range(0, len(images), _ENCODED_AT_ONCE):
+                chunk = images[start : start + _ENCODED_AT_ONCE]
+                parts.append(jax.tree.map(np.asarray, encode(params, chunk)))
+                progress.advance(len(chunk))
+        mean, log_variance = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        with atomic_file(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, mean=mean, log_variance=log_variance)
+    with np.load(path, allow_pickle=False) as file:
+        return {"mean": file["mean"], "log_variance": file["log_variance"]}
+
+
+def _scaling_factor(moments: dict[str, np.ndarray]) -> float:
+    """One over the standard deviation of the latents, as Rombach et al. 2022 (section G) scale theirs."""
+    variance = np.var(moments["mean"], dtype=np.float64) + np.mean(np.exp(moments["log_variance"]), dtype=np.float64)
+    return round(float(variance) ** -0.5, 5)
+
+
+def _unet(
+    config: TeacherConfig,
+    workdir: Path,
+    vae: VAEConfig,
+    clip: tuple[CLIPConfig, dict[str, Any]],
+    moments: dict[str, np.ndarray],
+    tokens: tuple[np.ndarray, np.ndarray],
+) -> tuple[UNetConfig, dict[str, Any] | None]:
+    """`tokens`: of the captions [N, T], and of the empty one [T]."""
+    architecture = small_unet(clip[0].text.width)
+    inputs = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), example_inputs(architecture, size=8))
+    params = jax.jit(UNet(architecture).init)(jax.random.key(config.seed), *inputs)["params"]
+    frozen = {"text_encoder": {"text_model": jax.tree.map(jnp.asarray, clip[1]["text_model"])}}
+    loss = denoising_loss(architecture, vae, clip[0].text, tokens[1])
+    batches = shuffled(moments | {"tokens": tokens[0]}, config.unet.batch_size, config.seed)
+    return architecture, fit(workdir, config.unet, params, frozen, loss, batches, config.seed)

@@ -1,0 +1,29 @@
+"""The shapes teacher from nothing.
+
+python -m launch.shapes_teacher --config=configs/shapes_teacher.py --workdir=runs/shapes_teacher
+"""
+
+from ml_collections import config_dict
+
+
+def get_config() -> config_dict.ConfigDict:
+    """The settings of the teacher that comes with the package."""
+    config = config_dict.ConfigDict()
+    config.seed = 0
+    config.dataset = "full"  # 20,000 pictures
+    config.vae_images = 8_000
+    config.clip_groups = 4_000  # captions, each with three that differ in one fact
+    config.vae = _phase(steps=3_000, batch_size=8, learning_rate=1.5e-3)
+    config.clip = _phase(steps=2_000, batch_size=32, learning_rate=1e-3)  # groups of four
+    config.unet = _phase(steps=5_000, batch_size=64, learning_rate=1e-3)
+    return config
+
+
+def _phase(steps: int, batch_size: int, learning_rate: float) -> config_dict.ConfigDict:
+    phase = config_dict.ConfigDict()
+    phase.steps, phase.batch_size, phase.learning_rate = steps, batch_size, learning_rate
+    phase.warmup = 100
+    phase.ema_decay = 0.999
+    phase.checkpoint_every = 250
+    phase.log_every = 50
+    return phase
