@@ -20,8 +20,11 @@ FLOORS = {
     "pruning": 2,
     "data": 3,
     "pipelines": 3,
+    "shapes": 3,
+    "metrics": 3,
     "training": 4,
     "analysis": 4,
+    "shapes_teacher": 4,
 }
 MODULES = sorted((ROOT / "bksdm_jax").rglob("*.py"))
 

@@ -17,6 +17,10 @@ class Example:
     path: Path
     text: str
 
+    def load(self, resolution: int) -> np.ndarray:
+        """The image as `load_image` gives it."""
+        return load_image(self.path, resolution)
+
 
 def read_image_folder(folder: str | Path) -> list[Example]:
     """The examples that `metadata.csv` (`file_name,text`) of a folder lists, in its order.
@@ -43,7 +47,7 @@ def read_image_folder(folder: str | Path) -> list[Example]:
 
 
 def load_image(path: Path, resolution: int) -> np.ndarray:
-    """Short side to `resolution` (bilinear, antialiased), then a centre crop.
+    """An image file, fitted to a square by `fit_square`.
 
     Args:
         path: an image file; EXIF rotation is applied.
@@ -59,13 +63,22 @@ def load_image(path: Path, resolution: int) -> np.ndarray:
         with Image.open(path) as file:
             _require_bounded(*file.size)
             image = ImageOps.exif_transpose(file).convert("RGB")
-        width, height = image.size
-        short = min(width, height)
-        size = (max(resolution, resolution * width // short), max(resolution, resolution * height // short))
-        _require_bounded(*size)
+        return fit_square(image, resolution)
     except Exception as error:  # Pillow's decoders raise many types
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{path}: not a readable image ({reason}); mend it or remove its row") from error
+
+
+def fit_square(image: Image.Image, resolution: int) -> np.ndarray:
+    """Short side to `resolution` (bilinear, antialiased), then a centre crop: uint8 [resolution, resolution, 3].
+
+    Raises:
+        ValueError: enlarged, the image would have more pixels than Pillow's safety limit.
+    """
+    width, height = image.size
+    short = min(width, height)
+    size = (max(resolution, resolution * width // short), max(resolution, resolution * height // short))
+    _require_bounded(*size)
     image = image.resize(size, Image.Resampling.BILINEAR)
     left, top = round((size[0] - resolution) / 2), round((size[1] - resolution) / 2)
     return np.asarray(image.crop((left, top, left + resolution, top + resolution)))

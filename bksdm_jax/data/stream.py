@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import grain
 import numpy as np
 
-from bksdm_jax.data.image_folder import Example, load_image
+from bksdm_jax.data.sources import Example
 from bksdm_jax.errors import InputError
 from bksdm_jax.weights.tokenizer import Tokenizer
 
@@ -63,7 +63,7 @@ def training_batches(
         )
 
     def load(example: Example, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        image = load_image(example.path, config.resolution)
+        image = example.load(config.resolution)
         if config.flip and rng.random() < 0.5:
             image = image[:, ::-1]
         return {"images": image, "tokens": tokenizer([example.text])[0]}

@@ -3,14 +3,16 @@
 import csv
 import dataclasses
 import io
+import time
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from bksdm_jax.data.tables import Prompt, read_prompts
 from bksdm_jax.dtypes import cast_frozen, compute_dtype, exact_products
 from bksdm_jax.errors import InputError, whole_number
-from bksdm_jax.files import atomic_file
+from bksdm_jax.files import atomic_file, write_json
 from bksdm_jax.images import save_png
 from bksdm_jax.pipelines.text_to_image import Architectures, SamplerConfig, generate_images, make_generate
 from bksdm_jax.progress import Progress
@@ -55,7 +57,8 @@ def sample(config: SampleConfig, workdir: Path) -> int:
     """Writes `images/000000.png`, ... and, when all are there, `metadata.csv` (`file_name,text`).
 
     Images that an interrupted call left are kept. Prompts from a `.csv` leave their own `file_name` in a third column
-    of the table, `source`.
+    of the table, `source`. `timing.json` holds `seconds_per_image`, the median over the program calls of this run
+    without the first one, which compiles; there is none after a single call.
 
     Returns:
         the number of images.
@@ -92,9 +95,15 @@ def sample(config: SampleConfig, workdir: Path) -> int:
     params = jax.device_put(cast_frozen(params, dtype))
     with exact_products(config.dtype), Progress("images", len(prompts), len(prompts) - len(missing)) as progress:
         made = generate_images(generate, params, pipeline.tokenizer, sampler, missing, config.batch_size)
-        for index, image in made:
+        calls = [time.perf_counter()]
+        for position, (index, image) in enumerate(made):
+            if position % config.batch_size == 0:
+                calls.append(time.perf_counter())
             save_png(images / _name(index), image)
             progress.advance()
+    if len(calls) > 2:
+        seconds = float(np.median(np.diff(calls)[1:])) / config.batch_size
+        write_json(workdir / "timing.json", {"batch_size": config.batch_size, "seconds_per_image": seconds})
     _write_table(workdir / "metadata.csv", prompts)
     return len(prompts)
 

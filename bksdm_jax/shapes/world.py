@@ -1,7 +1,6 @@
 """The shapes world as a TFDS set: ArrayRecord files of pictures and captions."""
 
 import dataclasses
-import functools
 import io
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,7 +68,6 @@ def example(split: str, index: int) -> tuple[np.ndarray, str]:
     return render(scene, rng), caption(scene)
 
 
-@functools.cache
 def build(folder: Path, name: str) -> Path:
     """Writes the set below `folder` unless it is there.
 

@@ -87,7 +87,6 @@ def fit(
                 LoopConfig(phase.steps, phase.log_every, phase.checkpoint_every, 0, phase.batch_size),
                 make_writer(workdir, first),
                 checkpoints,
-                lambda number, state: None,
             )
             if not finished:
                 return None

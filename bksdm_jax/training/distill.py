@@ -1,9 +1,8 @@
 """Distillation as one call: teacher folder and image folder in, student pipeline folder out."""
 
 import dataclasses
-import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from bksdm_jax.analysis.report import cost_table
-from bksdm_jax.data.image_folder import Example, read_image_folder
+from bksdm_jax.data.sources import Example, data_folder, fingerprint, open_examples
 from bksdm_jax.data.stream import StreamConfig, training_batches
 from bksdm_jax.dtypes import cast_frozen, compute_dtype, exact_products
 from bksdm_jax.errors import InputError, finite_number, whole_number
@@ -43,7 +42,8 @@ class TrainConfig:
         teacher: pipeline folder.
         student: a preset, or a comma-separated list of removed blocks.
         student_init: `teacher` or `random`.
-        data: image folder with `metadata.csv`.
+        data: image folder with `metadata.csv`, folder of a TFDS set with `image` and `text`, or `shapes_world/demo`.
+        split: of the TFDS set.
         resolution: pixels.
         flip: mirror half of the images.
         seed: of everything random.
@@ -61,6 +61,7 @@ class TrainConfig:
     teacher: str
     student: str
     data: str
+    split: str = "train"
     student_init: str = "teacher"
     resolution: int = 512
     flip: bool = True
@@ -93,11 +94,13 @@ def distill(config: TrainConfig, workdir: Path) -> Path | None:
     plan = plan_student(config.teacher, config.student, config.student_init, config.format)
     mesh = make_mesh(config.fsdp)
     _require_whole_batches(config, mesh)
-    examples = read_image_folder(config.data)
-    record = _record(config)
+    data = data_folder(config.data)
+    examples = open_examples(data, config.split)
+    record = _record(config, data)
     require_same(workdir, record, _MAY_CHANGE)
     pipeline = load_pipeline(config.teacher)
-    require_sampler(_sheet_sampler(config), _architectures(pipeline))
+    if config.sheets.steps:
+        require_sampler(_sheet_sampler(config), _architectures(pipeline))
     claim(workdir, record)
     _log_start(config, plan, record, len(examples), mesh)
 
@@ -124,7 +127,7 @@ def _train(
     workdir: Path,
     plan: RemovalPlan,
     pipeline: Pipeline,
-    examples: list[Example],
+    examples: Sequence[Example],
     mesh: Mesh,
     state: TrainState,
     checkpoints: Checkpoints,
@@ -148,15 +151,7 @@ def _train(
     example = _batch_shapes(config, pipeline, mesh)
     train_step = train_step.lower(state, frozen, example).compile()
     logging.info("compiled")
-    sheets = Sheets(
-        workdir / "samples",
-        pipeline.tokenizer,
-        config.sheets.prompts or [example.text for example in examples[:4]],
-        _sheet_sampler(config),
-        architectures,
-        dataclasses.replace(architectures, unet=plan.student),
-        dtype,
-    )
+    draw = _sheets(config, workdir, plan, pipeline, examples, frozen) if config.sheets.steps else None
     stream = StreamConfig(config.resolution, config.batch_size, config.accumulation, config.flip, config.seed)
     process = (jax.process_index(), jax.process_count())
     batches = training_batches(examples, pipeline.tokenizer, stream, first, process)
@@ -171,9 +166,31 @@ def _train(
         schedule,
         make_writer(workdir, first),
         checkpoints,
-        lambda number, state: sheets.draw(number, state.ema, frozen),
+        draw,
     )
     return state if finished else None
+
+
+def _sheets(
+    config: TrainConfig,
+    workdir: Path,
+    plan: RemovalPlan,
+    pipeline: Pipeline,
+    examples: Sequence[Example],
+    frozen: dict[str, Any],
+) -> Callable[[int, TrainState], None]:
+    """Draws the sheet of a step."""
+    architectures = _architectures(pipeline)
+    sheets = Sheets(
+        workdir / "samples",
+        pipeline.tokenizer,
+        config.sheets.prompts or [examples[index].text for index in range(min(4, len(examples)))],
+        _sheet_sampler(config),
+        architectures,
+        dataclasses.replace(architectures, unet=plan.student),
+        compute_dtype(config.dtype),
+    )
+    return lambda number, state: sheets.draw(number, state.ema, frozen)
 
 
 def _require_settings(config: TrainConfig) -> None:
@@ -184,7 +201,10 @@ def _require_settings(config: TrainConfig) -> None:
     for key, least in whole.items():
         whole_number("config", key, getattr(config, key), least)
     whole_number("config", "seed", config.seed, 0, MOST_SEED)
-    whole_number("config", "sheets.every", config.sheets.every, 0)
+    for key in ("every", "steps"):
+        whole_number("config", f"sheets.{key}", getattr(config.sheets, key), 0)
+    for key in ("warmup_steps", "cosine_steps"):
+        whole_number("config", f"optimizer.{key}", getattr(config.optimizer, key), 0)
     for key in ("task", "output", "feature"):
         finite_number("config", f"loss.{key}", getattr(config.loss, key), 0)
     bounds = {"learning_rate": (0, math.inf), "weight_decay": (0, math.inf), "ema_decay": (0, 1)}
@@ -202,13 +222,10 @@ def _require_whole_batches(config: TrainConfig, mesh: Mesh) -> None:
         )
 
 
-def _record(config: TrainConfig) -> dict[str, Any]:
+def _record(config: TrainConfig, data: Path) -> dict[str, Any]:
     """The settings that make a run, with folders spelled in one way, and what the captions were."""
-    record = dataclasses.asdict(config)
-    for key in ("teacher", "data"):
-        record[key] = str(Path(record[key]).expanduser().resolve())
-    record["captions_sha256"] = hashlib.sha256(Path(record["data"], "metadata.csv").read_bytes()).hexdigest()
-    return record
+    teacher = str(Path(config.teacher).expanduser().resolve())
+    return dataclasses.asdict(config) | {"teacher": teacher, "data": str(data), "data_sha256": fingerprint(data)}
 
 
 def _architectures(pipeline: Pipeline) -> Architectures:

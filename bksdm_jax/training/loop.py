@@ -41,9 +41,9 @@ def run_loop(
     config: LoopConfig,
     writer: MetricWriter,
     checkpoints: Checkpoints,
-    draw_sheet: Callable[[int, TrainState], None],
+    draw_sheet: Callable[[int, TrainState], None] | None = None,
 ) -> tuple[TrainState, bool]:
-    """Trains from `state.step` to `config.steps`.
+    """Trains from `state.step` to `config.steps`; `draw_sheet`, where given, is called at every due step.
 
     Returns:
         the state, and whether it got to the end; Ctrl-C or SIGTERM ends it earlier, with a checkpoint.
@@ -72,7 +72,7 @@ def run_loop(
                 writer.write_scalars(step, values | {"images_per_second": rate})
                 writer.flush()
                 since, counted = time.monotonic(), step
-            if _due(step, config.sheet_every, config.steps):
+            if draw_sheet is not None and _due(step, config.sheet_every, config.steps):
                 draw_sheet(step, state)  # before saving: a run that continues after this step won't draw it again
                 since, counted = time.monotonic(), step
             if saving:

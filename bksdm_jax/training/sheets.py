@@ -21,7 +21,7 @@ class SheetConfig:
     Attributes:
         every: optimiser updates between sheets; 0: one at the end.
         prompts: one column each; none: the first captions of the data.
-        steps, guidance_scale: of the sampler.
+        steps, guidance_scale: of the sampler; 0 steps: no sheets.
     """
 
     every: int = 1000

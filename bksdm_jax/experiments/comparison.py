@@ -1,0 +1,195 @@
+"""Several students of one teacher, trained, sampled and scored alike, and the report on them."""
+
+import csv
+import dataclasses
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import logging
+
+from bksdm_jax.analysis.cost import unet_cost
+from bksdm_jax.data.sources import open_examples
+from bksdm_jax.errors import InputError, finite_number, whole_number
+from bksdm_jax.files import atomic_file, read_json, write_json
+from bksdm_jax.metrics.score import ScoreConfig, score
+from bksdm_jax.pipelines.sample import SampleConfig, sample
+from bksdm_jax.pruning.prune import PruneConfig, prune
+from bksdm_jax.reports.page import write_page
+from bksdm_jax.shapes.embedded import teacher_folder
+from bksdm_jax.shapes.world import build
+from bksdm_jax.training.distill import TrainConfig, distill
+from bksdm_jax.training.losses import LossWeights
+from bksdm_jax.training.sheets import SheetConfig
+from bksdm_jax.training.state import OptimizerConfig
+from bksdm_jax.weights.pipeline_folder import load_unet_config
+from bksdm_jax.workdir import claim, require_same
+
+_COMPILED = ".compiled"  # XLA's programs, so that a run that continues doesn't compile again
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of a comparison.
+
+    Attributes:
+        name: of its folders.
+        label: in tables.
+        init: `teacher` or `random`; empty: the teacher itself.
+        loss: what it is trained with; None: it isn't trained.
+    """
+
+    name: str
+    label: str
+    init: str = "teacher"
+    loss: LossWeights | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ComparisonConfig:
+    """What all rows share.
+
+    Attributes:
+        title, explanation: of the report.
+        student: a preset, or a comma-separated list of removed blocks.
+        steps, batch_size, learning_rate, warmup_steps: of every training; the rate falls along a cosine to zero.
+        images: held-out captions that every row is sampled and scored on.
+        sampling_steps, guidance_scale: of the sampler, PNDM.
+        seed: of initial weights, batches, noise.
+        dataset: the shapes world's `demo` or `full`.
+    """
+
+    title: str
+    explanation: str
+    student: str = "bk_small"
+    steps: int = 300
+    batch_size: int = 32
+    learning_rate: float = 5e-4
+    warmup_steps: int = 20
+    images: int = 256
+    sampling_steps: int = 25
+    guidance_scale: float = 3.0
+    seed: int = 0
+    dataset: str = "demo"
+
+
+def compare(config: ComparisonConfig, rows: Sequence[Row], workdir: Path) -> Path | None:
+    """Runs, or continues, a comparison, and writes `report.json` and `report.html` in `workdir`.
+
+    Every row has the same initial weights (if its `init` is the same), sees the same batches with the same noise, and
+    samples from the same starting noise; so what differs is what the rows say.
+
+    Returns:
+        the page, or None if the run was interrupted (the same call continues it).
+
+    Raises:
+        InputError: a setting or file can't be used, or the workdir is another run's.
+    """
+    whole_number("config", "images", config.images, 2)
+    finite_number("config", "learning_rate", config.learning_rate, 0)
+    teacher = teacher_folder()
+    record = dataclasses.asdict(config) | {"rows": [dataclasses.asdict(row) for row in rows]}
+    require_same(workdir, record, ("title", "explanation"))
+    claim(workdir, record)
+    jax.config.update("jax_compilation_cache_dir", str((workdir / _COMPILED).resolve()))
+    _say("the shapes world")
+    data = build(workdir / "data", config.dataset)
+    prompts = _write_prompts(workdir / "prompts.csv", data, config.images)
+    results = []
+    for number, row in enumerate(rows, start=1):
+        where = f"{number} of {len(rows)}, {row.label}"
+        model = _model(config, row, teacher, data, workdir / "models" / row.name, where)
+        if model is None:
+            return None
+        images = workdir / "samples" / row.name
+        _say(f"{where}: sampling")
+        sample(_sampling(config, model, prompts), images)
+        _say(f"{where}: scoring")
+        scores = score(ScoreConfig(images=str(images)), workdir / "scores" / row.name)
+        results.append(_result(row, model, images, scores))
+    report = {"config": record, "rows": results}
+    write_json(workdir / "report.json", report)
+    return write_page(workdir)
+
+
+def _model(config: ComparisonConfig, row: Row, teacher: Path, data: Path, folder: Path, where: str) -> Path | None:
+    """The pipeline folder of a row, made unless it is there; None if interrupted."""
+    if not row.init:
+        return teacher
+    if row.loss is None:
+        if not folder.exists():
+            _say(f"{where}: pruning")
+            prune(PruneConfig(str(teacher), config.student, row.init, config.seed), folder)
+        return folder
+    _say(f"{where}: training")
+    return distill(_training(config, row, teacher, data), folder)
+
+
+def _training(config: ComparisonConfig, row: Row, teacher: Path, data: Path) -> TrainConfig:
+    return TrainConfig(
+        teacher=str(teacher),
+        student=config.student,
+        student_init=row.init,
+        data=str(data),
+        resolution=64,
+        flip=False,  # captions say left and right
+        seed=config.seed,
+        steps=config.steps,
+        batch_size=config.batch_size,
+        accumulation=1,
+        dtype="float32",
+        log_every=max(1, config.steps // 50),
+        checkpoint_every=100,
+        keep_checkpoints=1,
+        loss=row.loss or LossWeights(),
+        optimizer=OptimizerConfig(
+            learning_rate=config.learning_rate, warmup_steps=config.warmup_steps, cosine_steps=config.steps
+        ),
+        sheets=SheetConfig(every=0, steps=0),
+    )
+
+
+def _sampling(config: ComparisonConfig, model: Path, prompts: Path) -> SampleConfig:
+    return SampleConfig(
+        model=str(model),
+        prompts=str(prompts),
+        seed=config.seed,
+        steps=config.sampling_steps,
+        batch_size=min(64, config.images),
+        guidance_scale=config.guidance_scale,
+    )
+
+
+def _write_prompts(path: Path, data: Path, count: int) -> Path:
+    """The first captions of the held-out split as a table."""
+    examples = open_examples(data, "heldout")
+    if count > len(examples):
+        raise InputError(f"images: {count}; this set has {len(examples)} held-out captions")
+    buffer = io.StringIO(newline="")
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["file_name", "text"])
+    writer.writerows([f"heldout/{index}", examples[index].text] for index in range(count))
+    with atomic_file(path) as temporary:
+        temporary.write_text(buffer.getvalue(), encoding="utf-8", newline="")
+    return path
+
+
+def _result(row: Row, model: Path, images: Path, scores: dict[str, Any]) -> dict[str, Any]:
+    unet = load_unet_config(model)
+    cost = unet_cost(unet, unet.sample_size or 64).values()
+    timing = images / "timing.json"
+    return {
+        "name": row.name,
+        "label": row.label,
+        "trained": row.loss is not None,
+        "unet_parameters": sum(stage.parameters for stage in cost),
+        "unet_macs": sum(stage.macs for stage in cost),
+        "seconds_per_image": read_json(timing)["seconds_per_image"] if timing.exists() else None,
+        "scores": scores,
+    }
+
+
+def _say(what: str) -> None:
+    logging.info("== %s", what)

@@ -1,0 +1,1 @@
+"""Pages about finished experiments, made from the files that these leave."""

@@ -1,0 +1,49 @@
+"""Plots as SVG text, once for light and once for dark pages."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+INK = {"light": "#1f2430", "dark": "#e6e8ee"}
+Curve = tuple[Sequence[float], Sequence[float]]
+
+
+def read_metrics(path: Path) -> dict[str, np.ndarray]:
+    """The columns of a run's `metrics.csv`, float64 each."""
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {name: np.array([float(row[name]) for row in rows]) for name in (rows[0] if rows else [])}
+
+
+def line_plot(curves: Mapping[str, Curve], y_label: str, theme: str) -> str:
+    """Curves over optimiser updates, the y axis logarithmic, as an SVG document.
+
+    Args:
+        curves: label -> (updates, values).
+        y_label: what the values are.
+        theme: a key of `INK`.
+    """
+    ink = INK[theme]
+    options = {"text.color": ink, "axes.labelcolor": ink, "xtick.color": ink, "ytick.color": ink, "axes.edgecolor": ink}
+    options |= {"svg.fonttype": "none", "svg.hashsalt": "bksdm_jax", "font.family": "sans-serif", "font.size": 11}
+    with matplotlib.rc_context(options):
+        figure = Figure(figsize=(7.2, 3.6), layout="constrained")
+        axes = figure.add_subplot()
+        styles = matplotlib.color_sequences["tab10"]
+        for index, (label, (x, y)) in enumerate(curves.items()):
+            dash = "-" if index < len(styles) else "--"
+            axes.plot(x, y, dash, color=styles[index % len(styles)], label=label, linewidth=1.6)
+        axes.set_yscale("log")
+        axes.set_xlabel("optimiser updates")
+        axes.set_ylabel(y_label)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=9, ncols=1 + (len(curves) > 4))
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    return buffer.getvalue()

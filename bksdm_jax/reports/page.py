@@ -1,0 +1,102 @@
+"""The HTML page of a comparison: one file, everything inside."""
+
+import base64
+import csv
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from bksdm_jax.files import atomic_file, read_json
+from bksdm_jax.reports.figures import Curve, line_plot, read_metrics
+
+COLUMNS = 8
+"""Captions in the grid of images."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plot:
+    """A figure in both themes, as data URIs."""
+
+    light: str
+    dark: str
+
+
+def write_page(workdir: Path) -> Path:
+    """Writes `report.html` from `report.json`, the images below `samples/` and the metrics below `models/`.
+
+    Returns:
+        the page.
+
+    Raises:
+        InputError: `report.json` can't be read.
+    """
+    report = read_json(workdir / "report.json")
+    trained = [row for row in report["rows"] if row["trained"]]
+    metrics = {row["label"]: read_metrics(workdir / "models" / row["name"] / "metrics.csv") for row in trained}
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("bksdm_jax.reports", "."), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters |= {"score": _score, "count": _count}
+    page = environment.get_template("report.html.j2").render(
+        report=report,
+        config=report["config"],
+        grid=_grid(workdir, report["rows"]),
+        losses=_plot({label: _curve(columns, "loss_task") for label, columns in metrics.items()}, "task loss"),
+        features=_plot(_features(metrics), "mean squared error of the pair"),
+        groups=list(report["rows"][0]["scores"]["attribute_accuracy"]),
+    )
+    path = workdir / "report.html"
+    with atomic_file(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return path
+
+
+def _curve(columns: dict[str, Any], name: str) -> Curve:
+    return columns["step"], columns[name]
+
+
+def _features(metrics: dict[str, dict[str, Any]]) -> dict[str, Curve]:
+    """Every feature pair of the last row that has any."""
+    distilled = [columns for columns in metrics.values() if any(name.startswith("feature/") for name in columns)]
+    if not distilled:
+        return {}
+    names = [name for name in distilled[-1] if name.startswith("feature/")]
+    return {name.removeprefix("feature/"): _curve(distilled[-1], name) for name in names}
+
+
+def _plot(curves: dict[str, Curve], y_label: str) -> Plot | None:
+    if not curves:
+        return None
+    svg = {theme: line_plot(curves, y_label, theme).encode() for theme in ("light", "dark")}
+    return Plot(**{theme: _uri(data, "image/svg+xml") for theme, data in svg.items()})
+
+
+def _grid(workdir: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Captions, and each row's images of them."""
+    with (workdir / "prompts.csv").open(encoding="utf-8", newline="") as file:
+        captions = [row["text"] for row in csv.DictReader(file)][:COLUMNS]
+    images = {
+        row["label"]: [
+            _uri((workdir / "samples" / row["name"] / "images" / f"{index:06d}.png").read_bytes(), "image/png")
+            for index in range(len(captions))
+        ]
+        for row in rows
+    }
+    return {"captions": captions, "images": images}
+
+
+def _uri(data: bytes, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _score(entry: dict[str, float], digits: int = 3) -> str:
+    """`0.912 [0.900, 0.924]`."""
+    value, low, high = (f"{entry[key]:.{digits}f}" for key in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
+
+
+def _count(number: int) -> str:
+    """`5.73 M`."""
+    return f"{number / 1e6:,.2f} M"

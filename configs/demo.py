@@ -1,0 +1,26 @@
+"""The demo on the shapes world; `:short` only shows that everything runs.
+
+python -m launch.demo --config=configs/demo.py --workdir=runs/demo
+"""
+
+from ml_collections import config_dict
+
+
+def get_config(variant: str = "") -> config_dict.ConfigDict:
+    """The demo's settings; variant `short`: few updates, few images."""
+    if variant not in ("", "short"):
+        raise ValueError(f"unknown variant {variant!r}; known: short")
+    config = config_dict.ConfigDict()
+    config.student = "bk_small"  # a preset, or comma-separated names of removed blocks
+    config.steps = 300  # updates of either student
+    config.batch_size = 32
+    config.learning_rate = 5e-4  # falls to zero along a cosine
+    config.warmup_steps = 20
+    config.images = 256  # held-out captions
+    config.sampling_steps = 25
+    config.guidance_scale = 3.0
+    config.seed = 0
+    config.dataset = "demo"
+    if variant == "short":
+        config.steps, config.warmup_steps, config.images, config.sampling_steps = 6, 2, 16, 5
+    return config

@@ -1,0 +1,133 @@
+"""The shapes world: grammar, renderer and reader hold together, and the held-out scenes are held out."""
+
+import collections
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from scipy import ndimage
+
+from bksdm_jax.data.sources import open_examples
+from bksdm_jax.errors import InputError
+from bksdm_jax.shapes import embedded, scenes
+from bksdm_jax.shapes.reader import read_scene
+from bksdm_jax.shapes.render import render
+from bksdm_jax.shapes.scenes import Scene, Thing, agreeing_facts, caption, draw_scene, held_out, parse_caption
+from bksdm_jax.shapes.world import ShapesConfig, ShapesWorld, example
+
+
+def shown(asked: Scene, picture: np.ndarray) -> list[tuple[str, bool]]:
+    return agreeing_facts(asked, read_scene(picture))
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[tuple[Scene, np.ndarray]]:
+    rng = np.random.default_rng()
+    drawn = [draw_scene(rng, 1 + i % 2, i % 3 == 0) for i in range(600)]
+    return [(scene, render(scene, rng)) for scene in drawn]
+
+
+def test_reader_is_right_on_rendered_pictures(pictures: list[tuple[Scene, np.ndarray]]) -> None:
+    facts = [fact for pair in pictures for fact in shown(*pair)]
+    for kind in scenes.KINDS:
+        right = [ok for name, ok in facts if name == kind]
+        assert np.mean(right) >= 0.99, kind
+
+
+def test_reader_says_unreadable_rather_than_guess(pictures: list[tuple[Scene, np.ndarray]]) -> None:
+    told = collections.Counter()
+    for scene, picture in pictures[:300]:
+        if len(scene.things) > 1:
+            continue
+        blurred = ndimage.gaussian_filter(picture.astype(float), (1.5, 1.5, 0)).astype(np.uint8)
+        for seen in read_scene(blurred).things[:1]:
+            for kind in ("shape", "colour", "size", "place"):
+                word = getattr(seen, kind)
+                told[kind, "unreadable" if word is None else word == getattr(scene.things[0], kind)] += 1
+    for kind in ("shape", "colour", "size", "place"):
+        assert told[kind, False] <= 0.03 * (told[kind, False] + told[kind, True]), told
+    assert told["shape", "unreadable"] > 0
+
+
+def test_nothing_is_read_in_noise_or_an_empty_picture() -> None:
+    assert read_scene(np.full((64, 64, 3), 128, np.uint8)) == Scene((), "grey")
+    noise = np.random.default_rng().integers(0, 256, (64, 64, 3), np.uint8)
+    for thing in read_scene(noise).things:
+        assert thing.shape is None
+
+
+def test_captions_parse_back() -> None:
+    rng = np.random.default_rng()
+    for _ in range(500):
+        scene = draw_scene(rng, int(rng.integers(1, 3)), bool(rng.integers(2)))
+        assert parse_caption(caption(scene)) == scene
+    with pytest.raises(InputError, match="no caption of the shapes world"):
+        parse_caption("a photo of a cat")
+
+
+def test_held_out_combinations_never_train_and_their_facts_do() -> None:
+    trained, facts = set(), set()
+    for index in range(3000):
+        scene = parse_caption(example("train", index)[1])
+        assert not held_out(scene)
+        for thing in scene.things:
+            trained.add((thing, scene.background))
+            facts |= {thing.shape, thing.colour, thing.size, thing.place, scene.background}
+    for index in range(300):
+        scene = parse_caption(example("heldout", index)[1])
+        assert held_out(scene)
+        assert any((thing, scene.background) not in trained for thing in scene.things)
+        for thing in scene.things:
+            assert {thing.shape, thing.colour, thing.size, thing.place, scene.background} <= facts
+
+
+def test_neighbours_differ_and_stay_in_training() -> None:
+    rng = np.random.default_rng()
+    for _ in range(200):
+        scene = draw_scene(rng, int(rng.integers(1, 3)), False)
+        other = scenes.neighbour(scene, rng)
+        assert other != scene
+        assert not held_out(other)
+        assert len({thing.place for thing in other.things}) == len(scene.things)
+
+
+def test_facts_are_matched_to_the_best_partner() -> None:
+    red = Thing("circle", "red", "small", "at the top left")
+    blue = Thing("square", "blue", "large", "at the bottom right")
+    asked = Scene((red, blue), "white")
+    assert all(ok for _, ok in agreeing_facts(asked, Scene((blue, red), "white")))
+    missing = agreeing_facts(asked, Scene((blue,), "black"))
+    assert sum(ok for _, ok in missing) == 4
+    assert dict(missing)["count"] is False
+    unread = agreeing_facts(Scene((red,), "white"), Scene((Thing(None, "red", None, None),), None))
+    assert sorted(kind for kind, ok in unread if ok) == ["colour", "count"]
+
+
+def test_tfds_set_reads_back_through_the_door(tmp_path) -> None:
+    config = ShapesConfig(name="few", train=12, heldout=5)
+    ShapesWorld(data_dir=tmp_path, config=config, file_format="array_record").download_and_prepare()
+    folder = tmp_path / "shapes_world" / "few" / "1.0.0"
+    wanted = {example("train", index)[1]: example("train", index)[0] for index in range(12)}
+    examples = open_examples(folder)
+    assert len(examples) == 12
+    for index in range(12):
+        np.testing.assert_array_equal(examples[index].load(64), wanted[examples[index].text])
+    assert len(open_examples(folder, "heldout")) == 5
+    with pytest.raises(InputError, match="'heldout'"):
+        open_examples(folder, "held_out")
+    assert tfds.builder_from_directory(folder).info.features["image"].shape == (64, 64, 3)
+
+
+def test_damaged_and_missing_files_are_told(tmp_path, monkeypatch) -> None:
+    (tmp_path / "teacher").mkdir()
+    weights = tmp_path / "teacher" / "weights.msgpack"
+    weights.write_bytes(b"weights")
+    embedded.write_checksums(tmp_path)
+    monkeypatch.setattr(embedded, "_FOLDER", tmp_path)
+    assert embedded.teacher_folder() == tmp_path / "teacher"
+    weights.write_bytes(b"weightz")
+    with pytest.raises(InputError, match=r"weights\.msgpack: damaged"):
+        embedded.teacher_folder()
+    weights.unlink()
+    with pytest.raises(InputError, match=r"weights\.msgpack: missing"):
+        embedded.clip_folder()
