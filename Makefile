@@ -10,13 +10,21 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: install test lint format lock clean
+.PHONY: install demo ablation test lint format lock clean
 
 install: $(VENV)/.installed-$(ACCELERATOR)
 
 $(VENV)/.installed-$(ACCELERATOR): pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) --editable .$(if $(ACCELERATOR),[$(ACCELERATOR)])
 	touch $@
+
+# The whole of it on the shapes world: report.html and report.json in runs/demo.
+demo: install
+	$(BIN)/python -m launch.demo --config=configs/demo.py --workdir=runs/demo
+
+# The paper's ablation on the shapes world, one to two hours on two cores: run it in the background.
+ablation: install
+	$(BIN)/python -m launch.ablation --config=configs/ablation.py --workdir=runs/ablation
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

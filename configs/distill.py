@@ -1,15 +1,19 @@
 """Distillation runs of the BK-SDM paper (arXiv 2305.15798). Variants combine, separated by commas.
 
   python -m launch.train --config=configs/distill.py:v1,bk_small --config.teacher=DIR --config.data=DIR --workdir=DIR
+  python -m launch.train --config=configs/distill.py:shapes,bk_small --workdir=runs/shapes_small
 
 Teacher generation (choose one; v1 if none is named):
   v1       SD 1.x: 512 px, batch 64 x 4 = 256
   v2_base  SD 2.x base: 512 px, batch 32 x 4 = 128
   v2       SD 2.x, v-prediction: 768 px, batch 32 x 4 = 128
+  shapes   the small teacher and the shapes world that come with the package: 64 px, batch 32, float32, minutes on a CPU
 Student (bk_base if none is named): bk_base, bk_small, bk_tiny, no_mid
 Other:
-  no_kd     the task loss alone
-  runlocal  a handful of small updates, float32: seconds per update on a laptop; shows that everything works
+  random_init  the student starts from random weights
+  no_kd        the task loss alone
+  no_feature   task loss and output distillation
+  runlocal     a handful of small updates, float32: seconds per update on a laptop; shows that everything works
 
 The reference run (v1, 50,000 updates) took about 300 hours and 53 GB on one A100 80G. Published scores on COCO-30K
 (FID / IS / CLIP): v1 Base 15.76/33.79/.2878, Small 16.98/31.68/.2677, Tiny 17.12/30.09/.2653; v2 Base
@@ -28,7 +32,8 @@ def _base() -> config_dict.ConfigDict:
     config.teacher = ""  # pipeline folder; required
     config.student = "bk_base"  # preset, or comma-separated names of removed blocks
     config.student_init = "teacher"  # or random
-    config.data = ""  # image folder with metadata.csv; required
+    config.data = ""  # image folder with metadata.csv, or folder of a TFDS set; required
+    config.split = "train"  # of the TFDS set
     config.resolution = 512
     config.flip = True
     config.seed = 1234
@@ -51,13 +56,15 @@ def _base() -> config_dict.ConfigDict:
             "epsilon": 1e-8,
             "clip_norm": 1.0,
             "ema_decay": 0.9999,
+            "warmup_steps": 0,
+            "cosine_steps": 0,  # the update at which the rate has fallen to zero; 0: constant
         }
     )
     config.sheets = config_dict.ConfigDict(
         {
             "every": 1000,
             "prompts": (),  # none: the first captions of the data
-            "steps": 25,
+            "steps": 25,  # 0: no sheets
             "guidance_scale": 7.5,
         }
     )
@@ -83,6 +90,25 @@ def _student(name: str) -> Callable[[config_dict.ConfigDict], None]:
     return apply
 
 
+def _shapes(config: config_dict.ConfigDict) -> None:
+    """On the small teacher and the small world that come with the package, as `configs/ablation.py`."""
+    config.teacher, config.data = "bksdm_jax/shapes/pretrained/teacher", "shapes_world/demo"
+    config.resolution, config.batch_size, config.accumulation, config.flip = 64, 32, 1, False
+    config.steps, config.log_every, config.checkpoint_every = 1500, 30, 100
+    config.optimizer.learning_rate, config.optimizer.warmup_steps = 5e-4, 50
+    config.optimizer.cosine_steps = 1500
+    config.seed, config.dtype = 0, "float32"
+    config.sheets.every, config.sheets.guidance_scale = 0, 3.0
+
+
+def _random_init(config: config_dict.ConfigDict) -> None:
+    config.student_init = "random"
+
+
+def _no_feature(config: config_dict.ConfigDict) -> None:
+    config.loss.feature = 0.0
+
+
 def _no_kd(config: config_dict.ConfigDict) -> None:
     config.loss.output = config.loss.feature = 0.0
 
@@ -99,10 +125,13 @@ VARIANTS = {
     "v2_base": _v2_base,
     "v2": _v2,
     **{name: _student(name) for name in ("bk_base", "bk_small", "bk_tiny", "no_mid")},
+    "shapes": _shapes,
+    "random_init": _random_init,
     "no_kd": _no_kd,
+    "no_feature": _no_feature,
     "runlocal": _runlocal,
 }
-GROUPS = (("v1", "v2_base", "v2"), ("bk_base", "bk_small", "bk_tiny", "no_mid"))
+GROUPS = (("v1", "v2_base", "v2", "shapes"), ("no_kd", "no_feature"), ("bk_base", "bk_small", "bk_tiny", "no_mid"))
 
 
 def get_config(variants: str = "") -> config_dict.ConfigDict:

@@ -25,6 +25,8 @@ FLOORS = {
     "training": 4,
     "analysis": 4,
     "shapes_teacher": 4,
+    "reports": 5,
+    "experiments": 6,
 }
 MODULES = sorted((ROOT / "bksdm_jax").rglob("*.py"))
 
@@ -49,6 +51,11 @@ def test_imports_point_down(path: Path) -> None:
             assert rest[0] in FLOORS, f"{rest[0]} has no floor yet"
             assert FLOORS[rest[0]] <= FLOORS[own], f"{own} imports {name}"
             assert {own, rest[0]} != {"models", "diffusion"}, "networks and noise schedules don't know each other"
+
+
+def test_reports_do_without_jax() -> None:
+    for path in (ROOT / "bksdm_jax" / "reports").glob("*.py"):
+        assert not any(name.split(".")[0] in ("jax", "flax") for name in imported(path)), path
 
 
 def test_configuration_stops_at_the_door() -> None:

@@ -1,0 +1,22 @@
+"""The ablation on the shapes world: six trainings.
+
+python -m launch.ablation --config=configs/ablation.py --workdir=runs/ablation
+"""
+
+from ml_collections import config_dict
+
+
+def get_config() -> config_dict.ConfigDict:
+    """The settings that all six rows share."""
+    config = config_dict.ConfigDict()
+    config.student = "bk_small"  # a preset, or comma-separated names of removed blocks
+    config.steps = 1500  # updates of every student
+    config.batch_size = 32
+    config.learning_rate = 5e-4  # falls to zero along a cosine
+    config.warmup_steps = 50
+    config.images = 256  # held-out captions
+    config.sampling_steps = 25
+    config.guidance_scale = 3.0
+    config.seed = 0
+    config.dataset = "demo"
+    return config

@@ -1,0 +1,95 @@
+"""Both towers of CLIP against Transformers, and its folder."""
+
+import jax
+import numpy as np
+import pytest
+import torch
+from transformers import CLIPConfig as TheirConfig
+from transformers import CLIPModel
+
+from bksdm_jax import trees
+from bksdm_jax.errors import InputError
+from bksdm_jax.metrics.clip_features import clip_view
+from bksdm_jax.models.clip_pair import CLIP, clip_from_transformers, clip_parameter_shapes, clip_to_transformers
+from bksdm_jax.weights import names
+from bksdm_jax.weights.clip_folder import load_clip, write_clip
+from bksdm_jax.weights.tokenizer import load_tokenizer, write_tokenizer
+from tests import tiny
+from tests.test_unet import require_close
+
+
+@pytest.fixture(scope="module")
+def theirs() -> CLIPModel:
+    both = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    text = both | {"vocab_size": 600, "bos_token_id": 598, "eos_token_id": 599, "pad_token_id": 599}
+    vision = both | {"hidden_size": 48, "image_size": 32, "patch_size": 8}
+    module = CLIPModel(TheirConfig(text_config=text, vision_config=vision, projection_dim=24))
+    return tiny.randomize(module, int(np.random.default_rng().integers(2**31)))
+
+
+def flax_params(module: CLIPModel) -> dict:
+    config = clip_from_transformers(module.config.to_dict())
+    state = {name.replace(".text_model.", "."): tensor.numpy() for name, tensor in module.state_dict().items()}
+    flat = {}
+    for path in trees.flatten(clip_parameter_shapes(config)):
+        raw = path.rsplit("/", maxsplit=1)[-1] in ("class_embedding", "logit_scale")
+        name = path.replace("/", ".") if raw else names.torch_name(path)
+        flat[path] = state[name] if raw else names.to_flax(path, state[name])
+    return trees.unflatten(flat)
+
+
+def test_both_towers_match_pytorch(theirs: CLIPModel) -> None:
+    generator = np.random.default_rng()
+    tokens = generator.integers(0, 590, (3, 77), np.int32)
+    ends = np.array([5, 20, 76], np.int32)
+    for row, end in zip(tokens, ends, strict=True):
+        row[end:] = 599
+    images = generator.uniform(-1, 1, (2, 32, 32, 3)).astype(np.float32)
+    config = clip_from_transformers(theirs.config.to_dict())
+    variables = {"params": flax_params(theirs)}
+    ours = jax.jit(CLIP(config).apply)(variables, tokens, ends, images)
+    with torch.inference_mode():
+        wanted = theirs(
+            input_ids=torch.from_numpy(tokens).long(), pixel_values=torch.from_numpy(images.transpose(0, 3, 1, 2))
+        )
+    require_close(ours, wanted.logits_per_text.numpy())
+    assert clip_from_transformers(clip_to_transformers(config)) == config
+
+
+def test_folder_goes_out_and_in_and_fits_transformers(theirs: CLIPModel, tmp_path) -> None:
+    config = clip_from_transformers(theirs.config.to_dict())
+    write_tokenizer(tmp_path / "tokenizer", tiny.WORDS)
+    params = flax_params(theirs)
+    write_clip(tmp_path / "clip", config, params, tmp_path / "tokenizer")
+    loaded = load_clip(tmp_path / "clip")
+    assert loaded.config == config
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
+    again = CLIPModel(TheirConfig.from_pretrained(tmp_path / "clip"))
+    shapes = {name: tensor.shape for name, tensor in again.state_dict().items()}
+    assert shapes == {name: tensor.shape for name, tensor in theirs.state_dict().items()}
+
+    images = np.random.default_rng().integers(0, 256, (5, 32, 32, 3), np.uint8)
+    captions = ["a cat", "", "the red cup", "a photo of a woman", "space"]
+    view = clip_view(loaded, images, captions, batch_size=2)  # the last call is filled up
+    for index in range(5):
+        alone = clip_view(loaded, images[index : index + 1], captions[index : index + 1])
+        np.testing.assert_allclose(view.features[index], alone.features[0], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(view.cosines[index], alone.cosines[0], rtol=1e-4, atol=1e-5)
+    assert clip_view(loaded, images).cosines.size == 0
+
+
+def test_tokenizer_knows_its_words_and_every_byte(tmp_path) -> None:
+    write_tokenizer(tmp_path, tiny.WORDS)
+    tokenizer = load_tokenizer(tmp_path, 77)
+    tokens = tokenizer(["the red cup", "", "żółw 🐢"])
+    assert tokenizer.ends(tokens)[:2].tolist() == [4, 1]
+    assert (tokens[0, 5:] == tokens[0, 4]).all()
+    assert tokens.max() == len(tokenizer) - 1
+    assert not (tokens[2, 1 : tokenizer.ends(tokens)[2]] == tokens.max()).any()  # no unknown token
+
+
+def test_damaged_folders_are_told(tmp_path) -> None:
+    with pytest.raises(InputError, match="no such CLIP folder"):
+        load_clip(tmp_path / "clip")
+    with pytest.raises(InputError, match="text_config is None"):
+        clip_from_transformers({})

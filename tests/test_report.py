@@ -1,0 +1,112 @@
+"""The report page in headless Chromium: whole, self-contained, readable on a phone and on a desktop."""
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+
+from bksdm_jax.files import write_json
+from bksdm_jax.images import save_png
+from bksdm_jax.metrics.bootstrap import Score
+from bksdm_jax.reports.page import write_page
+
+playwright = pytest.importorskip("playwright.sync_api")
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+LABELS = ("teacher", "student, not trained", "student, trained without KD", "student, trained with KD")
+HOSTILE = "<script>throw 'run'</script> a small red circle"
+
+
+def score(value: float) -> dict:
+    return vars(Score(value, value - 0.01, value + 0.01))
+
+
+@pytest.fixture(scope="module")
+def page_file(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("report")
+    rng = np.random.default_rng(0)
+    rows = []
+    (workdir / "prompts.csv").write_text(
+        "file_name,text\n" + "".join(f'heldout/{i},"{HOSTILE} {i}"\n' for i in range(10))
+    )
+    groups = ("all", "shape", "colour", "size", "place", "background", "count", "one object", "two objects")
+    for index, label in enumerate(LABELS):
+        name = f"row_{index}"
+        for number in range(10):
+            (workdir / "samples" / name / "images").mkdir(parents=True, exist_ok=True)
+            picture = rng.integers(0, 256, (64, 64, 3), np.uint8)
+            save_png(workdir / "samples" / name / "images" / f"{number:06d}.png", picture)
+        if index >= 2:
+            (workdir / "models" / name).mkdir(parents=True)
+            features = ",feature/mid_block,feature/up_blocks.0" if index == 3 else ""
+            lines = [f"step,loss,loss_task{features}"]
+            lines += [f"{step},{1 / step},{0.5 / step}{',0.1,0.2' if features else ''}" for step in range(1, 20)]
+            (workdir / "models" / name / "metrics.csv").write_text("\n".join(lines) + "\n")
+        scores = {
+            "images": 10,
+            "reference_images": 1000,
+            "attribute_accuracy": {group: score(0.1 * index + 0.5) | {"chance": 0.31, "facts": 70} for group in groups},
+            "unreadable": 0.1,
+            "clip_score_shapes": score(0.25),
+            "fd_clip_shapes": score(12.5),
+        }
+        row = {"name": name, "label": label, "trained": index >= 2, "scores": scores}
+        row |= {"unet_parameters": 5_000_000, "unet_macs": 97_000_000, "seconds_per_image": 0.2 if index else None}
+        rows.append(row)
+    keys = ("student", "steps", "batch_size", "learning_rate", "warmup_steps", "images", "sampling_steps")
+    config = dict.fromkeys((*keys, "guidance_scale", "seed", "dataset"), 1)
+    config |= {"title": "A comparison", "explanation": "One & the same start."}
+    write_json(workdir / "report.json", {"config": config, "rows": rows})
+    return write_page(workdir)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        pytest.skip("no chromium")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_page_loads_whole(page_file, browser, width: int, scheme: str) -> None:
+    context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme, offline=True)
+    page = context.new_page()
+    problems: list[str] = []
+    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on(
+        "request", lambda request: None if request.url.startswith(("file:", "data:")) else problems.append(request.url)
+    )
+    page.goto(page_file.as_uri())
+    assert not problems
+    assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width  # wide tables scroll inside their own box
+    assert page.locator("#results tbody th").all_inner_texts() == list(LABELS)
+    assert page.locator("#results tbody tr").nth(3).locator("td").all_inner_texts() == [
+        "5.00 M",
+        "97.00 M",
+        "0.200",
+        "0.800 [0.790, 0.810]",
+        "0.250 [0.240, 0.260]",
+        "12.500 [12.490, 12.510]",
+    ]
+    assert page.locator("#facts tbody tr").count() == len(LABELS) + 1
+    assert page.locator("#images tbody img").count() == 8 * len(LABELS)
+    assert page.locator("#images thead th").nth(1).inner_text() == f"{HOSTILE} 0"
+    assert page.locator("figure img").count() == 2
+    ink, paper = (
+        page.evaluate(f"parseInt(getComputedStyle(document.body).{name}.slice(4))")  # the red of rgb(...)
+        for name in ("color", "backgroundColor")
+    )
+    assert (ink < paper) == (scheme == "light")
+    context.close()
+
+
+def test_page_names_nothing_outside(page_file) -> None:
+    text = page_file.read_text(encoding="utf-8")
+    for outside in ("http://", "https://", "//cdn", 'src="/', "url("):
+        assert outside not in text.replace("http://www.w3.org", "")
