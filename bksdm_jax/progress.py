@@ -1,7 +1,10 @@
 """Progress of long work: a bar on a terminal, a plain line now and then in a log."""
 
+import contextlib
 import sys
+import threading
 import time
+from collections.abc import Iterator
 
 from absl import logging
 from tqdm import tqdm
@@ -39,3 +42,28 @@ class Progress:
             rate = (self._done - self._first) / max(now - self._start, 1e-9)
             left = (self._total - self._done) / max(rate, 1e-9)
             logging.info("%s: %d of %d, %.2f/s, %.0f s left %s", self._what, self._done, self._total, rate, left, note)
+
+
+@contextlib.contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """For work that can't be counted, as compiling: a running clock on a terminal, else a line before and after it."""
+    start = time.monotonic()
+    if not sys.stderr.isatty():
+        logging.info("%s ...", what)
+        yield
+        logging.info("%s: %.0f s", what, time.monotonic() - start)
+        return
+    done = threading.Event()
+    with tqdm(desc=what, bar_format="{desc}: {elapsed}") as clock:
+
+        def tick() -> None:
+            while not done.wait(1.0):
+                clock.refresh()
+
+        thread = threading.Thread(target=tick, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()

@@ -90,9 +90,9 @@ def test_page_loads_whole(page_file, browser, width: int, scheme: str) -> None:
         "5.00 M",
         "97.00 M",
         "0.200",
-        "0.800 [0.790, 0.810]",
-        "0.250 [0.240, 0.260]",
-        "12.500 [12.490, 12.510]",
+        "0.800\n[0.790, 0.810]",
+        "0.250\n[0.240, 0.260]",
+        "12.500\n[12.490, 12.510]",
     ]
     assert page.locator("#facts tbody tr").count() == len(LABELS) + 1
     assert page.locator("#images tbody img").count() == 8 * len(LABELS)

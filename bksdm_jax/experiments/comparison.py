@@ -103,12 +103,13 @@ def compare(config: ComparisonConfig, rows: Sequence[Row], workdir: Path) -> Pat
         model = _model(config, row, teacher, data, workdir / "models" / row.name, where)
         if model is None:
             return None
-        images = workdir / "samples" / row.name
+        images, scores = workdir / "samples" / row.name, workdir / "scores" / row.name
         _say(f"{where}: sampling")
         sample(_sampling(config, model, prompts), images)
-        _say(f"{where}: scoring")
-        scores = score(ScoreConfig(images=str(images)), workdir / "scores" / row.name)
-        results.append(_result(row, model, images, scores))
+        if not (scores / "scores.json").exists():
+            _say(f"{where}: scoring")
+            score(ScoreConfig(images=str(images)), scores)
+        results.append(_result(row, model, images, read_json(scores / "scores.json")))
     report = {"config": record, "rows": results}
     write_json(workdir / "report.json", report)
     return write_page(workdir)
@@ -123,6 +124,8 @@ def _model(config: ComparisonConfig, row: Row, teacher: Path, data: Path, folder
             _say(f"{where}: pruning")
             prune(PruneConfig(str(teacher), config.student, row.init, config.seed), folder)
         return folder
+    if (folder / "model").is_dir():  # whole or absent
+        return folder / "model"
     _say(f"{where}: training")
     return distill(_training(config, row, teacher, data), folder)
 

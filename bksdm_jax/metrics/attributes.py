@@ -50,7 +50,7 @@ def attribute_scores(captions: Sequence[str], images: Sequence[np.ndarray]) -> d
 
 
 def unreadable_share(images: Sequence[np.ndarray]) -> float:
-    """Share of the images in which the reader can't tell everything, or sees nothing."""
+    """Share of the images in which the reader can't tell some fact, or sees no object."""
 
     def whole(scene: Scene) -> bool:
         words = [word for thing in scene.things for word in dataclasses.astuple(thing)]

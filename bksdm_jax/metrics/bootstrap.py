@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable
 
 import numpy as np
-from scipy import stats
 
 RESAMPLES = 1000
 
@@ -29,12 +28,10 @@ def bootstrap(statistic: Callable[[np.ndarray], float], count: int, seed: int = 
         count: images.
         seed: of the resampling.
     """
-    everything = np.arange(count)
-    value = float(statistic(everything))
+    value = float(statistic(np.arange(count)))
     if count < 2:
         return Score(value, float("nan"), float("nan"))
-    drawn = stats.bootstrap(
-        (everything,), statistic, n_resamples=RESAMPLES, vectorized=False, method="percentile", rng=seed
-    ).bootstrap_distribution
+    rng = np.random.default_rng(seed)
+    drawn = np.array([statistic(rng.integers(count, size=count)) for _ in range(RESAMPLES)])
     low, high = np.percentile(drawn, [2.5, 97.5]) + value - drawn.mean()
     return Score(value, float(low), float(high))

@@ -13,7 +13,7 @@ from bksdm_jax.files import write_json
 from bksdm_jax.metrics.attributes import attribute_scores, unreadable_share
 from bksdm_jax.metrics.bootstrap import bootstrap
 from bksdm_jax.metrics.clip_features import clip_view
-from bksdm_jax.metrics.frechet import frechet_distance
+from bksdm_jax.metrics.frechet import fit_normal, frechet_distance
 from bksdm_jax.progress import Progress
 from bksdm_jax.shapes.embedded import clip_folder
 from bksdm_jax.shapes.render import PIXELS
@@ -70,7 +70,8 @@ def score_images(
 ) -> dict[str, Any]:
     """The scores of images [N, H, W, 3] with captions, beside the image tower's states of real ones [M, D]."""
     view = clip_view(clip, images, captions, config.batch_size)
-    distance = bootstrap(lambda chosen: frechet_distance(view.features[chosen], real), len(images))
+    normal = fit_normal(real)
+    distance = bootstrap(lambda chosen: frechet_distance(view.features[chosen], normal), len(images))
     cosine = bootstrap(lambda chosen: float(view.cosines[chosen].mean(dtype=np.float64)), len(images))
     attributes = {
         group: {**dataclasses.asdict(entry.accuracy), "chance": entry.chance, "facts": entry.facts}

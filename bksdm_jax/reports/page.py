@@ -14,6 +14,9 @@ from bksdm_jax.reports.figures import Curve, line_plot, read_metrics
 COLUMNS = 8
 """Captions in the grid of images."""
 
+GROUPS = ("all", "shape", "colour", "size", "place", "background", "count", "one object", "two objects")
+"""Of facts, in the order of the table."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Plot:
@@ -38,14 +41,14 @@ def write_page(workdir: Path) -> Path:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("bksdm_jax.reports", "."), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters |= {"score": _score, "count": _count}
+    environment.filters["count"] = _count
     page = environment.get_template("report.html.j2").render(
         report=report,
         config=report["config"],
         grid=_grid(workdir, report["rows"]),
         losses=_plot({label: _curve(columns, "loss_task") for label, columns in metrics.items()}, "task loss"),
         features=_plot(_features(metrics), "mean squared error of the pair"),
-        groups=list(report["rows"][0]["scores"]["attribute_accuracy"]),
+        groups=[group for group in GROUPS if group in report["rows"][0]["scores"]["attribute_accuracy"]],
     )
     path = workdir / "report.html"
     with atomic_file(path) as temporary:
@@ -89,12 +92,6 @@ def _grid(workdir: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _uri(data: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def _score(entry: dict[str, float], digits: int = 3) -> str:
-    """`0.912 [0.900, 0.924]`."""
-    value, low, high = (f"{entry[key]:.{digits}f}" for key in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]"
 
 
 def _count(number: int) -> str:

@@ -1,12 +1,17 @@
 """The teacher's autoencoder."""
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from bksdm_jax.images import to_unit
 from bksdm_jax.models.vae import VAE, VAEConfig
+from bksdm_jax.shapes.render import PIXELS
+from bksdm_jax.shapes.scenes import PLACES, parse_caption
+from bksdm_jax.shapes_teacher.fit import shuffled
 from bksdm_jax.training.update import Batch, Frozen, Loss
 
 VAE_CONFIG = VAEConfig(widths=(16, 32, 32, 64), layers_per_block=1, norm_groups=8)
@@ -14,19 +19,15 @@ VAE_CONFIG = VAEConfig(widths=(16, 32, 32, 64), layers_per_block=1, norm_groups=
 KL_WEIGHT = 3e-4
 """Of the divergence from the standard normal, mean over latents, beside the reconstruction, mean over pixels."""
 OBJECT_WEIGHT = 5.0
-
-
-def object_weight(images: jax.Array) -> jax.Array:
-    """OBJECT_WEIGHT where an image differs from its first pixel, which is background, else 1: [M, H, W, 1]."""
-    differs = jnp.max(jnp.abs(images - images[:, :1, :1]), axis=-1, keepdims=True) > 0.1
-    return jnp.where(differs, OBJECT_WEIGHT, 1.0)
+"""Of pixels that differ from the background: they are few, and everything depends on them."""
+CROP = 32
+"""Pixels of the crops that training begins with: they hold an object and cost a quarter of an image."""
 
 
 def autoencoder_loss(config: VAEConfig) -> Loss:
     """Mean absolute plus mean squared error of the reconstruction, and the Kullback-Leibler divergence.
 
-    Pixels of objects count OBJECT_WEIGHT times: they are few, and everything depends on them. Batches have
-    `images` uint8 [M, H, W, 3].
+    Batches have `images` uint8 [M, H, W, 3] and their `background` uint8 [M, 3].
     """
     vae = VAE(config)
 
@@ -36,10 +37,32 @@ def autoencoder_loss(config: VAEConfig) -> Loss:
         noise = jax.vmap(lambda key: jax.random.normal(key, mean.shape[1:]))(keys)
         latents = mean + jnp.exp(0.5 * log_variance) * noise
         difference = vae.apply({"params": params}, latents, method="decode") - images
-        weight = object_weight(images)
+        background = to_unit(batch["background"])[:, None, None]
+        differs = jnp.max(jnp.abs(images - background), axis=-1, keepdims=True) > 0.1
+        weight = jnp.where(differs, OBJECT_WEIGHT, 1.0)
         absolute, squared = jnp.mean(weight * jnp.abs(difference)), jnp.mean(weight * jnp.square(difference))
         divergence = 0.5 * jnp.mean(jnp.square(mean) + jnp.exp(log_variance) - 1 - log_variance)
         total = absolute + squared + KL_WEIGHT * divergence
         return total, {"loss": total, "loss_absolute": absolute, "loss_squared": squared, "loss_kl": divergence}
 
     return loss
+
+
+def whole_images(images: np.ndarray, batch_size: int, seed: int) -> Iterator[dict[str, np.ndarray]]:
+    """Endless random batches of images, with the colour of their first pixel, which no object covers."""
+    return shuffled({"images": images, "background": images[:, 0, 0]}, batch_size, seed)
+
+
+def object_crops(
+    images: np.ndarray, captions: Sequence[str], batch_size: int, seed: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """Endless random batches of CROP x CROP windows around one of an image's objects, likewise."""
+    rng = np.random.default_rng([seed, 2])
+    middles = [[PLACES[thing.place] for thing in parse_caption(text).things] for text in captions]
+    for batch in shuffled({"index": np.arange(len(images))}, batch_size, seed):
+        windows = []
+        for index in batch["index"]:
+            x, y = middles[index][rng.integers(len(middles[index]))]
+            left, top = np.clip(np.array([x, y]) - CROP / 2 + rng.integers(-8, 9, 2), 0, PIXELS - CROP).astype(int)
+            windows.append(images[index, top : top + CROP, left : left + CROP])
+        yield {"images": np.stack(windows), "background": images[batch["index"], 0, 0]}

@@ -1,6 +1,7 @@
 """Trains one network of the teacher with the project's update, loop and checkpoints."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from bksdm_jax.progress import waiting
 from bksdm_jax.training.checkpoints import Checkpoints
 from bksdm_jax.training.loop import LoopConfig, run_loop
 from bksdm_jax.training.state import OptimizerConfig, create_state, make_optimizer
@@ -79,11 +81,15 @@ def fit(
         first = int(state.step)
         if first < phase.steps:
             update = jax.jit(make_update(loss, optimizer, phase.ema_decay, seed), donate_argnums=0)
+            parted = ({name: value[None] for name, value in batch.items()} for batch in batches)
+            one = next(parted)
+            with waiting(f"{workdir.name}: compiling the update"):
+                update = update.lower(state, frozen, one).compile()
             state, finished = run_loop(
                 state,
                 frozen,
                 update,
-                ({name: value[None] for name, value in batch.items()} for batch in batches),
+                itertools.chain([one], parted),
                 LoopConfig(phase.steps, phase.log_every, phase.checkpoint_every, 0, phase.batch_size),
                 make_writer(workdir, first),
                 checkpoints,

@@ -22,7 +22,7 @@ from bksdm_jax.progress import Progress
 from bksdm_jax.shapes.embedded import write_checksums
 from bksdm_jax.shapes.scenes import words
 from bksdm_jax.shapes.world import build
-from bksdm_jax.shapes_teacher.autoencoder import VAE_CONFIG, autoencoder_loss
+from bksdm_jax.shapes_teacher.autoencoder import VAE_CONFIG, autoencoder_loss, object_crops, whole_images
 from bksdm_jax.shapes_teacher.contrastive import clip_config as small_clip
 from bksdm_jax.shapes_teacher.contrastive import contrastive_loss, flattened, groups
 from bksdm_jax.shapes_teacher.denoiser import denoising_loss
@@ -43,9 +43,10 @@ class TeacherConfig:
         seed: of everything random.
         dataset: name of the set, `full` or `demo`.
         vae_images, clip_groups: how many of its first examples these two see.
-        vae, clip, unet: steps, batch and rate; CLIP's batches are counted in groups.
+        vae_crops, vae, clip, unet: steps, batch and rate; CLIP's batches are counted in groups.
     """
 
+    vae_crops: Phase
     vae: Phase
     clip: Phase
     unet: Phase
@@ -63,7 +64,7 @@ def make_teacher(config: TeacherConfig, workdir: Path) -> Path | None:
     """
     images, captions = _examples(build(workdir / "data", config.dataset))
     tokenizer = _tokenizer(workdir / "tokenizer")
-    vae = _autoencoder(config, workdir / "vae", images[: config.vae_images])
+    vae = _autoencoder(config, workdir / "vae", images[: config.vae_images], captions)
     if vae is None:
         return None
     clip_config, clip = _clip(config, workdir / "clip", captions[: config.clip_groups], tokenizer)
@@ -107,11 +108,19 @@ def _tokenizer(folder: Path) -> Tokenizer:
     return load_tokenizer(folder, 77)
 
 
-def _autoencoder(config: TeacherConfig, workdir: Path, images: np.ndarray) -> dict[str, Any] | None:
+def _autoencoder(
+    config: TeacherConfig, workdir: Path, images: np.ndarray, captions: list[str]
+) -> dict[str, Any] | None:
+    """First on crops, then on whole images, whose statistics are others (normalisation runs over all pixels)."""
     example = jnp.zeros((1, *images.shape[1:]))
     params = jax.jit(VAE(VAE_CONFIG).init)(jax.random.key(config.seed), example)["params"]
-    batches = shuffled({"images": images}, config.vae.batch_size, config.seed)
-    return fit(workdir, config.vae, params, {}, autoencoder_loss(VAE_CONFIG), batches, config.seed)
+    loss = autoencoder_loss(VAE_CONFIG)
+    crops = object_crops(images, captions, config.vae_crops.batch_size, config.seed)
+    params = fit(workdir / "crops", config.vae_crops, params, {}, loss, crops, config.seed)
+    if params is None:
+        return None
+    batches = whole_images(images, config.vae.batch_size, config.seed)
+    return fit(workdir / "whole", config.vae, params, {}, loss, batches, config.seed + 1)
 
 
 def _clip(

@@ -18,6 +18,7 @@ from bksdm_jax.data.stream import StreamConfig, training_batches
 from bksdm_jax.dtypes import cast_frozen, compute_dtype, exact_products
 from bksdm_jax.errors import InputError, finite_number, whole_number
 from bksdm_jax.pipelines.text_to_image import MOST_SEED, Architectures, SamplerConfig, require_sampler
+from bksdm_jax.progress import waiting
 from bksdm_jax.pruning.plan import RemovalPlan
 from bksdm_jax.pruning.prune import initial_weights, plan_student
 from bksdm_jax.training.checkpoints import Checkpoints
@@ -147,10 +148,9 @@ def _train(
     step = make_train_step(problem, optimizer, config.optimizer.ema_decay, config.seed, dtype)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     train_step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
-    logging.info("compiling the update")
     example = _batch_shapes(config, pipeline, mesh)
-    train_step = train_step.lower(state, frozen, example).compile()
-    logging.info("compiled")
+    with waiting("compiling the update"):
+        train_step = train_step.lower(state, frozen, example).compile()
     draw = _sheets(config, workdir, plan, pipeline, examples, frozen) if config.sheets.steps else None
     stream = StreamConfig(config.resolution, config.batch_size, config.accumulation, config.flip, config.seed)
     process = (jax.process_index(), jax.process_count())
