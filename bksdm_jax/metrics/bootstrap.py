@@ -17,15 +17,14 @@ class Score:
     high: float
 
 
-def bootstrap(statistic: Callable[[np.ndarray], float], count: int, seed: int = 0) -> Score:
-    """A statistic of `count` images, and the 95% interval of its bootstrap distribution over images.
-
-    The distribution is moved so that its mean is the statistic's value: a Frechet distance of resampled images is
-    larger throughout than that of the images themselves, which would push the interval beside the value.
+def bootstrap(statistic: Callable[[np.ndarray], float], count: int, centred: bool = False, seed: int = 0) -> Score:
+    """A statistic of `count` images, and the 95% percentile interval of its bootstrap distribution over images.
 
     Args:
         statistic: of the images with the given indices, int [count].
         count: images.
+        centred: the distribution is moved so that its mean is the statistic's value. For a Frechet distance, which is
+            larger throughout for resampled images than for the images themselves: its interval would lie beside it.
         seed: of the resampling.
     """
     value = float(statistic(np.arange(count)))
@@ -33,5 +32,5 @@ def bootstrap(statistic: Callable[[np.ndarray], float], count: int, seed: int = 
         return Score(value, float("nan"), float("nan"))
     rng = np.random.default_rng(seed)
     drawn = np.array([statistic(rng.integers(count, size=count)) for _ in range(RESAMPLES)])
-    low, high = np.percentile(drawn, [2.5, 97.5]) + value - drawn.mean()
+    low, high = np.percentile(drawn, [2.5, 97.5]) + (value - drawn.mean() if centred else 0.0)
     return Score(value, float(low), float(high))

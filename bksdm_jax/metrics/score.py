@@ -71,7 +71,7 @@ def score_images(
     """The scores of images [N, H, W, 3] with captions, beside the image tower's states of real ones [M, D]."""
     view = clip_view(clip, images, captions, config.batch_size)
     normal = fit_normal(real)
-    distance = bootstrap(lambda chosen: frechet_distance(view.features[chosen], normal), len(images))
+    distance = bootstrap(lambda chosen: frechet_distance(view.features[chosen], normal), len(images), centred=True)
     cosine = bootstrap(lambda chosen: float(view.cosines[chosen].mean(dtype=np.float64)), len(images))
     attributes = {
         group: {**dataclasses.asdict(entry.accuracy), "chance": entry.chance, "facts": entry.facts}
