@@ -1,11 +1,15 @@
 # PYTHON       the interpreter that makes the virtual environment, 3.11 or newer
 # ACCELERATOR  cuda13 or tpu: what `make install` installs JAX for; empty: CPU
+# CONFIG       the demo's settings
+# WORKDIR      the demo's folder
 # TORCH_INDEX  a pip index with CPU builds of PyTorch (tests only); empty: pip's own, which on Linux may bring CUDA
 PYTHON ?= python3
 VENV ?= .venv
 ACCELERATOR ?=
 TORCH_INDEX ?=
 WORKERS ?= 2
+CONFIG ?= configs/demo.py
+WORKDIR ?= runs/demo
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
@@ -20,7 +24,7 @@ $(VENV)/.installed-$(ACCELERATOR): pyproject.toml constraints.txt | $(BIN)/pytho
 
 # The whole of it on the shapes world: report.html and report.json in runs/demo.
 demo: install
-	$(BIN)/python -m launch.demo --config=configs/demo.py --workdir=runs/demo
+	$(BIN)/python -m launch.demo --config=$(CONFIG) --workdir=$(WORKDIR)
 
 # The paper's ablation on the shapes world, one to two hours on two cores: run it in the background.
 ablation: install

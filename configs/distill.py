@@ -46,7 +46,14 @@ def _base() -> config_dict.ConfigDict:
     config.checkpoint_every = 1000
     config.keep_checkpoints = 3
     config.format = "safetensors"  # or flax
-    config.loss = config_dict.ConfigDict({"task": 1.0, "output": 1.0, "feature": 1.0})
+    config.loss = config_dict.ConfigDict(
+        {
+            "task": 1.0,
+            "output": 1.0,
+            "feature": 1.0,
+            "min_snr_gamma": 0.0,  # above 0: the task's term weighs images by noise level; 5 is usual
+        }
+    )
     config.optimizer = config_dict.ConfigDict(
         {
             "learning_rate": 5e-5,

@@ -21,9 +21,9 @@ from bksdm_jax.models.unet_json import unet_from_diffusers
 from bksdm_jax.models.vae import VAE, VAEConfig
 from bksdm_jax.pruning.plan import plan_removal, removed_blocks
 from bksdm_jax.pruning.weights import copy_weights, random_weights
-from bksdm_jax.training.losses import LossWeights
+from bksdm_jax.training.losses import LossWeights, distillation_terms, min_snr_weight
 from bksdm_jax.training.sharding import make_mesh, parameter_shardings, place_batch
-from bksdm_jax.training.state import OptimizerConfig, create_state, ema_decay, make_optimizer
+from bksdm_jax.training.state import OptimizerConfig, create_state, ema_decay, learning_rate, make_optimizer
 from bksdm_jax.training.step import NoisyBatch, Problem, draw_noisy_batch, make_loss, make_train_step
 from bksdm_jax.weights import names
 from tests import surgery, tiny
@@ -82,7 +82,11 @@ def test_losses_and_gradients_match_the_reference(preset: str) -> None:
         alpha_bar = jnp.asarray(schedule.alphas_cumprod()[t], jnp.float32)
         context = generator.standard_normal((2, 9, tiny.CONTEXT), np.float32)
         noisy_batch = NoisyBatch(
-            add_noise(latents, noise, alpha_bar), t, TARGETS[prediction](latents, noise, alpha_bar), context
+            add_noise(latents, noise, alpha_bar),
+            t,
+            TARGETS[prediction](latents, noise, alpha_bar),
+            context,
+            alpha_bar,
         )
         if gradient is None:
             problem = Problem(plan, VAEConfig(), CLIPTextConfig(), schedule)
@@ -121,9 +125,34 @@ def test_without_distillation_the_teacher_is_not_run() -> None:
         np.zeros(1, np.int32),
         np.ones((1, 4, 4, 4), np.float32),
         np.zeros((1, 3, tiny.CONTEXT), np.float32),
+        np.full(1, 0.5, np.float32),
     )
     _, terms = jax.eval_shape(make_loss(problem), params, {}, noisy_batch)
     assert set(terms) == {"loss", "loss_task"}
+
+
+def test_min_snr_weighs_images_as_the_paper_and_diffusers_do() -> None:
+    from diffusers.training_utils import compute_snr
+
+    t = np.array([0, 10, 300, 700, 999])
+    for prediction in TARGETS:
+        alpha_bar = tiny_schedule(prediction).alphas_cumprod()[t]
+        snr = compute_snr(tiny.scheduler(prediction), torch.from_numpy(t)).numpy()
+        expected = np.minimum(snr, 5.0) / (snr + (prediction == "v_prediction"))  # as Diffusers' training scripts
+        weight = min_snr_weight(5.0, prediction, jnp.asarray(alpha_bar, jnp.float32))
+        np.testing.assert_allclose(weight, expected, rtol=1e-4)
+    generator = np.random.default_rng()
+    ours, target = (jnp.asarray(generator.standard_normal((5, 4, 4, 2)), jnp.float32) for _ in range(2))
+    terms = distillation_terms(LossWeights(1, 0, 0), target, ours, {}, image_weights=weight)
+    each = np.square(np.asarray(ours) - np.asarray(target)).mean(axis=(1, 2, 3))
+    assert float(terms["loss"]) == pytest.approx(float((np.asarray(weight) * each).mean()), rel=1e-5)
+
+
+def test_learning_rate_warms_up_and_falls() -> None:
+    rate = learning_rate(OptimizerConfig(learning_rate=2.0, warmup_steps=10, cosine_steps=110))
+    assert [float(rate(n)) for n in (0, 5, 10, 60, 110)] == pytest.approx([0.0, 1.0, 2.0, 1.0, 0.0], abs=1e-6)
+    constant = learning_rate(OptimizerConfig(learning_rate=2.0))
+    assert [float(constant(n)) for n in (0, 10**6)] == [2.0, 2.0]
 
 
 def tiny_schedule(prediction: str = "epsilon"):

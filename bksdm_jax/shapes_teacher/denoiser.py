@@ -20,6 +20,9 @@ HEADS = 4
 CAPTION_DROPOUT = 0.1
 """Share of the examples whose caption is replaced by the empty one, so that guidance has something to lead from."""
 
+MIN_SNR_GAMMA = 5.0
+"""Of the weights by noise level: where an object goes is decided at high noise."""
+
 
 def unet_config(context_width: int) -> UNetConfig:
     """SD v1's four stages with two (up: three) pairs each, at these widths, for 8x8 latents."""
@@ -37,7 +40,7 @@ def unet_config(context_width: int) -> UNetConfig:
 
 
 def denoising_loss(unet: UNetConfig, vae: VAEConfig, text_encoder: CLIPTextConfig, empty: np.ndarray) -> Loss:
-    """The task loss alone, that is a distillation without a teacher of a student that lost nothing.
+    """The task loss alone: a distillation without a teacher of a student that lost nothing.
 
     Batches have `mean` and `log_variance` float32 [M, h, w, C] and `tokens` int32 [M, T]; frozen is `text_encoder`.
 
@@ -45,7 +48,9 @@ def denoising_loss(unet: UNetConfig, vae: VAEConfig, text_encoder: CLIPTextConfi
         unet, vae, text_encoder: the architectures.
         empty: tokens of the empty caption, int32 [T].
     """
-    problem = Problem(plan_removal(unet, ()), vae, text_encoder, ScheduleConfig(), LossWeights(1.0, 0.0, 0.0))
+    problem = Problem(
+        plan_removal(unet, ()), vae, text_encoder, ScheduleConfig(), LossWeights(1.0, 0.0, 0.0, MIN_SNR_GAMMA)
+    )
     clean = make_loss(problem)
 
     def loss(params: Any, frozen: Frozen, batch: Batch, keys: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:

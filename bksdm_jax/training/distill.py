@@ -205,7 +205,7 @@ def _require_settings(config: TrainConfig) -> None:
         whole_number("config", f"sheets.{key}", getattr(config.sheets, key), 0)
     for key in ("warmup_steps", "cosine_steps"):
         whole_number("config", f"optimizer.{key}", getattr(config.optimizer, key), 0)
-    for key in ("task", "output", "feature"):
+    for key in ("task", "output", "feature", "min_snr_gamma"):
         finite_number("config", f"loss.{key}", getattr(config.loss, key), 0)
     bounds = {"learning_rate": (0, math.inf), "weight_decay": (0, math.inf), "ema_decay": (0, 1)}
     bounds |= {"beta1": (0, 1), "beta2": (0, 1), "epsilon": (1e-30, math.inf), "clip_norm": (1e-30, math.inf)}

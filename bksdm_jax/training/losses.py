@@ -11,11 +11,15 @@ from bksdm_jax.pruning.plan import FeaturePair
 
 @dataclasses.dataclass(frozen=True)
 class LossWeights:
-    """Weights of the terms. Output and feature both 0: training without distillation, the teacher isn't run."""
+    """Weights of the terms. Output and feature both 0: training without distillation, the teacher isn't run.
+
+    With `min_snr_gamma` above 0, the task's term weighs each image by its noise level (Hang et al. 2023, section 3.4).
+    """
 
     task: float = 1.0
     output: float = 1.0
     feature: float = 1.0
+    min_snr_gamma: float = 0.0
 
     @property
     def distils(self) -> bool:
@@ -28,6 +32,12 @@ def mean_squared_error(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.mean(jnp.square(a.astype(jnp.float32) - b.astype(jnp.float32)))
 
 
+def min_snr_weight(gamma: float, prediction: str, alpha_bar: jax.Array) -> jax.Array:
+    """min(SNR, gamma) / SNR for `epsilon`, / (SNR + 1) for `v_prediction`; SNR = abar / (1 - abar). [B] -> [B]."""
+    snr = alpha_bar / (1.0 - alpha_bar)
+    return jnp.minimum(snr, gamma) / {"epsilon": snr, "v_prediction": snr + 1.0}[prediction]
+
+
 def distillation_terms(
     weights: LossWeights,
     target: jax.Array,
@@ -36,6 +46,7 @@ def distillation_terms(
     teacher: jax.Array | None = None,
     teacher_features: Mapping[str, jax.Array] | None = None,
     pairs: Sequence[FeaturePair] = (),
+    image_weights: jax.Array | None = None,
 ) -> dict[str, jax.Array]:
     """Every term by name, unweighted, and their weighted sum as `loss`.
 
@@ -48,8 +59,9 @@ def distillation_terms(
         student, student_features: its prediction, and what it sowed.
         teacher, teacher_features: likewise; None if `weights.distils` is false.
         pairs: which features are compared.
+        image_weights: of the images in the task's term, [B]; None: all 1.
     """
-    terms = {"loss_task": mean_squared_error(student, target)}
+    terms = {"loss_task": _task_loss(student, target, image_weights)}
     total = weights.task * terms["loss_task"]
     if weights.output:
         terms["loss_output"] = mean_squared_error(student, teacher)
@@ -65,3 +77,10 @@ def distillation_terms(
         total += weights.feature * terms["loss_feature"]
         terms |= each
     return {"loss": total, **terms}
+
+
+def _task_loss(student: jax.Array, target: jax.Array, image_weights: jax.Array | None) -> jax.Array:
+    if image_weights is None:
+        return mean_squared_error(student, target)
+    each = jax.vmap(mean_squared_error)(student, target)
+    return jnp.mean(image_weights * each)

@@ -15,7 +15,7 @@ from bksdm_jax.models.clip import CLIPTextConfig, CLIPTextEncoder
 from bksdm_jax.models.unet import FEATURES, UNet, captured
 from bksdm_jax.models.vae import VAE, VAEConfig, sample_latents
 from bksdm_jax.pruning.plan import RemovalPlan
-from bksdm_jax.training.losses import LossWeights, distillation_terms
+from bksdm_jax.training.losses import LossWeights, distillation_terms, min_snr_weight
 from bksdm_jax.training.update import Batch, Frozen, TrainStep, make_update
 
 
@@ -38,6 +38,7 @@ class NoisyBatch:
     timesteps: jax.Array  # [M] int32
     target: jax.Array  # [M, h, w, C] float32
     context: jax.Array  # [M, T, K]
+    alpha_bar: jax.Array  # [M] float32, of the timesteps
 
 
 def draw_noisy_batch(
@@ -85,7 +86,7 @@ def noise_latents(
     alpha_bar = jnp.asarray(problem.schedule.alphas_cumprod(), jnp.float32)[timesteps]
     context = CLIPTextEncoder(problem.text_encoder, dtype).apply({"params": frozen["text_encoder"]}, tokens)
     target = TARGETS[problem.schedule.prediction](latents, noise, alpha_bar)
-    return NoisyBatch(add_noise(latents, noise, alpha_bar), timesteps, target, context)
+    return NoisyBatch(add_noise(latents, noise, alpha_bar), timesteps, target, context, alpha_bar)
 
 
 def make_loss(problem: Problem, dtype: jnp.dtype = jnp.float32) -> Callable[[Any, Frozen, NoisyBatch], tuple[Any, Any]]:
@@ -101,8 +102,17 @@ def make_loss(problem: Problem, dtype: jnp.dtype = jnp.float32) -> Callable[[Any
     def loss(params: Any, frozen: Frozen, noisy_batch: NoisyBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
         theirs, their_features = run(teacher, frozen["teacher"], noisy_batch) if weights.distils else (None, None)
         ours, our_features = run(student, params, noisy_batch)
-        pairs = problem.plan.features
-        terms = distillation_terms(weights, noisy_batch.target, ours, our_features, theirs, their_features, pairs)
+        gamma, prediction = weights.min_snr_gamma, problem.schedule.prediction
+        terms = distillation_terms(
+            weights,
+            noisy_batch.target,
+            ours,
+            our_features,
+            theirs,
+            their_features,
+            problem.plan.features,
+            min_snr_weight(gamma, prediction, noisy_batch.alpha_bar) if gamma else None,
+        )
         return terms["loss"], terms
 
     return loss

@@ -1,0 +1,126 @@
+"""The comparison's own work, its expensive parts replaced by quick ones: resuming, refusing, the report's contents."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bksdm_jax.errors import InputError
+from bksdm_jax.experiments import comparison
+from bksdm_jax.experiments.ablation import ROWS as ABLATION_ROWS
+from bksdm_jax.experiments.demo import ROWS, DemoConfig, demo
+from bksdm_jax.files import read_json, write_json
+from bksdm_jax.images import save_png
+from bksdm_jax.models.unet_json import unet_from_diffusers
+from bksdm_jax.shapes.world import ShapesConfig, ShapesWorld, example
+from bksdm_jax.training.losses import LossWeights
+from tests import tiny
+
+
+class Fakes:
+    """Stand-ins that write what the real ones write, and note what they were asked for."""
+
+    def __init__(self) -> None:
+        self.trained, self.sampled = [], []
+        self.interrupt_at: str | None = None
+
+    def distill(self, config, folder):
+        if self.interrupt_at == folder.name:
+            return None
+        self.trained.append((folder.name, config))
+        (folder / "model").mkdir(parents=True)
+        terms = ["loss_task", *(["feature/mid_block"] if config.loss.feature else [])]
+        rows = [f"{step},{','.join(['0.5'] * len(terms))}" for step in (1, 2)]
+        (folder / "metrics.csv").write_text("\n".join([",".join(["step", *terms]), *rows]) + "\n")
+        return folder / "model"
+
+    def sample(self, config, folder):
+        self.sampled.append((folder.name, config))
+        (folder / "images").mkdir(parents=True, exist_ok=True)
+        with Path(config.prompts).open(newline="") as file:
+            prompts = list(csv.DictReader(file))
+        table = ["file_name,text"]
+        for index, prompt in enumerate(prompts):
+            picture, text = example("heldout", int(prompt["file_name"].split("/")[1]))
+            save_png(folder / "images" / f"{index:06d}.png", picture if text == prompt["text"] else 0 * picture)
+            table.append(f"images/{index:06d}.png,{prompt['text']}")
+        (folder / "metadata.csv").write_text("\n".join(table) + "\n")
+        write_json(folder / "timing.json", {"batch_size": 4, "seconds_per_image": 0.25})
+
+
+@pytest.fixture
+def fakes(monkeypatch, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    few = ShapesConfig(name="few", train=4, heldout=6)
+
+    def build(place, name):
+        builder = ShapesWorld(data_dir=folder, config=few, file_format="array_record")
+        builder.download_and_prepare()
+        return folder / "shapes_world" / "few" / "1.0.0"
+
+    fakes = Fakes()
+    teacher = folder / "teacher"
+    scores = {"value": 0.5, "low": 0.4, "high": 0.6}
+
+    def score(config, place):
+        groups = {name: scores | {"chance": 0.3, "facts": 9} for name in ("all", "shape")}
+        place.mkdir(parents=True)
+        report = {"images": 6, "reference_images": 10, "attribute_accuracy": groups, "unreadable": 0.0}
+        write_json(place / "scores.json", report | {"clip_score_shapes": scores, "fd_clip_shapes": scores})
+
+    monkeypatch.setattr(comparison, "build", build)
+    monkeypatch.setattr(comparison, "teacher_folder", lambda: teacher)
+    monkeypatch.setattr(comparison, "prune", lambda config, place: place.mkdir(parents=True))
+    monkeypatch.setattr(comparison, "load_unet_config", lambda place: unet_from_diffusers(tiny.MICRO))
+    monkeypatch.setattr(comparison, "score", score)
+    for name in ("distill", "sample"):
+        monkeypatch.setattr(comparison, name, getattr(fakes, name))
+    return fakes
+
+
+def test_rows_differ_in_what_they_say_and_nothing_else(fakes, tmp_path) -> None:
+    config = DemoConfig(images=6, steps=7)
+    page = demo(config, tmp_path / "demo")
+    assert page == tmp_path / "demo" / "report.html"
+    (first, without), (second, distilled) = fakes.trained
+    assert (first, second) == ("no_kd", "kd")
+    assert without.loss == LossWeights(1, 0, 0)
+    assert distilled.loss == LossWeights(1, 1, 1)
+    different = {name for name, value in vars(without).items() if value != getattr(distilled, name)}
+    assert different == {"loss"}
+    samplings = [dict(vars(config), model="") for _, config in fakes.sampled]
+    assert all(sampling == samplings[0] for sampling in samplings)
+    assert [name for name, _ in fakes.sampled] == ["teacher", "untrained", "no_kd", "kd"]
+    report = read_json(tmp_path / "demo" / "report.json")
+    assert [row["label"] for row in report["rows"]] == [row.label for row in ROWS]
+    assert all(row["unet_parameters"] > 0 and row["seconds_per_image"] == 0.25 for row in report["rows"])
+    assert np.all([row["scores"]["images"] == 6 for row in report["rows"]])
+
+
+def test_an_interrupted_demo_continues_and_a_finished_one_trains_nothing(fakes, tmp_path) -> None:
+    config, folder = DemoConfig(images=6, steps=7), tmp_path / "demo"
+    fakes.interrupt_at = "kd"
+    assert demo(config, folder) is None
+    assert not (folder / "report.html").exists()
+    fakes.interrupt_at = None
+    assert demo(config, folder) is not None
+    assert [name for name, _ in fakes.trained] == ["no_kd", "kd"]
+    before = (folder / "report.json").read_bytes()
+    assert demo(config, folder) is not None
+    assert len(fakes.trained) == 2
+    assert (folder / "report.json").read_bytes() == before
+
+
+def test_other_settings_need_another_folder(fakes, tmp_path) -> None:
+    demo(DemoConfig(images=6), tmp_path / "demo")
+    with pytest.raises(InputError, match="steps 300, not 301"):
+        demo(DemoConfig(images=6, steps=301), tmp_path / "demo")
+    with pytest.raises(InputError, match="images: 7; this set has 6"):
+        demo(DemoConfig(images=7), tmp_path / "other")
+
+
+def test_the_ablation_has_the_papers_six_rows() -> None:
+    trained = {(row.init, row.loss.output, row.loss.feature) for row in ABLATION_ROWS if row.loss}
+    assert trained == {(init, *terms) for init in ("random", "teacher") for terms in ((0, 0), (1, 0), (1, 1))}
+    assert len({row.name for row in ABLATION_ROWS}) == len(ABLATION_ROWS) == 7
