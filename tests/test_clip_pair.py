@@ -85,6 +85,8 @@ def test_tokenizer_knows_its_words_and_every_byte(tmp_path) -> None:
     assert tokenizer.ends(tokens)[:2].tolist() == [4, 1]
     assert (tokens[0, 5:] == tokens[0, 4]).all()
     assert tokens.max() == len(tokenizer) - 1
+    for word in tiny.WORDS:
+        assert tokenizer.ends(tokenizer([word])) == [2], word  # one token between start and end
     assert not (tokens[2, 1 : tokenizer.ends(tokens)[2]] == tokens.max()).any()  # no unknown token
 
 

@@ -1,6 +1,8 @@
 """What the shapes teacher is trained with: losses against PyTorch's, batches, and a phase that is continued."""
 
 import itertools
+import os
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ import pytest
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
+from bksdm_jax.errors import InputError
 from bksdm_jax.models.clip_pair import clip_from_transformers
 from bksdm_jax.models.vae import VAE, VAEConfig
 from bksdm_jax.shapes.scenes import caption, parse_caption, words
@@ -61,6 +64,8 @@ def test_contrastive_loss_is_clips(theirs) -> None:  # noqa: F811
 def test_groups_hold_a_caption_and_its_neighbours(tmp_path) -> None:
     write_tokenizer(tmp_path, words())
     tokenizer = load_tokenizer(tmp_path, 77)
+    for word in words():
+        assert tokenizer.ends(tokenizer([word])) == [2], word  # one token between start and end
     captions = [example("train", index)[1] for index in range(6)]
     pairs = groups(captions, tokenizer, seed=0)
     assert pairs["images"].shape == (6, GROUP, 64, 64, 3)
@@ -90,20 +95,35 @@ def test_an_epoch_shows_everything_once() -> None:
     assert list(epochs[0]) != list(epochs[1])
 
 
-def test_a_phase_continues_from_its_checkpoint(tmp_path) -> None:
+def test_an_interrupted_phase_ends_as_an_undisturbed_one(tmp_path) -> None:
+    examples = {"x": np.random.default_rng().normal(size=(12, 2)).astype(np.float32)}
+
     def loss(params, frozen, batch, keys):
-        total = jnp.mean(jnp.square(params["w"] - batch["x"].mean()))
+        noise = jax.vmap(jax.random.normal)(keys)
+        total = jnp.mean(jnp.square(params["w"] - batch["x"].mean() - noise.mean()))
         return total, {"loss": total}
 
-    def run(workdir, steps) -> np.ndarray:
-        ones = itertools.repeat({"x": np.ones((4, 2), np.float32)})
-        phase = Phase(steps=steps, batch_size=4, learning_rate=0.1, warmup=0, checkpoint_every=2)
-        return fit(workdir, phase, {"w": jnp.zeros(3)}, {}, loss, ones, 0)["w"]
+    def run(workdir, stop_after: int | None = None):
+        drawn = itertools.count()
 
-    run(tmp_path / "twice", 4)
-    again = run(tmp_path / "twice", 4)  # nothing left to do
-    np.testing.assert_array_equal(again, run(tmp_path / "once", 4))
-    assert (again > 0).all()
+        def batches(first: int):
+            for batch in shuffled(examples, 4, 0, first):
+                if next(drawn) == stop_after:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                yield batch
+
+        phase = Phase(steps=6, batch_size=4, learning_rate=0.1, warmup=0, checkpoint_every=0)
+        return fit(workdir, phase, {"w": jnp.zeros(3)}, {}, loss, batches, 0)
+
+    whole = run(tmp_path / "whole")
+    assert run(tmp_path / "twice", stop_after=3) is None
+    np.testing.assert_array_equal(run(tmp_path / "twice")["w"], whole["w"])
+    np.testing.assert_array_equal(run(tmp_path / "twice")["w"], whole["w"])  # nothing is left to do
+    assert np.abs(whole["w"]).min() > 0
+    with pytest.raises(InputError, match="steps: 5, but"):
+        fit(tmp_path / "whole", Phase(5, 4, 0.1), {"w": jnp.zeros(3)}, {}, loss, None, 0)
+    with pytest.raises(InputError, match="12 examples, fewer than a batch of 13"):
+        next(shuffled(examples, 13, 0))
 
 
 def test_the_unet_has_sd_v1s_topology() -> None:

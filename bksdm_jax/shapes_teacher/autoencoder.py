@@ -27,7 +27,8 @@ CROP = 32
 def autoencoder_loss(config: VAEConfig) -> Loss:
     """Mean absolute plus mean squared error of the reconstruction, and the Kullback-Leibler divergence.
 
-    Batches have `images` uint8 [M, H, W, 3] and their `background` uint8 [M, 3].
+    Pixels that differ from the background count OBJECT_WEIGHT times. Batches have `images` uint8 [M, H, W, 3] and their
+    `background` uint8 [M, 3].
     """
     vae = VAE(config)
 
@@ -48,19 +49,18 @@ def autoencoder_loss(config: VAEConfig) -> Loss:
     return loss
 
 
-def whole_images(images: np.ndarray, batch_size: int, seed: int) -> Iterator[dict[str, np.ndarray]]:
-    """Endless random batches of images, with the colour of their first pixel, which no object covers."""
-    return shuffled({"images": images, "background": images[:, 0, 0]}, batch_size, seed)
+def whole_images(images: np.ndarray, batch_size: int, seed: int, first: int = 0) -> Iterator[dict[str, np.ndarray]]:
+    """Endless random batches of images from `first` on, with the colour of their first pixel, which is background."""
+    return shuffled({"images": images, "background": images[:, 0, 0]}, batch_size, seed, first)
 
 
 def object_crops(
-    images: np.ndarray, captions: Sequence[str], batch_size: int, seed: int
+    images: np.ndarray, captions: Sequence[str], batch_size: int, seed: int, first: int = 0
 ) -> Iterator[dict[str, np.ndarray]]:
     """Endless random batches of CROP x CROP windows around one of an image's objects, likewise."""
-    rng = np.random.default_rng([seed, 2])
     middles = [[PLACES[thing.place] for thing in parse_caption(text).things] for text in captions]
-    for batch in shuffled({"index": np.arange(len(images))}, batch_size, seed):
-        windows = []
+    for number, batch in enumerate(shuffled({"index": np.arange(len(images))}, batch_size, seed, first), start=first):
+        rng, windows = np.random.default_rng([seed, 2, number]), []
         for index in batch["index"]:
             x, y = middles[index][rng.integers(len(middles[index]))]
             left, top = np.clip(np.array([x, y]) - CROP / 2 + rng.integers(-8, 9, 2), 0, PIXELS - CROP).astype(int)

@@ -2,13 +2,14 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from bksdm_jax.errors import InputError
 from bksdm_jax.progress import waiting
 from bksdm_jax.training.checkpoints import Checkpoints
 from bksdm_jax.training.loop import LoopConfig, run_loop
@@ -55,7 +56,7 @@ def fit(
     params: Any,
     frozen: Frozen,
     loss: Loss,
-    batches: Iterator[Mapping[str, np.ndarray]],
+    batches: Callable[[int], Iterator[Mapping[str, np.ndarray]]],
     seed: int,
 ) -> dict[str, Any] | None:
     """Trains from `params`, or from the newest checkpoint in `workdir`.
@@ -66,11 +67,14 @@ def fit(
         params: where training begins, float32.
         frozen: what the loss reads besides.
         loss: as `make_update` takes it.
-        batches: examples [M, ...]; may depend on nothing but being the next.
+        batches: examples [M, ...] from the given update on.
         seed: of the noise.
 
     Returns:
         the moving average as numpy float32, or None if interrupted (the same call continues).
+
+    Raises:
+        InputError: more updates were made already, or a loss is not finite.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     optimizer = make_optimizer(phase.optimizer)
@@ -79,9 +83,11 @@ def fit(
         if checkpoints.latest() is not None:
             state = checkpoints.restore(state)
         first = int(state.step)
+        if first > phase.steps:
+            raise InputError(f"steps: {phase.steps}, but {workdir} has made {first} already")
         if first < phase.steps:
             update = jax.jit(make_update(loss, optimizer, phase.ema_decay, seed), donate_argnums=0)
-            parted = ({name: value[None] for name, value in batch.items()} for batch in batches)
+            parted = ({name: value[None] for name, value in batch.items()} for batch in batches(first))
             one = next(parted)
             with waiting(f"{workdir.name}: compiling the update"):
                 update = update.lower(state, frozen, one).compile()
@@ -99,12 +105,26 @@ def fit(
     return jax.tree.map(np.asarray, state.ema)
 
 
-def shuffled(examples: Mapping[str, np.ndarray], batch_size: int, seed: int) -> Iterator[dict[str, np.ndarray]]:
-    """Endless batches of random examples out of arrays [N, ...] that lie in memory."""
-    rng = np.random.default_rng(seed)
+def shuffled(
+    examples: Mapping[str, np.ndarray], batch_size: int, seed: int, first: int = 0
+) -> Iterator[dict[str, np.ndarray]]:
+    """Endless batches of random examples out of arrays [N, ...] that lie in memory, every epoch in its own order.
+
+    Args:
+        examples: arrays of one length N.
+        batch_size: at most N; what is left of an epoch is not seen.
+        seed: of the orders.
+        first: the batch to begin with.
+
+    Raises:
+        InputError: fewer examples than a batch has.
+    """
     count = len(next(iter(examples.values())))
-    while True:
-        order = rng.permutation(count)
-        for start in range(0, count - batch_size + 1, batch_size):
-            chosen = order[start : start + batch_size]
-            yield {name: value[chosen] for name, value in examples.items()}
+    if count < batch_size:
+        raise InputError(f"batch_size: {count} examples, fewer than a batch of {batch_size}")
+    per_epoch = count // batch_size
+    for number in itertools.count(first):
+        epoch, place = divmod(number, per_epoch)
+        order = np.random.default_rng([seed, epoch]).permutation(count)
+        chosen = order[place * batch_size : (place + 1) * batch_size]
+        yield {name: value[chosen] for name, value in examples.items()}

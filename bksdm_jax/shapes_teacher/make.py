@@ -1,6 +1,8 @@
 """The shapes teacher from nothing, as one call."""
 
 import dataclasses
+import functools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from bksdm_jax.diffusion.schedule import ScheduleConfig, schedule_to_diffusers
+from bksdm_jax.errors import finite_number, whole_number
 from bksdm_jax.files import atomic_file, atomic_folder
 from bksdm_jax.images import to_unit
 from bksdm_jax.models.clip import clip_text_to_transformers
@@ -18,6 +21,7 @@ from bksdm_jax.models.clip_pair import CLIP, CLIPConfig
 from bksdm_jax.models.unet import UNet, UNetConfig, example_inputs
 from bksdm_jax.models.unet_json import unet_to_diffusers
 from bksdm_jax.models.vae import VAE, VAEConfig, vae_to_diffusers
+from bksdm_jax.pipelines.text_to_image import MOST_SEED
 from bksdm_jax.progress import Progress
 from bksdm_jax.shapes.embedded import write_checksums
 from bksdm_jax.shapes.scenes import words
@@ -31,6 +35,7 @@ from bksdm_jax.shapes_teacher.fit import Phase, fit, shuffled
 from bksdm_jax.weights.clip_folder import write_clip
 from bksdm_jax.weights.pipeline_folder import Network, write_networks
 from bksdm_jax.weights.tokenizer import Tokenizer, load_tokenizer, write_tokenizer
+from bksdm_jax.workdir import claim, require_same
 
 _ENCODED_AT_ONCE = 250
 
@@ -61,7 +66,14 @@ def make_teacher(config: TeacherConfig, workdir: Path) -> Path | None:
 
     Returns:
         the folder with `teacher/` (a pipeline folder) and `clip/`, or None if interrupted.
+
+    Raises:
+        InputError: a setting can't be used, or the workdir is another run's.
     """
+    _require_settings(config)
+    record = dataclasses.asdict(config)
+    require_same(workdir, record, ())
+    claim(workdir, record)
     images, captions = _examples(build(workdir / "data", config.dataset))
     tokenizer = _tokenizer(workdir / "tokenizer")
     vae = _autoencoder(config, workdir / "vae", images[: config.vae_images], captions)
@@ -93,6 +105,18 @@ def make_teacher(config: TeacherConfig, workdir: Path) -> Path | None:
     return workdir / "made"
 
 
+def _require_settings(config: TeacherConfig) -> None:
+    whole_number("config", "seed", config.seed, 0, MOST_SEED)
+    for key in ("vae_images", "clip_groups"):
+        whole_number("config", key, getattr(config, key))
+    for name in ("vae_crops", "vae", "clip", "unet"):
+        phase = getattr(config, name)
+        for key, least in (("steps", 1), ("batch_size", 1), ("warmup", 0), ("checkpoint_every", 0), ("log_every", 0)):
+            whole_number("config", f"{name}.{key}", getattr(phase, key), least)
+        finite_number("config", f"{name}.learning_rate", phase.learning_rate, 0)
+        finite_number("config", f"{name}.ema_decay", phase.ema_decay, 0, 1)
+
+
 def _half(params: dict[str, Any]) -> dict[str, Any]:
     return jax.tree.map(lambda leaf: leaf.astype(np.float16), params)
 
@@ -115,11 +139,11 @@ def _autoencoder(
     example = jnp.zeros((1, *images.shape[1:]))
     params = jax.jit(VAE(VAE_CONFIG).init)(jax.random.key(config.seed), example)["params"]
     loss = autoencoder_loss(VAE_CONFIG)
-    crops = object_crops(images, captions, config.vae_crops.batch_size, config.seed)
+    crops = functools.partial(object_crops, images, captions, config.vae_crops.batch_size, config.seed)
     params = fit(workdir / "crops", config.vae_crops, params, {}, loss, crops, config.seed)
     if params is None:
         return None
-    batches = whole_images(images, config.vae.batch_size, config.seed)
+    batches = functools.partial(whole_images, images, config.vae.batch_size, config.seed)
     return fit(workdir / "whole", config.vae, params, {}, loss, batches, config.seed + 1)
 
 
@@ -132,8 +156,12 @@ def _clip(
     full = jnp.zeros((1, architecture.text.max_length), jnp.int32)  # positions for captions of any length
     init = jax.jit(CLIP(architecture).init)
     params = init(jax.random.key(config.seed), full, one["ends"], to_unit(one["images"]))["params"]
-    batches = flattened(shuffled(pairs, config.clip.batch_size, config.seed))
-    return architecture, fit(workdir, config.clip, params, {}, contrastive_loss(architecture), batches, config.seed)
+    loss = contrastive_loss(architecture)
+
+    def batches(first: int) -> Iterator[dict[str, np.ndarray]]:
+        return flattened(shuffled(pairs, config.clip.batch_size, config.seed, first))
+
+    return architecture, fit(workdir, config.clip, params, {}, loss, batches, config.seed)
 
 
 def _moments(path: Path, params: dict[str, Any], images: np.ndarray) -> dict[str, np.ndarray]:
@@ -173,5 +201,5 @@ def _unet(
     params = jax.jit(UNet(architecture).init)(jax.random.key(config.seed), *inputs)["params"]
     frozen = {"text_encoder": {"text_model": jax.tree.map(jnp.asarray, clip[1]["text_model"])}}
     loss = denoising_loss(architecture, vae, clip[0].text, tokens[1])
-    batches = shuffled(moments | {"tokens": tokens[0]}, config.unet.batch_size, config.seed)
+    batches = functools.partial(shuffled, moments | {"tokens": tokens[0]}, config.unet.batch_size, config.seed)
     return architecture, fit(workdir, config.unet, params, frozen, loss, batches, config.seed)

@@ -1,7 +1,8 @@
 """The CLIP tokenizer of a pipeline folder."""
 
+import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -53,27 +54,37 @@ def load_tokenizer(folder: Path, max_length: int) -> Tokenizer:
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
-def write_tokenizer(folder: Path, words: Iterable[str], max_length: int = 77) -> None:
-    """Writes CLIP tokenizer files that know every byte and have one token for each of `words`.
+def write_tokenizer(folder: Path, words: Iterable[str]) -> None:
+    """Writes CLIP tokenizer files that know every byte and have one token for each of `words` (lower-case ASCII).
 
     The last two ids are those of the start and the end of a text; the end pads.
     """
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]  # the others move up, as in GPT-2's tokenizer
     letters = [chr(byte) for byte in printable] + [chr(256 + i) for i in range(256 - len(printable))]
     vocabulary = letters + [f"{letter}</w>" for letter in letters]
-    merges: list[str] = []
+    merges: dict[tuple[str, str], int] = {}
     for word in words:
-        parts = [*word[:-1], f"{word[-1]}</w>"]
-        while len(parts) > 1:
-            if (merge := f"{parts[0]} {parts[1]}") not in merges:
-                merges.append(merge)
-            parts = [parts[0] + parts[1], *parts[2:]]
-            if parts[0] not in vocabulary:
-                vocabulary.append(parts[0])
+        while len(parts := _merged([*word[:-1], f"{word[-1]}</w>"], merges)) > 1:
+            merges[parts[0], parts[1]] = len(merges)  # ranks below all before it, so earlier words stay whole
+            if parts[0] + parts[1] not in vocabulary:
+                vocabulary.append(parts[0] + parts[1])
     table = {token: index for index, token in enumerate([*vocabulary, START, END])}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps(table, ensure_ascii=False), encoding="utf-8")
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *map(" ".join, merges), ""]), encoding="utf-8")
     special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
-    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": max_length, **special}
+    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, **special}
     write_json(folder / "tokenizer_config.json", settings)
+
+
+def _merged(parts: list[str], merges: Mapping[tuple[str, str], int]) -> list[str]:
+    """A word's parts after byte-pair encoding: the pair of the lowest rank is joined, everywhere, again and again."""
+    while known := [pair for pair in itertools.pairwise(parts) if pair in merges]:
+        best = min(known, key=merges.__getitem__)
+        joined: list[str] = []
+        while parts:
+            width = 2 if tuple(parts[:2]) == best else 1
+            joined.append("".join(parts[:width]))
+            parts = parts[width:]
+        parts = joined
+    return parts
