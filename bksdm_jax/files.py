@@ -2,6 +2,7 @@
 
 import codecs
 import contextlib
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -54,20 +55,45 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_file(target: Path) -> Iterator[Path]:
-    """Yields a path beside `target`; what was written there takes its name when the block ends without an error."""
+    """Yields a path beside `target`; what was written there takes its name when the block ends without an error.
+
+    Raises:
+        InputError: an operating system's error in the block, as of a full disk.
+    """
     target = Path(target)
     temporary = target.with_name(f".{target.name}.partial")
     try:
         yield temporary
         temporary.replace(target)
+    except OSError as error:
+        raise InputError(f"{target}: can't be written ({error.strerror or error})") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hex; raises `InputError` if it can't be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path}: can't be read ({error.strerror})") from error
+
+
+def make_folder(path: Path) -> Path:
+    """Makes a folder and those above it, unless they are there; raises `InputError` if it can't be made."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path}: can't be made ({error.strerror})") from error
+    return path
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes `value` as indented JSON with sorted keys, atomically."""
+    """Writes `value` as indented JSON with sorted keys, atomically; no number in it may be infinite or NaN."""
     with atomic_file(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> dict[str, Any]:

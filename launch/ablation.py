@@ -6,23 +6,21 @@ Six students: random or the teacher's weights at the start, times task loss, out
 `report.html` and `report.json`. The same command again continues where it was.
 """
 
-import sys
 from pathlib import Path
 
-from launch.command import quiet_libraries, run
+from launch.command import keep_compiled, quiet_libraries, run, tell
 
 quiet_libraries()
 
-from bksdm_jax.experiments.ablation import AblationConfig, ablation  # noqa: E402
+from bksdm_jax.experiments.ablation import ablation  # noqa: E402
+from bksdm_jax.experiments.comparison import ComparisonConfig  # noqa: E402
 
 
-def main(config: AblationConfig, workdir: Path) -> None:
+def main(config: ComparisonConfig, workdir: Path) -> None:
     """Runs the ablation and says where the report is."""
-    page = ablation(config, workdir)
-    if page is None:
-        sys.exit(f"interrupted; the same command continues in {workdir}")
-    print(page)
+    keep_compiled(workdir)
+    tell(ablation(config, workdir), workdir)
 
 
 if __name__ == "__main__":
-    run(AblationConfig, main)
+    run(ComparisonConfig, main)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import clu
+import jax
 from absl import app, flags, logging
 from ml_collections import config_dict, config_flags
 
@@ -110,6 +111,19 @@ def _parse(argv: list[str]) -> list[str]:
         given = next((arg for arg in argv if arg.startswith("--config")), "--config")
         source = error.args[0].split(":")[0] if isinstance(error, flags.IllegalFlagValueError) else given
         raise InputError(f"{source.removeprefix('flag ')}: {text}") from error
+
+
+def tell(made: Path | None, workdir: Path) -> None:
+    """Prints where the result is; None stands for an interrupted run, which ends the program with status 1."""
+    if made is None:
+        sys.exit(f"interrupted; the same command continues in {workdir}")
+    print(made)
+
+
+def keep_compiled(workdir: Path) -> None:
+    """Keeps XLA's programs in `workdir`, unless the user has a place, so that what continues compiles nothing again."""
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str((workdir / ".compiled").resolve()))
 
 
 def _worth_reading(record: logging.logging.LogRecord) -> bool:

@@ -6,23 +6,21 @@ Prunes the shapes teacher, trains the student with and without distillation, sam
 scores them, and writes `report.html` and `report.json`. The same command again continues where it was.
 """
 
-import sys
 from pathlib import Path
 
-from launch.command import quiet_libraries, run
+from launch.command import keep_compiled, quiet_libraries, run, tell
 
 quiet_libraries()
 
-from bksdm_jax.experiments.demo import DemoConfig, demo  # noqa: E402
+from bksdm_jax.experiments.comparison import ComparisonConfig  # noqa: E402
+from bksdm_jax.experiments.demo import demo  # noqa: E402
 
 
-def main(config: DemoConfig, workdir: Path) -> None:
+def main(config: ComparisonConfig, workdir: Path) -> None:
     """Runs the demo and says where the report is."""
-    page = demo(config, workdir)
-    if page is None:
-        sys.exit(f"interrupted; the same command continues in {workdir}")
-    print(page)
+    keep_compiled(workdir)
+    tell(demo(config, workdir), workdir)
 
 
 if __name__ == "__main__":
-    run(DemoConfig, main)
+    run(ComparisonConfig, main)

@@ -7,10 +7,9 @@ it was interrupted (Ctrl-C, SIGTERM). The workdir then holds `made/`, the folder
 `bksdm_jax/shapes/pretrained/`.
 """
 
-import sys
 from pathlib import Path
 
-from launch.command import quiet_libraries, run
+from launch.command import quiet_libraries, run, tell
 
 quiet_libraries()
 
@@ -19,10 +18,7 @@ from bksdm_jax.shapes_teacher.make import TeacherConfig, make_teacher  # noqa: E
 
 def main(config: TeacherConfig, workdir: Path) -> None:
     """Trains all three and says where they are."""
-    made = make_teacher(config, workdir)
-    if made is None:
-        sys.exit(f"interrupted; the same command continues in {workdir}")
-    print(made)
+    tell(make_teacher(config, workdir), workdir)
 
 
 if __name__ == "__main__":

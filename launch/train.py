@@ -3,9 +3,9 @@
   python -m launch.train --config=configs/distill.py:v1,bk_small --config.teacher=DIR --config.data=DIR --workdir=DIR
 
 `teacher` is a Stable Diffusion pipeline folder in Diffusers' layout (Flax msgpack or safetensors); `data` a folder of
-images with a `metadata.csv` (`file_name,text`). `student` is a preset or a comma-separated list of removed blocks;
-`launch.prune` prints what a list would leave. The same command again continues where the run was;
-an interrupted run (Ctrl-C, SIGTERM) saves its state and ends with status 1.
+images with a `metadata.csv` (`file_name,text`), or of a TFDS set with `image` and `text`. `student` is a preset or a
+comma-separated list of removed blocks; `launch.prune` prints what a list would leave. The same command again continues
+where the run was; an interrupted run (Ctrl-C, SIGTERM) saves its state and ends with status 1.
 
 The workdir then holds
   config.json          the settings of the run
@@ -15,10 +15,9 @@ The workdir then holds
   model/               at the end: the student as a whole pipeline folder (moving-average weights)
 """
 
-import sys
 from pathlib import Path
 
-from launch.command import quiet_libraries, run
+from launch.command import quiet_libraries, run, tell
 
 quiet_libraries()
 
@@ -27,10 +26,7 @@ from bksdm_jax.training.distill import TrainConfig, distill  # noqa: E402
 
 def main(config: TrainConfig, workdir: Path) -> None:
     """Runs the distillation and says where the student is."""
-    model = distill(config, workdir)
-    if model is None:
-        sys.exit(f"interrupted; the same command continues in {workdir}")
-    print(model)
+    tell(distill(config, workdir), workdir)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,10 @@ def problems(workdir: Path) -> list[str]:
         entries = {name: scores[name] for name in ("clip_score_shapes", "fd_clip_shapes")}
         entries |= {f"attribute accuracy, {name}": entry for name, entry in scores["attribute_accuracy"].items()}
         for name, entry in entries.items():
-            if not _real(entry["low"], entry["value"], entry["high"]) or not entry["low"] <= entry["high"]:
+            if (
+                not _real(entry["low"], entry["value"], entry["high"])
+                or not entry["low"] <= entry["value"] <= entry["high"]
+            ):
                 wrong.append(f"{row['label']}: {name} is {entry}")
         if not _real(row["seconds_per_image"]) or row["seconds_per_image"] <= 0:
             wrong.append(f"{row['label']}: seconds per image {row['seconds_per_image']}")

@@ -9,7 +9,7 @@ from transformers import CLIPModel
 
 from bksdm_jax import trees
 from bksdm_jax.errors import InputError
-from bksdm_jax.metrics.clip_features import clip_view
+from bksdm_jax.metrics.clip_features import clip_cosines, clip_features
 from bksdm_jax.models.clip_pair import CLIP, clip_from_transformers, clip_parameter_shapes, clip_to_transformers
 from bksdm_jax.weights import names
 from bksdm_jax.weights.clip_folder import load_clip, write_clip
@@ -70,12 +70,17 @@ def test_folder_goes_out_and_in_and_fits_transformers(theirs: CLIPModel, tmp_pat
 
     images = np.random.default_rng().integers(0, 256, (5, 32, 32, 3), np.uint8)
     captions = ["a cat", "", "the red cup", "a photo of a woman", "space"]
-    view = clip_view(loaded, images, captions, batch_size=2)  # the last call is filled up
-    for index in range(5):
-        alone = clip_view(loaded, images[index : index + 1], captions[index : index + 1])
-        np.testing.assert_allclose(view.features[index], alone.features[0], rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(view.cosines[index], alone.cosines[0], rtol=1e-4, atol=1e-5)
-    assert clip_view(loaded, images).cosines.size == 0
+    features = clip_features(loaded, images, batch_size=2)  # the last call is filled up
+    cosines = clip_cosines(loaded, images, captions, batch_size=2)
+    np.testing.assert_allclose(features, clip_features(loaded, images, batch_size=5), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(cosines, clip_cosines(loaded, images, captions, batch_size=5), rtol=1e-4, atol=1e-5)
+    tokens = loaded.tokenizer(captions)
+    with torch.inference_mode():
+        pixels = torch.from_numpy((images / 127.5 - 1).astype(np.float32).transpose(0, 3, 1, 2))
+        theirs.config.text_config.eos_token_id = theirs.text_model.eos_token_id = int(tokens.max())
+        wanted = theirs(input_ids=torch.from_numpy(tokens).long(), pixel_values=pixels)
+    scale = np.exp(params["logit_scale"])
+    np.testing.assert_allclose(cosines, np.diag(wanted.logits_per_image.numpy()) / scale, rtol=1e-3, atol=1e-5)
 
 
 def test_tokenizer_knows_its_words_and_every_byte(tmp_path) -> None:

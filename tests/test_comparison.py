@@ -2,6 +2,7 @@
 
 import csv
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ import pytest
 from bksdm_jax.errors import InputError
 from bksdm_jax.experiments import comparison
 from bksdm_jax.experiments.ablation import ROWS as ABLATION_ROWS
-from bksdm_jax.experiments.demo import ROWS, DemoConfig, demo
+from bksdm_jax.experiments.comparison import ComparisonConfig
+from bksdm_jax.experiments.demo import ROWS, demo
 from bksdm_jax.files import read_json, write_json
 from bksdm_jax.images import save_png
 from bksdm_jax.models.unet_json import unet_from_diffusers
@@ -63,7 +65,7 @@ def fakes(monkeypatch, tmp_path_factory):
     teacher = folder / "teacher"
     scores = {"value": 0.5, "low": 0.4, "high": 0.6}
 
-    def score(config, place):
+    def score_folder(images, judge, place):
         groups = {name: scores | {"chance": 0.3, "facts": 9} for name in ("all", "shape")}
         place.mkdir(parents=True)
         report = {"images": 6, "reference_images": 10, "attribute_accuracy": groups, "unreadable": 0.0}
@@ -73,14 +75,20 @@ def fakes(monkeypatch, tmp_path_factory):
     monkeypatch.setattr(comparison, "teacher_folder", lambda: teacher)
     monkeypatch.setattr(comparison, "prune", lambda config, place: place.mkdir(parents=True))
     monkeypatch.setattr(comparison, "load_unet_config", lambda place: unet_from_diffusers(tiny.MICRO))
-    monkeypatch.setattr(comparison, "score", score)
+    monkeypatch.setattr(comparison, "score_folder", score_folder)
+    monkeypatch.setattr(comparison, "make_judge", object)
+    monkeypatch.setattr(comparison, "pretrained_identity", lambda: "0" * 64)
+    monkeypatch.setattr(comparison, "plan_student", lambda *args: None)
+    monkeypatch.setattr(comparison, "load_pipeline", lambda place: SimpleNamespace(architectures=lambda: None))
+    monkeypatch.setattr(comparison, "require_sampler", lambda *args: None)
+    monkeypatch.setattr(ShapesWorld, "builder_configs", {"demo": few})
     for name in ("distill", "sample"):
         monkeypatch.setattr(comparison, name, getattr(fakes, name))
     return fakes
 
 
 def test_rows_differ_in_what_they_say_and_nothing_else(fakes, tmp_path) -> None:
-    config = DemoConfig(images=6, steps=7)
+    config = ComparisonConfig(images=6, steps=70)
     page = demo(config, tmp_path / "demo")
     assert page == tmp_path / "demo" / "report.html"
     (first, without), (second, distilled) = fakes.trained
@@ -99,7 +107,7 @@ def test_rows_differ_in_what_they_say_and_nothing_else(fakes, tmp_path) -> None:
 
 
 def test_an_interrupted_demo_continues_and_a_finished_one_trains_nothing(fakes, tmp_path) -> None:
-    config, folder = DemoConfig(images=6, steps=7), tmp_path / "demo"
+    config, folder = ComparisonConfig(images=6, steps=70), tmp_path / "demo"
     fakes.interrupt_at = "kd"
     assert demo(config, folder) is None
     assert not (folder / "report.html").exists()
@@ -113,11 +121,11 @@ def test_an_interrupted_demo_continues_and_a_finished_one_trains_nothing(fakes, 
 
 
 def test_other_settings_need_another_folder(fakes, tmp_path) -> None:
-    demo(DemoConfig(images=6), tmp_path / "demo")
+    demo(ComparisonConfig(images=6), tmp_path / "demo")
     with pytest.raises(InputError, match="steps 300, not 301"):
-        demo(DemoConfig(images=6, steps=301), tmp_path / "demo")
-    with pytest.raises(InputError, match="images: 7; this set has 6"):
-        demo(DemoConfig(images=7), tmp_path / "other")
+        demo(ComparisonConfig(images=6, steps=301), tmp_path / "demo")
+    with pytest.raises(InputError, match="images is 7"):
+        demo(ComparisonConfig(images=7), tmp_path / "other")
 
 
 def test_the_ablation_has_the_papers_six_rows() -> None:

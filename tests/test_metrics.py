@@ -7,6 +7,8 @@ import scipy.linalg
 from bksdm_jax.metrics.attributes import attribute_scores, unreadable_share
 from bksdm_jax.metrics.bootstrap import bootstrap
 from bksdm_jax.metrics.frechet import fit_normal, frechet_distance
+from bksdm_jax.shapes.reader import read_scene
+from bksdm_jax.shapes.scenes import parse_caption
 from bksdm_jax.shapes.world import example
 
 
@@ -33,18 +35,22 @@ def test_interval_surrounds_a_biased_statistic() -> None:
     values = np.random.default_rng(2).normal(size=(60, 8))
     score = bootstrap(lambda chosen: frechet_distance(values[chosen], fit_normal(values)), len(values), centred=True)
     assert score.low < score.value < score.high
+    beside = bootstrap(lambda chosen: frechet_distance(values[chosen], fit_normal(values)), len(values))
+    assert beside.low > beside.value  # what centring is for
+    assert score.high - score.low == pytest.approx(beside.high - beside.low)
 
 
 def test_attribute_accuracy_of_right_wrong_and_empty_pictures() -> None:
     pairs = [example("heldout", index) for index in range(60)]
-    captions, pictures = [text for _, text in pairs], [picture for picture, _ in pairs]
+    captions, pictures = [parse_caption(text) for _, text in pairs], [read_scene(picture) for picture, _ in pairs]
     right = attribute_scores(captions, pictures)
     assert right["all"].accuracy.value >= 0.99
     others = attribute_scores(captions, pictures[7:] + pictures[:7])  # each with another's picture: chance
     assert others["all"].accuracy.value == pytest.approx(right["all"].chance, abs=0.1)
     assert right["background"].chance == pytest.approx(1 / 3, abs=0.1)
-    empty = attribute_scores(captions, [np.full((64, 64, 3), 242, np.uint8)] * 60)
+    nothing = read_scene(np.full((64, 64, 3), 242, np.uint8))
+    empty = attribute_scores(captions, [nothing] * 60)
     assert empty["shape"].accuracy.value == empty["count"].accuracy.value == 0
     assert right["one object"].facts + right["two objects"].facts == right["all"].facts
     assert unreadable_share(pictures) <= 0.05
-    assert unreadable_share([np.full((64, 64, 3), 242, np.uint8)]) == 1
+    assert unreadable_share([nothing]) == 1

@@ -55,8 +55,11 @@ def page_file(tmp_path_factory):
         rows.append(row)
     keys = ("student", "steps", "batch_size", "learning_rate", "warmup_steps", "images", "sampling_steps")
     config = dict.fromkeys((*keys, "guidance_scale", "seed", "dataset"), 1)
-    config |= {"title": "A comparison", "explanation": "One & the same start."}
-    write_json(workdir / "report.json", {"config": config, "rows": rows})
+    report = {"title": "A comparison", "explanation": "One & the same start.", "config": config, "rows": rows}
+    write_json(workdir / "report.json", report)
+    for row in rows:
+        timing = {"batch_size": 64, "seconds_per_image": 0.2}
+        write_json(workdir / "samples" / row["name"] / "timing.json", timing)
     return write_page(workdir)
 
 

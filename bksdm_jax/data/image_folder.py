@@ -11,18 +11,18 @@ from bksdm_jax.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
-class Example:
+class FileExample:
     """An image file and its caption."""
 
     path: Path
     text: str
 
     def load(self, resolution: int) -> np.ndarray:
-        """The image as `load_image` gives it."""
+        """The image, its short side scaled and its middle cropped: uint8 [resolution, resolution, 3]."""
         return load_image(self.path, resolution)
 
 
-def read_image_folder(folder: str | Path) -> list[Example]:
+def read_image_folder(folder: str | Path) -> list[FileExample]:
     """The examples that `metadata.csv` (`file_name,text`) of a folder lists, in its order.
 
     Raises:
@@ -42,19 +42,19 @@ def read_image_folder(folder: str | Path) -> list[Example]:
             inside = False
         if not inside:
             raise InputError(f"{table}: row {number} names {row['file_name']!r}, which is no file in {folder}")
-        examples.append(Example(path, row["text"]))
+        examples.append(FileExample(path, row["text"]))
     return examples
 
 
-def load_image(path: Path, resolution: int) -> np.ndarray:
-    """An image file, fitted to a square by `fit_square`.
+def load_image(path: Path, resolution: int | None = None) -> np.ndarray:
+    """An image file, fitted to a square by `fit_square`, or as it is.
 
     Args:
         path: an image file; EXIF rotation is applied.
-        resolution: pixels.
+        resolution: pixels; None: the file's own height and width.
 
     Returns:
-        uint8 [resolution, resolution, 3].
+        uint8 [H, W, 3].
 
     Raises:
         InputError: the file is no image that Pillow reads whole, or has more pixels than Pillow's safety limit.
@@ -63,7 +63,7 @@ def load_image(path: Path, resolution: int) -> np.ndarray:
         with Image.open(path) as file:
             _require_bounded(*file.size)
             image = ImageOps.exif_transpose(file).convert("RGB")
-        return fit_square(image, resolution)
+        return fit_square(image, resolution) if resolution else np.asarray(image)
     except Exception as error:  # Pillow's decoders raise many types
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{path}: not a readable image ({reason}); mend it or remove its row") from error

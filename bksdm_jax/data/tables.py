@@ -4,10 +4,11 @@ import csv
 import dataclasses
 import io
 import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from bksdm_jax.errors import InputError, nearest
-from bksdm_jax.files import read_text
+from bksdm_jax.files import atomic_file, read_text
 
 
 def read_table(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
@@ -40,6 +41,16 @@ def read_table(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
     if not rows:
         raise InputError(f"{path}: no rows below the header")
     return rows
+
+
+def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Writes a UTF-8 `.csv` file with a header, atomically; raises `InputError` if it can't be written."""
+    buffer = io.StringIO(newline="")
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    with atomic_file(path) as temporary:
+        temporary.write_text(buffer.getvalue(), encoding="utf-8", newline="")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """The paper's ablation (Table 4) on the shapes world: initial weights x terms of the loss."""
 
-import dataclasses
 from pathlib import Path
 
 from bksdm_jax.experiments.comparison import ComparisonConfig, Row, compare
@@ -22,18 +21,14 @@ ROWS = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class AblationConfig(ComparisonConfig):
-    """The ablation's settings."""
-
-    title: str = "Initial weights and terms of the loss, on the shapes world"
-    explanation: str = (
-        "The six rows of the paper's Table 4: a student that starts from random weights or from the teacher's, trained "
-        "on the task alone, with output distillation, and with feature distillation besides. All see the same batches."
-    )
+TITLE = "Initial weights and terms of the loss, on the shapes world"
+EXPLANATION = (
+    "The six rows of the paper's Table 4: a student that starts from random weights or from the teacher's, trained on "
+    "the task alone, with output distillation, and with feature distillation besides. All see the same batches."
+)
 
 
-def ablation(config: AblationConfig, workdir: Path) -> Path | None:
+def ablation(config: ComparisonConfig, workdir: Path) -> Path | None:
     """Trains, samples and scores the six rows beside the teacher.
 
     Returns:
@@ -42,4 +37,4 @@ def ablation(config: AblationConfig, workdir: Path) -> Path | None:
     Raises:
         InputError: as `compare`.
     """
-    return compare(config, ROWS, workdir)
+    return compare(config, ROWS, workdir, TITLE, EXPLANATION)

@@ -1,33 +1,31 @@
 """Several students of one teacher, trained, sampled and scored alike, and the report on them."""
 
-import csv
 import dataclasses
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 from absl import logging
 
 from bksdm_jax.analysis.cost import unet_cost
 from bksdm_jax.data.sources import open_examples
-from bksdm_jax.errors import InputError, finite_number, whole_number
-from bksdm_jax.files import atomic_file, read_json, write_json
-from bksdm_jax.metrics.score import ScoreConfig, score
+from bksdm_jax.data.tables import write_table
+from bksdm_jax.errors import known_name, whole_number
+from bksdm_jax.files import read_json, write_json
+from bksdm_jax.metrics.score import make_judge, score_folder
 from bksdm_jax.pipelines.sample import SampleConfig, sample
-from bksdm_jax.pruning.prune import PruneConfig, prune
+from bksdm_jax.pipelines.text_to_image import SamplerConfig, require_sampler
+from bksdm_jax.pruning.prune import PruneConfig, plan_student, prune
 from bksdm_jax.reports.page import write_page
-from bksdm_jax.shapes.embedded import teacher_folder
-from bksdm_jax.shapes.world import build
-from bksdm_jax.training.distill import TrainConfig, distill
+from bksdm_jax.shapes.embedded import pretrained_identity, teacher_folder
+from bksdm_jax.shapes.render import PIXELS
+from bksdm_jax.shapes.world import ShapesWorld, build
+from bksdm_jax.training.distill import TrainConfig, distill, require_settings
 from bksdm_jax.training.losses import LossWeights
 from bksdm_jax.training.sheets import SheetConfig
 from bksdm_jax.training.state import OptimizerConfig
-from bksdm_jax.weights.pipeline_folder import load_unet_config
+from bksdm_jax.weights.pipeline_folder import load_pipeline, load_unet_config
 from bksdm_jax.workdir import claim, require_same
-
-_COMPILED = ".compiled"  # XLA's programs, so that a run that continues doesn't compile again
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +50,6 @@ class ComparisonConfig:
     """What all rows share.
 
     Attributes:
-        title, explanation: of the report.
         student: a preset, or a comma-separated list of removed blocks.
         steps, batch_size, learning_rate, warmup_steps: of every training; the rate falls along a cosine to zero.
         images: held-out captions that every row is sampled and scored on.
@@ -61,8 +58,6 @@ class ComparisonConfig:
         dataset: the shapes world's `demo` or `full`.
     """
 
-    title: str
-    explanation: str
     student: str = "bk_small"
     steps: int = 300
     batch_size: int = 32
@@ -75,8 +70,8 @@ class ComparisonConfig:
     dataset: str = "demo"
 
 
-def compare(config: ComparisonConfig, rows: Sequence[Row], workdir: Path) -> Path | None:
-    """Runs, or continues, a comparison, and writes `report.json` and `report.html` in `workdir`.
+def compare(config: ComparisonConfig, rows: Sequence[Row], workdir: Path, title: str, explanation: str) -> Path | None:
+    """Runs, or continues, a comparison, and writes `report.json` and `report.html` (under `title`) in `workdir`.
 
     Every row has the same initial weights (if its `init` is the same), sees the same batches with the same noise, and
     samples from the same starting noise; so what differs is what the rows say.
@@ -87,16 +82,20 @@ def compare(config: ComparisonConfig, rows: Sequence[Row], workdir: Path) -> Pat
     Raises:
         InputError: a setting or file can't be used, or the workdir is another run's.
     """
-    whole_number("config", "images", config.images, 2)
-    finite_number("config", "learning_rate", config.learning_rate, 0)
     teacher = teacher_folder()
-    record = dataclasses.asdict(config) | {"rows": [dataclasses.asdict(row) for row in rows]}
-    require_same(workdir, record, ("title", "explanation"))
+    _require_settings(config, rows, teacher)
+    record = dataclasses.asdict(config) | {
+        "rows": [dataclasses.asdict(row) for row in rows],
+        "pretrained_sha256": pretrained_identity(),
+    }
+    require_same(workdir, record, ())
     claim(workdir, record)
-    jax.config.update("jax_compilation_cache_dir", str((workdir / _COMPILED).resolve()))
     _say("the shapes world")
     data = build(workdir / "data", config.dataset)
-    prompts = _write_prompts(workdir / "prompts.csv", data, config.images)
+    prompts = workdir / "prompts.csv"
+    examples = open_examples(data, "heldout")
+    write_table(prompts, ("file_name", "text"), [(f"heldout/{i}", examples[i].text) for i in range(config.images)])
+    judge = None
     results = []
     for number, row in enumerate(rows, start=1):
         where = f"{number} of {len(rows)}, {row.label}"
@@ -108,11 +107,24 @@ def compare(config: ComparisonConfig, rows: Sequence[Row], workdir: Path) -> Pat
         sample(_sampling(config, model, prompts), images)
         if not (scores / "scores.json").exists():
             _say(f"{where}: scoring")
-            score(ScoreConfig(images=str(images)), scores)
+            judge = judge or make_judge()
+            score_folder(str(images), judge, scores)
         results.append(_result(row, model, images, read_json(scores / "scores.json")))
-    report = {"config": record, "rows": results}
+    report = {"title": title, "explanation": explanation, "config": record, "rows": results}
     write_json(workdir / "report.json", report)
     return write_page(workdir)
+
+
+def _require_settings(config: ComparisonConfig, rows: Sequence[Row], teacher: Path) -> None:
+    """What can be wrong with a setting, before anything is written."""
+    known_name("config", "dataset", config.dataset, ShapesWorld.builder_configs)
+    whole_number("config", "images", config.images, 2, ShapesWorld.builder_configs[config.dataset].heldout)
+    for init in {row.init for row in rows if row.init}:
+        plan_student(str(teacher), config.student, init, "safetensors")
+    for row in rows:
+        require_settings(_training(config, row, teacher, teacher))
+    sampler = SamplerConfig(config.sampling_steps, config.guidance_scale, PIXELS, seed=config.seed)
+    require_sampler(sampler, load_pipeline(teacher).architectures())
 
 
 def _model(config: ComparisonConfig, row: Row, teacher: Path, data: Path, folder: Path, where: str) -> Path | None:
@@ -136,7 +148,7 @@ def _training(config: ComparisonConfig, row: Row, teacher: Path, data: Path) -> 
         student=config.student,
         student_init=row.init,
         data=str(data),
-        resolution=64,
+        resolution=PIXELS,
         flip=False,  # captions say left and right
         seed=config.seed,
         steps=config.steps,
@@ -146,7 +158,7 @@ def _training(config: ComparisonConfig, row: Row, teacher: Path, data: Path) -> 
         log_every=max(1, config.steps // 50),
         checkpoint_every=100,
         keep_checkpoints=1,
-        loss=row.loss or LossWeights(),
+        loss=row.loss or LossWeights(),  # rows without are never trained
         optimizer=OptimizerConfig(
             learning_rate=config.learning_rate, warmup_steps=config.warmup_steps, cosine_steps=config.steps
         ),
@@ -163,20 +175,6 @@ def _sampling(config: ComparisonConfig, model: Path, prompts: Path) -> SampleCon
         batch_size=min(64, config.images),
         guidance_scale=config.guidance_scale,
     )
-
-
-def _write_prompts(path: Path, data: Path, count: int) -> Path:
-    """The first captions of the held-out split as a table."""
-    examples = open_examples(data, "heldout")
-    if count > len(examples):
-        raise InputError(f"images: {count}; this set has {len(examples)} held-out captions")
-    buffer = io.StringIO(newline="")
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["file_name", "text"])
-    writer.writerows([f"heldout/{index}", examples[index].text] for index in range(count))
-    with atomic_file(path) as temporary:
-        temporary.write_text(buffer.getvalue(), encoding="utf-8", newline="")
-    return path
 
 
 def _result(row: Row, model: Path, images: Path, scores: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """The demo: what distillation does for a pruned student, seen on the shapes world in minutes."""
 
-import dataclasses
 from pathlib import Path
 
 from bksdm_jax.experiments.comparison import ComparisonConfig, Row, compare
@@ -14,15 +13,14 @@ ROWS = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class DemoConfig(ComparisonConfig):
-    """The demo's settings."""
+TITLE = "BK-SDM on the shapes world"
+EXPLANATION = (
+    "A small Stable Diffusion loses a part of its U-Net. Beside the teacher stand the student as it is cut, the same "
+    "student after training on the task alone, and after as many updates with knowledge distillation."
+)
 
-    title: str = "BK-SDM on the shapes world"
-    explanation: str = ""
 
-
-def demo(config: DemoConfig, workdir: Path) -> Path | None:
+def demo(config: ComparisonConfig, workdir: Path) -> Path | None:
     """Prunes the shapes teacher, trains the student with and without distillation, samples, scores, reports.
 
     Returns:
@@ -31,4 +29,4 @@ def demo(config: DemoConfig, workdir: Path) -> Path | None:
     Raises:
         InputError: as `compare`.
     """
-    return compare(config, ROWS, workdir)
+    return compare(config, ROWS, workdir, TITLE, EXPLANATION)

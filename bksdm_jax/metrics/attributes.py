@@ -6,8 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from bksdm_jax.metrics.bootstrap import Score, bootstrap
-from bksdm_jax.shapes.reader import read_scene
-from bksdm_jax.shapes.scenes import KINDS, Scene, agreeing_facts, parse_caption
+from bksdm_jax.shapes.scenes import KINDS, Scene, agreeing_facts
 
 _SHIFTS = 20  # other captions that each image is held to for the level of chance
 
@@ -21,25 +20,20 @@ class AttributeScore:
     facts: int
 
 
-def attribute_scores(captions: Sequence[str], images: Sequence[np.ndarray]) -> dict[str, AttributeScore]:
+def attribute_scores(asked: Sequence[Scene], shown: Sequence[Scene]) -> dict[str, AttributeScore]:
     """The accuracy of all facts (`all`), by kind of fact, and by the number of objects (`one object`, `two objects`).
 
     A fact that the reader can't tell counts as not shown. Chance is the accuracy that correct pictures of other
     captions of the same list would have.
 
     Args:
-        captions: of the shapes world's grammar.
-        images: uint8 [64, 64, 3] each, one to a caption.
-
-    Raises:
-        InputError: a caption isn't of the grammar.
+        asked: what the captions state (`parse_caption`).
+        shown: what their images show (`read_scene`).
     """
-    asked = [parse_caption(caption) for caption in captions]
-    shown = [read_scene(image) for image in images]
     shifts = range(1, min(_SHIFTS, len(asked) - 1) + 1)
     others = [asked[(i + shift) % len(asked)] for shift in shifts for i in range(len(asked))]
     answers = [agreeing_facts(*pair) for pair in zip(asked, shown, strict=True)]
-    guesses = [agreeing_facts(*pair) for pair in zip(asked * len(shifts), others, strict=True)]
+    guesses = [agreeing_facts(*pair) for pair in zip(list(asked) * len(shifts), others, strict=True)]
     objects = [len(scene.things) for scene in asked]
     scores = {"all": _share(answers, guesses, objects, KINDS, (1, 2))}
     scores |= {kind: _share(answers, guesses, objects, (kind,), (1, 2)) for kind in KINDS}
@@ -49,14 +43,14 @@ def attribute_scores(captions: Sequence[str], images: Sequence[np.ndarray]) -> d
     return scores
 
 
-def unreadable_share(images: Sequence[np.ndarray]) -> float:
-    """Share of the images in which the reader can't tell some fact, or sees no object."""
+def unreadable_share(shown: Sequence[Scene]) -> float:
+    """Share of the scenes in which the reader couldn't tell some fact, or saw no object."""
 
     def whole(scene: Scene) -> bool:
         words = [word for thing in scene.things for word in dataclasses.astuple(thing)]
         return bool(words) and None not in (*words, scene.background)
 
-    return float(np.mean([not whole(read_scene(image)) for image in images]))
+    return float(np.mean([not whole(scene) for scene in shown]))
 
 
 def _share(

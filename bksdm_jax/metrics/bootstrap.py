@@ -10,11 +10,11 @@ RESAMPLES = 1000
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """A figure and its 95% interval."""
+    """A figure and its 95% interval (None, None where a single image leaves no spread)."""
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 def bootstrap(statistic: Callable[[np.ndarray], float], count: int, centred: bool = False, seed: int = 0) -> Score:
@@ -29,7 +29,7 @@ def bootstrap(statistic: Callable[[np.ndarray], float], count: int, centred: boo
     """
     value = float(statistic(np.arange(count)))
     if count < 2:
-        return Score(value, float("nan"), float("nan"))
+        return Score(value, None, None)
     rng = np.random.default_rng(seed)
     drawn = np.array([statistic(rng.integers(count, size=count)) for _ in range(RESAMPLES)])
     low, high = np.percentile(drawn, [2.5, 97.5]) + (value - drawn.mean() if centred else 0.0)

@@ -1,7 +1,8 @@
 """CLIP's view of images and captions."""
 
-import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,47 +10,48 @@ import numpy as np
 
 from bksdm_jax.dtypes import exact_products
 from bksdm_jax.images import to_unit
-from bksdm_jax.models.clip_pair import CLIP, unit_length
+from bksdm_jax.models.clip_pair import CLIP, CLIPConfig, unit_length
 from bksdm_jax.weights.clip_folder import LoadedCLIP
 
 
-@dataclasses.dataclass(frozen=True)
-class ClipView:
-    """The image tower's states [N, width], and each image's cosine with its own caption [N]."""
-
-    features: np.ndarray
-    cosines: np.ndarray
-
-
-def clip_view(
-    loaded: LoadedCLIP, images: np.ndarray, captions: Sequence[str] | None = None, batch_size: int = 64
-) -> ClipView:
-    """Both for a list of images, in float32.
+def clip_features(loaded: LoadedCLIP, images: np.ndarray, batch_size: int = 64) -> np.ndarray:
+    """The image tower's states, float32 [N, width].
 
     Args:
         loaded: from `load_clip`.
         images: uint8 [N, image_size, image_size, 3].
-        captions: one to an image; None: no cosines (an empty array).
         batch_size: images per program call; changes nothing but the speed.
     """
-    clip = CLIP(loaded.config)
-    variables = {"params": jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), loaded.params)}
+    return _in_batches(_features, loaded, (images,), batch_size)
 
-    @jax.jit
-    def view(images: jax.Array, tokens: jax.Array, ends: jax.Array) -> tuple[jax.Array, jax.Array]:
-        states = clip.apply(variables, to_unit(images), method="image_features")
-        directions = unit_length(clip.apply(variables, to_unit(images), method="embed_images"))
-        texts = unit_length(clip.apply(variables, tokens, ends, method="embed_texts"))
-        return states, jnp.sum(directions * texts, axis=-1)
 
-    tokens = loaded.tokenizer(captions if captions is not None else [""] * len(images))
-    ends = loaded.tokenizer.ends(tokens)
-    features, cosines = [], []
+def clip_cosines(loaded: LoadedCLIP, images: np.ndarray, captions: Sequence[str], batch_size: int = 64) -> np.ndarray:
+    """The cosine of each image's direction with that of its own caption, float32 [N]; arguments as `clip_features`."""
+    tokens = loaded.tokenizer(captions)
+    return _in_batches(_cosines, loaded, (images, tokens, loaded.tokenizer.ends(tokens)), batch_size)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _features(config: CLIPConfig, params: Any, images: jax.Array) -> jax.Array:
+    return CLIP(config).apply({"params": params}, to_unit(images), method="image_features")
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _cosines(config: CLIPConfig, params: Any, images: jax.Array, tokens: jax.Array, ends: jax.Array) -> jax.Array:
+    directions = unit_length(CLIP(config).apply({"params": params}, to_unit(images), method="embed_images"))
+    texts = unit_length(CLIP(config).apply({"params": params}, tokens, ends, method="embed_texts"))
+    return jnp.sum(directions * texts, axis=-1)
+
+
+def _in_batches(
+    program: Callable[..., jax.Array], loaded: LoadedCLIP, rows: tuple[np.ndarray, ...], batch_size: int
+) -> np.ndarray:
+    """`program` on `batch_size` rows at a time; the last call is filled up with the last row."""
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), loaded.params)
+    parts, count = [], len(rows[0])
     with exact_products("float32"):
-        for start in range(0, len(images), batch_size):
-            chosen = np.arange(start, start + batch_size).clip(max=len(images) - 1)  # the last call is filled up
-            states, cosine = view(images[chosen], tokens[chosen], ends[chosen])
-            count = min(batch_size, len(images) - start)
-            features.append(np.asarray(states)[:count])
-            cosines.append(np.asarray(cosine)[:count])
-    return ClipView(np.concatenate(features), np.concatenate(cosines if captions is not None else [np.zeros(0)]))
+        for start in range(0, count, batch_size):
+            chosen = np.arange(start, start + batch_size).clip(max=count - 1)
+            part = program(loaded.config, params, *(row[chosen] for row in rows))
+            parts.append(np.asarray(part)[: count - start])
+    return np.concatenate(parts)

@@ -83,7 +83,9 @@ def convolve(lhs: jax.Array, rhs: jax.Array, strides: Sequence[int], padding: An
         ]
         return jnp.concatenate(parts, axis=-1) @ rhs.reshape(-1, rhs.shape[-1])
 
-    if lhs.shape[1] * lhs.shape[2] > _SMALL_MAP:
+    dilated = any(step != 1 for key in ("lhs_dilation", "rhs_dilation") for step in options.get(key) or ())
+    grouped = options.get("feature_group_count", 1) > 1
+    if dilated or grouped or lhs.shape[1] * lhs.shape[2] > _SMALL_MAP:
         return plain(lhs, rhs)
     return jax.lax.platform_dependent(lhs, rhs, cpu=patches, default=plain)
 

@@ -1,8 +1,6 @@
 """Sampling as one call: pipeline folder and prompts in, a folder of images out."""
 
-import csv
 import dataclasses
-import io
 import time
 from pathlib import Path
 from typing import Any
@@ -11,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bksdm_jax.data.tables import Prompt, read_prompts
+from bksdm_jax.data.tables import Prompt, read_prompts, write_table
 from bksdm_jax.dtypes import cast_frozen, compute_dtype, exact_products
 from bksdm_jax.errors import InputError, whole_number
-from bksdm_jax.files import atomic_file, write_json
+from bksdm_jax.files import file_sha256, write_json
 from bksdm_jax.images import save_png
-from bksdm_jax.pipelines.text_to_image import Architectures, Generate, SamplerConfig, generate_images, make_generate
+from bksdm_jax.pipelines.text_to_image import Generate, SamplerConfig, generate_images, make_generate
 from bksdm_jax.progress import Progress, waiting
 from bksdm_jax.weights.pipeline_folder import load_pipeline
 from bksdm_jax.workdir import claim, require_same
@@ -72,7 +70,7 @@ def sample(config: SampleConfig, workdir: Path) -> int:
     dtype = compute_dtype(config.dtype)
     whole_number("config", "batch_size", config.batch_size)
     pipeline = load_pipeline(config.model)
-    networks = Architectures(pipeline.unet.config, pipeline.vae.config, pipeline.text_encoder.config, pipeline.schedule)
+    networks = pipeline.architectures()
     sampler = SamplerConfig(
         config.steps,
         config.guidance_scale,
@@ -84,7 +82,7 @@ def sample(config: SampleConfig, workdir: Path) -> int:
     generate = jax.jit(make_generate(networks, sampler, dtype))
     record = dataclasses.asdict(config) | {
         "model": str(pipeline.folder.resolve()),
-        "model_written": pipeline.unet_file.stat().st_mtime_ns,
+        "unet_sha256": file_sha256(pipeline.unet_file),
         "texts": [prompt.text for prompt in prompts],
     }
     require_same(workdir, record, _MAY_CHANGE)
@@ -106,12 +104,10 @@ def sample(config: SampleConfig, workdir: Path) -> int:
             for position, (index, image) in enumerate(made):
                 if position % config.batch_size == 0:
                     calls.append(time.perf_counter() - last)
+                    _write_timing(workdir / "timing.json", calls, config.batch_size)
                 save_png(images / _name(index), image)
                 progress.advance()
                 last = time.perf_counter()
-    if calls:
-        seconds = float(np.median(calls)) / config.batch_size
-        write_json(workdir / "timing.json", {"batch_size": config.batch_size, "seconds_per_image": seconds})
     _write_table(workdir / "metadata.csv", prompts)
     return len(prompts)
 
@@ -120,6 +116,10 @@ def _compiled(generate: Any, params: dict[str, Any], batch_size: int, length: in
     """The program for captions of `length` tokens, compiled."""
     tokens, negative = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((batch_size, length), (length,)))
     return generate.lower(params, tokens, negative, jax.ShapeDtypeStruct((batch_size,), jnp.uint32)).compile()
+
+
+def _write_timing(path: Path, calls: list[float], batch_size: int) -> None:
+    write_json(path, {"batch_size": batch_size, "seconds_per_image": float(np.median(calls)) / batch_size})
 
 
 def _prompts(config: SampleConfig) -> list[Prompt]:
@@ -134,10 +134,8 @@ def _name(index: int) -> str:
 
 def _write_table(path: Path, prompts: list[Prompt]) -> None:
     sources = any(prompt.source for prompt in prompts)
-    buffer = io.StringIO(newline="")
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["file_name", "text", *(["source"] if sources else [])])
-    for index, prompt in enumerate(prompts):
-        writer.writerow([f"images/{_name(index)}", prompt.text, *([prompt.source] if sources else [])])
-    with atomic_file(path) as temporary:
-        temporary.write_text(buffer.getvalue(), encoding="utf-8", newline="")
+    rows = [
+        (f"images/{_name(index)}", prompt.text, *([prompt.source] if sources else []))
+        for index, prompt in enumerate(prompts)
+    ]
+    write_table(path, ("file_name", "text", *(["source"] if sources else [])), rows)

@@ -10,12 +10,12 @@ import numpy as np
 
 from bksdm_jax.diffusion.guidance import guided
 from bksdm_jax.diffusion.samplers import SAMPLERS, timesteps
-from bksdm_jax.diffusion.schedule import ScheduleConfig
 from bksdm_jax.errors import InputError, finite_number, known_name, whole_number
 from bksdm_jax.images import to_uint8
-from bksdm_jax.models.clip import CLIPTextConfig, CLIPTextEncoder
-from bksdm_jax.models.unet import UNet, UNetConfig
-from bksdm_jax.models.vae import VAE, VAEConfig
+from bksdm_jax.models.clip import CLIPTextEncoder
+from bksdm_jax.models.unet import UNet
+from bksdm_jax.models.vae import VAE
+from bksdm_jax.weights.pipeline_folder import Architectures
 from bksdm_jax.weights.tokenizer import Tokenizer
 
 
@@ -38,16 +38,6 @@ class SamplerConfig:
     sampler: str = "pndm"
     seed: int = 0
     negative_prompt: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class Architectures:
-    """The networks of a pipeline without their weights, and the schedule they were trained for."""
-
-    unet: UNetConfig
-    vae: VAEConfig
-    text_encoder: CLIPTextConfig
-    schedule: ScheduleConfig
 
 
 MOST_SEED = 2**32 - 1

@@ -36,8 +36,7 @@ def line_plot(curves: Mapping[str, Curve], y_label: str, theme: str) -> str:
         axes = figure.add_subplot()
         styles = matplotlib.color_sequences["tab10"]
         for index, (label, (x, y)) in enumerate(curves.items()):
-            dash = "-" if index < len(styles) else "--"
-            axes.plot(x, y, dash, color=styles[index % len(styles)], label=label, linewidth=1.6)
+            axes.plot(x, y, color=styles[index % len(styles)], label=label, linewidth=1.6)
         axes.set_yscale("log")
         axes.set_xlabel("optimiser updates")
         axes.set_ylabel(y_label)

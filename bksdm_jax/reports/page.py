@@ -38,6 +38,7 @@ def write_page(workdir: Path) -> Path:
     report = read_json(workdir / "report.json")
     trained = [row for row in report["rows"] if row["trained"]]
     metrics = {row["label"]: read_metrics(workdir / "models" / row["name"] / "metrics.csv") for row in trained}
+    distilled = next((label for label, columns in reversed(metrics.items()) if _features(columns)), None)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("bksdm_jax.reports", "."), autoescape=True, undefined=jinja2.StrictUndefined
     )
@@ -47,7 +48,9 @@ def write_page(workdir: Path) -> Path:
         config=report["config"],
         grid=_grid(workdir, report["rows"]),
         losses=_plot({label: _curve(columns, "loss_task") for label, columns in metrics.items()}, "task loss"),
-        features=_plot(_features(metrics), "mean squared error of the pair"),
+        features=_plot(_features(metrics[distilled]), "mean squared error of the pair") if distilled else None,
+        distilled=distilled,
+        batch_size=read_json(workdir / "samples" / report["rows"][0]["name"] / "timing.json")["batch_size"],
         groups=[group for group in GROUPS if group in report["rows"][0]["scores"]["attribute_accuracy"]],
     )
     path = workdir / "report.html"
@@ -60,13 +63,9 @@ def _curve(columns: dict[str, Any], name: str) -> Curve:
     return columns["step"], columns[name]
 
 
-def _features(metrics: dict[str, dict[str, Any]]) -> dict[str, Curve]:
-    """Every feature pair of the last row that has any."""
-    distilled = [columns for columns in metrics.values() if any(name.startswith("feature/") for name in columns)]
-    if not distilled:
-        return {}
-    names = [name for name in distilled[-1] if name.startswith("feature/")]
-    return {name.removeprefix("feature/"): _curve(distilled[-1], name) for name in names}
+def _features(columns: dict[str, Any]) -> dict[str, Curve]:
+    names = [name for name in columns if name.startswith("feature/")]
+    return {name.removeprefix("feature/"): _curve(columns, name) for name in names}
 
 
 def _plot(curves: dict[str, Curve], y_label: str) -> Plot | None:

@@ -1,10 +1,9 @@
 """The teacher and the CLIP that come with the package, held to their checksums."""
 
-import hashlib
 from pathlib import Path
 
 from bksdm_jax.errors import InputError
-from bksdm_jax.files import read_json, write_json
+from bksdm_jax.files import file_sha256, read_json, write_json
 
 _FOLDER = Path(__file__).parent / "pretrained"
 _CHECKSUMS = "sha256.json"
@@ -22,23 +21,28 @@ def clip_folder() -> Path:
 
 def write_checksums(folder: Path) -> None:
     """Writes the SHA-256 of every file below `folder` into it."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != _CHECKSUMS)
-    write_json(folder / _CHECKSUMS, {path.relative_to(folder).as_posix(): _sha256(path) for path in files})
+    write_json(folder / _CHECKSUMS, {path.relative_to(folder).as_posix(): file_sha256(path) for path in _files(folder)})
+
+
+def pretrained_identity() -> str:
+    """The SHA-256 of the list of checksums: tells one release of teacher and CLIP from another."""
+    return file_sha256(_FOLDER / _CHECKSUMS)
 
 
 def _checked(folder: Path) -> Path:
     wanted = read_json(folder / _CHECKSUMS)
+    way_out = "restore it (in a clone: git checkout), or install the package anew"
     for name, sha256 in wanted.items():
         path = folder / name
         if not path.is_file():
-            raise InputError(f"{path}: missing; it comes with the package, `git checkout {folder}` brings it back")
-        if _sha256(path) != sha256:
-            raise InputError(
-                f"{path}: damaged (its SHA-256 isn't the one in {_CHECKSUMS}); `git checkout {folder}` brings it back"
-            )
+            raise InputError(f"{path}: missing; it comes with the package: {way_out}")
+        if file_sha256(path) != sha256:
+            raise InputError(f"{path}: damaged, its SHA-256 isn't the one in {_CHECKSUMS}: {way_out}")
+    strange = sorted(path for path in _files(folder) if path.relative_to(folder).as_posix() not in wanted)
+    if strange:
+        raise InputError(f"{strange[0]}: not one of the package's files; move it away")
     return folder
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file() and path.name != _CHECKSUMS]

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from bksdm_jax.errors import InputError, one_of
 from bksdm_jax.shapes.render import PIXELS, render
 from bksdm_jax.shapes.scenes import caption, draw_scene
 
@@ -73,7 +74,16 @@ def build(folder: Path, name: str) -> Path:
 
     Returns:
         the folder that `tfds.builder_from_directory` opens.
+
+    Raises:
+        InputError: no set of that name, or the place can't be written.
     """
-    builder = ShapesWorld(data_dir=folder, config=name, file_format="array_record")
-    builder.download_and_prepare()
+    if name not in ShapesWorld.builder_configs:
+        raise one_of("dataset", name, ShapesWorld.builder_configs)
+    try:
+        builder = ShapesWorld(data_dir=folder, config=name, file_format="array_record")
+        builder.download_and_prepare()
+    except Exception as error:  # TFDS and ArrayRecord raise what their file systems do
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{folder}: the shapes world can't be written here ({reason})") from error
     return Path(builder.data_dir)

@@ -1,4 +1,4 @@
-"""Distillation as one call: teacher folder and image folder in, student pipeline folder out."""
+"""Distillation as one call: teacher folder and images with captions in, student pipeline folder out."""
 
 import dataclasses
 import math
@@ -17,7 +17,7 @@ from bksdm_jax.data.sources import Example, data_folder, fingerprint, open_examp
 from bksdm_jax.data.stream import StreamConfig, training_batches
 from bksdm_jax.dtypes import cast_frozen, compute_dtype, exact_products
 from bksdm_jax.errors import InputError, finite_number, whole_number
-from bksdm_jax.pipelines.text_to_image import MOST_SEED, Architectures, SamplerConfig, require_sampler
+from bksdm_jax.pipelines.text_to_image import MOST_SEED, SamplerConfig, require_sampler
 from bksdm_jax.progress import waiting
 from bksdm_jax.pruning.plan import RemovalPlan
 from bksdm_jax.pruning.prune import initial_weights, plan_student
@@ -91,7 +91,7 @@ def distill(config: TrainConfig, workdir: Path) -> Path | None:
         InputError: a setting, file or folder can't be used (found before anything is written, where it can be known
             then), or training meets an unreadable image or a loss that is not finite.
     """
-    _require_settings(config)
+    require_settings(config)
     plan = plan_student(config.teacher, config.student, config.student_init, config.format)
     mesh = make_mesh(config.fsdp)
     _require_whole_batches(config, mesh)
@@ -101,7 +101,7 @@ def distill(config: TrainConfig, workdir: Path) -> Path | None:
     require_same(workdir, record, _MAY_CHANGE)
     pipeline = load_pipeline(config.teacher)
     if config.sheets.steps:
-        require_sampler(_sheet_sampler(config), _architectures(pipeline))
+        require_sampler(_sheet_sampler(config), pipeline.architectures())
     claim(workdir, record)
     _log_start(config, plan, record, len(examples), mesh)
 
@@ -142,7 +142,7 @@ def _train(
         return state
     dtype = compute_dtype(config.dtype)
     frozen = _place_frozen(config, pipeline, mesh, dtype)
-    architectures = _architectures(pipeline)
+    architectures = pipeline.architectures()
     problem = Problem(plan, architectures.vae, architectures.text_encoder, architectures.schedule, config.loss)
     optimizer = make_optimizer(config.optimizer)
     step = make_train_step(problem, optimizer, config.optimizer.ema_decay, config.seed, dtype)
@@ -180,7 +180,7 @@ def _sheets(
     frozen: dict[str, Any],
 ) -> Callable[[int, TrainState], None]:
     """Draws the sheet of a step."""
-    architectures = _architectures(pipeline)
+    architectures = pipeline.architectures()
     sheets = Sheets(
         workdir / "samples",
         pipeline.tokenizer,
@@ -193,8 +193,8 @@ def _sheets(
     return lambda number, state: sheets.draw(number, state.ema, frozen)
 
 
-def _require_settings(config: TrainConfig) -> None:
-    """What can be wrong with a number, before anything is read."""
+def require_settings(config: TrainConfig) -> None:
+    """Holds every number to its range before anything is read; raises `InputError` with the key."""
     compute_dtype(config.dtype)
     whole = {"steps": 1, "batch_size": 1, "accumulation": 1, "resolution": 1, "fsdp": 1}
     whole |= {"log_every": 0, "checkpoint_every": 0, "keep_checkpoints": 0}
@@ -205,12 +205,24 @@ def _require_settings(config: TrainConfig) -> None:
         whole_number("config", f"sheets.{key}", getattr(config.sheets, key), 0)
     for key in ("warmup_steps", "cosine_steps"):
         whole_number("config", f"optimizer.{key}", getattr(config.optimizer, key), 0)
+    _require_schedule(config)
     for key in ("task", "output", "feature", "min_snr_gamma"):
         finite_number("config", f"loss.{key}", getattr(config.loss, key), 0)
     bounds = {"learning_rate": (0, math.inf), "weight_decay": (0, math.inf), "ema_decay": (0, 1)}
     bounds |= {"beta1": (0, 1), "beta2": (0, 1), "epsilon": (1e-30, math.inf), "clip_norm": (1e-30, math.inf)}
     for key, (least, most) in bounds.items():
         finite_number("config", f"optimizer.{key}", getattr(config.optimizer, key), least, most)
+
+
+def _require_schedule(config: TrainConfig) -> None:
+    warmup, cosine = config.optimizer.warmup_steps, config.optimizer.cosine_steps
+    if 0 < cosine < config.steps:
+        raise InputError(
+            f"optimizer.cosine_steps: {cosine}, fewer than steps {config.steps}: the rest would learn nothing; "
+            "set both alike, or cosine_steps to 0 for a constant rate"
+        )
+    if 0 < cosine <= warmup:
+        raise InputError(f"optimizer.warmup_steps: {warmup}, not below optimizer.cosine_steps {cosine}")
 
 
 def _require_whole_batches(config: TrainConfig, mesh: Mesh) -> None:
@@ -226,10 +238,6 @@ def _record(config: TrainConfig, data: Path) -> dict[str, Any]:
     """The settings that make a run, with folders spelled in one way, and what the captions were."""
     teacher = str(Path(config.teacher).expanduser().resolve())
     return dataclasses.asdict(config) | {"teacher": teacher, "data": str(data), "data_sha256": fingerprint(data)}
-
-
-def _architectures(pipeline: Pipeline) -> Architectures:
-    return Architectures(pipeline.unet.config, pipeline.vae.config, pipeline.text_encoder.config, pipeline.schedule)
 
 
 def _sheet_sampler(config: TrainConfig) -> SamplerConfig:

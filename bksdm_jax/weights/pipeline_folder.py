@@ -27,6 +27,16 @@ class Network:
 
 
 @dataclasses.dataclass(frozen=True)
+class Architectures:
+    """The networks of a pipeline without their weights, and the schedule they were trained for."""
+
+    unet: UNetConfig
+    vae: VAEConfig
+    text_encoder: CLIPTextConfig
+    schedule: ScheduleConfig
+
+
+@dataclasses.dataclass(frozen=True)
 class Pipeline:
     """A loaded pipeline folder; parameters are numpy arrays in the dtypes of the files.
 
@@ -40,6 +50,10 @@ class Pipeline:
     text_encoder: Network
     tokenizer: Tokenizer
     schedule: ScheduleConfig
+
+    def architectures(self) -> Architectures:
+        """The same without weights."""
+        return Architectures(self.unet.config, self.vae.config, self.text_encoder.config, self.schedule)
 
     def resolution(self) -> int:
         """Height and width in pixels that the U-Net was made for."""
