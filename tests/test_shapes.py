@@ -1,6 +1,7 @@
 """The shapes world: grammar, renderer and reader hold together, and the held-out scenes are held out."""
 
 import collections
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -113,7 +114,54 @@ def test_tfds_set_reads_back_through_the_door(tmp_path) -> None:
     assert len(open_examples(folder, "heldout")) == 5
     with pytest.raises(InputError, match="'heldout'"):
         open_examples(folder, "held_out")
+    with pytest.raises(InputError, match=r"by the folder of its version, here .*few/1\.0\.0"):
+        open_examples(folder.parent.parent)
     assert tfds.builder_from_directory(folder).info.features["image"].shape == (64, 64, 3)
+
+
+@pytest.mark.parametrize(
+    ("features", "said"),
+    [
+        ({"image": tfds.features.Image(shape=(8, 8, 1))}, "no feature 'text'"),
+        ({"image": tfds.features.Image(shape=(8, 8, 4)), "text": tfds.features.Text()}, "1 or 3 channels"),
+        ({"image": tfds.features.Tensor(shape=(8, 8, 3), dtype=np.uint8), "text": tfds.features.Text()}, "1 or 3"),
+        ({"image": tfds.features.Image(shape=(8, 8, 1)), "text": np.int64}, "expected one caption"),
+    ],
+)
+def test_other_tfds_sets_are_refused(tmp_path, features: dict, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        open_examples(write_set(tmp_path, features, []))
+
+
+def test_grey_pictures_and_broken_records(tmp_path) -> None:
+    features = {"image": tfds.features.Image(shape=(8, 8, 1)), "text": tfds.features.Text()}
+    grey = np.arange(64, dtype=np.uint8).reshape(8, 8, 1)
+    folder = write_set(tmp_path / "grey", features, [{"image": grey, "text": "grey"}])
+    np.testing.assert_array_equal(open_examples(folder)[0].load(8), np.repeat(grey, 3, axis=-1))
+    broken = write_set(tmp_path / "broken", features, [{"image": grey, "text": b"\xff\xfe"}])
+    with pytest.raises(InputError, match="split 'train': example 0 can't be read"):
+        open_examples(broken)[0]
+
+
+def write_set(folder, features: dict, records: list[dict]):
+    class Small(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
+
+        def _split_generators(self, dl_manager):
+            zeros = {name: np.zeros(f.shape, f.np_dtype) for name, f in self.info.features.items() if name != "text"}
+            filler = zeros | ({"text": "a"} if isinstance(features.get("text"), tfds.features.Text) else {"text": 0})
+            filler = {name: value for name, value in filler.items() if name in features}
+            return {"train": iter(enumerate(records or [filler]))}
+
+        def _generate_examples(self):
+            yield from ()
+
+    builder = Small(data_dir=folder, file_format="array_record")
+    builder.download_and_prepare()
+    return Path(builder.data_dir)
 
 
 def test_damaged_and_missing_files_are_told(tmp_path, monkeypatch) -> None:

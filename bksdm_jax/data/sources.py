@@ -47,7 +47,12 @@ def open_examples(folder: Path, split: str = "train") -> Sequence[Example]:
     Raises:
         InputError: neither is there, or it can't be read.
     """
-    return TfdsExamples(folder, split) if (folder / _INFO).is_file() else read_image_folder(folder)
+    if (folder / _INFO).is_file():
+        return TfdsExamples(folder, split)
+    inner = next((found.parent for depth in ("*", "*/*") for found in sorted(folder.glob(f"{depth}/{_INFO}"))), None)
+    if inner is not None and not (folder / "metadata.csv").exists():
+        raise InputError(f"{folder}: a TFDS set is named by the folder of its version, here {inner}")
+    return read_image_folder(folder)
 
 
 def fingerprint(folder: Path) -> str:
@@ -71,17 +76,29 @@ class TfdsExamples(Sequence[Example]):
         if missing:
             found = ", ".join(builder.info.features)
             raise InputError(f"{folder}: no feature {min(missing)!r}; this set has {found}")
+        image, text = builder.info.features["image"], builder.info.features["text"]
+        if not isinstance(image, tfds.features.Image) or image.np_dtype != np.uint8 or image.shape[-1] not in (1, 3):
+            raise InputError(f"{folder}: image is {image}; expected 8-bit pictures with 1 or 3 channels")
+        if not isinstance(text, tfds.features.Text):
+            raise InputError(f"{folder}: text is {text}; expected one caption")
         try:
             self._records: Sequence[Any] = builder.as_data_source(split=split)
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"{folder}: not readable by random access ({reason}); write it as array_record") from error
+        if not len(self._records):
+            raise InputError(f"{folder}: split {split!r} is empty")
+        self._place = f"{folder}: split {split!r}"
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __getitem__(self, index: int) -> "TfdsExample":
-        return TfdsExample(self._records[index])
+        try:
+            return TfdsExample(self._records[index])
+        except Exception as error:  # ArrayRecord and the decoders raise many types
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"{self._place}: example {index} can't be read ({reason})") from error
 
 
 class TfdsExample:
@@ -89,8 +106,11 @@ class TfdsExample:
 
     def __init__(self, record: dict[str, Any]) -> None:
         self.text: str = record["text"].decode()
-        self._image = record["image"]
+        self._image: np.ndarray = record["image"]
 
     def load(self, resolution: int) -> np.ndarray:
         """As `Example.load`."""
-        return fit_square(Image.fromarray(self._image).convert("RGB"), resolution)
+        return fit_square(
+            Image.fromarray(self._image.squeeze(-1) if self._image.shape[-1] == 1 else self._image).convert("RGB"),
+            resolution,
+        )
