@@ -30,6 +30,8 @@ def pretrained_identity() -> str:
 
 
 def _checked(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise InputError(f"{folder}: missing; `python -m launch.shapes_teacher` makes it, see README, The shapes world")
     wanted = read_json(folder / _CHECKSUMS)
     way_out = "restore it (in a clone: git checkout), or install the package anew"
     for name, sha256 in wanted.items():
