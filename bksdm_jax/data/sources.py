@@ -30,6 +30,9 @@ def data_folder(name: str | Path) -> Path:
 
     `shapes_world/demo` and `shapes_world/full` are written, unless they are there, where TFDS keeps its sets
     (`TFDS_DATA_DIR`, by default `~/tensorflow_datasets`); every other name is a folder's own.
+
+    Raises:
+        InputError: the set can't be written there.
     """
     prefix, _, config = str(name).partition("/")
     if prefix == ShapesWorld.name and config in ShapesWorld.builder_configs and not Path(name).exists():
@@ -110,7 +113,6 @@ class TfdsExample:
 
     def load(self, resolution: int) -> np.ndarray:
         """As `Example.load`."""
-        return fit_square(
-            Image.fromarray(self._image.squeeze(-1) if self._image.shape[-1] == 1 else self._image).convert("RGB"),
-            resolution,
-        )
+        grey = self._image.shape[-1] == 1
+        image = Image.fromarray(self._image[..., 0] if grey else self._image)
+        return fit_square(image.convert("RGB"), resolution)

@@ -19,8 +19,6 @@ ROWS = (
         for terms, (label, loss) in _TERMS.items()
     ),
 )
-
-
 TITLE = "Initial weights and terms of the loss, on the shapes world"
 EXPLANATION = (
     "The six rows of the paper's Table 4: a student that starts from random weights or from the teacher's, trained on "

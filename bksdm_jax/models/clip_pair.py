@@ -146,16 +146,19 @@ class CLIP(nn.Module):
         self.visual_projection = nn.Dense(self.config.projection, use_bias=False, dtype=self.dtype)
         self.logit_scale = self.param("logit_scale", nn.initializers.constant(2.6592), (), jnp.float32)
 
-    def __call__(self, tokens: jax.Array, lengths: jax.Array, images: jax.Array) -> jax.Array:
-        """Cosines of all captions and images times the learned scale: float32 [captions, images]."""
-        texts, pictures = unit_length(self.embed_texts(tokens, lengths)), unit_length(self.embed_images(images))
+    def __call__(self, tokens: jax.Array, ends: jax.Array, images: jax.Array) -> jax.Array:
+        """Cosines of all captions and images times the learned scale: float32 [captions, images].
+
+        Arguments as those of `embed_texts` and `embed_images`.
+        """
+        texts, pictures = unit_length(self.embed_texts(tokens, ends)), unit_length(self.embed_images(images))
         return jnp.exp(self.logit_scale) * texts @ pictures.T
 
-    def embed_texts(self, tokens: jax.Array, lengths: jax.Array) -> jax.Array:
+    def embed_texts(self, tokens: jax.Array, ends: jax.Array) -> jax.Array:
         """int32 [B, T], position of each caption's end-of-text token [B] -> [B, projection]."""
         states = self.text_model(tokens)
-        ends = jnp.take_along_axis(states, lengths[:, None, None], axis=1)[:, 0]
-        return self.text_projection(ends)
+        last = jnp.take_along_axis(states, ends[:, None, None], axis=1)[:, 0]
+        return self.text_projection(last)
 
     def embed_images(self, images: jax.Array) -> jax.Array:
         """[B, image_size, image_size, 3] in [-1, 1] -> [B, projection]."""
@@ -175,6 +178,6 @@ def unit_length(vectors: jax.Array) -> jax.Array:
 def clip_parameter_shapes(config: CLIPConfig) -> dict[str, Any]:
     """The parameters as nested `jax.ShapeDtypeStruct`."""
     tokens = jax.ShapeDtypeStruct((1, config.text.max_length), jnp.int32)
-    lengths = jax.ShapeDtypeStruct((1,), jnp.int32)
+    ends = jax.ShapeDtypeStruct((1,), jnp.int32)
     images = jax.ShapeDtypeStruct((1, config.vision.image_size, config.vision.image_size, 3), jnp.float32)
-    return jax.eval_shape(CLIP(config).init, jax.random.key(0), tokens, lengths, images)["params"]
+    return jax.eval_shape(CLIP(config).init, jax.random.key(0), tokens, ends, images)["params"]
