@@ -9,16 +9,18 @@ from collections.abc import Iterator
 from absl import logging
 from tqdm import tqdm
 
+_EVERY = 30.0  # seconds between lines
+
 
 class Progress:
     """Counts up to `total`; use as a context manager.
 
     On a terminal it draws a tqdm bar; elsewhere it logs a line with count, rate and remaining time at most every
-    `every` seconds.
+    half minute.
     """
 
-    def __init__(self, what: str, total: int, done: int = 0, every: float = 30.0) -> None:
-        self._what, self._total, self._done, self._every = what, total, done, every
+    def __init__(self, what: str, total: int, done: int = 0) -> None:
+        self._what, self._total, self._done = what, total, done
         self._first, self._start, self._last = done, time.monotonic(), time.monotonic()
         self._bar = tqdm(total=total, initial=done, desc=what) if sys.stderr.isatty() else None
 
@@ -37,7 +39,7 @@ class Progress:
             self._bar.update(count)
             return
         now = time.monotonic()
-        if now - self._last >= self._every or self._done == self._total:
+        if now - self._last >= _EVERY or self._done == self._total:
             self._last = now
             rate = (self._done - self._first) / max(now - self._start, 1e-9)
             left = (self._total - self._done) / max(rate, 1e-9)

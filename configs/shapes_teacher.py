@@ -14,9 +14,9 @@ def get_config() -> config_dict.ConfigDict:
     config.vae_images = 8_000
     config.clip_groups = 4_000  # captions, each with three that differ in one fact
     config.vae_crops = _phase(steps=4_000, batch_size=32, learning_rate=2e-3)  # of a quarter of an image
-    config.vae = _phase(steps=1_000, batch_size=8, learning_rate=5e-4)
+    config.vae = _phase(steps=5_000, batch_size=8, learning_rate=1e-3)
     config.clip = _phase(steps=2_000, batch_size=32, learning_rate=1e-3)  # groups of four
-    config.unet = _phase(steps=14_000, batch_size=32, learning_rate=8e-4)
+    config.unet = _phase(steps=10_000, batch_size=32, learning_rate=8e-4)
     return config
 
 

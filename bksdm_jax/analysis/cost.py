@@ -1,9 +1,11 @@
 """What a network costs, from shapes alone: parameters and multiply-adds by THOP's rules."""
 
 import dataclasses
+import functools
 import math
 from collections import Counter
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -56,7 +58,8 @@ class StageCost:
     macs: int
 
 
-def unet_cost(config: UNetConfig, latent_size: int) -> dict[str, StageCost]:
+@functools.cache  # tracing a U-Net takes seconds
+def unet_cost(config: UNetConfig, latent_size: int) -> Mapping[str, StageCost]:
     """The cost of a U-Net by stage, under Diffusers' names.
 
     Layers outside of the stages are `input` (`conv_in`, `time_embedding`) and `output` (`conv_norm_out`, `conv_out`).
@@ -79,7 +82,7 @@ def unet_cost(config: UNetConfig, latent_size: int) -> dict[str, StageCost]:
     names = ["input", *config.stages(), "output"]
     parameters = _sum_by(stage, {path: math.prod(leaf.shape) for path, leaf in trees.flatten(shapes).items()})
     by_stage = _sum_by(stage, macs)
-    return {name: StageCost(parameters[name], by_stage[name]) for name in names}
+    return MappingProxyType({name: StageCost(parameters[name], by_stage[name]) for name in names})
 
 
 def _sum_by(key: Any, counts: Mapping[str, int]) -> Counter[str]:

@@ -1,5 +1,7 @@
 """A student beside its teacher as text: cost by stage, and the removal plan."""
 
+from collections.abc import Mapping
+
 from bksdm_jax.analysis.cost import StageCost, unet_cost
 from bksdm_jax.pruning.plan import RemovalPlan
 
@@ -45,7 +47,7 @@ def _stage(block: str) -> str:
     return block.rsplit(".", 2)[0]
 
 
-def _total(costs: dict[str, StageCost]) -> StageCost:
+def _total(costs: Mapping[str, StageCost]) -> StageCost:
     return StageCost(sum(c.parameters for c in costs.values()), sum(c.macs for c in costs.values()))
 
 

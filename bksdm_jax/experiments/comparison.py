@@ -17,14 +17,14 @@ from bksdm_jax.pipelines.sample import SampleConfig, sample
 from bksdm_jax.pipelines.text_to_image import SamplerConfig, require_sampler
 from bksdm_jax.pruning.prune import PruneConfig, plan_student, prune
 from bksdm_jax.reports.page import write_page
-from bksdm_jax.shapes.embedded import pretrained_identity, teacher_folder
 from bksdm_jax.shapes.render import PIXELS
 from bksdm_jax.shapes.world import ShapesWorld, build
 from bksdm_jax.training.distill import TrainConfig, distill, require_settings
 from bksdm_jax.training.losses import LossWeights
 from bksdm_jax.training.sheets import SheetConfig
 from bksdm_jax.training.state import OptimizerConfig
-from bksdm_jax.weights.pipeline_folder import load_pipeline, load_unet_config
+from bksdm_jax.weights.embedded import TEACHER, pretrained_identity
+from bksdm_jax.weights.pipeline_folder import load_pipeline, load_unet_config, pipeline_folder
 from bksdm_jax.workdir import claim, require_same
 
 
@@ -82,8 +82,7 @@ def compare(config: ComparisonConfig, rows: Sequence[Row], workdir: Path, title:
     Raises:
         InputError: a setting or file can't be used, or the workdir is another run's.
     """
-    teacher = teacher_folder()
-    _require_settings(config, rows, teacher)
+    _require_settings(config, rows)
     record = dataclasses.asdict(config) | {
         "rows": [dataclasses.asdict(row) for row in rows],
         "pretrained_sha256": pretrained_identity(),
@@ -99,7 +98,7 @@ def compare(config: ComparisonConfig, rows: Sequence[Row], workdir: Path, title:
     results = []
     for number, row in enumerate(rows, start=1):
         where = f"{number} of {len(rows)}, {row.label}"
-        model = _model(config, row, teacher, data, workdir / "models" / row.name, where)
+        model = _model(config, row, data, workdir / "models" / row.name, where)
         if model is None:
             return None
         images, scores = workdir / "samples" / row.name, workdir / "scores" / row.name
@@ -115,36 +114,36 @@ def compare(config: ComparisonConfig, rows: Sequence[Row], workdir: Path, title:
     return write_page(workdir)
 
 
-def _require_settings(config: ComparisonConfig, rows: Sequence[Row], teacher: Path) -> None:
+def _require_settings(config: ComparisonConfig, rows: Sequence[Row]) -> None:
     """What can be wrong with a setting, before anything is written."""
     known_name("config", "dataset", config.dataset, ShapesWorld.builder_configs)
     whole_number("config", "images", config.images, 2, ShapesWorld.builder_configs[config.dataset].heldout)
     for init in {row.init for row in rows if row.init}:
-        plan_student(str(teacher), config.student, init, "safetensors")
+        plan_student(TEACHER, config.student, init, "safetensors")
     for row in rows:
-        require_settings(_training(config, row, teacher, teacher))
+        require_settings(_training(config, row, Path()))
     sampler = SamplerConfig(config.sampling_steps, config.guidance_scale, PIXELS, seed=config.seed)
-    require_sampler(sampler, load_pipeline(teacher).architectures())
+    require_sampler(sampler, load_pipeline(TEACHER).architectures())
 
 
-def _model(config: ComparisonConfig, row: Row, teacher: Path, data: Path, folder: Path, where: str) -> Path | None:
+def _model(config: ComparisonConfig, row: Row, data: Path, folder: Path, where: str) -> Path | None:
     """The pipeline folder of a row, made unless it is there; None if interrupted."""
     if not row.init:
-        return teacher
+        return pipeline_folder(TEACHER)
     if row.loss is None:
         if not folder.exists():
             _say(f"{where}: pruning")
-            prune(PruneConfig(str(teacher), config.student, row.init, config.seed), folder)
+            prune(PruneConfig(TEACHER, config.student, row.init, config.seed), folder)
         return folder
     if (folder / "model").is_dir():  # whole or absent
         return folder / "model"
     _say(f"{where}: training")
-    return distill(_training(config, row, teacher, data), folder)
+    return distill(_training(config, row, data), folder)
 
 
-def _training(config: ComparisonConfig, row: Row, teacher: Path, data: Path) -> TrainConfig:
+def _training(config: ComparisonConfig, row: Row, data: Path) -> TrainConfig:
     return TrainConfig(
-        teacher=str(teacher),
+        teacher=TEACHER,
         student=config.student,
         student_init=row.init,
         data=str(data),

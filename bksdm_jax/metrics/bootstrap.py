@@ -17,7 +17,7 @@ class Score:
     high: float | None
 
 
-def bootstrap(statistic: Callable[[np.ndarray], float], count: int, centred: bool = False, seed: int = 0) -> Score:
+def bootstrap(statistic: Callable[[np.ndarray], float], count: int, centred: bool = False) -> Score:
     """A statistic of `count` images, and the 95% percentile interval of its bootstrap distribution over images.
 
     Args:
@@ -25,12 +25,11 @@ def bootstrap(statistic: Callable[[np.ndarray], float], count: int, centred: boo
         count: images.
         centred: the distribution is moved so that its mean is the statistic's value. For a Frechet distance, which is
             larger throughout for resampled images than for the images themselves: its interval would lie beside it.
-        seed: of the resampling.
     """
     value = float(statistic(np.arange(count)))
     if count < 2:
         return Score(value, None, None)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     drawn = np.array([statistic(rng.integers(count, size=count)) for _ in range(RESAMPLES)])
     low, high = np.percentile(drawn, [2.5, 97.5]) + (value - drawn.mean() if centred else 0.0)
     return Score(value, float(low), float(high))

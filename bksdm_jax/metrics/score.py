@@ -14,12 +14,12 @@ from bksdm_jax.metrics.bootstrap import bootstrap
 from bksdm_jax.metrics.clip_features import clip_cosines, clip_features
 from bksdm_jax.metrics.frechet import Normal, fit_normal, frechet_distance
 from bksdm_jax.progress import Progress
-from bksdm_jax.shapes.embedded import clip_folder
 from bksdm_jax.shapes.reader import read_scene
 from bksdm_jax.shapes.render import PIXELS
 from bksdm_jax.shapes.scenes import Scene, parse_caption
 from bksdm_jax.shapes.world import example
 from bksdm_jax.weights.clip_folder import LoadedCLIP, load_clip
+from bksdm_jax.weights.embedded import clip_folder
 
 _FEWEST = 2  # images that have a spread
 

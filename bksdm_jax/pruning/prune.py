@@ -34,7 +34,7 @@ class PruneConfig:
     """A student to cut.
 
     Attributes:
-        teacher: pipeline folder.
+        teacher: pipeline folder, or `shapes_teacher`.
         student: a preset, or a comma-separated list of removed blocks.
         student_init: a key of `INITS`.
         seed: of random weights.

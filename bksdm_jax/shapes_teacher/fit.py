@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from bksdm_jax.errors import InputError
+from bksdm_jax.files import make_folder
 from bksdm_jax.progress import waiting
 from bksdm_jax.training.checkpoints import Checkpoints
 from bksdm_jax.training.loop import LoopConfig, run_loop
@@ -74,9 +75,9 @@ def fit(
         the moving average as numpy float32, or None if interrupted (the same call continues).
 
     Raises:
-        InputError: more updates were made already, or a loss is not finite.
+        InputError: the workdir can't be made, more updates were made already, or a loss is not finite.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
+    make_folder(workdir)
     optimizer = make_optimizer(phase.optimizer)
     state = jax.jit(lambda p: create_state(p, optimizer))(params)
     with Checkpoints(workdir / "checkpoints", keep=1) as checkpoints:

@@ -23,7 +23,6 @@ from bksdm_jax.models.unet_json import unet_to_diffusers
 from bksdm_jax.models.vae import VAE, VAEConfig, vae_to_diffusers
 from bksdm_jax.pipelines.text_to_image import MOST_SEED
 from bksdm_jax.progress import Progress
-from bksdm_jax.shapes.embedded import write_checksums
 from bksdm_jax.shapes.scenes import words
 from bksdm_jax.shapes.world import build
 from bksdm_jax.shapes_teacher.autoencoder import VAE_CONFIG, autoencoder_loss, object_crops, whole_images
@@ -33,6 +32,7 @@ from bksdm_jax.shapes_teacher.denoiser import denoising_loss
 from bksdm_jax.shapes_teacher.denoiser import unet_config as small_unet
 from bksdm_jax.shapes_teacher.fit import Phase, fit, shuffled
 from bksdm_jax.weights.clip_folder import write_clip
+from bksdm_jax.weights.embedded import write_checksums
 from bksdm_jax.weights.pipeline_folder import Network, write_networks
 from bksdm_jax.weights.tokenizer import Tokenizer, load_tokenizer, write_tokenizer
 from bksdm_jax.workdir import claim, require_same

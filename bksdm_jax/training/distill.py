@@ -29,7 +29,7 @@ from bksdm_jax.training.sheets import SheetConfig, Sheets
 from bksdm_jax.training.state import OptimizerConfig, TrainState, create_state, make_optimizer
 from bksdm_jax.training.step import Problem, make_train_step
 from bksdm_jax.training.writers import make_writer
-from bksdm_jax.weights.pipeline_folder import Pipeline, load_pipeline, write_pipeline
+from bksdm_jax.weights.pipeline_folder import Pipeline, load_pipeline, pipeline_folder, write_pipeline
 from bksdm_jax.workdir import claim, require_same
 
 _MAY_CHANGE = ("steps", "log_every", "checkpoint_every", "keep_checkpoints", "sheets", "format", "fsdp")
@@ -40,7 +40,7 @@ class TrainConfig:
     """A distillation run.
 
     Attributes:
-        teacher: pipeline folder.
+        teacher: pipeline folder, or `shapes_teacher`.
         student: a preset, or a comma-separated list of removed blocks.
         student_init: `teacher` or `random`.
         data: image folder with `metadata.csv`, folder of a TFDS set with `image` and `text`, or `shapes_world/demo`.
@@ -88,8 +88,8 @@ def distill(config: TrainConfig, workdir: Path) -> Path | None:
         the folder `model/`, or None if the run was interrupted (the same call continues it).
 
     Raises:
-        InputError: a setting, file or folder can't be used (found before anything is written, where it can be known
-            then), or training meets an unreadable image or a loss that is not finite.
+        InputError: a setting, file or folder can't be used (found before the workdir is touched, where it can be
+            known then), or training meets an unreadable image or a loss that is not finite.
     """
     require_settings(config)
     plan = plan_student(config.teacher, config.student, config.student_init, config.format)
@@ -236,7 +236,7 @@ def _require_whole_batches(config: TrainConfig, mesh: Mesh) -> None:
 
 def _record(config: TrainConfig, data: Path) -> dict[str, Any]:
     """The settings that make a run, with folders spelled in one way, and what the captions were."""
-    teacher = str(Path(config.teacher).expanduser().resolve())
+    teacher = str(pipeline_folder(config.teacher))
     return dataclasses.asdict(config) | {"teacher": teacher, "data": str(data), "data_sha256": fingerprint(data)}
 
 

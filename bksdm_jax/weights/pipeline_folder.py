@@ -13,6 +13,7 @@ from bksdm_jax.models.clip import CLIPTextConfig, clip_text_from_transformers, c
 from bksdm_jax.models.unet import UNetConfig, parameter_shapes
 from bksdm_jax.models.unet_json import unet_from_diffusers, unet_to_diffusers
 from bksdm_jax.models.vae import VAEConfig, vae_from_diffusers, vae_parameter_shapes
+from bksdm_jax.weights.embedded import TEACHER, teacher_folder
 from bksdm_jax.weights.files import READERS, WRITERS
 from bksdm_jax.weights.tokenizer import Tokenizer, load_tokenizer
 
@@ -86,13 +87,16 @@ FORMATS = {"safetensors": ".safetensors", "flax": ".msgpack"}
 """What a pipeline can be written as."""
 
 
-def load_pipeline(folder: str | Path) -> Pipeline:
+def load_pipeline(name: str | Path) -> Pipeline:
     """Reads a pipeline folder; each network from `.safetensors` or, where there is none, from Flax `.msgpack`.
+
+    Args:
+        name: the folder, as `pipeline_folder` takes it.
 
     Raises:
         InputError: a component is missing, damaged, or doesn't fit its config.
     """
-    folder = _existing(folder)
+    folder = pipeline_folder(name)
     networks = {name: _load_network(folder, name) for name in _LAYOUTS}
     pipeline = Pipeline(
         folder=folder,
@@ -111,9 +115,9 @@ def load_schedule(folder: Path) -> ScheduleConfig:
     return schedule_from_diffusers(read_json(path), str(path))
 
 
-def load_unet_config(folder: str | Path) -> UNetConfig:
+def load_unet_config(name: str | Path) -> UNetConfig:
     """Reads the architecture of a pipeline's U-Net alone; raises `InputError` if it can't."""
-    path = _existing(folder) / "unet" / "config.json"
+    path = pipeline_folder(name) / "unet" / "config.json"
     return unet_from_diffusers(read_json(path), str(path))
 
 
@@ -204,8 +208,18 @@ def suffix_of(file_format: str) -> str:
     return FORMATS[file_format]
 
 
-def _existing(folder: str | Path) -> Path:
-    folder = Path(folder).expanduser()
+def pipeline_folder(name: str | Path) -> Path:
+    """The folder that a name of a pipeline stands for.
+
+    `shapes_teacher` is the one that comes with the package (`./shapes_teacher` one of the working directory's); every
+    other name is a folder's own.
+
+    Raises:
+        InputError: no such folder, one without a pipeline's parts, or a damaged file of the package.
+    """
+    if str(name) == TEACHER:
+        return teacher_folder()
+    folder = Path(name).expanduser().resolve()
     if not folder.is_dir():
         raise InputError(f"{folder}: no such pipeline folder")
     needed = [*_LAYOUTS, "tokenizer", "scheduler"]

@@ -5,7 +5,9 @@ from pathlib import Path
 from bksdm_jax.errors import InputError
 from bksdm_jax.files import file_sha256, read_json, write_json
 
-_FOLDER = Path(__file__).parent / "pretrained"
+TEACHER = "shapes_teacher"
+"""The name that stands for the teacher's folder wherever a pipeline folder is asked for."""
+_FOLDER = Path(__file__).parent.parent / "shapes" / "pretrained"
 _CHECKSUMS = "sha256.json"
 
 
