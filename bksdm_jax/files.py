@@ -90,6 +90,17 @@ def make_folder(path: Path) -> Path:
     return path
 
 
+def require_space(folder: Path, needed: int) -> None:
+    """Raises `InputError` if the disk on which `folder` is, or is to be, has fewer than `needed` bytes free."""
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        raise InputError(
+            f"{folder}: {free / 2**20:.0f} MiB free on its disk, {needed / 2**20:.0f} MiB needed; "
+            "make room, or choose another workdir"
+        )
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes `value` as indented JSON with sorted keys, atomically; no number in it may be infinite or NaN."""
     with atomic_file(path) as temporary:

@@ -16,7 +16,7 @@ def get_config() -> config_dict.ConfigDict:
     config.vae_crops = _phase(steps=4_000, batch_size=32, learning_rate=2e-3)  # of a quarter of an image
     config.vae = _phase(steps=5_000, batch_size=8, learning_rate=1e-3)
     config.clip = _phase(steps=2_000, batch_size=32, learning_rate=1e-3)  # groups of four
-    config.unet = _phase(steps=10_000, batch_size=32, learning_rate=8e-4)
+    config.unet = _phase(steps=9_000, batch_size=32, learning_rate=8e-4)
     return config
 
 

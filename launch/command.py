@@ -1,6 +1,7 @@
 """What every binary does: flags to a frozen dataclass to one call; a user's mistake becomes one line."""
 
 import dataclasses
+import errno
 import os
 import re
 import sys
@@ -45,6 +46,10 @@ def run(config_class: type, call: Callable[[Any, Path], None]) -> None:
         app.run(main, flags_parser=_parse)
     except InputError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        sys.exit(f"error: {error.filename or workdir.value}: no space left on the disk; make room, then run it again")
     except KeyboardInterrupt:
         sys.exit("interrupted")
 

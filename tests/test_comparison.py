@@ -1,6 +1,7 @@
 """The comparison's own work, its expensive parts replaced by quick ones: resuming, refusing, the report's contents."""
 
 import csv
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -78,7 +79,8 @@ def fakes(monkeypatch, tmp_path_factory):
     monkeypatch.setattr(comparison, "score_folder", score_folder)
     monkeypatch.setattr(comparison, "make_judge", object)
     monkeypatch.setattr(comparison, "pretrained_identity", lambda: "0" * 64)
-    monkeypatch.setattr(comparison, "plan_student", lambda *args: None)
+    student = unet_from_diffusers(tiny.MICRO)
+    monkeypatch.setattr(comparison, "plan_student", lambda *args: SimpleNamespace(student=student))
     monkeypatch.setattr(comparison, "load_pipeline", lambda place: SimpleNamespace(architectures=lambda: None))
     monkeypatch.setattr(comparison, "require_sampler", lambda *args: None)
     monkeypatch.setattr(ShapesWorld, "builder_configs", {"demo": few})
@@ -126,6 +128,13 @@ def test_other_settings_need_another_folder(fakes, tmp_path) -> None:
         demo(ComparisonConfig(images=6, steps=301), tmp_path / "demo")
     with pytest.raises(InputError, match="images is 7"):
         demo(ComparisonConfig(images=7), tmp_path / "other")
+
+
+def test_a_full_disk_is_told_before_anything_is_written(fakes, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=90 * 2**20))
+    with pytest.raises(InputError, match=r"90 MiB free on its disk, 1.. MiB needed"):
+        demo(ComparisonConfig(images=6), tmp_path / "runs" / "demo")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_the_ablation_has_the_papers_six_rows() -> None:

@@ -5,14 +5,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from absl import logging
 
 from bksdm_jax.analysis.cost import unet_cost
 from bksdm_jax.data.sources import open_examples
 from bksdm_jax.data.tables import write_table
 from bksdm_jax.errors import known_name, whole_number
-from bksdm_jax.files import read_json, write_json
+from bksdm_jax.files import read_json, require_space, write_json
 from bksdm_jax.metrics.score import make_judge, score_folder
+from bksdm_jax.models.unet import parameter_shapes
 from bksdm_jax.pipelines.sample import SampleConfig, sample
 from bksdm_jax.pipelines.text_to_image import SamplerConfig, require_sampler
 from bksdm_jax.pruning.prune import PruneConfig, plan_student, prune
@@ -26,6 +28,8 @@ from bksdm_jax.training.state import OptimizerConfig
 from bksdm_jax.weights.embedded import TEACHER, pretrained_identity
 from bksdm_jax.weights.pipeline_folder import load_pipeline, load_unet_config, pipeline_folder
 from bksdm_jax.workdir import claim, require_same
+
+_OTHER_SPACE = 100 * 2**20  # bytes: the set, compiled programs, images, metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +84,7 @@ def compare(config: ComparisonConfig, rows: Sequence[Row], workdir: Path, title:
         the page, or None if the run was interrupted (the same call continues it).
 
     Raises:
-        InputError: a setting or file can't be used, or the workdir is another run's.
+        InputError: a setting or file can't be used, the workdir is another run's, or its disk is too full.
     """
     _require_settings(config, rows)
     record = dataclasses.asdict(config) | {
@@ -88,6 +92,7 @@ def compare(config: ComparisonConfig, rows: Sequence[Row], workdir: Path, title:
         "pretrained_sha256": pretrained_identity(),
     }
     require_same(workdir, record, ())
+    require_space(workdir, _space(config, rows, workdir))
     claim(workdir, record)
     _say("the shapes world")
     data = build(workdir / "data", config.dataset)
@@ -124,6 +129,18 @@ def _require_settings(config: ComparisonConfig, rows: Sequence[Row]) -> None:
         require_settings(_training(config, row, Path()))
     sampler = SamplerConfig(config.sampling_steps, config.guidance_scale, PIXELS, seed=config.seed)
     require_sampler(sampler, load_pipeline(TEACHER).architectures())
+
+
+def _space(config: ComparisonConfig, rows: Sequence[Row], workdir: Path) -> int:
+    """Bytes that what is missing will take, about."""
+    missing = [row for row in rows if row.loss and not (workdir / "models" / row.name / "model").is_dir()]
+    if not missing:
+        return 0
+    plan = plan_student(TEACHER, config.student, missing[0].init, "safetensors")
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(parameter_shapes(plan.student)))
+    state = 16 * parameters  # float32: parameters, moving average, two moments
+    model = 4 * parameters + 2**22  # and what is not the U-Net
+    return len(missing) * (state + model) + state + _OTHER_SPACE  # one checkpoint goes only when the next is there
 
 
 def _model(config: ComparisonConfig, row: Row, data: Path, folder: Path, where: str) -> Path | None:

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from bksdm_jax.models.layers import GroupNorm, LayerNorm, conv
+from bksdm_jax.models.layers import Dense, GroupNorm, LayerNorm, conv
 
 
 def attend(query: jax.Array, key: jax.Array, value: jax.Array, heads: int, causal: bool = False) -> jax.Array:
@@ -40,13 +40,13 @@ class Attention(nn.Module):
         context = x if context is None else context
         width = x.shape[-1]
         query, key, value = (
-            nn.Dense(width, use_bias=False, dtype=self.dtype, name=name)(source)
+            Dense(width, use_bias=False, dtype=self.dtype, name=name)(source)
             for name, source in (("to_q", x), ("to_k", context), ("to_v", context))
         )
         if self.upcast:
             query, key, value = (a.astype(jnp.float32) for a in (query, key, value))
         out = attend(query, key, value, self.heads).astype(self.dtype)
-        return nn.Dense(width, dtype=self.dtype, name="to_out_0")(out)
+        return Dense(width, dtype=self.dtype, name="to_out_0")(out)
 
 
 class GEGLU(nn.Module):
@@ -57,7 +57,7 @@ class GEGLU(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        a, b = jnp.split(nn.Dense(2 * self.width, dtype=self.dtype, name="proj")(x), 2, axis=-1)
+        a, b = jnp.split(Dense(2 * self.width, dtype=self.dtype, name="proj")(x), 2, axis=-1)
         return a * nn.gelu(b, approximate=False)
 
 
@@ -70,7 +70,7 @@ class FeedForward(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         width = x.shape[-1]
         x = GEGLU(4 * width, dtype=self.dtype, name="net_0")(x)
-        return nn.Dense(width, dtype=self.dtype, name="net_2")(x)
+        return Dense(width, dtype=self.dtype, name="net_2")(x)
 
 
 class TransformerLayer(nn.Module):
@@ -112,13 +112,13 @@ class SpatialTransformer(nn.Module):
         h = GroupNorm(self.groups, epsilon=1e-6, result=self.dtype, name="norm")(x)
         if self.linear_projection:
             h = h.reshape(batch, height * width, channels)
-            h = nn.Dense(channels, dtype=self.dtype, name="proj_in")(h)
+            h = Dense(channels, dtype=self.dtype, name="proj_in")(h)
         else:
             h = conv(channels, 1, "proj_in", self.dtype)(h)
             h = h.reshape(batch, height * width, channels)
         h = TransformerLayer(self.heads, self.upcast, self.dtype, name="transformer_blocks_0")(h, context)
         if self.linear_projection:
-            h = nn.Dense(channels, dtype=self.dtype, name="proj_out")(h).reshape(x.shape)
+            h = Dense(channels, dtype=self.dtype, name="proj_out")(h).reshape(x.shape)
         else:
             h = conv(channels, 1, "proj_out", self.dtype)(h.reshape(x.shape))
         self.sow("features", "proj_out_features", h)

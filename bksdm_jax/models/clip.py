@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from bksdm_jax.errors import InputError, finite_number, known_name, whole_number
 from bksdm_jax.models.attention import attend
-from bksdm_jax.models.layers import LayerNorm
+from bksdm_jax.models.layers import Dense, LayerNorm
 
 ACTIVATIONS = {
     "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
@@ -115,9 +115,9 @@ class SelfAttention(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         width = x.shape[-1]
-        query, key, value = (nn.Dense(width, dtype=self.dtype, name=name)(x) for name in ("q_proj", "k_proj", "v_proj"))
+        query, key, value = (Dense(width, dtype=self.dtype, name=name)(x) for name in ("q_proj", "k_proj", "v_proj"))
         out = attend(query, key, value, self.heads, causal=self.causal)
-        return nn.Dense(width, dtype=self.dtype, name="out_proj")(out)
+        return Dense(width, dtype=self.dtype, name="out_proj")(out)
 
 
 class MLP(nn.Module):
@@ -129,8 +129,8 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        h = ACTIVATIONS[self.activation](nn.Dense(self.width, dtype=self.dtype, name="fc1")(x))
-        return nn.Dense(x.shape[-1], dtype=self.dtype, name="fc2")(h)
+        h = ACTIVATIONS[self.activation](Dense(self.width, dtype=self.dtype, name="fc1")(x))
+        return Dense(x.shape[-1], dtype=self.dtype, name="fc2")(h)
 
 
 class EncoderLayer(nn.Module):

@@ -18,6 +18,7 @@ from bksdm_jax.models.clip import (
     clip_text_to_transformers,
     norm,
 )
+from bksdm_jax.models.layers import Dense
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,8 +143,8 @@ class CLIP(nn.Module):
     def setup(self) -> None:
         self.text_model = TextTransformer(self.config.text, self.dtype)
         self.vision_model = VisionTransformer(self.config.vision, self.dtype)
-        self.text_projection = nn.Dense(self.config.projection, use_bias=False, dtype=self.dtype)
-        self.visual_projection = nn.Dense(self.config.projection, use_bias=False, dtype=self.dtype)
+        self.text_projection = Dense(self.config.projection, use_bias=False, dtype=self.dtype)
+        self.visual_projection = Dense(self.config.projection, use_bias=False, dtype=self.dtype)
         self.logit_scale = self.param("logit_scale", nn.initializers.constant(2.6592), (), jnp.float32)
 
     def __call__(self, tokens: jax.Array, ends: jax.Array, images: jax.Array) -> jax.Array:

@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from bksdm_jax.errors import InputError, finite_number, whole_number
 from bksdm_jax.models.attention import attend
-from bksdm_jax.models.layers import Downsample, GroupNorm, ResnetBlock, Upsample, conv
+from bksdm_jax.models.layers import Dense, Downsample, GroupNorm, ResnetBlock, Upsample, conv
 
 _EPSILON = 1e-6
 _FIXED: dict[str, tuple[Any, ...]] = {
@@ -108,8 +108,8 @@ class VAEAttention(nn.Module):
         batch, height, width, channels = x.shape
         h = GroupNorm(self.groups, epsilon=_EPSILON, result=self.dtype, name="group_norm")(x)
         h = h.reshape(batch, height * width, channels)
-        query, key, value = (nn.Dense(channels, dtype=self.dtype, name=n)(h) for n in ("query", "key", "value"))
-        h = nn.Dense(channels, dtype=self.dtype, name="proj_attn")(attend(query, key, value, heads=1))
+        query, key, value = (Dense(channels, dtype=self.dtype, name=n)(h) for n in ("query", "key", "value"))
+        h = Dense(channels, dtype=self.dtype, name="proj_attn")(attend(query, key, value, heads=1))
         return x + h.reshape(x.shape)
 
 
