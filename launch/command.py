@@ -24,7 +24,7 @@ def run(config_class: type, call: Callable[[Any, Path], None]) -> None:
 
     Args:
         config_class: a frozen dataclass; the config file's keys are its fields, nested ones included.
-        call: does the work. Its `InputError` ends the program with `error: ...` and status 1.
+        call: does the work. Its `InputError`, or a full disk, ends the program with `error: ...` and status 1.
     """
     config = config_flags.DEFINE_config_file("config", None, "configs/NAME.py[:variant,variant]")
     workdir = flags.DEFINE_string("workdir", None, "the folder for everything that is written")
