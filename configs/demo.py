@@ -12,7 +12,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
         raise ValueError(f"unknown variant {variant!r}; known: short")
     config = config_dict.ConfigDict()
     config.student = "bk_small"  # a preset, or comma-separated names of removed blocks
-    config.steps = 300  # updates of either student
+    config.steps = 200  # updates of either student
     config.batch_size = 32
     config.learning_rate = 5e-4  # falls to zero along a cosine
     config.warmup_steps = 20

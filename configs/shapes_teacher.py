@@ -1,6 +1,23 @@
 """The shapes teacher from nothing.
 
-python -m launch.shapes_teacher --config=configs/shapes_teacher.py --workdir=runs/shapes_teacher
+  python -m launch.shapes_teacher --config=configs/shapes_teacher.py --workdir=runs/shapes_teacher
+
+Writes `made/teacher`, `made/clip` (float16, 16 MiB together) and their checksums: what stands in
+`bksdm_jax/shapes/pretrained`. It took about three and a half hours on two CPU cores: autoencoder 35 minutes on crops
+and 35 on whole pictures, CLIP 15, U-Net 110, and some ten minutes of compiling.
+
+Reached on held-out captions:
+  autoencoder   facts read from reconstructions of 256 pictures: 95.6%; of one object 97.5%; shapes 79.5%
+  CLIP          of four captions that differ in one fact the right one: 87.8% of 1,024 pictures (chance: 25%)
+  U-Net         facts shown, 256 captions, 25 PNDM steps, seed 1:
+
+  guidance scale     1.5    2.0    3.0    4.0    5.0    7.5
+  all               94.0   94.0   94.6   92.1   78.3   43.8
+  one object        96.5   96.9   97.6   95.5   84.9   50.3
+  two objects       92.0   91.7   92.3   89.3   73.1   38.5
+  shape             71.0   71.9   74.9   67.8   44.5   11.2
+
+At 3.0, the best: colour 98.4, size 98.6, place 99.5, background 100, number of objects 99.6.
 """
 
 from ml_collections import config_dict

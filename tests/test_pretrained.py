@@ -1,0 +1,99 @@
+"""The teacher and the CLIP that come with the package: what they weigh, what they can do, and that others read them."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+import torch
+from diffusers import FlaxAutoencoderKL, FlaxUNet2DConditionModel, StableDiffusionPipeline
+
+from bksdm_jax.data.tables import write_table
+from bksdm_jax.images import save_png
+from bksdm_jax.metrics.attributes import attribute_scores
+from bksdm_jax.pipelines.text_to_image import SamplerConfig, generate_images, make_generate, starting_noise
+from bksdm_jax.shapes.reader import read_scene
+from bksdm_jax.shapes.scenes import parse_caption
+from bksdm_jax.shapes.world import example
+from bksdm_jax.weights.embedded import teacher_folder
+from bksdm_jax.weights.pipeline_folder import load_pipeline, write_pipeline
+from configs.demo import get_config
+from tests.test_binaries import command, succeed
+from tests.test_weights import require_equal
+
+MOST_BYTES = 24 * 2**20
+
+
+def drawn(captions: Sequence[str], sampler: SamplerConfig) -> np.ndarray:
+    """The teacher's pictures, uint8 [N, 64, 64, 3]."""
+    pipeline = load_pipeline("shapes_teacher")
+    params = {name: getattr(pipeline, name).params for name in ("unet", "vae", "text_encoder")}
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)
+    generate = jax.jit(make_generate(pipeline.architectures(), sampler))
+    made = generate_images(generate, params, pipeline.tokenizer, sampler, list(enumerate(captions)), len(captions))
+    return np.stack([picture for _, picture in made])
+
+
+def test_files_are_small_and_half_precision() -> None:
+    folder = teacher_folder().parent
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= MOST_BYTES
+    pipeline = load_pipeline("shapes_teacher")
+    for network in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+        assert {leaf.dtype for leaf in jax.tree.leaves(network.params)} == {np.dtype(np.float16)}
+    unet, vae = pipeline.unet.config, pipeline.vae.config
+    assert [len(stage.pairs) for stage in (*unet.down, unet.mid, *unet.up)] == [2, 2, 2, 2, 2, 3, 3, 3, 3]
+    assert (vae.factor, vae.latent_channels) == (8, 4)
+
+
+def test_diffusers_flax_classes_read_the_teacher() -> None:
+    pipeline = load_pipeline("shapes_teacher")
+    for cls, network in ((FlaxUNet2DConditionModel, "unet"), (FlaxAutoencoderKL, "vae")):
+        with jax.numpy_dtype_promotion("standard"):
+            _, params = cls.from_pretrained(teacher_folder() / network, dtype=np.float16)
+        require_equal(params, getattr(pipeline, network).params)
+    index = json.loads((teacher_folder() / "model_index.json").read_text())
+    assert index["_class_name"] == "FlaxStableDiffusionPipeline"
+
+
+def test_pytorch_draws_the_same_pictures(tmp_path: Path) -> None:
+    pipeline = load_pipeline("shapes_teacher")
+    write_pipeline(tmp_path / "torch", pipeline, pipeline.unet.config, pipeline.unet.params, "safetensors")
+    theirs = StableDiffusionPipeline.from_pretrained(tmp_path / "torch", torch_dtype=torch.float32)
+    theirs.set_progress_bar_config(disable=True)
+    captions = [example("heldout", index)[1] for index in range(3)]
+    sampler = SamplerConfig(steps=10, guidance_scale=2.0, resolution=64, seed=3)
+    noise = np.asarray(starting_noise(3, np.arange(3, dtype=np.uint32), (8, 8, 4))).transpose(0, 3, 1, 2)
+    options = {"num_inference_steps": 10, "guidance_scale": 2.0, "output_type": "np"}
+    wanted = theirs(captions, latents=torch.from_numpy(noise.copy()), **options).images
+    np.testing.assert_allclose(drawn(captions, sampler), wanted * 255, atol=1.5)
+
+
+def test_teacher_shows_what_it_is_told() -> None:
+    demo = get_config()
+    captions = [text for text in (example("heldout", index)[1] for index in range(80)) if " and " not in text][:40]
+    pictures = drawn(captions, SamplerConfig(demo.sampling_steps, demo.guidance_scale, 64, seed=1))
+    shown = attribute_scores([parse_caption(text) for text in captions], [read_scene(picture) for picture in pictures])
+    assert shown["one object"].accuracy.value >= 0.85
+
+
+def test_score_knows_right_pictures_from_others(tmp_path: Path) -> None:
+    pairs = [example("heldout", index) for index in range(600, 664)]
+    captions = [text for _, text in pairs]
+    scores = {}
+    for name, texts in (("right", captions), ("others", captions[5:] + captions[:5])):
+        (tmp_path / name).mkdir()
+        for number, (picture, _) in enumerate(pairs):
+            save_png(tmp_path / name / f"{number}.png", picture)
+        table = [(f"{number}.png", text) for number, text in enumerate(texts)]
+        write_table(tmp_path / name / "metadata.csv", ("file_name", "text"), table)
+        settings = {"images": tmp_path / name, "reference_count": 400}
+        printed = succeed(command("score", "score.py", tmp_path / f"{name}_scores", **settings))
+        assert "clip_score_shapes" in printed
+        scores[name] = json.loads((tmp_path / f"{name}_scores" / "scores.json").read_text())
+    right, others = scores["right"], scores["others"]
+    assert right["images"] == 64
+    assert right["attribute_accuracy"]["all"]["value"] >= 0.99
+    assert right["clip_score_shapes"]["low"] > others["clip_score_shapes"]["high"]
+    assert right["fd_clip_shapes"] == others["fd_clip_shapes"]  # captions don't count there
+    assert others["attribute_accuracy"]["all"]["value"] < 0.6
