@@ -8,6 +8,9 @@ from typing import Any
 from bksdm_jax.errors import InputError
 from bksdm_jax.files import read_json, write_json
 
+COMPILED = ".compiled"
+"""XLA's programs in a workdir."""
+
 
 def require_same(workdir: Path, settings: Mapping[str, Any], may_change: Collection[str]) -> None:
     """Holds `settings` to those of the run that `workdir` has, if it has one. Writes nothing.
@@ -37,11 +40,11 @@ def require_same(workdir: Path, settings: Mapping[str, Any], may_change: Collect
 def is_used(folder: Path) -> bool:
     """Whether something stands at `folder` already, other than an empty folder.
 
-    Hidden files count, since they are the user's too; what a kill in the middle of `claim` leaves doesn't.
+    Hidden files count, since they are the user's too; those that a kill before the end of `claim` leaves don't.
     """
     if not folder.is_dir():
         return folder.exists()
-    return any(path.name != ".config.json.partial" for path in folder.iterdir())
+    return any(path.name not in (".config.json.partial", COMPILED) for path in folder.iterdir())
 
 
 def claim(workdir: Path, settings: Mapping[str, Any]) -> None:

@@ -17,6 +17,7 @@ from ml_collections import config_dict, config_flags
 
 import bksdm_jax
 from bksdm_jax.errors import InputError, nearest
+from bksdm_jax.workdir import COMPILED
 
 
 def run(config_class: type, call: Callable[[Any, Path], None]) -> None:
@@ -128,7 +129,7 @@ def tell(made: Path | None, workdir: Path) -> None:
 def keep_compiled(workdir: Path) -> None:
     """Keeps XLA's programs in `workdir`, unless the user has a place, so that what continues compiles nothing again."""
     if not jax.config.jax_compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", str((workdir / ".compiled").resolve()))
+        jax.config.update("jax_compilation_cache_dir", str((workdir / COMPILED).resolve()))
 
 
 def _worth_reading(record: logging.logging.LogRecord) -> bool:

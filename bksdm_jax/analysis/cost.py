@@ -12,6 +12,7 @@ import jax
 from flax import linen as nn
 
 from bksdm_jax import trees
+from bksdm_jax.models.abstract import parameter_shapes_of
 from bksdm_jax.models.unet import UNet, UNetConfig, dotted, example_inputs
 
 
@@ -71,7 +72,7 @@ def unet_cost(config: UNetConfig, latent_size: int) -> Mapping[str, StageCost]:
     multiple = 2 ** sum(stage.sampler for stage in config.down)
     latent_size = -(-latent_size // multiple) * multiple
     module, inputs = UNet(config), example_inputs(config, 1, latent_size)
-    shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
+    shapes = parameter_shapes_of(module, *inputs)
     macs = thop_macs(module, *inputs)
     groups = {"conv_in": "input", "time_embedding": "input", "conv_norm_out": "output", "conv_out": "output"}
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from bksdm_jax.errors import InputError, finite_number, known_name, whole_number
+from bksdm_jax.models.abstract import parameter_shapes_of
 from bksdm_jax.models.attention import attend
 from bksdm_jax.models.layers import Dense, LayerNorm
 
@@ -204,7 +205,7 @@ class CLIPTextEncoder(nn.Module):
 def clip_text_parameter_shapes(config: CLIPTextConfig) -> dict[str, Any]:
     """The parameters as nested `jax.ShapeDtypeStruct`."""
     tokens = jax.ShapeDtypeStruct((1, config.max_length), jnp.int32)
-    return jax.eval_shape(CLIPTextEncoder(config).init, jax.random.key(0), tokens)["params"]
+    return parameter_shapes_of(CLIPTextEncoder(config), tokens)
 
 
 def norm(config: Tower, dtype: jnp.dtype, name: str) -> LayerNorm:

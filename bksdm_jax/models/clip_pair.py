@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from bksdm_jax.errors import InputError, finite_number, known_name, whole_number
+from bksdm_jax.models.abstract import parameter_shapes_of
 from bksdm_jax.models.clip import (
     ACTIVATIONS,
     CLIPTextConfig,
@@ -181,4 +182,4 @@ def clip_parameter_shapes(config: CLIPConfig) -> dict[str, Any]:
     tokens = jax.ShapeDtypeStruct((1, config.text.max_length), jnp.int32)
     ends = jax.ShapeDtypeStruct((1,), jnp.int32)
     images = jax.ShapeDtypeStruct((1, config.vision.image_size, config.vision.image_size, 3), jnp.float32)
-    return jax.eval_shape(CLIP(config).init, jax.random.key(0), tokens, ends, images)["params"]
+    return parameter_shapes_of(CLIP(config), tokens, ends, images)

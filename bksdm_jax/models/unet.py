@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from bksdm_jax.models.abstract import parameter_shapes_of
 from bksdm_jax.models.attention import SpatialTransformer
 from bksdm_jax.models.layers import (
     Downsample,
@@ -261,4 +262,4 @@ def parameter_shapes(config: UNetConfig) -> dict[str, Any]:
     """The parameters of a U-Net as nested `jax.ShapeDtypeStruct`, from shapes alone."""
     size = 2 ** sum(stage.sampler for stage in config.down)
     inputs = example_inputs(config, size=size)
-    return jax.eval_shape(UNet(config).init, jax.random.key(0), *inputs)["params"]
+    return parameter_shapes_of(UNet(config), *inputs)

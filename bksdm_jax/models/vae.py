@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from bksdm_jax.errors import InputError, finite_number, whole_number
+from bksdm_jax.models.abstract import parameter_shapes_of
 from bksdm_jax.models.attention import attend
 from bksdm_jax.models.layers import Dense, Downsample, GroupNorm, ResnetBlock, Upsample, conv
 
@@ -197,4 +198,4 @@ def sample_latents(mean: jax.Array, log_variance: jax.Array, noise: jax.Array, s
 def vae_parameter_shapes(config: VAEConfig) -> dict[str, Any]:
     """The parameters as nested `jax.ShapeDtypeStruct`."""
     images = jax.ShapeDtypeStruct((1, config.factor, config.factor, config.in_channels), jnp.float32)
-    return jax.eval_shape(VAE(config).init, jax.random.key(0), images)["params"]
+    return parameter_shapes_of(VAE(config), images)

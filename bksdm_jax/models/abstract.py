@@ -1,0 +1,17 @@
+"""The parameters of a module from shapes alone."""
+
+from typing import Any
+
+import jax
+from flax import linen as nn
+
+
+def parameter_shapes_of(module: nn.Module, *inputs: Any) -> dict[str, Any]:
+    """The parameters as nested `jax.ShapeDtypeStruct`; nothing is computed, and nothing compiled.
+
+    Args:
+        module: any module.
+        inputs: what it is called with, `jax.ShapeDtypeStruct` in place of arrays.
+    """
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return jax.eval_shape(module.init, key, *inputs)["params"]
