@@ -12,13 +12,13 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
         raise ValueError(f"unknown variant {variant!r}; known: short")
     config = config_dict.ConfigDict()
     config.student = "bk_small"  # a preset, or comma-separated names of removed blocks
-    config.steps = 200  # updates of either student
+    config.steps = 100  # updates of either student
     config.batch_size = 32
-    config.learning_rate = 5e-4  # falls to zero along a cosine
+    config.learning_rate = 8e-4  # falls to zero along a cosine
     config.warmup_steps = 20
     config.images = 256  # held-out captions
-    config.sampling_steps = 25
-    config.guidance_scale = 3.0
+    config.sampling_steps = 12
+    config.guidance_scale = 1.5
     config.seed = 0
     config.dataset = "demo"
     if variant == "short":

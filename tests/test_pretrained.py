@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 import torch
 from diffusers import FlaxAutoencoderKL, FlaxUNet2DConditionModel, StableDiffusionPipeline
 
@@ -19,7 +20,7 @@ from bksdm_jax.shapes.world import example
 from bksdm_jax.weights.embedded import teacher_folder
 from bksdm_jax.weights.pipeline_folder import load_pipeline, write_pipeline
 from configs.demo import get_config
-from tests.test_binaries import command, succeed
+from tests.test_binaries import command, fail, succeed
 from tests.test_weights import require_equal
 
 MOST_BYTES = 24 * 2**20
@@ -97,3 +98,10 @@ def test_score_knows_right_pictures_from_others(tmp_path: Path) -> None:
     assert right["clip_score_shapes"]["low"] > others["clip_score_shapes"]["high"]
     assert right["fd_clip_shapes"] == others["fd_clip_shapes"]  # captions don't count there
     assert others["attribute_accuracy"]["all"]["value"] < 0.6
+
+
+def test_a_refused_demo_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)  # as a user has it: programs go to the workdir
+    said = fail(command("demo", "demo.py", tmp_path / "demo", guidance_scale=-1.0))
+    assert "guidance_scale is -1.0" in said
+    assert not (tmp_path / "demo").exists()

@@ -32,17 +32,18 @@ def line_plot(curves: Mapping[str, Curve], y_label: str, theme: str) -> str:
     options = {"text.color": ink, "axes.labelcolor": ink, "xtick.color": ink, "ytick.color": ink, "axes.edgecolor": ink}
     options |= {"svg.fonttype": "none", "svg.hashsalt": "bksdm_jax", "font.family": "sans-serif", "font.size": 11}
     with matplotlib.rc_context(options):
-        figure = Figure(figsize=(7.2, 3.6), layout="constrained")
+        figure = Figure(figsize=(5.2, 3.6), layout="constrained")
         axes = figure.add_subplot()
         styles = matplotlib.color_sequences["tab10"]
         for index, (label, (x, y)) in enumerate(curves.items()):
-            axes.plot(x, y, color=styles[index % len(styles)], label=label, linewidth=1.6)
+            dashes = "-" if index % 2 == 0 else "--"  # of two curves that coincide both are seen
+            axes.plot(x, y, color=styles[index % len(styles)], label=label, linewidth=1.6, linestyle=dashes)
         axes.set_yscale("log")
         axes.set_xlabel("optimiser updates")
         axes.set_ylabel(y_label)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=9, ncols=1 + (len(curves) > 4))
+        figure.legend(frameon=False, fontsize=9, ncols=2, loc="outside upper left")  # no curve lies under it
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     return buffer.getvalue()

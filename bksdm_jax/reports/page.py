@@ -48,7 +48,7 @@ def write_page(workdir: Path) -> Path:
         config=report["config"],
         grid=_grid(workdir, report["rows"]),
         losses=_plot({label: _curve(columns, "loss_task") for label, columns in metrics.items()}, "task loss"),
-        features=_plot(_features(metrics[distilled]), "mean squared error of the pair") if distilled else None,
+        features=_plot(_features(metrics[distilled]), "mean squared error") if distilled else None,
         distilled=distilled,
         batch_size=read_json(workdir / "samples" / report["rows"][0]["name"] / "timing.json")["batch_size"],
         groups=[group for group in GROUPS if group in report["rows"][0]["scores"]["attribute_accuracy"]],
