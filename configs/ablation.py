@@ -10,7 +10,7 @@ def get_config() -> config_dict.ConfigDict:
     """The settings that all six rows share."""
     config = config_dict.ConfigDict()
     config.student = "bk_small"  # a preset, or comma-separated names of removed blocks
-    config.steps = 1500  # updates of every student
+    config.steps = 750  # updates of every student
     config.batch_size = 32
     config.learning_rate = 5e-4  # falls to zero along a cosine
     config.warmup_steps = 50

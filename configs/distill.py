@@ -101,9 +101,9 @@ def _shapes(config: config_dict.ConfigDict) -> None:
     """On the small teacher and the small world that come with the package, as `configs/ablation.py`."""
     config.teacher, config.data = "shapes_teacher", "shapes_world/demo"
     config.resolution, config.batch_size, config.accumulation, config.flip = 64, 32, 1, False
-    config.steps, config.log_every, config.checkpoint_every = 1500, 30, 100
+    config.steps, config.log_every, config.checkpoint_every = 750, 30, 100
     config.optimizer.learning_rate, config.optimizer.warmup_steps = 5e-4, 50
-    config.optimizer.cosine_steps = 1500
+    config.optimizer.cosine_steps = 750
     config.seed, config.dtype = 0, "float32"
     config.sheets.every, config.sheets.guidance_scale = 0, 3.0
 

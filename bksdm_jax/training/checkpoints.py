@@ -9,6 +9,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from bksdm_jax.errors import InputError
+from bksdm_jax.training.interrupts import Interrupts
 from bksdm_jax.training.state import TrainState
 
 
@@ -26,8 +27,10 @@ class Checkpoints:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with self._told("the last checkpoint can't be written; is the disk full?"):
+        with Interrupts() as interrupts, self._told("the last checkpoint can't be written; is the disk full?"):
             self._manager.close()
+        if interrupts.wanted:  # only now: Orbax's threads would die of an interpreter that ends under them
+            raise KeyboardInterrupt
 
     def latest(self) -> int | None:
         """The newest step that is there, or None."""

@@ -1,0 +1,30 @@
+"""What is being written when Ctrl-C comes is whole."""
+
+import signal
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bksdm_jax.training.checkpoints import Checkpoints
+from bksdm_jax.training.state import OptimizerConfig, create_state, make_optimizer
+
+
+def test_ctrl_c_waits_for_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = create_state({"kernel": jnp.arange(6.0)}, make_optimizer(OptimizerConfig()))
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
+    close = checkpoints._manager.close
+
+    def interrupted() -> None:
+        signal.raise_signal(signal.SIGINT)
+        close()
+
+    monkeypatch.setattr(checkpoints._manager, "close", interrupted)
+    with pytest.raises(KeyboardInterrupt), checkpoints:
+        checkpoints.save(state)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    with Checkpoints(tmp_path / "checkpoints", keep=1) as others:
+        found = others.restore(jax.tree.map(jnp.zeros_like, state))
+    np.testing.assert_array_equal(found.params["kernel"], state.params["kernel"])
