@@ -40,7 +40,7 @@ $(VENV)/.tests-installed: pyproject.toml constraints.txt | $(BIN)/python
 
 # The whole suite, offline, on eight fake CPU devices. Tests of one file share what they compile and write.
 test: $(VENV)/.tests-installed
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.tests-installed
 	$(BIN)/ruff check .
