@@ -17,8 +17,8 @@ TITLE = "BK-SDM on the shapes world"
 EXPLANATION = (
     "A small Stable Diffusion loses a part of its U-Net. Beside the teacher stand the student as it is cut, the same "
     "student after training on the task alone, and after as many updates with knowledge distillation. Both trainings "
-    "start from the same weights and see the same batches with the same noise, far too few of them to end: what "
-    "differs is how fast the student recovers."
+    "start from the same weights and see the same batches with the same noise, far too few to converge: what differs "
+    "is how fast the student recovers."
 )
 
 
