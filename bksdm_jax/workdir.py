@@ -9,7 +9,7 @@ from bksdm_jax.errors import InputError
 from bksdm_jax.files import read_json, write_json
 
 COMPILED = ".compiled"
-"""XLA's programs in a workdir."""
+"""Name of a workdir's folder of XLA's compiled programs, which may be there before the workdir is claimed."""
 
 
 def require_same(workdir: Path, settings: Mapping[str, Any], may_change: Collection[str]) -> None:

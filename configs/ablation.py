@@ -1,4 +1,4 @@
-"""The ablation on the shapes world: six trainings.
+"""The ablation on the shapes world: six trainings, one to two hours on two CPU cores.
 
 python -m launch.ablation --config=configs/ablation.py --workdir=runs/ablation
 """

@@ -3,8 +3,9 @@
   python -m launch.shapes_teacher --config=configs/shapes_teacher.py --workdir=runs/shapes_teacher
 
 Writes `made/teacher`, `made/clip` (float16, 16 MiB together) and their checksums: what stands in
-`bksdm_jax/shapes/pretrained`. It took about three and a half hours on two CPU cores: autoencoder 35 minutes on crops
-and 35 on whole pictures, CLIP 15, U-Net 110, and some ten minutes of compiling.
+`bksdm_jax/shapes/pretrained`. It takes a little over three hours on two CPU cores: autoencoder 33 minutes on crops
+and 33 on whole pictures, CLIP 15, U-Net 100 (from its 1.5 updates a second, since other work ran beside it), and the
+compiling.
 
 Reached on held-out captions:
   autoencoder   facts read from reconstructions of 256 pictures: 95.6%; of one object 97.5%; shapes 79.5%

@@ -23,8 +23,6 @@ from tests.test_binaries import command, fail, succeed
 from tests.test_weights import require_equal
 
 MOST_BYTES = 24 * 2**20
-
-
 ONE_OBJECT = [text for text in (example("heldout", index)[1] for index in range(80)) if " and " not in text][:40]
 
 

@@ -68,7 +68,7 @@ def page_file(tmp_path_factory):
 def browser():
     playwright = pytest.importorskip("playwright.sync_api")
     if CHROMIUM is None:
-        pytest.skip("no chromium")
+        pytest.skip("no Chromium on this machine; .ci/run installs one")
     with playwright.sync_playwright() as started:
         browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser

@@ -1,15 +1,8 @@
-"""Small pipeline folders with random weights, written by the original libraries, and photographs with captions.
-
-  python -m tests.tiny DIR
-
-writes `DIR/teacher` (SD v1's layout at small widths, by Diffusers' Flax classes) and `DIR/photographs`, to try the
-binaries on without any download.
-"""
+"""Small pipeline folders with random weights, written by the original libraries, and photographs with captions."""
 
 import json
 import logging
 import os
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -248,8 +241,3 @@ def write_photographs(folder: Path) -> Path:
         lines.append(f"{Path(name).stem}.png,{caption}")
     (folder / "metadata.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder
-
-
-if __name__ == "__main__":
-    print(write_flax_pipeline(Path(sys.argv[1]) / "teacher"))
-    print(write_photographs(Path(sys.argv[1]) / "photographs"))

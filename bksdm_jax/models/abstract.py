@@ -12,6 +12,9 @@ def parameter_shapes_of(module: nn.Module, *inputs: Any) -> dict[str, Any]:
     Args:
         module: any module.
         inputs: what it is called with, `jax.ShapeDtypeStruct` in place of arrays.
+
+    Returns:
+        the collection `params`, named as in a checkpoint.
     """
     key = jax.eval_shape(lambda: jax.random.key(0))
     return jax.eval_shape(module.init, key, *inputs)["params"]
