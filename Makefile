@@ -13,8 +13,10 @@ WORKDIR ?= runs/demo
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# Tests of one file share what they compile and write.
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: install demo ablation test lint format lock clean
+.PHONY: install demo ablation test test-slow lint format lock clean
 
 install: $(VENV)/.installed-$(ACCELERATOR)
 
@@ -38,9 +40,13 @@ $(VENV)/.tests-installed: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) --editable .[test]
 	touch $@
 
-# The whole suite, offline, on eight fake CPU devices. Tests of one file share what they compile and write.
+# Offline, on eight fake CPU devices.
 test: $(VENV)/.tests-installed
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	$(PYTEST)
+
+# What those marked `slow` add: the same checks on more networks.
+test-slow: $(VENV)/.tests-installed
+	$(PYTEST) -m slow
 
 lint: $(VENV)/.tests-installed
 	$(BIN)/ruff check .

@@ -64,7 +64,9 @@ def torch_layout(x: jax.Array) -> torch.Tensor:
     return torch.from_numpy(np.array(x).transpose(0, 3, 1, 2))
 
 
-@pytest.mark.parametrize("preset", surgery.FEATURE_PAIRS)
+@pytest.mark.parametrize(
+    "preset", ["bk_tiny", *(pytest.param(name, marks=pytest.mark.slow) for name in ("bk_base", "bk_small"))]
+)
 def test_losses_and_gradients_match_the_reference(preset: str) -> None:
     twin = Twin(preset, int(np.random.default_rng().integers(2**31)))
     config = unet_from_diffusers(tiny.V1)

@@ -1,5 +1,6 @@
 """The parameters of a module from shapes alone."""
 
+import functools
 from typing import Any
 
 import jax
@@ -16,5 +17,11 @@ def parameter_shapes_of(module: nn.Module, *inputs: Any) -> dict[str, Any]:
     Returns:
         the collection `params`, named as in a checkpoint.
     """
+    # A fresh tree for each caller, who may take it apart.
+    return jax.tree.map(lambda leaf: leaf, _traced_parameters(module, inputs))
+
+
+@functools.lru_cache
+def _traced_parameters(module: nn.Module, inputs: tuple[Any, ...]) -> dict[str, Any]:
     key = jax.eval_shape(lambda: jax.random.key(0))
     return jax.eval_shape(module.init, key, *inputs)["params"]

@@ -16,7 +16,6 @@ from bksdm_jax.training.checkpoints import Checkpoints
 from bksdm_jax.training.loop import LoopConfig, run_loop
 from bksdm_jax.training.state import OptimizerConfig, create_state, make_optimizer
 from bksdm_jax.training.update import Frozen, Loss, make_update
-from bksdm_jax.training.writers import make_writer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +97,7 @@ def fit(
                 update,
                 itertools.chain([one], parted),
                 LoopConfig(phase.steps, phase.log_every, phase.checkpoint_every, 0, phase.batch_size),
-                make_writer(workdir, first),
+                workdir,
                 checkpoints,
             )
             if not finished:

@@ -28,7 +28,6 @@ from bksdm_jax.training.sharding import batch_sharding, make_mesh, parameter_sha
 from bksdm_jax.training.sheets import SheetConfig, Sheets
 from bksdm_jax.training.state import OptimizerConfig, TrainState, create_state, make_optimizer
 from bksdm_jax.training.step import Problem, make_train_step
-from bksdm_jax.training.writers import make_writer
 from bksdm_jax.weights.pipeline_folder import Pipeline, load_pipeline, pipeline_folder, write_pipeline
 from bksdm_jax.workdir import claim, require_same
 
@@ -164,7 +163,7 @@ def _train(
         train_step,
         _placed(mesh, batches),
         schedule,
-        make_writer(workdir, first),
+        workdir,
         checkpoints,
         draw,
     )

@@ -3,10 +3,10 @@
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
 import jax
 import numpy as np
-from clu.metric_writers import MetricWriter
 
 from bksdm_jax.errors import InputError
 from bksdm_jax.progress import Progress
@@ -39,11 +39,13 @@ def run_loop(
     train_step: TrainStep,
     batches: Iterator[Mapping[str, jax.Array]],
     config: LoopConfig,
-    writer: MetricWriter,
+    workdir: Path,
     checkpoints: Checkpoints,
     draw_sheet: Callable[[int, TrainState], None] | None = None,
 ) -> tuple[TrainState, bool]:
     """Trains from `state.step` to `config.steps`; `draw_sheet`, where given, is called at every due step.
+
+    Metrics go to `workdir`, as `writers.make_writer` says.
 
     Returns:
         the state, and whether it got to the end; Ctrl-C or SIGTERM ends it earlier, with a checkpoint.
@@ -51,7 +53,11 @@ def run_loop(
     Raises:
         InputError: a loss is not finite; the steps since the last checkpoint are not saved.
     """
+    # Brings TensorFlow: seconds that a command which fails before, or doesn't train, shouldn't wait for.
+    from bksdm_jax.training.writers import make_writer  # noqa: PLC0415
+
     first = int(state.step)
+    writer = make_writer(workdir, first)
     previous: tuple[int, Mapping[str, jax.Array]] | None = None
     since, counted = time.monotonic(), first  # the window that the rate is taken over
     with Interrupts() as interrupts, Progress("training", config.steps, done=first) as progress:
