@@ -28,7 +28,7 @@ $(VENV)/.installed-$(ACCELERATOR): pyproject.toml constraints.txt | $(BIN)/pytho
 demo: install
 	$(BIN)/python -m launch.demo --config=$(CONFIG) --workdir=$(WORKDIR)
 
-# The paper's ablation on the shapes world, one to two hours on two cores: run it in the background.
+# The paper's ablation on the shapes world, an hour and a half on two cores: run it in the background.
 ablation: install
 	$(BIN)/python -m launch.ablation --config=configs/ablation.py --workdir=runs/ablation
 

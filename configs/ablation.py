@@ -1,6 +1,9 @@
-"""The ablation on the shapes world: six trainings, one to two hours on two CPU cores.
+"""The ablation on the shapes world: six trainings, about an hour and a half on two CPU cores.
 
 python -m launch.ablation --config=configs/ablation.py --workdir=runs/ablation
+
+Expect attribute accuracies of 0.441 (task), 0.481 (and output KD), 0.325 (and feature KD) from random weights, and
+of 0.825, 0.847 and 0.878 from the teacher's.
 """
 
 from ml_collections import config_dict
