@@ -1,6 +1,7 @@
 """What is being written when Ctrl-C comes is whole."""
 
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -12,6 +13,15 @@ from bksdm_jax.training.checkpoints import Checkpoints
 from bksdm_jax.training.state import OptimizerConfig, create_state, make_optimizer
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C raises as on a terminal; a shell's background jobs begin with it ignored."""
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, former)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_waits_for_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state = create_state({"kernel": jnp.arange(6.0)}, make_optimizer(OptimizerConfig()))
     checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
