@@ -184,7 +184,7 @@ BROKEN = {
     ),
     "no weights": (
         lambda folder: (folder / "text_encoder" / "flax_model.msgpack").unlink(),
-        "text_encoder: no weights; expected model.safetensors or flax_model.msgpack",
+        "text_encoder: no weights; expected model.safetensors or flax_model.msgpack or pytorch_model.bin",
     ),
     "broken JSON": (lambda folder: truncate(folder / "vae" / "config.json"), "vae/config.json: not valid JSON"),
     "no config": (lambda folder: (folder / "unet" / "config.json").unlink(), "unet/config.json: can't be read"),

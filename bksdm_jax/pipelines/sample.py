@@ -82,7 +82,7 @@ def sample(config: SampleConfig, workdir: Path) -> int:
     generate = jax.jit(make_generate(networks, sampler, dtype))
     record = dataclasses.asdict(config) | {
         "model": str(pipeline.folder.resolve()),
-        "unet_sha256": file_sha256(pipeline.unet_file),
+        "unet_sha256": [file_sha256(path) for path in pipeline.unet_files],
         "texts": [prompt.text for prompt in prompts],
     }
     require_same(workdir, record, _MAY_CHANGE)

@@ -9,7 +9,7 @@ from typing import Any
 from bksdm_jax.errors import InputError
 from bksdm_jax.files import atomic_folder, read_json, write_json
 from bksdm_jax.models.clip_pair import CLIPConfig, clip_from_transformers, clip_parameter_shapes, clip_to_transformers
-from bksdm_jax.weights.files import read_msgpack, write_msgpack
+from bksdm_jax.weights.files import read_weights, write_msgpack
 from bksdm_jax.weights.tokenizer import Tokenizer, load_tokenizer
 
 _WEIGHTS = "flax_model.msgpack"
@@ -34,7 +34,7 @@ def load_clip(folder: str | Path) -> LoadedCLIP:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such CLIP folder; expected config.json, {_WEIGHTS} and tokenizer files")
     config = clip_from_transformers(read_json(folder / "config.json"), str(folder / "config.json"))
-    params = read_msgpack(folder / _WEIGHTS, clip_parameter_shapes(config))
+    params = read_weights([folder / _WEIGHTS], clip_parameter_shapes(config))
     return LoadedCLIP(config, params, load_tokenizer(folder, config.text.max_length))
 
 

@@ -1,62 +1,83 @@
-"""One network's weights as a file: Flax msgpack or safetensors, read whole and held to the shapes that are expected."""
+"""One network's weights from the files that hold them, and into a file: held to the shapes that are expected."""
 
-from collections.abc import Callable, Mapping
+import concurrent.futures
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from flax import serialization
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from bksdm_jax import trees
 from bksdm_jax.errors import InputError
 from bksdm_jax.weights import names
+from bksdm_jax.weights.msgpack_file import index_msgpack
+from bksdm_jax.weights.safetensors_file import index_safetensors
+from bksdm_jax.weights.stored import FLOATS, StoredTensor
+from bksdm_jax.weights.torch_file import index_torch
+
+INDEXERS: dict[str, Callable[[Path], dict[str, StoredTensor]]] = {
+    ".safetensors": index_safetensors,
+    ".msgpack": index_msgpack,
+    ".bin": index_torch,
+}
+"""suffix -> where the tensors of such a file lie."""
+_THREADS = min(4, os.cpu_count() or 1)  # each holds two copies of one tensor at most
 
 
-def read_msgpack(path: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
-    """Reads a Flax checkpoint.
+def read_weights(paths: Sequence[Path], expected: Mapping[str, Any]) -> dict[str, Any]:
+    """Reads one network, tensor by tensor, so that no file is ever held whole beside what is made of it.
 
     Args:
-        path: the file.
-        expected: nested shapes (`jax.ShapeDtypeStruct`) that the file must hold, no more and no less.
+        paths: its file, or its shards, all of one format.
+        expected: nested shapes (`jax.ShapeDtypeStruct`) under Flax names that they must hold, no more and no less.
 
     Returns:
-        nested numpy arrays in the file's own dtypes.
+        nested numpy arrays under Flax names, in Flax's layouts and the files' dtypes.
 
     Raises:
-        InputError: the file is damaged, or one line with every missing, unexpected and mis-shaped name.
+        InputError: a file is damaged, or one line with every missing, unexpected and mis-shaped name.
     """
-    try:
-        tree = serialization.msgpack_restore(path.read_bytes())
-        flat = trees.flatten(tree)
-        found = {name: tuple(leaf.shape) for name, leaf in flat.items()}
-    except OSError as error:
-        raise InputError(f"{path}: can't be read ({error.strerror})") from error
-    except Exception as error:  # msgpack raises many types on bytes that it can't make sense of
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{path}: not a whole Flax msgpack checkpoint ({reason}); fetch it again") from error
+    stored: dict[str, StoredTensor] = {}
+    for path in paths:
+        for name, tensor in INDEXERS[path.suffix](path).items():
+            if name in stored:
+                raise InputError(f"{path}: {name[:80]!r} is in {stored[name].path.name} too; fetch both again")
+            stored[name] = tensor
+    source = f"{paths[0]}{f' and {len(paths) - 1} more' if len(paths) > 1 else ''}"
     wanted = {name: tuple(leaf.shape) for name, leaf in trees.flatten(expected).items()}
-    trees.require_same(str(path), found, wanted)
-    return tree
+    if paths[0].suffix == ".msgpack":
+        return _load(source, {name: (name, False) for name in wanted}, stored, wanted)
+    stored = {names.current_name(name): tensor for name, tensor in stored.items()}
+    stored.pop(None, None)
+    return _load(source, {name: (names.torch_name(name), True) for name in wanted}, stored, wanted)
 
 
-def read_safetensors(path: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
-    """Reads a PyTorch-named safetensors file into Flax names and layouts; otherwise like `read_msgpack`."""
-    wanted = {name: tuple(leaf.shape) for name, leaf in trees.flatten(expected).items()}
-    shapes = {names.torch_name(name): names.torch_shape(name, shape) for name, shape in wanted.items()}
-    try:
-        with safe_open(path, framework="numpy") as file:
-            stored = {names.current_name(name): name for name in file.keys()}  # noqa: SIM118
-            stored.pop(None, None)
-            found = {name: tuple(file.get_slice(old).get_shape()) for name, old in stored.items()}
-            trees.require_same(str(path), found, shapes)
-            return trees.unflatten(
-                {name: names.to_flax(name, file.get_tensor(stored[names.torch_name(name)])) for name in wanted}
-            )
-    except (SafetensorError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path}: not a whole safetensors file ({reason}); fetch it again") from error
+def _load(
+    source: str,
+    places: Mapping[str, tuple[str, bool]],
+    stored: Mapping[str, StoredTensor],
+    wanted: Mapping[str, tuple[int, ...]],
+) -> dict[str, Any]:
+    """`places`: Flax name -> name in `stored`, and whether that one is in PyTorch's layout."""
+    shapes = {
+        place: names.torch_shape(name, wanted[name]) if turned else wanted[name]
+        for name, (place, turned) in places.items()
+    }
+    trees.require_same(source, {name: tensor.shape for name, tensor in stored.items()}, shapes)
+    for name, tensor in stored.items():
+        if tensor.dtype not in FLOATS.values():
+            raise InputError(f"{tensor.path}: {name} holds {tensor.dtype}; expected one of {', '.join(FLOATS)}")
+
+    def read(name: str) -> np.ndarray:
+        place, turned = places[name]
+        array = stored[place].read()
+        return names.to_flax(name, array) if turned else array
+
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        return trees.unflatten(dict(zip(wanted, pool.map(read, wanted), strict=True)))
 
 
 def write_msgpack(path: Path, params: Mapping[str, Any]) -> None:
@@ -71,10 +92,6 @@ def write_safetensors(path: Path, params: Mapping[str, Any]) -> None:
     save_file(tensors, path, metadata={"format": "pt"})
 
 
-READERS: dict[str, Callable[[Path, Mapping[str, Any]], dict[str, Any]]] = {
-    ".safetensors": read_safetensors,
-    ".msgpack": read_msgpack,
-}
 WRITERS: dict[str, Callable[[Path, Mapping[str, Any]], None]] = {
     ".safetensors": write_safetensors,
     ".msgpack": write_msgpack,

@@ -2,7 +2,7 @@
 
 import dataclasses
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from bksdm_jax.models.unet import UNetConfig, parameter_shapes
 from bksdm_jax.models.unet_json import unet_from_diffusers, unet_to_diffusers
 from bksdm_jax.models.vae import VAEConfig, vae_from_diffusers, vae_parameter_shapes
 from bksdm_jax.weights.embedded import TEACHER, teacher_folder
-from bksdm_jax.weights.files import READERS, WRITERS
+from bksdm_jax.weights.files import WRITERS, read_weights
+from bksdm_jax.weights.locate import weight_files
 from bksdm_jax.weights.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -41,11 +42,11 @@ class Architectures:
 class Pipeline:
     """A loaded pipeline folder; parameters are numpy arrays in the dtypes of the files.
 
-    `unet_file` is where the U-Net's were.
+    `unet_files` is where the U-Net's were.
     """
 
     folder: Path
-    unet_file: Path
+    unet_files: tuple[Path, ...]
     unet: Network
     vae: Network
     text_encoder: Network
@@ -70,8 +71,12 @@ class _Layout:
     cls: str
 
 
-_DIFFUSERS_STEM = {".safetensors": "diffusion_pytorch_model", ".msgpack": "diffusion_flax_model"}
-_TRANSFORMERS_STEM = {".safetensors": "model", ".msgpack": "flax_model"}
+_DIFFUSERS_STEM = {
+    ".safetensors": "diffusion_pytorch_model",
+    ".msgpack": "diffusion_flax_model",
+    ".bin": "diffusion_pytorch_model",
+}
+_TRANSFORMERS_STEM = {".safetensors": "model", ".msgpack": "flax_model", ".bin": "pytorch_model"}
 _LAYOUTS = {
     "unet": _Layout(_DIFFUSERS_STEM, unet_from_diffusers, parameter_shapes, "diffusers", "UNet2DConditionModel"),
     "vae": _Layout(_DIFFUSERS_STEM, vae_from_diffusers, vae_parameter_shapes, "diffusers", "AutoencoderKL"),
@@ -87,20 +92,23 @@ FORMATS = {"safetensors": ".safetensors", "flax": ".msgpack"}
 """What a pipeline can be written as."""
 
 
-def load_pipeline(name: str | Path) -> Pipeline:
-    """Reads a pipeline folder; each network from `.safetensors` or, where there is none, from Flax `.msgpack`.
+def load_pipeline(name: str | Path, variant: str = "") -> Pipeline:
+    """Reads a pipeline folder; each network from `.safetensors`, Flax `.msgpack` or PyTorch `.bin`, the first there is.
 
     Args:
         name: the folder, as `pipeline_folder` takes it.
+        variant: `fp16`, `non_ema`, ...: the infix of weights' file names. A network that has none of this variant is
+            read from its plain files.
 
     Raises:
         InputError: a component is missing, damaged, or doesn't fit its config.
     """
     folder = pipeline_folder(name)
-    networks = {name: _load_network(folder, name) for name in _LAYOUTS}
+    files = _all_files(folder, variant)
+    networks = {name: _load_network(folder, name, paths) for name, paths in files.items()}
     pipeline = Pipeline(
         folder=folder,
-        unet_file=_weights_file(folder, "unet"),
+        unet_files=files["unet"],
         tokenizer=load_tokenizer(folder / "tokenizer", networks["text_encoder"].config.max_length),
         schedule=load_schedule(folder),
         **networks,
@@ -232,22 +240,25 @@ def pipeline_folder(name: str | Path) -> Path:
     return folder
 
 
-def _load_network(folder: Path, name: str) -> Network:
+def _load_network(folder: Path, name: str, files: Sequence[Path]) -> Network:
     layout = _LAYOUTS[name]
     config_path = folder / name / "config.json"
     json = read_json(config_path)
     config = layout.parse(json, str(config_path))
-    path = _weights_file(folder, name)
-    return Network(config, READERS[path.suffix](path, layout.shapes(config)), json)
+    return Network(config, read_weights(files, layout.shapes(config)), json)
 
 
-def _weights_file(folder: Path, name: str) -> Path:
-    stems = _LAYOUTS[name].stems
-    candidates = [folder / name / f"{stems[suffix]}{suffix}" for suffix in READERS]
-    for path in candidates:
-        if path.is_file():
-            return path
-    raise InputError(f"{folder / name}: no weights; expected {' or '.join(path.name for path in candidates)}")
+def _all_files(folder: Path, variant: str) -> dict[str, tuple[Path, ...]]:
+    """The files of every network's weights, plain ones where there are none of the variant."""
+    found = {name: weight_files(folder / name, layout.stems, variant) for name, layout in _LAYOUTS.items()}
+    if variant and not any(found.values()):
+        raise InputError(f"{folder}: no weights of variant {variant!r}; leave the variant empty for the plain ones")
+    for name, layout in _LAYOUTS.items():
+        found[name] = found[name] or weight_files(folder / name, layout.stems, "")
+        if not found[name]:
+            expected = " or ".join(f"{stem}{suffix}" for suffix, stem in layout.stems.items())
+            raise InputError(f"{folder / name}: no weights; expected {expected}")
+    return found
 
 
 def _require_agreement(pipeline: Pipeline) -> None:

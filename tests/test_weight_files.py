@@ -1,0 +1,277 @@
+"""Files of weights in every format people have them in, and files that are damaged or hostile."""
+
+import collections
+import json
+import pickle
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+from diffusers import FlaxUNet2DConditionModel, UNet2DConditionModel
+from flax import serialization
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from bksdm_jax import trees
+from bksdm_jax.errors import InputError
+from bksdm_jax.weights.files import INDEXERS
+from bksdm_jax.weights.locate import choose_files, weight_files
+from bksdm_jax.weights.pipeline_folder import load_pipeline
+from tests.test_weights import require_equal
+
+TENSORS = {
+    "float32": torch.randn(3, 5),
+    "float16": torch.randn(2, 2, 3).half(),
+    "bfloat16": torch.randn(7).bfloat16(),
+    "float64": torch.randn(2, 2).double(),
+    "positions": torch.arange(4)[None],
+    "turned": torch.randn(4, 3).t(),
+    "part": torch.randn(10)[2:9:3],
+    "scalar": torch.tensor(2.5),
+    "empty": torch.zeros(0, 4),
+    "parameter": torch.nn.Parameter(torch.randn(2)),
+}
+
+
+def numpy_of(tensor: torch.Tensor) -> np.ndarray:
+    tensor = tensor.detach()
+    return tensor.float().numpy().astype(ml_dtypes.bfloat16) if tensor.dtype == torch.bfloat16 else tensor.numpy()
+
+
+def write_bin(path: Path, table: dict[str, torch.Tensor]) -> None:
+    torch.save(collections.OrderedDict(table), path)
+
+
+def write_safetensors(path: Path, table: dict[str, torch.Tensor]) -> None:
+    save_file({name: tensor.detach().contiguous() for name, tensor in table.items()}, path, {"format": "pt"})
+
+
+def write_msgpack(path: Path, table: dict[str, torch.Tensor]) -> None:
+    tree = {"outer": {name: {"inner": numpy_of(tensor)} for name, tensor in table.items()}}
+    path.write_bytes(serialization.msgpack_serialize(tree))
+
+
+FORMATS: dict[str, Callable[[Path, dict[str, torch.Tensor]], None]] = {
+    ".bin": write_bin,
+    ".safetensors": write_safetensors,
+    ".msgpack": write_msgpack,
+}
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_every_tensor_is_found_and_read(tmp_path: Path, suffix: str) -> None:
+    FORMATS[suffix](tmp_path / f"file{suffix}", TENSORS)
+    found = INDEXERS[suffix](tmp_path / f"file{suffix}")
+    found = {name.removeprefix("outer/").removesuffix("/inner"): tensor for name, tensor in found.items()}
+    assert found.keys() == TENSORS.keys()
+    for name, tensor in TENSORS.items():
+        ours, theirs = found[name].read(), numpy_of(tensor)
+        assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape), name
+        np.testing.assert_array_equal(ours, theirs, err_msg=name)
+
+
+def test_large_maps_and_arrays_of_flax_checkpoints_are_read(tmp_path: Path) -> None:
+    tree = {f"layer_{i}": {"kernel": np.full((300, i % 3), i, np.float32)} for i in range(70_000 // 256)}
+    tree["wide"] = {"kernel": np.arange(70_000, dtype=np.float32).reshape(1, -1, 1)}
+    (tmp_path / "a.msgpack").write_bytes(serialization.msgpack_serialize(tree))
+    found = INDEXERS[".msgpack"](tmp_path / "a.msgpack")
+    require_equal(trees.unflatten({name: tensor.read() for name, tensor in found.items()}), tree)
+
+
+def spread(folder: Path, network: str, save: Callable[[Path], None]) -> Path:
+    """`folder` with the files of one network written anew by `save`."""
+    shutil.rmtree(folder / network)
+    save(folder / network)
+    return folder
+
+
+WAYS: dict[str, tuple[dict[str, Any], int]] = {
+    "bin": ({"safe_serialization": False}, 1),
+    "sharded safetensors": ({"max_shard_size": "400KB"}, 2),
+    "sharded bin": ({"safe_serialization": False, "max_shard_size": "400KB"}, 2),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_unets_as_pytorch_diffusers_writes_them(torch_teacher: Path, tmp_path: Path, way: str) -> None:
+    options, files = WAYS[way]
+    module = UNet2DConditionModel.from_pretrained(torch_teacher / "unet")
+    folder = shutil.copytree(torch_teacher, tmp_path / "pipeline")
+    spread(folder, "unet", lambda place: module.save_pretrained(place, **options))
+    pipeline = load_pipeline(folder)
+    assert len(pipeline.unet_files) >= files
+    require_equal(pipeline.unet.params, load_pipeline(torch_teacher).unet.params)
+
+
+def test_sharded_flax_checkpoints_are_read(flax_teacher: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(flax_teacher, tmp_path / "pipeline")
+    with jax.numpy_dtype_promotion("standard"):
+        module, params = FlaxUNet2DConditionModel.from_pretrained(flax_teacher / "unet")
+        spread(folder, "unet", lambda place: module.save_pretrained(place, params, max_shard_size="400KB"))
+    pipeline = load_pipeline(folder)
+    assert len(pipeline.unet_files) >= 1
+    require_equal(pipeline.unet.params, params)
+
+
+@pytest.mark.parametrize("options", [{}, {"max_shard_size": "400KB"}], ids=["whole", "sharded"])
+def test_a_variant_is_read_where_there_is_one(torch_teacher: Path, tmp_path: Path, options: dict[str, Any]) -> None:
+    folder = shutil.copytree(torch_teacher, tmp_path / "pipeline")
+    module = UNet2DConditionModel.from_pretrained(torch_teacher / "unet").half()
+    module.save_pretrained(folder / "unet", variant="fp16", **options)
+    plain, half = load_pipeline(folder), load_pipeline(folder, variant="fp16")
+    assert plain.unet.params["conv_in"]["bias"].dtype == np.float32
+    require_equal(half.unet.params, jax.tree.map(lambda leaf: leaf.astype(np.float16), plain.unet.params))
+    require_equal(half.vae.params, plain.vae.params)
+    with pytest.raises(InputError, match="no weights of variant 'non_ema'"):
+        load_pipeline(folder, variant="non_ema")
+
+
+def test_bfloat16_is_read(torch_teacher: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(torch_teacher, tmp_path / "pipeline")
+    module = UNet2DConditionModel.from_pretrained(torch_teacher / "unet").bfloat16()
+    spread(folder, "unet", module.save_pretrained)
+    expected = jax.tree.map(lambda leaf: leaf.astype(ml_dtypes.bfloat16), load_pipeline(torch_teacher).unet.params)
+    require_equal(load_pipeline(folder).unet.params, expected)
+
+
+def test_formats_are_preferred_in_order() -> None:
+    stems = {".safetensors": "a", ".msgpack": "b", ".bin": "c"}
+    assert choose_files(["c.bin", "b.msgpack", "a.safetensors"], stems, "") == ("a.safetensors",)
+    assert choose_files(["c.bin", "b.msgpack", "a.fp16.safetensors"], stems, "") == ("b.msgpack",)
+    assert choose_files(["c.fp16.bin", "b.msgpack"], stems, "fp16") == ("c.fp16.bin",)
+    assert choose_files(["config.json"], stems, "") == ()
+
+
+def test_a_missing_shard_is_named(torch_teacher: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(torch_teacher, tmp_path / "pipeline")
+    module = UNet2DConditionModel.from_pretrained(torch_teacher / "unet")
+    spread(folder, "unet", lambda place: module.save_pretrained(place, max_shard_size="400KB"))
+    next((folder / "unet").glob("*-00001-of-*")).unlink()
+    with pytest.raises(InputError, match=r"index\.json: lists 'diffusion_pytorch_model-00001-of-.*isn't there"):
+        load_pipeline(folder)
+
+
+@pytest.mark.parametrize("shard", ["../vae/config.json", "/etc/passwd"])
+def test_an_index_cannot_point_elsewhere(tmp_path: Path, shard: str) -> None:
+    (tmp_path / "a.safetensors.index.json").write_text(json.dumps({"weight_map": {"conv_in.bias": shard}}))
+    with pytest.raises(InputError, match=r"lists .* which isn't there"):
+        weight_files(tmp_path, {".safetensors": "a", ".msgpack": "b", ".bin": "c"}, "")
+
+
+class Hostile:
+    """What makes an unpickler call something."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.place,))
+
+
+def zipped(path: Path, pickled: bytes) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", pickled)
+    return path
+
+
+def test_a_pickle_is_never_run(tmp_path: Path) -> None:
+    trap = tmp_path / "sprung"
+    for protocol in range(6):
+        path = zipped(tmp_path / "a.bin", pickle.dumps({"weight": Hostile(trap)}, protocol))
+        with pytest.raises(InputError, match="never run here"):
+            INDEXERS[".bin"](path)
+        assert not trap.exists()
+    pickle.loads(pickle.dumps(Hostile(trap)))
+    assert trap.exists()  # so it would have been
+
+
+ODD_PICKLES = {
+    "a key that takes for ever": b"\x80\x02}(" + b")" + b"q\x01h\x01\x86" * 200 + b"K\x01u.",
+    "a number": b"\x80\x02K\x01.",
+    "nothing": b"",
+    "a stack that is empty": b"\x80\x02R.",
+    "text that is not there": b"\x80\x02}X\xff\xff\xff\x7fa.",
+    "a tensor without storage": b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(K\x01K\x01K\x01K\x01tR.",
+}
+
+
+@pytest.mark.parametrize("pickled", ODD_PICKLES.values(), ids=ODD_PICKLES)
+def test_odd_pickles_are_refused(tmp_path: Path, pickled: bytes) -> None:
+    path = zipped(tmp_path / "a.bin", pickled)
+    with pytest.raises(InputError) as error:
+        INDEXERS[".bin"](path)
+    assert str(path) in str(error.value)
+    assert len(str(error.value)) < 500
+
+
+def test_a_far_place_of_the_memo_takes_no_memory(tmp_path: Path) -> None:
+    assert INDEXERS[".bin"](zipped(tmp_path / "a.bin", b"\x80\x02}r\xff\xff\xff\x7f.")) == {}
+
+
+def test_an_old_pytorch_file_is_refused_with_advice(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(2)}, tmp_path / "a.bin", _use_new_zipfile_serialization=False)
+    with pytest.raises(InputError, match=r"PyTorch 1\.6 .* convert it"):
+        INDEXERS[".bin"](tmp_path / "a.bin")
+
+
+def test_a_header_that_claims_too_much_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").write_bytes((2**62).to_bytes(8, "little") + b"{}")
+    with pytest.raises(InputError, match="can't hold its header"):
+        INDEXERS[".safetensors"](tmp_path / "a.safetensors")
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """A small real file of each format."""
+    folder = tmp_path_factory.mktemp("originals")
+    for suffix, write in FORMATS.items():
+        write(folder / f"file{suffix}", TENSORS)
+    return {suffix: (folder / f"file{suffix}").read_bytes() for suffix in FORMATS}
+
+
+MUTATIONS = st.lists(st.tuples(st.sampled_from(("set", "cut", "drop", "copy")), st.floats(0, 1), st.integers(0, 255)))
+
+
+def mutated(data: bytes, mutations: list[tuple[str, float, int]]) -> bytes:
+    for kind, place, value in mutations:
+        at = int(place * max(len(data) - 1, 0))
+        if kind == "set":
+            data = data[:at] + bytes([value]) + data[at + 1 :]
+        elif kind == "cut":
+            data = data[:at]
+        elif kind == "drop":
+            data = data[:at] + data[at + value :]
+        else:
+            data = data[:at] + data[at : at + value] + data[at:]
+    return data
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+@settings(
+    max_examples=700,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(mutations=MUTATIONS)
+def test_a_mutant_is_read_or_refused(
+    originals: dict[str, bytes], tmp_path: Path, suffix: str, mutations: list[tuple[str, float, int]]
+) -> None:
+    path = tmp_path / f"mutant{suffix}"
+    path.write_bytes(mutated(originals[suffix], mutations))
+    try:
+        for tensor in INDEXERS[suffix](path).values():
+            array = tensor.read()
+            assert array.nbytes <= 2**20
+    except InputError as error:
+        assert str(path) in str(error)  # noqa: PT017
+        assert "\n" not in str(error)  # noqa: PT017
