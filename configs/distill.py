@@ -29,7 +29,9 @@ from ml_collections import config_dict
 def _base() -> config_dict.ConfigDict:
     """The reference run of SD v1 (section 4 of the paper)."""
     config = config_dict.ConfigDict()
-    config.teacher = ""  # pipeline folder; required
+    config.teacher = ""  # pipeline folder, or id on the hub; required
+    config.revision = ""  # branch, tag or commit on the hub
+    config.variant = ""  # of the weights: fp16, non_ema, ...
     config.student = "bk_base"  # preset, or comma-separated names of removed blocks
     config.student_init = "teacher"  # or random
     config.data = ""  # image folder with metadata.csv, or folder of a TFDS set; required

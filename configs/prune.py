@@ -11,7 +11,9 @@ from ml_collections import config_dict
 def get_config() -> config_dict.ConfigDict:
     """The defaults of `launch.prune`."""
     config = config_dict.ConfigDict()
-    config.teacher = ""  # pipeline folder; required
+    config.teacher = ""  # pipeline folder, or id on the hub; required
+    config.revision = ""  # branch, tag or commit on the hub
+    config.variant = ""  # of the weights: fp16, non_ema, ...
     config.student = "bk_small"  # preset, or comma-separated names of removed blocks
     config.student_init = "teacher"  # or random
     config.seed = 0  # of random weights

@@ -9,7 +9,9 @@ from ml_collections import config_dict
 def get_config() -> config_dict.ConfigDict:
     """The defaults of `launch.sample`."""
     config = config_dict.ConfigDict()
-    config.model = ""  # pipeline folder; required
+    config.model = ""  # pipeline folder, or id on the hub; required
+    config.revision = ""  # branch, tag or commit on the hub
+    config.variant = ""  # of the weights: fp16, non_ema, ...
     config.prompts = ""  # .txt (one per line) or .csv (file_name,text)
     config.prompt = ""  # or one prompt
     config.negative_prompt = ""

@@ -16,7 +16,7 @@ from bksdm_jax.files import file_sha256, write_json
 from bksdm_jax.images import save_png
 from bksdm_jax.pipelines.text_to_image import Generate, SamplerConfig, generate_images, make_generate
 from bksdm_jax.progress import Progress, waiting
-from bksdm_jax.weights.pipeline_folder import load_pipeline
+from bksdm_jax.weights.pipeline_folder import load_pipeline, pipeline_folder
 from bksdm_jax.workdir import claim, require_same
 
 _MAY_CHANGE = ("batch_size", "prompts")  # the texts themselves are recorded
@@ -27,7 +27,7 @@ class SampleConfig:
     """A folder of images to make.
 
     Attributes:
-        model: pipeline folder.
+        model: pipeline folder, id on the hub, or `shapes_teacher`.
         prompts: `.txt` or `.csv` file; or else
         prompt: one prompt.
         negative_prompt: what guidance leads away from.
@@ -38,6 +38,8 @@ class SampleConfig:
         resolution: pixels; 0: the model's own.
         sampler: `pndm` or `ddim`.
         dtype: of the networks' computations.
+        revision: branch, tag or commit of a model from the hub.
+        variant: of the model's weights, `fp16`, `non_ema`, ...; empty: the plain ones.
     """
 
     model: str
@@ -51,6 +53,8 @@ class SampleConfig:
     resolution: int = 0
     sampler: str = "pndm"
     dtype: str = "float32"
+    revision: str = ""
+    variant: str = ""
 
 
 def sample(config: SampleConfig, workdir: Path) -> int:
@@ -69,7 +73,7 @@ def sample(config: SampleConfig, workdir: Path) -> int:
     prompts = _prompts(config)
     dtype = compute_dtype(config.dtype)
     whole_number("config", "batch_size", config.batch_size)
-    pipeline = load_pipeline(config.model)
+    pipeline = load_pipeline(pipeline_folder(config.model, config.revision, config.variant), config.variant)
     networks = pipeline.architectures()
     sampler = SamplerConfig(
         config.steps,

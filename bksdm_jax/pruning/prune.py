@@ -11,7 +11,13 @@ from bksdm_jax.errors import InputError, one_of
 from bksdm_jax.models.unet_json import require_flax_expressible, unet_to_diffusers
 from bksdm_jax.pruning.plan import RemovalPlan, plan_removal, removed_blocks
 from bksdm_jax.pruning.weights import copy_weights, random_weights
-from bksdm_jax.weights.pipeline_folder import load_pipeline, load_unet_config, suffix_of, write_pipeline
+from bksdm_jax.weights.pipeline_folder import (
+    load_pipeline,
+    load_unet_config,
+    pipeline_folder,
+    suffix_of,
+    write_pipeline,
+)
 from bksdm_jax.workdir import is_used
 
 
@@ -34,7 +40,9 @@ class PruneConfig:
     """A student to cut.
 
     Attributes:
-        teacher: pipeline folder, or `shapes_teacher`.
+        teacher: pipeline folder, id on the hub, or `shapes_teacher`.
+        revision: branch, tag or commit of a teacher from the hub.
+        variant: of the teacher's weights, `fp16`, `non_ema`, ...; empty: the plain ones.
         student: a preset, or a comma-separated list of removed blocks.
         student_init: a key of `INITS`.
         seed: of random weights.
@@ -46,9 +54,11 @@ class PruneConfig:
     student_init: str = "teacher"
     seed: int = 0
     format: str = "safetensors"
+    revision: str = ""
+    variant: str = ""
 
 
-def plan_student(teacher: str, student: str, student_init: str, file_format: str) -> RemovalPlan:
+def plan_student(teacher: str | Path, student: str, student_init: str, file_format: str) -> RemovalPlan:
     """The plan of a student that a pipeline folder can hold, from the teacher's config alone.
 
     Raises:
@@ -76,10 +86,11 @@ def prune(config: PruneConfig, workdir: Path) -> RemovalPlan:
     Raises:
         InputError: a setting, file or folder can't be used; nothing is written then.
     """
-    plan = plan_student(config.teacher, config.student, config.student_init, config.format)
+    teacher = pipeline_folder(config.teacher, config.revision, config.variant)
+    plan = plan_student(teacher, config.student, config.student_init, config.format)
     if is_used(workdir):
         raise InputError(f"{workdir}: exists already; choose a new folder for the student")
-    pipeline = load_pipeline(config.teacher)
+    pipeline = load_pipeline(teacher, config.variant)
     params = initial_weights(plan, config.student_init, pipeline.unet.params, config.seed)
     extra = {"removal_plan.json": plan.to_json()}
     write_pipeline(workdir, pipeline, plan.student, params, config.format, extra)

@@ -39,7 +39,9 @@ class TrainConfig:
     """A distillation run.
 
     Attributes:
-        teacher: pipeline folder, or `shapes_teacher`.
+        teacher: pipeline folder, id on the hub, or `shapes_teacher`.
+        revision: branch, tag or commit of a teacher from the hub.
+        variant: of the teacher's weights, `fp16`, `non_ema`, ...; empty: the plain ones.
         student: a preset, or a comma-separated list of removed blocks.
         student_init: `teacher` or `random`.
         data: image folder with `metadata.csv`, folder of a TFDS set with `image` and `text`, or `shapes_world/demo`.
@@ -78,6 +80,8 @@ class TrainConfig:
     loss: LossWeights = LossWeights()
     optimizer: OptimizerConfig = OptimizerConfig()
     sheets: SheetConfig = SheetConfig()
+    revision: str = ""
+    variant: str = ""
 
 
 def distill(config: TrainConfig, workdir: Path) -> Path | None:
@@ -91,14 +95,15 @@ def distill(config: TrainConfig, workdir: Path) -> Path | None:
             known then), or training meets an unreadable image or a loss that is not finite.
     """
     require_settings(config)
-    plan = plan_student(config.teacher, config.student, config.student_init, config.format)
+    teacher = pipeline_folder(config.teacher, config.revision, config.variant)
+    plan = plan_student(teacher, config.student, config.student_init, config.format)
     mesh = make_mesh(config.fsdp)
     _require_whole_batches(config, mesh)
     data = data_folder(config.data)
     examples = open_examples(data, config.split)
-    record = _record(config, data)
+    record = _record(config, teacher, data)
     require_same(workdir, record, _MAY_CHANGE)
-    pipeline = load_pipeline(config.teacher)
+    pipeline = load_pipeline(teacher, config.variant)
     if config.sheets.steps:
         require_sampler(_sheet_sampler(config), pipeline.architectures())
     claim(workdir, record)
@@ -233,10 +238,9 @@ def _require_whole_batches(config: TrainConfig, mesh: Mesh) -> None:
         )
 
 
-def _record(config: TrainConfig, data: Path) -> dict[str, Any]:
+def _record(config: TrainConfig, teacher: Path, data: Path) -> dict[str, Any]:
     """The settings that make a run, with folders spelled in one way, and what the captions were."""
-    teacher = str(pipeline_folder(config.teacher))
-    return dataclasses.asdict(config) | {"teacher": teacher, "data": str(data), "data_sha256": fingerprint(data)}
+    return dataclasses.asdict(config) | {"teacher": str(teacher), "data": str(data), "data_sha256": fingerprint(data)}
 
 
 def _sheet_sampler(config: TrainConfig) -> SamplerConfig:

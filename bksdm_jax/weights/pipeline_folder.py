@@ -2,7 +2,7 @@
 
 import dataclasses
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from bksdm_jax.models.unet_json import unet_from_diffusers, unet_to_diffusers
 from bksdm_jax.models.vae import VAEConfig, vae_from_diffusers, vae_parameter_shapes
 from bksdm_jax.weights.embedded import TEACHER, teacher_folder
 from bksdm_jax.weights.files import WRITERS, read_weights
-from bksdm_jax.weights.locate import weight_files
+from bksdm_jax.weights.hub import hub_folder, is_hub_id
+from bksdm_jax.weights.locate import choose_files, weight_files
 from bksdm_jax.weights.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -216,18 +217,29 @@ def suffix_of(file_format: str) -> str:
     return FORMATS[file_format]
 
 
-def pipeline_folder(name: str | Path) -> Path:
+def pipeline_folder(name: str | Path, revision: str = "", variant: str = "") -> Path:
     """The folder that a name of a pipeline stands for.
 
-    `shapes_teacher` is the one that comes with the package (`./shapes_teacher` one of the working directory's); every
+    `shapes_teacher` is the one that comes with the package (`./shapes_teacher` one of the working directory's);
+    `owner/name` a model of the hub, fetched unless it is in the hub's cache, where no folder `owner` is here; every
     other name is a folder's own.
 
+    Args:
+        name: of the pipeline.
+        revision: branch, tag or commit of a model of the hub; empty: its default branch.
+        variant: of the weights, as `load_pipeline` takes it: decides which files are fetched.
+
     Raises:
-        InputError: no such folder, one without a pipeline's parts, or a damaged file of the package.
+        InputError: no such folder or model, one without a pipeline's parts, or a damaged file of the package.
     """
     if str(name) == TEACHER:
         return teacher_folder()
-    folder = Path(name).expanduser().resolve()
+    if isinstance(name, str) and is_hub_id(name):
+        folder = hub_folder(name, revision, lambda names: _needed(names, variant))
+    elif revision:
+        raise InputError(f"revision: {revision!r} is for models of the hub, and {name} is a folder")
+    else:
+        folder = Path(name).expanduser().resolve()
     if not folder.is_dir():
         raise InputError(f"{folder}: no such pipeline folder")
     needed = [*_LAYOUTS, "tokenizer", "scheduler"]
@@ -246,6 +258,16 @@ def _load_network(folder: Path, name: str, files: Sequence[Path]) -> Network:
     json = read_json(config_path)
     config = layout.parse(json, str(config_path))
     return Network(config, read_weights(files, layout.shapes(config)), json)
+
+
+def _needed(names: Collection[str], variant: str) -> list[str]:
+    """Of a repository's file names those that `load_pipeline` reads."""
+    needed = [name for name in names if name == "model_index.json" or name.split("/")[0] in ("tokenizer", "scheduler")]
+    for network, layout in _LAYOUTS.items():
+        inside = {name.removeprefix(f"{network}/") for name in names if name.startswith(f"{network}/")}
+        files = choose_files(inside, layout.stems, variant) or choose_files(inside, layout.stems, "")
+        needed += [f"{network}/{name}" for name in ("config.json", *files)]
+    return needed
 
 
 def _all_files(folder: Path, variant: str) -> dict[str, tuple[Path, ...]]:

@@ -1,0 +1,83 @@
+"""Pipelines by their id on the hub, against a server that answers as the hub does."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.fake_hub import COMMIT, REPOSITORY
+
+ASK = """
+import sys
+from bksdm_jax.errors import InputError
+from bksdm_jax.weights.pipeline_folder import load_pipeline, pipeline_folder
+for question in sys.argv[1:]:
+    try:
+        folder = pipeline_folder(*question.split(","))
+        load_pipeline(folder)
+        print(folder)
+    except InputError as error:
+        print("error:", error)
+"""
+
+
+@pytest.fixture(scope="module")
+def repository(torch_teacher: Path, flax_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What Diffusers writes, with files besides that a pipeline doesn't need."""
+    folder = shutil.copytree(torch_teacher, tmp_path_factory.mktemp("hub") / "tiny")
+    for network in ("unet", "vae"):
+        name = "diffusion_flax_model.msgpack"
+        shutil.copy(flax_teacher / network / name, folder / network / name)
+    (folder / "README.md").write_text("A picture of it: " + "x" * 1000)
+    (folder / "v1.ckpt").write_bytes(b"0" * 1000)
+    return folder
+
+
+@pytest.fixture
+def hub(repository: Path, tmp_path: Path) -> Iterator[str]:
+    """The server's address; what it was asked for is in `tmp_path / "asked"`."""
+    with (tmp_path / "asked").open("w") as asked:
+        command = [sys.executable, "-m", "tests.fake_hub", str(repository)]
+        with subprocess.Popen(command, cwd=ROOT, stdout=asked) as server:
+            while not (tmp_path / "asked").read_text().strip():
+                assert server.poll() is None
+            yield f"http://127.0.0.1:{(tmp_path / 'asked').read_text().split()[0]}"
+            server.terminate()
+
+
+def ask(home: Path, address: str, *questions: str, **more: str) -> list[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    environment |= {"HF_HOME": str(home), "HF_ENDPOINT": address, "XLA_FLAGS": ""} | more
+    command = [sys.executable, "-c", ASK, *questions]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=True)
+    return done.stdout.splitlines()
+
+
+def test_a_pipeline_of_the_hub_is_fetched_once_and_then_found_offline(hub: str, tmp_path: Path) -> None:
+    (folder,) = ask(tmp_path / "home", hub, REPOSITORY)
+    assert Path(folder).name == COMMIT
+    fetched = [
+        line.split(f"{COMMIT}/")[1] for line in (tmp_path / "asked").read_text().splitlines() if "GET /som" in line
+    ]
+    assert "unet/diffusion_pytorch_model.safetensors" in fetched
+    assert not [name for name in fetched if "flax" in name or "README" in name or "ckpt" in name]
+    assert ask(tmp_path / "home", hub, REPOSITORY, HF_HUB_OFFLINE="1") == [folder]
+    assert ask(tmp_path / "home", "http://127.0.0.1:9", REPOSITORY) == [folder]  # nobody listens there
+
+
+def test_what_the_hub_lacks_is_said(hub: str, tmp_path: Path) -> None:
+    said = ask(tmp_path / "home", hub, "somebody/else", f"{REPOSITORY},v9", "tests/no_such_model")
+    assert said[0] == "error: somebody/else: no such folder here, and no such model on the hub (or a private one)"
+    assert said[1] == f"error: {REPOSITORY} at revision v9: the hub has no such revision"
+    assert said[2].endswith("tests/no_such_model: no such pipeline folder")
+
+
+def test_without_hub_and_cache_it_is_said_at_once(tmp_path: Path) -> None:
+    (said,) = ask(tmp_path / "home", "http://127.0.0.1:9", REPOSITORY, HF_HUB_OFFLINE="1")
+    assert said.startswith(f"error: {REPOSITORY}: no such folder here; as a model of the hub it isn't in the cache")
+    assert not (tmp_path / "home" / "hub" / "models--somebody--tiny").exists()
