@@ -29,11 +29,13 @@ from ml_collections import config_dict
 def _base() -> config_dict.ConfigDict:
     """The reference run of SD v1 (section 4 of the paper)."""
     config = config_dict.ConfigDict()
-    config.teacher = ""  # pipeline folder, or id on the hub; required
+    config.teacher = ""  # pipeline folder, single file, or id on the hub; required
     config.revision = ""  # branch, tag or commit on the hub
     config.variant = ""  # of the weights: fp16, non_ema, ...
+    config.tokenizer = ""  # of a single file: folder or id on the hub; empty: CLIP's, from the hub
+    config.prediction = ""  # of a single file of SD 2.x: epsilon or v_prediction
     config.student = "bk_base"  # preset, or comma-separated names of removed blocks
-    config.student_init = "teacher"  # or random
+    config.student_init = "teacher"  # or random, or a pipeline with that student
     config.data = ""  # image folder with metadata.csv, or folder of a TFDS set; required
     config.split = "train"  # of the TFDS set
     config.resolution = 512
@@ -47,7 +49,9 @@ def _base() -> config_dict.ConfigDict:
     config.log_every = 50
     config.checkpoint_every = 1000
     config.keep_checkpoints = 3
-    config.format = "safetensors"  # or flax
+    config.format = "safetensors"  # or flax, single_file, single_file_spaced
+    config.save_dtype = ""  # float32, float16, bfloat16; empty: the U-Net float32, the rest as it was
+    config.safety_checker = True  # the teacher's is copied, where it has one
     config.loss = config_dict.ConfigDict(
         {
             "task": 1.0,

@@ -11,11 +11,15 @@ from ml_collections import config_dict
 def get_config() -> config_dict.ConfigDict:
     """The defaults of `launch.prune`."""
     config = config_dict.ConfigDict()
-    config.teacher = ""  # pipeline folder, or id on the hub; required
+    config.teacher = ""  # pipeline folder, single file, or id on the hub; required
     config.revision = ""  # branch, tag or commit on the hub
     config.variant = ""  # of the weights: fp16, non_ema, ...
+    config.tokenizer = ""  # of a single file: folder or id on the hub; empty: CLIP's, from the hub
+    config.prediction = ""  # of a single file of SD 2.x: epsilon or v_prediction
     config.student = "bk_small"  # preset, or comma-separated names of removed blocks
-    config.student_init = "teacher"  # or random
+    config.student_init = "teacher"  # or random, or a pipeline with that student
     config.seed = 0  # of random weights
-    config.format = "safetensors"  # or flax
+    config.format = "safetensors"  # or flax, single_file, single_file_spaced
+    config.save_dtype = ""  # float32, float16, bfloat16; empty: the U-Net float32, the rest as it was
+    config.safety_checker = True  # the teacher's is copied, where it has one
     return config

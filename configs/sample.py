@@ -9,9 +9,11 @@ from ml_collections import config_dict
 def get_config() -> config_dict.ConfigDict:
     """The defaults of `launch.sample`."""
     config = config_dict.ConfigDict()
-    config.model = ""  # pipeline folder, or id on the hub; required
+    config.model = ""  # pipeline folder, single file, or id on the hub; required
     config.revision = ""  # branch, tag or commit on the hub
     config.variant = ""  # of the weights: fp16, non_ema, ...
+    config.tokenizer = ""  # of a single file: folder or id on the hub; empty: CLIP's, from the hub
+    config.prediction = ""  # of a single file of SD 2.x: epsilon or v_prediction
     config.prompts = ""  # .txt (one per line) or .csv (file_name,text)
     config.prompt = ""  # or one prompt
     config.negative_prompt = ""

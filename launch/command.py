@@ -27,21 +27,31 @@ def run(config_class: type, call: Callable[[Any, Path], None]) -> None:
         config_class: a frozen dataclass; the config file's keys are its fields, nested ones included.
         call: does the work. Its `InputError`, or a full disk, ends the program with `error: ...` and status 1.
     """
-    config = config_flags.DEFINE_config_file("config", None, "configs/NAME.py[:variant,variant]")
     workdir = flags.DEFINE_string("workdir", None, "the folder for everything that is written")
+
+    def call_with_workdir(config: Any) -> None:
+        if workdir.value is None:
+            raise InputError("--workdir: missing; give --workdir=a folder")
+        call(config, Path(workdir.value).expanduser())
+
+    run_without_workdir(config_class, call_with_workdir)
+
+
+def run_without_workdir(config_class: type, call: Callable[[Any], None]) -> None:
+    """Parses `--config` and calls `call(config)`; for what writes nothing. The rest as `run`."""
+    config = config_flags.DEFINE_config_file("config", None, "configs/NAME.py[:variant,variant]")
 
     def main(argv: list[str]) -> None:
         if len(argv) > 1:
             raise InputError(f"{argv[1]!r}: unexpected argument; settings are --config.KEY=VALUE")
-        for flag, what in ((config, "configs/NAME.py"), (workdir, "a folder")):
-            if flag.value is None:
-                raise InputError(f"--{flag.name}: missing; give --{flag.name}={what}")
+        if config.value is None:
+            raise InputError("--config: missing; give --config=configs/NAME.py")
         path = Path(config_flags.get_config_filename(flags.FLAGS["config"]).split(":")[0])
         if not path.is_file():
             raise InputError(f"--config: no such file {path}; run from the folder that has configs/")
         logging.set_verbosity(logging.INFO)
         logging.get_absl_handler().addFilter(_worth_reading)
-        call(to_dataclass(config_class, config.value), Path(workdir.value).expanduser())
+        call(to_dataclass(config_class, config.value))
 
     try:
         app.run(main, flags_parser=_parse)
@@ -50,7 +60,8 @@ def run(config_class: type, call: Callable[[Any, Path], None]) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        sys.exit(f"error: {error.filename or workdir.value}: no space left on the disk; make room, then run it again")
+        place = error.filename or (flags.FLAGS["workdir"].value if "workdir" in flags.FLAGS else "writing")
+        sys.exit(f"error: {place}: no space left on the disk; make room, then run it again")
     except KeyboardInterrupt:
         sys.exit("interrupted")
 

@@ -73,7 +73,7 @@ def fakes(monkeypatch, tmp_path_factory):
         write_json(place / "scores.json", report | {"clip_score_shapes": scores, "fd_clip_shapes": scores})
 
     monkeypatch.setattr(comparison, "build", build)
-    monkeypatch.setattr(comparison, "pipeline_folder", lambda name: teacher)
+    monkeypatch.setattr(comparison, "find_pipeline", lambda name: teacher)
     monkeypatch.setattr(comparison, "prune", lambda config, place: place.mkdir(parents=True))
     monkeypatch.setattr(comparison, "load_unet_config", lambda place: unet_from_diffusers(tiny.MICRO))
     monkeypatch.setattr(comparison, "score_folder", score_folder)

@@ -15,10 +15,10 @@ from tests.fake_hub import COMMIT, REPOSITORY
 ASK = """
 import sys
 from bksdm_jax.errors import InputError
-from bksdm_jax.weights.pipeline_folder import load_pipeline, pipeline_folder
+from bksdm_jax.weights.load import find_pipeline, load_pipeline
 for question in sys.argv[1:]:
     try:
-        folder = pipeline_folder(*question.split(","))
+        folder = find_pipeline(*question.split(","))
         load_pipeline(folder)
         print(folder)
     except InputError as error:

@@ -17,7 +17,8 @@ from bksdm_jax.shapes.reader import read_scene
 from bksdm_jax.shapes.scenes import parse_caption
 from bksdm_jax.shapes.world import example
 from bksdm_jax.weights.embedded import teacher_folder
-from bksdm_jax.weights.pipeline_folder import load_pipeline, write_pipeline
+from bksdm_jax.weights.load import load_pipeline
+from bksdm_jax.weights.save import SaveConfig, write_pipeline
 from configs.demo import get_config
 from tests.test_binaries import command, fail, succeed
 from tests.test_weights import require_equal
@@ -61,7 +62,7 @@ def test_diffusers_flax_classes_read_the_teacher() -> None:
 
 def test_pytorch_draws_the_same_pictures(drawn: np.ndarray, tmp_path: Path) -> None:
     pipeline, demo = load_pipeline("shapes_teacher"), get_config()
-    write_pipeline(tmp_path / "torch", pipeline, pipeline.unet.config, pipeline.unet.params, "safetensors")
+    write_pipeline(tmp_path / "torch", pipeline, SaveConfig())
     theirs = StableDiffusionPipeline.from_pretrained(tmp_path / "torch", torch_dtype=torch.float32)
     theirs.set_progress_bar_config(disable=True)
     noise = np.asarray(starting_noise(1, np.arange(3, dtype=np.uint32), (8, 8, 4))).transpose(0, 3, 1, 2)

@@ -19,7 +19,8 @@ from bksdm_jax.pipelines.text_to_image import (
     make_generate,
     starting_noise,
 )
-from bksdm_jax.weights.pipeline_folder import Pipeline, load_pipeline
+from bksdm_jax.weights.load import load_pipeline
+from bksdm_jax.weights.pipeline import Pipeline
 from tests import tiny
 
 SCHEDULERS = {

@@ -16,7 +16,7 @@ from bksdm_jax.shapes.render import render
 from bksdm_jax.shapes.scenes import Scene, Thing, agreeing_facts, caption, draw_scene, held_out, parse_caption
 from bksdm_jax.shapes.world import ShapesConfig, ShapesWorld, example
 from bksdm_jax.weights import embedded
-from bksdm_jax.weights.pipeline_folder import pipeline_folder
+from bksdm_jax.weights.load import find_pipeline
 
 
 def shown(asked: Scene, picture: np.ndarray) -> list[tuple[str, bool]]:
@@ -175,7 +175,7 @@ def test_damaged_and_missing_files_are_told(tmp_path, monkeypatch) -> None:
     assert embedded.teacher_folder() == tmp_path / "teacher"
     weights.write_bytes(b"weightz")
     with pytest.raises(InputError, match=r"weights\.msgpack: damaged"):
-        pipeline_folder("shapes_teacher")
+        find_pipeline("shapes_teacher")
     weights.unlink()
     with pytest.raises(InputError, match=r"weights\.msgpack: missing"):
         embedded.clip_folder()

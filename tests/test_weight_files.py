@@ -23,8 +23,8 @@ from safetensors.torch import save_file
 from bksdm_jax import trees
 from bksdm_jax.errors import InputError
 from bksdm_jax.weights.files import INDEXERS
+from bksdm_jax.weights.load import load_pipeline
 from bksdm_jax.weights.locate import choose_files, weight_files
-from bksdm_jax.weights.pipeline_folder import load_pipeline
 from tests.test_weights import require_equal
 
 TENSORS = {

@@ -24,7 +24,8 @@ from bksdm_jax.errors import InputError
 from bksdm_jax.pruning.plan import plan_removal, removed_blocks
 from bksdm_jax.pruning.prune import PruneConfig, prune
 from bksdm_jax.pruning.weights import copy_weights
-from bksdm_jax.weights.pipeline_folder import load_pipeline, write_pipeline
+from bksdm_jax.weights.load import load_pipeline
+from bksdm_jax.weights.save import SaveConfig, with_unet, write_pipeline
 from tests import tiny
 
 
@@ -251,14 +252,14 @@ def test_a_student_that_diffusers_cannot_express_is_not_written(micro_teacher: P
 def test_a_failed_write_leaves_the_old_folder(micro_teacher: Path, tmp_path: Path) -> None:
     pipeline = load_pipeline(micro_teacher)
     plan = plan_removal(pipeline.unet.config, removed_blocks("mid_block"))
-    params = copy_weights(plan, pipeline.unet.params)
+    student = with_unet(pipeline, plan.student, copy_weights(plan, pipeline.unet.params))
     target = tmp_path / "student"
-    write_pipeline(target, pipeline, plan.student, params, "safetensors", {"note.json": 1})
+    write_pipeline(target, student, SaveConfig(), extra={"note.json": 1})
     with pytest.raises(TypeError):
-        write_pipeline(target, pipeline, plan.student, params, "safetensors", {"note.json": object()})
+        write_pipeline(target, student, SaveConfig(), extra={"note.json": object()})
     assert [path.name for path in tmp_path.iterdir()] == ["student"]
     assert json.loads((target / "note.json").read_text()) == 1
-    write_pipeline(target, pipeline, plan.student, params, "safetensors", {"note.json": 2})
+    write_pipeline(target, student, SaveConfig(), extra={"note.json": 2})
     assert json.loads((target / "note.json").read_text()) == 2
     assert [path.name for path in tmp_path.iterdir()] == ["student"]
 

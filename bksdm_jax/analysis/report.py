@@ -1,8 +1,6 @@
 """A student beside its teacher as text: cost by stage, and the removal plan."""
 
-from collections.abc import Mapping
-
-from bksdm_jax.analysis.cost import StageCost, unet_cost
+from bksdm_jax.analysis.cost import NOTHING, Cost, unet_cost
 from bksdm_jax.pruning.plan import RemovalPlan
 
 
@@ -16,15 +14,14 @@ def cost_table(plan: RemovalPlan, latent_size: int) -> str:
     teacher, student = unet_cost(plan.teacher, latent_size), unet_cost(plan.student, latent_size)
     successor = {_stage(source): _stage(name) for name, source in plan.blocks}
     successor |= {"input": "input", "output": "output"}
-    nothing = StageCost(0, 0)
     lines = [
         f"{'teacher stage':<16}{'parameters':>14}{'MMACs':>13}   {'student stage':<16}{'parameters':>14}{'MMACs':>13}"
     ]
     for stage, cost in teacher.items():
         name = successor.get(stage, "-")
-        lines.append(_row(stage, cost, name, student.get(name, nothing)))
-    lines.append(_row("total", _total(teacher), "", _total(student)))
-    whole, left = _total(teacher), _total(student)
+        lines.append(_row(stage, cost, name, student.get(name, NOTHING)))
+    whole, left = sum(teacher.values(), NOTHING), sum(student.values(), NOTHING)
+    lines.append(_row("total", whole, "", left))
     lines.append(
         f"left: {left.parameters / whole.parameters:.1%} of the parameters, {left.macs / whole.macs:.1%} of the MACs "
         f"({latent_size}x{latent_size} latents, THOP's rules)"
@@ -47,10 +44,6 @@ def _stage(block: str) -> str:
     return block.rsplit(".", 2)[0]
 
 
-def _total(costs: Mapping[str, StageCost]) -> StageCost:
-    return StageCost(sum(c.parameters for c in costs.values()), sum(c.macs for c in costs.values()))
-
-
-def _row(stage: str, cost: StageCost, name: str, ours: StageCost) -> str:
+def _row(stage: str, cost: Cost, name: str, ours: Cost) -> str:
     left = f"{stage:<16}{cost.parameters:>14,}{cost.macs / 1e6:>13,.1f}"
     return f"{left}   {name:<16}{ours.parameters:>14,}{ours.macs / 1e6:>13,.1f}"

@@ -26,7 +26,8 @@ from bksdm_jax.training.losses import LossWeights
 from bksdm_jax.training.sheets import SheetConfig
 from bksdm_jax.training.state import OptimizerConfig
 from bksdm_jax.weights.embedded import TEACHER, pretrained_identity
-from bksdm_jax.weights.pipeline_folder import load_pipeline, load_unet_config, pipeline_folder
+from bksdm_jax.weights.load import find_pipeline, load_pipeline, load_unet_config
+from bksdm_jax.weights.save import SaveConfig
 from bksdm_jax.workdir import claim, require_same
 
 _OTHER_SPACE = 100 * 2**20  # bytes: the set, compiled programs, images, metrics
@@ -124,7 +125,7 @@ def _require_settings(config: ComparisonConfig, rows: Sequence[Row]) -> None:
     known_name("config", "dataset", config.dataset, ShapesWorld.builder_configs)
     whole_number("config", "images", config.images, 2, ShapesWorld.builder_configs[config.dataset].heldout)
     for init in {row.init for row in rows if row.init}:
-        plan_student(TEACHER, config.student, init, "safetensors")
+        plan_student(TEACHER, config.student, init, SaveConfig())
     for row in rows:
         require_settings(_training(config, row, Path()))
     sampler = SamplerConfig(config.sampling_steps, config.guidance_scale, PIXELS, seed=config.seed)
@@ -136,7 +137,7 @@ def _space(config: ComparisonConfig, rows: Sequence[Row], workdir: Path) -> int:
     missing = [row for row in rows if row.loss and not (workdir / "models" / row.name / "model").is_dir()]
     if not missing:
         return 0
-    plan = plan_student(TEACHER, config.student, missing[0].init, "safetensors")
+    plan = plan_student(TEACHER, config.student, missing[0].init, SaveConfig())
     parameters = sum(leaf.size for leaf in jax.tree.leaves(parameter_shapes(plan.student)))
     state = 16 * parameters  # float32: parameters, moving average, two moments
     model = 4 * parameters + 2**22  # and what is not the U-Net
@@ -146,7 +147,7 @@ def _space(config: ComparisonConfig, rows: Sequence[Row], workdir: Path) -> int:
 def _model(config: ComparisonConfig, row: Row, data: Path, folder: Path, where: str) -> Path | None:
     """The pipeline folder of a row, made unless it is there; None if interrupted."""
     if not row.init:
-        return pipeline_folder(TEACHER)
+        return find_pipeline(TEACHER)
     if row.loss is None:
         if not folder.exists():
             _say(f"{where}: pruning")

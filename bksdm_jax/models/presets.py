@@ -69,3 +69,25 @@ TEACHERS: dict[str, dict[str, Any]] = {
         "use_linear_projection": True,
     },
 }
+
+# Their text encoders, as Transformers' config.json states them. SD 2.x leaves out OpenCLIP's last layer.
+TEXT_ENCODERS: dict[str, dict[str, Any]] = {
+    "v1": {
+        "vocab_size": 49_408,
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "max_position_embeddings": 77,
+        "hidden_act": "quick_gelu",
+    },
+    "v2": {
+        "vocab_size": 49_408,
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 23,
+        "num_attention_heads": 16,
+        "max_position_embeddings": 77,
+        "hidden_act": "gelu",
+    },
+}

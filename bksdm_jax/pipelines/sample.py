@@ -16,7 +16,7 @@ from bksdm_jax.files import file_sha256, write_json
 from bksdm_jax.images import save_png
 from bksdm_jax.pipelines.text_to_image import Generate, SamplerConfig, generate_images, make_generate
 from bksdm_jax.progress import Progress, waiting
-from bksdm_jax.weights.pipeline_folder import load_pipeline, pipeline_folder
+from bksdm_jax.weights.load import find_pipeline, load_pipeline
 from bksdm_jax.workdir import claim, require_same
 
 _MAY_CHANGE = ("batch_size", "prompts")  # the texts themselves are recorded
@@ -40,6 +40,7 @@ class SampleConfig:
         dtype: of the networks' computations.
         revision: branch, tag or commit of a model from the hub.
         variant: of the model's weights, `fp16`, `non_ema`, ...; empty: the plain ones.
+        tokenizer, prediction: what a single file doesn't say: a folder or id on the hub; `epsilon` or `v_prediction`.
     """
 
     model: str
@@ -55,6 +56,8 @@ class SampleConfig:
     dtype: str = "float32"
     revision: str = ""
     variant: str = ""
+    tokenizer: str = ""
+    prediction: str = ""
 
 
 def sample(config: SampleConfig, workdir: Path) -> int:
@@ -73,7 +76,8 @@ def sample(config: SampleConfig, workdir: Path) -> int:
     prompts = _prompts(config)
     dtype = compute_dtype(config.dtype)
     whole_number("config", "batch_size", config.batch_size)
-    pipeline = load_pipeline(pipeline_folder(config.model, config.revision, config.variant), config.variant)
+    model = find_pipeline(config.model, config.revision, config.variant)
+    pipeline = load_pipeline(model, config.variant, config.tokenizer, config.prediction)
     networks = pipeline.architectures()
     sampler = SamplerConfig(
         config.steps,
@@ -85,7 +89,7 @@ def sample(config: SampleConfig, workdir: Path) -> int:
     )
     generate = jax.jit(make_generate(networks, sampler, dtype))
     record = dataclasses.asdict(config) | {
-        "model": str(pipeline.folder.resolve()),
+        "model": str(pipeline.place.resolve()),
         "unet_sha256": [file_sha256(path) for path in pipeline.unet_files],
         "texts": [prompt.text for prompt in prompts],
     }

@@ -15,7 +15,7 @@ from bksdm_jax.images import to_uint8
 from bksdm_jax.models.clip import CLIPTextEncoder
 from bksdm_jax.models.unet import UNet
 from bksdm_jax.models.vae import VAE
-from bksdm_jax.weights.pipeline_folder import Architectures
+from bksdm_jax.weights.pipeline import Architectures
 from bksdm_jax.weights.tokenizer import Tokenizer
 
 

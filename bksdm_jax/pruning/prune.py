@@ -1,6 +1,7 @@
 """Pruning as one call: teacher folder in, untrained student folder out."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,16 +9,12 @@ import jax
 import numpy as np
 
 from bksdm_jax.errors import InputError, one_of
-from bksdm_jax.models.unet_json import require_flax_expressible, unet_to_diffusers
 from bksdm_jax.pruning.plan import RemovalPlan, plan_removal, removed_blocks
 from bksdm_jax.pruning.weights import copy_weights, random_weights
-from bksdm_jax.weights.pipeline_folder import (
-    load_pipeline,
-    load_unet_config,
-    pipeline_folder,
-    suffix_of,
-    write_pipeline,
-)
+from bksdm_jax.weights.hub import is_hub_id
+from bksdm_jax.weights.load import find_pipeline, load_pipeline, load_unet, load_unet_config
+from bksdm_jax.weights.model_card import CardFacts
+from bksdm_jax.weights.save import SaveConfig, require_savable, with_unet, write_pipeline
 from bksdm_jax.workdir import is_used
 
 
@@ -40,13 +37,15 @@ class PruneConfig:
     """A student to cut.
 
     Attributes:
-        teacher: pipeline folder, id on the hub, or `shapes_teacher`.
+        teacher: pipeline folder, single file, id on the hub, or `shapes_teacher`.
         revision: branch, tag or commit of a teacher from the hub.
         variant: of the teacher's weights, `fp16`, `non_ema`, ...; empty: the plain ones.
         student: a preset, or a comma-separated list of removed blocks.
-        student_init: a key of `INITS`.
+        student_init: a key of `INITS`, or a pipeline whose U-Net is that student.
         seed: of random weights.
-        format: `safetensors` or `flax`.
+        tokenizer, prediction: what a single-file teacher doesn't say: a folder or id on the hub; `epsilon` or
+            `v_prediction`.
+        format, save_dtype, safety_checker: as `SaveConfig` has them.
     """
 
     teacher: str
@@ -56,42 +55,87 @@ class PruneConfig:
     format: str = "safetensors"
     revision: str = ""
     variant: str = ""
+    tokenizer: str = ""
+    prediction: str = ""
+    save_dtype: str = ""
+    safety_checker: bool = True
 
 
-def plan_student(teacher: str | Path, student: str, student_init: str, file_format: str) -> RemovalPlan:
-    """The plan of a student that a pipeline folder can hold, from the teacher's config alone.
+def plan_student(
+    teacher: str | Path, student: str, student_init: str, save: SaveConfig, prediction: str = ""
+) -> RemovalPlan:
+    """The plan of a student that can be written, from configs alone.
+
+    Args:
+        teacher: as `find_pipeline` takes it.
+        student: a preset, or a comma-separated list of removed blocks.
+        student_init: a key of `INITS`, or a pipeline whose U-Net is that student.
+        save: how it is to be written.
+        prediction: of a single-file teacher.
 
     Raises:
-        InputError: an unknown name, a list of removed blocks that can't work, or one that Diffusers can't express.
+        InputError: an unknown name, a list of removed blocks that can't work, a student that the format can't hold, or
+            first weights of another U-Net.
     """
+    plan = plan_removal(load_unet_config(teacher, prediction), removed_blocks(student))
+    require_savable(plan.student, save)
     if student_init not in INITS:
-        raise one_of("student_init", student_init, INITS)
-    suffix_of(file_format)
-    plan = plan_removal(load_unet_config(teacher), removed_blocks(student))
-    unet_to_diffusers(plan.student)
-    if file_format == "flax":
-        require_flax_expressible(plan.student)
+        _require_student(plan, student_init)
     return plan
 
 
+def _require_student(plan: RemovalPlan, student_init: str) -> None:
+    """Holds the U-Net of a pipeline that training is to start from to the one that the plan leaves."""
+    if not is_hub_id(student_init) and not Path(student_init).expanduser().exists():
+        error = one_of("student_init", student_init, INITS)
+        raise InputError(f"{error}; or the folder, file or id on the hub of a pipeline with such a U-Net")
+    found = load_unet_config(student_init, "epsilon")  # whatever it predicts: the teacher's is what counts
+    for key in vars(plan.student):
+        ours, theirs = getattr(plan.student, key), getattr(found, key)
+        if key not in ("sample_size", "upcast_attention") and ours != theirs:
+            raise InputError(
+                f"student_init: the U-Net of {student_init} is another one than the teacher without the removed "
+                f"blocks: its {key} is {str(theirs)[:300]}, not {str(ours)[:300]}"
+            )
+
+
 def initial_weights(plan: RemovalPlan, student_init: str, teacher: dict[str, Any], seed: int) -> dict[str, Any]:
-    """The student's first parameters, float32 numpy, nested by Flax names."""
-    weights = INITS[student_init](plan, teacher, seed)
+    """The student's first parameters, float32 numpy, nested by Flax names.
+
+    Args:
+        plan: teacher and student.
+        student_init: a key of `INITS`, or a pipeline whose U-Net is the plan's student.
+        teacher: the teacher's parameters.
+        seed: of random weights.
+
+    Raises:
+        InputError: the pipeline can't be read.
+    """
+    known = INITS.get(student_init)
+    weights = known(plan, teacher, seed) if known else load_unet(student_init).params
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), weights)
 
 
+def card_facts(teacher: str, plan: RemovalPlan, student_init: str, training: Mapping[str, object]) -> CardFacts:
+    """What a student's model card says beyond the networks; `training` may be empty."""
+    start = {"teacher": "the parent's weights for the blocks that stay", "random": "random weights"}
+    return CardFacts(teacher, plan.removed, start.get(student_init, f"`{Path(student_init).name}`"), training)
+
+
 def prune(config: PruneConfig, workdir: Path) -> RemovalPlan:
-    """Writes the student's pipeline folder as `workdir`.
+    """Writes the student's pipeline into `workdir`.
 
     Raises:
         InputError: a setting, file or folder can't be used; nothing is written then.
     """
-    teacher = pipeline_folder(config.teacher, config.revision, config.variant)
-    plan = plan_student(teacher, config.student, config.student_init, config.format)
+    save = SaveConfig(config.format, config.save_dtype, config.safety_checker)
+    teacher = find_pipeline(config.teacher, config.revision, config.variant, config.safety_checker)
+    plan = plan_student(teacher, config.student, config.student_init, save, config.prediction)
     if is_used(workdir):
         raise InputError(f"{workdir}: exists already; choose a new folder for the student")
-    pipeline = load_pipeline(teacher, config.variant)
+    pipeline = load_pipeline(teacher, config.variant, config.tokenizer, config.prediction)
     params = initial_weights(plan, config.student_init, pipeline.unet.params, config.seed)
+    facts = card_facts(config.teacher, plan, config.student_init, {})
     extra = {"removal_plan.json": plan.to_json()}
-    write_pipeline(workdir, pipeline, plan.student, params, config.format, extra)
+    write_pipeline(workdir, with_unet(pipeline, plan.student, params), save, facts, extra)
     return plan

@@ -33,7 +33,8 @@ from bksdm_jax.shapes_teacher.denoiser import unet_config as small_unet
 from bksdm_jax.shapes_teacher.fit import Phase, fit, shuffled
 from bksdm_jax.weights.clip_folder import write_clip
 from bksdm_jax.weights.embedded import write_checksums
-from bksdm_jax.weights.pipeline_folder import Network, write_networks
+from bksdm_jax.weights.pipeline import Network, Pipeline
+from bksdm_jax.weights.save import SaveConfig, write_pipeline
 from bksdm_jax.weights.tokenizer import Tokenizer, load_tokenizer, write_tokenizer
 from bksdm_jax.workdir import claim, require_same
 
@@ -88,18 +89,23 @@ def make_teacher(config: TeacherConfig, workdir: Path) -> Path | None:
     unet_config, unet = _unet(config, workdir / "unet", vae_config, (clip_config, clip), moments, tokens)
     if unet is None:
         return None
-    networks = {
-        "unet": Network(unet_config, _half(unet), unet_to_diffusers(unet_config)),
-        "vae": Network(vae_config, _half(vae), vae_to_diffusers(vae_config)),
-        "text_encoder": Network(
+    schedule = ScheduleConfig()
+    teacher = Pipeline(
+        place=workdir,
+        unet_files=(),
+        unet=Network(unet_config, _half(unet), unet_to_diffusers(unet_config)),
+        vae=Network(vae_config, _half(vae), vae_to_diffusers(vae_config)),
+        text_encoder=Network(
             clip_config.text,
             _half({"text_model": clip["text_model"]}),
             clip_text_to_transformers(clip_config.text),
         ),
-    }
-    scheduler = schedule_to_diffusers(ScheduleConfig())
+        tokenizer=tokenizer,
+        schedule=schedule,
+        scheduler=schedule_to_diffusers(schedule),
+    )
     with atomic_folder(workdir / "made") as made:
-        write_networks(made / "teacher", networks, workdir / "tokenizer", scheduler, "flax")
+        write_pipeline(made / "teacher", teacher, SaveConfig("flax"))
         write_clip(made / "clip", clip_config, _half(clip), workdir / "tokenizer")
         write_checksums(made)
     return workdir / "made"

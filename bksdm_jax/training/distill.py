@@ -20,7 +20,7 @@ from bksdm_jax.errors import InputError, finite_number, whole_number
 from bksdm_jax.pipelines.text_to_image import MOST_SEED, SamplerConfig, require_sampler
 from bksdm_jax.progress import waiting
 from bksdm_jax.pruning.plan import RemovalPlan
-from bksdm_jax.pruning.prune import initial_weights, plan_student
+from bksdm_jax.pruning.prune import card_facts, initial_weights, plan_student
 from bksdm_jax.training.checkpoints import Checkpoints
 from bksdm_jax.training.loop import LoopConfig, run_loop
 from bksdm_jax.training.losses import LossWeights
@@ -28,10 +28,22 @@ from bksdm_jax.training.sharding import batch_sharding, make_mesh, parameter_sha
 from bksdm_jax.training.sheets import SheetConfig, Sheets
 from bksdm_jax.training.state import OptimizerConfig, TrainState, create_state, make_optimizer
 from bksdm_jax.training.step import Problem, make_train_step
-from bksdm_jax.weights.pipeline_folder import Pipeline, load_pipeline, pipeline_folder, write_pipeline
+from bksdm_jax.weights.load import find_pipeline, load_pipeline
+from bksdm_jax.weights.pipeline import Pipeline
+from bksdm_jax.weights.save import SaveConfig, with_unet, write_pipeline
 from bksdm_jax.workdir import claim, require_same
 
-_MAY_CHANGE = ("steps", "log_every", "checkpoint_every", "keep_checkpoints", "sheets", "format", "fsdp")
+_MAY_CHANGE = (
+    "steps",
+    "log_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "sheets",
+    "fsdp",
+    "format",
+    "save_dtype",
+    "safety_checker",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,11 +51,11 @@ class TrainConfig:
     """A distillation run.
 
     Attributes:
-        teacher: pipeline folder, id on the hub, or `shapes_teacher`.
+        teacher: pipeline folder, single file, id on the hub, or `shapes_teacher`.
         revision: branch, tag or commit of a teacher from the hub.
         variant: of the teacher's weights, `fp16`, `non_ema`, ...; empty: the plain ones.
         student: a preset, or a comma-separated list of removed blocks.
-        student_init: `teacher` or `random`.
+        student_init: `teacher`, `random`, or a pipeline whose U-Net is that student: training goes on from it.
         data: image folder with `metadata.csv`, folder of a TFDS set with `image` and `text`, or `shapes_world/demo`.
         split: of the TFDS set.
         resolution: pixels.
@@ -56,7 +68,9 @@ class TrainConfig:
         fsdp: how many devices share one copy of the parameters.
         log_every, checkpoint_every: optimiser updates.
         keep_checkpoints: how many of the newest stay; 0: all.
-        format: of the final `model/`, `safetensors` or `flax`.
+        format, save_dtype, safety_checker: of the final `model/`, as `SaveConfig` has them.
+        tokenizer, prediction: what a single-file teacher doesn't say: a folder or id on the hub; `epsilon` or
+            `v_prediction`.
         loss, optimizer, sheets: see there.
     """
 
@@ -82,6 +96,10 @@ class TrainConfig:
     sheets: SheetConfig = SheetConfig()
     revision: str = ""
     variant: str = ""
+    tokenizer: str = ""
+    prediction: str = ""
+    save_dtype: str = ""
+    safety_checker: bool = True
 
 
 def distill(config: TrainConfig, workdir: Path) -> Path | None:
@@ -95,15 +113,16 @@ def distill(config: TrainConfig, workdir: Path) -> Path | None:
             known then), or training meets an unreadable image or a loss that is not finite.
     """
     require_settings(config)
-    teacher = pipeline_folder(config.teacher, config.revision, config.variant)
-    plan = plan_student(teacher, config.student, config.student_init, config.format)
+    save = SaveConfig(config.format, config.save_dtype, config.safety_checker)
+    teacher = find_pipeline(config.teacher, config.revision, config.variant, config.safety_checker)
+    plan = plan_student(teacher, config.student, config.student_init, save, config.prediction)
     mesh = make_mesh(config.fsdp)
     _require_whole_batches(config, mesh)
     data = data_folder(config.data)
     examples = open_examples(data, config.split)
     record = _record(config, teacher, data)
     require_same(workdir, record, _MAY_CHANGE)
-    pipeline = load_pipeline(teacher, config.variant)
+    pipeline = load_pipeline(teacher, config.variant, config.tokenizer, config.prediction)
     if config.sheets.steps:
         require_sampler(_sheet_sampler(config), pipeline.architectures())
     claim(workdir, record)
@@ -122,9 +141,18 @@ def distill(config: TrainConfig, workdir: Path) -> Path | None:
     if done is None:
         return None
     params = jax.tree.map(np.asarray, done.ema)
+    facts = card_facts(config.teacher, plan, config.student_init, _training_facts(config, len(examples)))
     extra = {"removal_plan.json": plan.to_json()}
-    write_pipeline(workdir / "model", pipeline, plan.student, params, config.format, extra)
-    return workdir / "model"
+    return write_pipeline(workdir / "model", with_unet(pipeline, plan.student, params), save, facts, extra)
+
+
+def _training_facts(config: TrainConfig, images: int) -> dict[str, object]:
+    """The settings that say what was done, for the model card."""
+    kept = ("steps", "batch_size", "resolution", "flip", "dtype", "seed")
+    facts = {"images": images, **{key: getattr(config, key) for key in kept}}
+    facts |= {f"loss.{key}": getattr(config.loss, key) for key in ("task", "output", "feature", "min_snr_gamma")}
+    optimizer = ("learning_rate", "weight_decay", "warmup_steps", "cosine_steps", "ema_decay")
+    return facts | {f"optimizer.{key}": getattr(config.optimizer, key) for key in optimizer}
 
 
 def _train(

@@ -11,7 +11,7 @@ import numpy as np
 
 from bksdm_jax.images import grid, save_png
 from bksdm_jax.pipelines.text_to_image import Generate, SamplerConfig, generate_images, make_generate
-from bksdm_jax.weights.pipeline_folder import Architectures
+from bksdm_jax.weights.pipeline import Architectures
 from bksdm_jax.weights.tokenizer import Tokenizer
 
 

@@ -50,9 +50,15 @@ def read_weights(paths: Sequence[Path], expected: Mapping[str, Any]) -> dict[str
     wanted = {name: tuple(leaf.shape) for name, leaf in trees.flatten(expected).items()}
     if paths[0].suffix == ".msgpack":
         return _load(source, {name: (name, False) for name in wanted}, stored, wanted)
-    stored = {names.current_name(name): tensor for name, tensor in stored.items()}
-    stored.pop(None, None)
-    return _load(source, {name: (names.torch_name(name), True) for name in wanted}, stored, wanted)
+    return read_tensors(source, stored, expected)
+
+
+def read_tensors(source: str, stored: Mapping[str, StoredTensor], expected: Mapping[str, Any]) -> dict[str, Any]:
+    """Reads one network from tensors under PyTorch's names; `source` is named by errors, the rest as `read_weights`."""
+    wanted = {name: tuple(leaf.shape) for name, leaf in trees.flatten(expected).items()}
+    current = {names.current_name(name): tensor for name, tensor in stored.items()}
+    current.pop(None, None)
+    return _load(source, {name: (names.torch_name(name), True) for name in wanted}, current, wanted)
 
 
 def _load(
@@ -87,9 +93,13 @@ def write_msgpack(path: Path, params: Mapping[str, Any]) -> None:
 
 def write_safetensors(path: Path, params: Mapping[str, Any]) -> None:
     """Writes nested Flax arrays under PyTorch's names, in PyTorch's layouts."""
-    flat = trees.flatten(_as_numpy(params))
-    tensors = {names.torch_name(name): names.to_torch(name, leaf) for name, leaf in flat.items()}
-    save_file(tensors, path, metadata={"format": "pt"})
+    save_file(torch_tensors(params), path, metadata={"format": "pt"})
+
+
+def torch_tensors(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Nested Flax arrays as a flat table under PyTorch's names, in PyTorch's layouts."""
+    flat = trees.flatten(params)
+    return {names.torch_name(path): names.to_torch(path, np.asarray(leaf)) for path, leaf in flat.items()}
 
 
 WRITERS: dict[str, Callable[[Path, Mapping[str, Any]], None]] = {

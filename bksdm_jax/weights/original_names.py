@@ -1,13 +1,13 @@
 """Names of weights in the original single-file layout (CompVis, Stability) against Diffusers' PyTorch names.
 
 The original U-Net numbers its blocks in the order in which they run, so its names follow from the table of blocks, a
-student's as a teacher's.
+student's as a teacher's; for students there is a second way of numbering (`unet_modules`).
 """
 
 from collections.abc import Mapping
 
 from bksdm_jax.models.clip import CLIPTextConfig
-from bksdm_jax.models.unet import UNetConfig, block_table
+from bksdm_jax.models.unet import Block, UNetConfig, block_table
 from bksdm_jax.models.vae import VAEConfig
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
@@ -38,28 +38,59 @@ _OPEN_CLIP_LAYER = {
 }
 
 
-def unet_modules(config: UNetConfig) -> dict[str, str]:
-    """Diffusers' name of every module that has weights, or of a transformer -> the original name."""
+def unet_modules(config: UNetConfig, spaced: bool = False) -> dict[str, str]:
+    """Diffusers' name of every module that has weights, or of a transformer -> the original name.
+
+    Args:
+        config: the U-Net.
+        spaced: number the blocks of a student as if its stages had all of SD's: three numbers to a stage, those of
+            removed blocks left out. Diffusers' own conversion script does so, and stable-diffusion.cpp expects it of
+            small U-Nets; the original program, and tools that read a U-Net off its names, number without gaps.
+    """
     modules = dict(_ENDS)
-    entered, left, middle, inside = 0, -1, -1, 0  # the last input, output and middle block; modules of the last output
+    place = _spaced if spaced else _Consecutive().place
     for row in block_table(config)[0]:
-        if row.stage == "mid_block":
-            middle += 1
-            place = f"middle_block.{middle}"
-        elif row.stage.startswith("down"):
-            entered += row.kind != "attention"
-            place = f"input_blocks.{entered}.{int(row.kind == 'attention')}"
-        else:
-            left += row.kind == "resnet"
-            inside = 0 if row.kind == "resnet" else inside + 1
-            place = f"output_blocks.{left}.{inside}"
+        original = place(row)
         if row.kind == "resnet":
-            modules |= {f"{row.name}.{ours}": f"{place}.{theirs}" for ours, theirs in _RESNET.items()}
+            modules |= {f"{row.name}.{ours}": f"{original}.{theirs}" for ours, theirs in _RESNET.items()}
         elif row.kind == "attention":
-            modules[row.name] = place
+            modules[row.name] = original
         else:
-            modules[f"{row.name}.conv"] = f"{place}.{'op' if row.kind == 'downsampler' else 'conv'}"
+            modules[f"{row.name}.conv"] = f"{original}.{'op' if row.kind == 'downsampler' else 'conv'}"
     return {ours: UNET + theirs for ours, theirs in modules.items()}
+
+
+class _Consecutive:
+    """Numbers blocks as they come."""
+
+    def __init__(self) -> None:
+        # The last input, output and middle block; modules of the last output block.
+        self._entered, self._left, self._middle, self._inside = 0, -1, -1, 0
+
+    def place(self, row: Block) -> str:
+        if row.stage == "mid_block":
+            self._middle += 1
+            return f"middle_block.{self._middle}"
+        if row.stage.startswith("down"):
+            self._entered += row.kind != "attention"
+            return f"input_blocks.{self._entered}.{int(row.kind == 'attention')}"
+        self._left += row.kind == "resnet"
+        self._inside = 0 if row.kind == "resnet" else self._inside + 1
+        return f"output_blocks.{self._left}.{self._inside}"
+
+
+def _spaced(row: Block) -> str:
+    """Three numbers to a stage; the first up stage's upsampler is module 1, the others' 2, attention or not."""
+    j = int(row.leaf.rpartition(".")[2])
+    if row.stage == "mid_block":
+        return f"middle_block.{1 if row.kind == 'attention' else 2 * j}"
+    i = int(row.stage.rpartition(".")[2])
+    if row.kind == "downsampler":
+        return f"input_blocks.{3 * i + 3}.0"
+    if row.kind == "upsampler":
+        return f"output_blocks.{3 * i + 2}.{1 if i == 0 else 2}"
+    side, number = ("input", 3 * i + j + 1) if row.stage.startswith("down") else ("output", 3 * i + j)
+    return f"{side}_blocks.{number}.{int(row.kind == 'attention')}"
 
 
 def vae_modules(config: VAEConfig) -> dict[str, str]:

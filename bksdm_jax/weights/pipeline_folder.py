@@ -6,61 +6,19 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.repocard import metadata_load
+
 from bksdm_jax.diffusion.schedule import ScheduleConfig, schedule_from_diffusers
-from bksdm_jax.errors import InputError, one_of
-from bksdm_jax.files import atomic_folder, read_json, write_json
+from bksdm_jax.errors import InputError
+from bksdm_jax.files import read_json, write_json
 from bksdm_jax.models.clip import CLIPTextConfig, clip_text_from_transformers, clip_text_parameter_shapes
 from bksdm_jax.models.unet import UNetConfig, parameter_shapes
-from bksdm_jax.models.unet_json import unet_from_diffusers, unet_to_diffusers
+from bksdm_jax.models.unet_json import unet_from_diffusers
 from bksdm_jax.models.vae import VAEConfig, vae_from_diffusers, vae_parameter_shapes
-from bksdm_jax.weights.embedded import TEACHER, teacher_folder
 from bksdm_jax.weights.files import WRITERS, read_weights
-from bksdm_jax.weights.hub import hub_folder, is_hub_id
 from bksdm_jax.weights.locate import choose_files, weight_files
-from bksdm_jax.weights.tokenizer import Tokenizer, load_tokenizer
-
-
-@dataclasses.dataclass(frozen=True)
-class Network:
-    """One network of a pipeline: its architecture, its parameters (nested by Flax names), its `config.json`."""
-
-    config: Any
-    params: dict[str, Any]
-    json: dict[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Architectures:
-    """The networks of a pipeline without their weights, and the schedule they were trained for."""
-
-    unet: UNetConfig
-    vae: VAEConfig
-    text_encoder: CLIPTextConfig
-    schedule: ScheduleConfig
-
-
-@dataclasses.dataclass(frozen=True)
-class Pipeline:
-    """A loaded pipeline folder; parameters are numpy arrays in the dtypes of the files.
-
-    `unet_files` is where the U-Net's were.
-    """
-
-    folder: Path
-    unet_files: tuple[Path, ...]
-    unet: Network
-    vae: Network
-    text_encoder: Network
-    tokenizer: Tokenizer
-    schedule: ScheduleConfig
-
-    def architectures(self) -> Architectures:
-        """The same without weights."""
-        return Architectures(self.unet.config, self.vae.config, self.text_encoder.config, self.schedule)
-
-    def resolution(self) -> int:
-        """Height and width in pixels that the U-Net was made for."""
-        return (self.unet.config.sample_size or 64) * self.vae.config.factor
+from bksdm_jax.weights.pipeline import NETWORKS, Architectures, Network, Pipeline
+from bksdm_jax.weights.tokenizer import load_tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,185 +47,154 @@ _LAYOUTS = {
         "CLIPTextModel",
     ),
 }
-FORMATS = {"safetensors": ".safetensors", "flax": ".msgpack"}
-"""What a pipeline can be written as."""
+_NEEDED = (*NETWORKS, "tokenizer", "scheduler")
+_PARTS = ("safety_checker", "feature_extractor")
+_LICENCE = ("license", "license_name", "license_link")
+_CARD = "README.md"
+_MOST_CARD, _MOST_WORDS = 2**20, 200  # bytes of a card, letters of what it says of the licence
 
 
-def load_pipeline(name: str | Path, variant: str = "") -> Pipeline:
+def require_pipeline_folder(folder: Path) -> None:
+    """Raises `InputError` if `folder` lacks the folder of a network, of the tokenizer or of the scheduler."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such pipeline folder")
+    missing = [name for name in _NEEDED if not (folder / name).is_dir()]
+    if missing:
+        raise InputError(
+            f"{folder}: not a whole pipeline folder, {', '.join(name + '/' for name in missing)} missing; "
+            f"it needs {', '.join(name + '/' for name in _NEEDED)}"
+        )
+
+
+def read_pipeline_folder(folder: Path, variant: str = "") -> Pipeline:
     """Reads a pipeline folder; each network from `.safetensors`, Flax `.msgpack` or PyTorch `.bin`, the first there is.
 
     Args:
-        name: the folder, as `pipeline_folder` takes it.
+        folder: in Diffusers' layout.
         variant: `fp16`, `non_ema`, ...: the infix of weights' file names. A network that has none of this variant is
             read from its plain files.
 
     Raises:
         InputError: a component is missing, damaged, or doesn't fit its config.
     """
-    folder = pipeline_folder(name)
     files = _all_files(folder, variant)
-    networks = {name: _load_network(folder, name, paths) for name, paths in files.items()}
-    pipeline = Pipeline(
-        folder=folder,
+    networks = {name: _read_network(folder, name, paths) for name, paths in files.items()}
+    scheduler, schedule = _read_scheduler(folder)
+    return Pipeline(
+        place=folder,
         unet_files=files["unet"],
         tokenizer=load_tokenizer(folder / "tokenizer", networks["text_encoder"].config.max_length),
-        schedule=load_schedule(folder),
+        schedule=schedule,
+        scheduler=scheduler,
+        parts=_parts(folder),
+        licence=_licence(folder / _CARD),
         **networks,
     )
-    _require_agreement(pipeline)
-    return pipeline
 
 
-def load_schedule(folder: Path) -> ScheduleConfig:
-    """Reads `scheduler/scheduler_config.json` of a pipeline folder; raises `InputError` if it can't."""
-    path = folder / "scheduler" / "scheduler_config.json"
-    return schedule_from_diffusers(read_json(path), str(path))
+def read_network(folder: Path, name: str, variant: str = "") -> Network:
+    """Reads one network of a pipeline folder, as `read_pipeline_folder` does."""
+    return _read_network(folder, name, _all_files(folder, variant)[name])
 
 
-def load_unet_config(name: str | Path) -> UNetConfig:
-    """Reads the architecture of a pipeline's U-Net alone; raises `InputError` if it can't."""
-    path = pipeline_folder(name) / "unet" / "config.json"
-    return unet_from_diffusers(read_json(path), str(path))
+def read_architectures(folder: Path) -> Architectures:
+    """Reads the configs of a pipeline folder, and no weights; raises `InputError` if it can't."""
+    return Architectures(
+        **{name: _read_config(folder, name)[1] for name in _LAYOUTS}, schedule=_read_scheduler(folder)[1]
+    )
 
 
-def write_pipeline(
-    target: Path,
-    parent: Pipeline,
-    unet: UNetConfig,
-    unet_params: Mapping[str, Any],
-    file_format: str,
-    extra: Mapping[str, Any] | None = None,
-) -> None:
-    """Writes a whole pipeline folder, atomically: the given U-Net, everything else from `parent`.
+def read_unet_config(folder: Path) -> UNetConfig:
+    """Reads the architecture of the U-Net alone; raises `InputError` if it can't."""
+    return _read_config(folder, "unet")[1]
+
+
+def needed_files(names: Collection[str], variant: str, parts: bool) -> list[str]:
+    """Of a repository's file names those that `read_pipeline_folder` reads.
 
     Args:
-        target: the folder; replaced if it exists.
-        parent: where VAE, text encoder, tokenizer and scheduler come from.
-        unet, unet_params: the U-Net.
-        file_format: a key of `FORMATS`.
-        extra: JSON files to put beside `model_index.json`, by name.
-
-    Raises:
-        InputError: Diffusers can't express the U-Net, the format is unknown, or the place can't be written.
+        names: paths below the folder.
+        variant: of the weights.
+        parts: safety checker and feature extractor too.
     """
-    networks = {
-        "unet": Network(unet, dict(unet_params), unet_to_diffusers(unet)),
-        "vae": parent.vae,
-        "text_encoder": parent.text_encoder,
-    }
-    scheduler = read_json(parent.folder / "scheduler" / "scheduler_config.json")
-    write_networks(target, networks, parent.folder / "tokenizer", scheduler, file_format, extra)
+    whole = {"tokenizer", "scheduler"}
+    needed = [name for name in names if name in ("model_index.json", _CARD) or name.split("/")[0] in whole]
+    layouts = {network: layout.stems for network, layout in _LAYOUTS.items()}
+    if parts:
+        layouts["safety_checker"] = _TRANSFORMERS_STEM
+        needed += [name for name in names if name.startswith("feature_extractor/")]
+    for network, stems in layouts.items():
+        inside = {name.removeprefix(f"{network}/") for name in names if name.startswith(f"{network}/")}
+        files = choose_files(inside, stems, variant) or choose_files(inside, stems, "")
+        needed += [f"{network}/{name}" for name in ("config.json", *files) if name in inside]
+    return needed
 
 
-def write_networks(
-    target: Path,
-    networks: Mapping[str, Network],
-    tokenizer: Path,
-    scheduler: Mapping[str, Any],
-    file_format: str,
-    extra: Mapping[str, Any] | None = None,
-) -> None:
-    """Writes a whole pipeline folder, atomically, out of its parts.
+def write_pipeline_folder(folder: Path, pipeline: Pipeline, suffix: str) -> None:
+    """Fills an empty folder with a pipeline that Diffusers loads.
 
     Args:
-        target, file_format, extra: as for `write_pipeline`.
-        networks: under `unet`, `vae`, `text_encoder`.
-        tokenizer: the folder with its files.
-        scheduler: its `scheduler_config.json`.
-
-    Raises:
-        InputError: the format is unknown, or the place can't be written.
+        folder: where to.
+        pipeline: what.
+        suffix: `.safetensors`, or `.msgpack` for Diffusers' Flax classes.
     """
-    suffix = suffix_of(file_format)
-    prefix = "Flax" if suffix == ".msgpack" else ""
-    scheduler = dict(scheduler)
+    flax = suffix == ".msgpack"
+    prefix = "Flax" if flax else ""
+    scheduler = dict(pipeline.scheduler)
     scheduler["_class_name"] = prefix + scheduler.get("_class_name", "PNDMScheduler").removeprefix("Flax")
     index: dict[str, Any] = {
         "_class_name": f"{prefix}StableDiffusionPipeline",
-        "feature_extractor": [None, None],
-        "safety_checker": [None, None],
-        "requires_safety_checker": False,
         "tokenizer": ["transformers", "CLIPTokenizer"],
         "scheduler": ["diffusers", scheduler["_class_name"]],
-    }
-    if suffix == ".msgpack":
-        del index["requires_safety_checker"]  # the Flax pipeline has no such option
-    with atomic_folder(target) as temporary:
-        for name, network in networks.items():
-            layout = _LAYOUTS[name]
-            (temporary / name).mkdir()
-            WRITERS[suffix](temporary / name / f"{layout.stems[suffix]}{suffix}", network.params)
-            json = dict(network.json)
-            if layout.library == "diffusers":
-                json["_class_name"] = f"{prefix}{layout.cls}"
-            write_json(temporary / name / "config.json", json)
-            index[name] = [layout.library, f"{prefix}{layout.cls}"]
-        shutil.copytree(tokenizer, temporary / "tokenizer")
-        (temporary / "scheduler").mkdir()
-        write_json(temporary / "scheduler" / "scheduler_config.json", scheduler)
-        write_json(temporary / "model_index.json", index)
-        for name, value in (extra or {}).items():
-            write_json(temporary / name, value)
+    } | {name: [None, None] for name in _PARTS}
+    for name, (source, entry) in pipeline.parts.items():
+        index[name] = entry
+        shutil.copytree(source, folder / name)
+    if not flax:  # the Flax pipeline has no such option
+        index["requires_safety_checker"] = "safety_checker" in pipeline.parts
+    for name, layout in _LAYOUTS.items():
+        network = getattr(pipeline, name)
+        (folder / name).mkdir()
+        WRITERS[suffix](folder / name / f"{layout.stems[suffix]}{suffix}", network.params)
+        json = dict(network.json)
+        if layout.library == "diffusers":
+            json["_class_name"] = f"{prefix}{layout.cls}"
+        write_json(folder / name / "config.json", json)
+        index[name] = [layout.library, f"{prefix}{layout.cls}"]
+    pipeline.tokenizer.write(folder / "tokenizer")
+    (folder / "scheduler").mkdir()
+    write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
+    write_json(folder / "model_index.json", index)
 
 
-def suffix_of(file_format: str) -> str:
-    """The file ending of a format; an unknown one raises `InputError` with the known ones."""
-    if file_format not in FORMATS:
-        raise one_of("format", file_format, FORMATS)
-    return FORMATS[file_format]
+def parts_for(pipeline: Pipeline, suffix: str) -> dict[str, tuple[Path, list[str]]]:
+    """Those of the pipeline's copied parts that its folder in this format can hold.
 
-
-def pipeline_folder(name: str | Path, revision: str = "", variant: str = "") -> Path:
-    """The folder that a name of a pipeline stands for.
-
-    `shapes_teacher` is the one that comes with the package (`./shapes_teacher` one of the working directory's);
-    `owner/name` a model of the hub, fetched unless it is in the hub's cache, where no folder `owner` is here; every
-    other name is a folder's own.
-
-    Args:
-        name: of the pipeline.
-        revision: branch, tag or commit of a model of the hub; empty: its default branch.
-        variant: of the weights, as `load_pipeline` takes it: decides which files are fetched.
-
-    Raises:
-        InputError: no such folder or model, one without a pipeline's parts, or a damaged file of the package.
+    A Flax pipeline takes a safety checker in msgpack only, a PyTorch one in its own formats only.
     """
-    if str(name) == TEACHER:
-        return teacher_folder()
-    if isinstance(name, str) and is_hub_id(name):
-        folder = hub_folder(name, revision, lambda names: _needed(names, variant))
-    elif revision:
-        raise InputError(f"revision: {revision!r} is for models of the hub, and {name} is a folder")
-    else:
-        folder = Path(name).expanduser().resolve()
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such pipeline folder")
-    needed = [*_LAYOUTS, "tokenizer", "scheduler"]
-    missing = [name for name in needed if not (folder / name).is_dir()]
-    if missing:
-        raise InputError(
-            f"{folder}: not a whole pipeline folder, {', '.join(name + '/' for name in missing)} missing; "
-            f"it needs {', '.join(name + '/' for name in needed)}"
-        )
-    return folder
+    kept = {}
+    for name, (source, entry) in pipeline.parts.items():
+        wanted = (".msgpack",) if suffix == ".msgpack" else (".safetensors", ".bin")
+        if name != "safety_checker" or any(weight.suffix in wanted for weight in source.iterdir()):
+            kept[name] = (source, entry)
+    return kept
 
 
-def _load_network(folder: Path, name: str, files: Sequence[Path]) -> Network:
-    layout = _LAYOUTS[name]
-    config_path = folder / name / "config.json"
-    json = read_json(config_path)
-    config = layout.parse(json, str(config_path))
-    return Network(config, read_weights(files, layout.shapes(config)), json)
+def _read_network(folder: Path, name: str, files: Sequence[Path]) -> Network:
+    json, config = _read_config(folder, name)
+    return Network(config, read_weights(files, _LAYOUTS[name].shapes(config)), json)
 
 
-def _needed(names: Collection[str], variant: str) -> list[str]:
-    """Of a repository's file names those that `load_pipeline` reads."""
-    needed = [name for name in names if name == "model_index.json" or name.split("/")[0] in ("tokenizer", "scheduler")]
-    for network, layout in _LAYOUTS.items():
-        inside = {name.removeprefix(f"{network}/") for name in names if name.startswith(f"{network}/")}
-        files = choose_files(inside, layout.stems, variant) or choose_files(inside, layout.stems, "")
-        needed += [f"{network}/{name}" for name in ("config.json", *files)]
-    return needed
+def _read_config(folder: Path, name: str) -> tuple[dict[str, Any], Any]:
+    path = folder / name / "config.json"
+    json = read_json(path)
+    return json, _LAYOUTS[name].parse(json, str(path))
+
+
+def _read_scheduler(folder: Path) -> tuple[dict[str, Any], ScheduleConfig]:
+    path = folder / "scheduler" / "scheduler_config.json"
+    json = read_json(path)
+    return json, schedule_from_diffusers(json, str(path))
 
 
 def _all_files(folder: Path, variant: str) -> dict[str, tuple[Path, ...]]:
@@ -283,17 +210,25 @@ def _all_files(folder: Path, variant: str) -> dict[str, tuple[Path, ...]]:
     return found
 
 
-def _require_agreement(pipeline: Pipeline) -> None:
-    unet, vae, text = pipeline.unet.config, pipeline.vae.config, pipeline.text_encoder.config
-    for what, ours, key, theirs in (
-        ("cross_attention_dim", unet.context_width, "text_encoder's hidden_size", text.width),
-        ("in_channels", unet.in_channels, "vae's latent_channels", vae.latent_channels),
-        ("out_channels", unet.out_channels, "vae's latent_channels", vae.latent_channels),
-    ):
-        if ours != theirs:
-            raise InputError(f"{pipeline.folder}: the unet's {what} is {ours} but the {key} is {theirs}")
-    if len(pipeline.tokenizer) > text.vocab_size:
-        raise InputError(
-            f"{pipeline.folder}: the tokenizer knows {len(pipeline.tokenizer)} tokens, "
-            f"the text_encoder's vocab_size is {text.vocab_size}"
-        )
+def _parts(folder: Path) -> dict[str, tuple[Path, list[str]]]:
+    """Safety checker and feature extractor, where there are any."""
+    index = folder / "model_index.json"
+    entries = read_json(index) if index.is_file() else {}
+    found = {}
+    for name in _PARTS:
+        entry = entries.get(name)
+        named = isinstance(entry, list) and len(entry) == 2 and all(isinstance(word, str) for word in entry)
+        if named and (folder / name).is_dir():
+            found[name] = (folder / name, entry)
+    return found
+
+
+def _licence(card: Path) -> dict[str, str]:
+    """What the head of a model card says of the licence; nothing where it has no readable head."""
+    if not card.is_file() or card.stat().st_size > _MOST_CARD:
+        return {}
+    try:
+        head = metadata_load(card) or {}
+    except Exception:  # whatever its YAML parser raises: a card is no part that a pipeline needs
+        return {}
+    return {key: " ".join(head[key].split())[:_MOST_WORDS] for key in _LICENCE if isinstance(head.get(key), str)}

@@ -11,12 +11,35 @@ from transformers import CLIPTokenizer
 from bksdm_jax.errors import InputError
 from bksdm_jax.files import read_text, write_json
 
+_CONFIG, _SPECIAL = "tokenizer_config.json", "special_tokens_map.json"
+TOKENIZER_FILES = (
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.json",
+    _CONFIG,
+    _SPECIAL,
+    "added_tokens.json",
+)
+"""What Transformers' tokenizers are written as."""
+
 
 class Tokenizer:
-    """Captions to token ids, padded and cut to the text encoder's length as Diffusers does."""
+    """Captions to token ids, padded and cut to the text encoder's length as Diffusers does.
 
-    def __init__(self, tokenizer: CLIPTokenizer, max_length: int) -> None:
-        self._tokenizer, self._max_length = tokenizer, max_length
+    Args:
+        tokenizer: Transformers' own.
+        max_length: token ids of a caption.
+        files: what `write` puts into a folder, by name.
+    """
+
+    def __init__(self, tokenizer: CLIPTokenizer, max_length: int, files: Mapping[str, bytes]) -> None:
+        self._tokenizer, self._max_length, self._files = tokenizer, max_length, files
+
+    def write(self, folder: Path) -> None:
+        """Writes its files into a new folder."""
+        folder.mkdir()
+        for name, content in self._files.items():
+            (folder / name).write_bytes(content)
 
     def __call__(self, captions: Sequence[str]) -> np.ndarray:
         """Captions -> int32 [len(captions), max_length]."""
@@ -31,8 +54,13 @@ class Tokenizer:
         return len(self._tokenizer)
 
 
-def load_tokenizer(folder: Path, max_length: int) -> Tokenizer:
-    """Reads `tokenizer/` of a pipeline folder.
+def load_tokenizer(folder: Path, max_length: int, pad: str = "") -> Tokenizer:
+    """Reads a folder with the files of a CLIP tokenizer.
+
+    Args:
+        folder: `tokenizer/` of a pipeline folder.
+        max_length: token ids of a caption, the text encoder's length.
+        pad: the padding token, in place of the one that the files name.
 
     Raises:
         InputError: Transformers can't read it.
@@ -44,11 +72,18 @@ def load_tokenizer(folder: Path, max_length: int) -> Tokenizer:
         if len(read_text(folder / "merges.txt").split()) < 2:
             raise InputError(f"{folder / 'merges.txt'}: empty; expected the merges of the CLIP tokenizer")
     try:
-        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        options = {"pad_token": pad} if pad else {}
+        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True, **options)
     except Exception as error:  # Transformers raises whatever its parsers do
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{folder}: Transformers can't read this tokenizer ({reason})") from error
-    return Tokenizer(tokenizer, max_length)
+    # In memory, so that a run of days doesn't end without them.
+    files = {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()}
+    if pad:
+        for name in {_CONFIG} | files.keys() & {_SPECIAL}:
+            table = json.loads(files.get(name, b"{}")) | {"pad_token": pad}
+            files[name] = json.dumps(table, indent=2).encode()
+    return Tokenizer(tokenizer, max_length, files)
 
 
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -74,7 +109,7 @@ def write_tokenizer(folder: Path, words: Iterable[str]) -> None:
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *map(" ".join, merges), ""]), encoding="utf-8")
     special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
     settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, **special}
-    write_json(folder / "tokenizer_config.json", settings)
+    write_json(folder / _CONFIG, settings)
 
 
 def _merged(parts: list[str], merges: Mapping[tuple[str, str], int]) -> list[str]:

@@ -1,0 +1,188 @@
+"""What making one image costs: text encoder, U-Net and decoder together, a teacher's beside its students'."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bksdm_jax.analysis.cost import NOTHING, Cost, layer_counts, total, unet_cost
+from bksdm_jax.analysis.timing import arbitrary_weights, time_program
+from bksdm_jax.diffusion.schedule import ScheduleConfig
+from bksdm_jax.dtypes import compute_dtype, exact_products
+from bksdm_jax.errors import InputError, known_name, whole_number
+from bksdm_jax.models.clip import (
+    CLIPTextConfig,
+    CLIPTextEncoder,
+    clip_text_from_transformers,
+    clip_text_parameter_shapes,
+)
+from bksdm_jax.models.presets import PRESETS, TEACHERS, TEXT_ENCODERS
+from bksdm_jax.models.unet import UNet, parameter_shapes
+from bksdm_jax.models.unet_json import unet_from_diffusers
+from bksdm_jax.models.vae import VAE, VAEConfig, vae_parameter_shapes
+from bksdm_jax.pruning.plan import plan_removal, removed_blocks
+from bksdm_jax.weights.load import load_architectures
+from bksdm_jax.weights.pipeline import Architectures
+
+
+@dataclasses.dataclass(frozen=True)
+class CostConfig:
+    """What to count.
+
+    Attributes:
+        generation: `v1` or `v2`, Stable Diffusion itself; or empty, and
+        pipeline: folder, single file or id on the hub, whose configs are read and whose weights aren't.
+        students: presets, or lists of removed blocks (separated by `+` within one list), separated by commas; empty:
+            every preset.
+        resolution: pixels; 0: what the U-Net was made for.
+        steps: U-Net calls of one image.
+        latency: time the networks on the present device.
+        dtype: of what is timed.
+        repeats: timed calls.
+    """
+
+    generation: str = ""
+    pipeline: str = ""
+    students: str = ""
+    resolution: int = 0
+    steps: int = 25
+    latency: bool = False
+    dtype: str = "float32"
+    repeats: int = 5
+
+
+def cost_report(config: CostConfig) -> str:
+    """The table of a teacher and its students, and if wanted how long their networks take.
+
+    Raises:
+        InputError: a setting that can't be used, or a pipeline that can't be read.
+    """
+    if bool(config.generation) == bool(config.pipeline):
+        raise InputError("generation: give either generation (v1 or v2, as a variant of the config) or pipeline")
+    for key, least in (("resolution", 0), ("steps", 1), ("repeats", 1)):
+        whole_number("config", key, getattr(config, key), least)
+    compute_dtype(config.dtype)
+    if config.generation:
+        known_name("config", "generation", config.generation, TEACHERS)
+        teacher = stable_diffusion(config.generation)
+    else:
+        teacher = load_architectures(config.pipeline)
+    names = [name.replace("+", ",") for name in config.students.split(",") if name.strip()]
+    models = {"teacher": teacher}
+    for name in names or [name for name, preset in PRESETS.items() if preset.removed]:
+        plan = plan_removal(teacher.unet, removed_blocks(name))
+        models[name] = dataclasses.replace(teacher, unet=plan.student)
+    resolution = config.resolution or (teacher.unet.sample_size or 64) * teacher.vae.factor
+    size = resolution // teacher.vae.factor
+    if resolution % teacher.vae.factor or size < 1:
+        raise InputError(f"resolution: {resolution} pixels; expected a multiple of {teacher.vae.factor}")
+    lines = [
+        image_table(models, size, config.steps),
+        f"image: {resolution}x{resolution} pixels, text encoder once, U-Net {config.steps} times, decoder once "
+        "(guidance doubles the first two; PNDM calls the U-Net once more)",
+    ]
+    if config.latency:
+        lines += ["", _latencies(models, size, config)]
+    return "\n".join(lines)
+
+
+def stable_diffusion(generation: str) -> Architectures:
+    """Stable Diffusion itself; `generation` is a key of `presets.TEACHERS`."""
+    return Architectures(
+        unet_from_diffusers(TEACHERS[generation]),
+        VAEConfig(),
+        clip_text_from_transformers(TEXT_ENCODERS[generation]),
+        ScheduleConfig(),
+    )
+
+
+@functools.cache
+def text_encoder_cost(config: CLIPTextConfig) -> Cost:
+    """One caption of full length."""
+    tokens = jax.ShapeDtypeStruct((1, config.max_length), jnp.int32)
+    return total(layer_counts(CLIPTextEncoder(config), tokens))
+
+
+@functools.cache
+def decoder_cost(config: VAEConfig, latent_size: int) -> Cost:
+    """One image; the 1x1 convolution before the decoder (`post_quant_conv`) isn't counted, as in the paper."""
+    latents = jax.ShapeDtypeStruct((1, latent_size, latent_size, config.latent_channels), jnp.float32)
+    return total(layer_counts(VAE(config), latents, method="decode"), "decoder/")
+
+
+def image_cost(networks: Architectures, latent_size: int, unet_calls: int) -> dict[str, Cost]:
+    """Costs by network for one image; `unet` is that of one call, `image` counts `unet_calls` of them."""
+    unet = sum(unet_cost(networks.unet, latent_size).values(), NOTHING)
+    text, decoder = text_encoder_cost(networks.text_encoder), decoder_cost(networks.vae, latent_size)
+    whole = text + unet.times(unet_calls) + decoder
+    return {"text encoder": text, "U-Net": unet, "VAE decoder": decoder, "image": whole}
+
+
+def image_table(models: Mapping[str, Architectures], latent_size: int, unet_calls: int) -> str:
+    """Parameters and multiply-adds of every model and network, with what is left of the first model's.
+
+    Args:
+        models: name -> networks; the first is the one that the others are compared with.
+        latent_size: height and width of the latent.
+        unet_calls: U-Net calls that make one image.
+    """
+    costs = {name: image_cost(networks, latent_size, unet_calls) for name, networks in models.items()}
+    first = next(iter(costs.values()))
+    lines = [_HEADING.format("", "", "parameters", "left", "GMACs (THOP)", "left", "GMACs (full)", "left")]
+    for name, cost in costs.items():
+        labels = [name, *[""] * (len(cost) - 1)]
+        for label, (part, ours) in zip(labels, cost.items(), strict=True):
+            lines.append(_row(label, part, ours, first[part]))
+    return "\n".join(line.rstrip() for line in lines)
+
+
+_HEADING = "{:<12}{:<14}{:>15}{:>8}{:>14}{:>8}{:>14}{:>8}"
+
+
+def _row(label: str, part: str, ours: Cost, whole: Cost) -> str:
+    cells: Sequence[str] = [
+        f"{ours.parameters:,}",
+        f"{ours.parameters / whole.parameters:.1%}",
+        f"{ours.macs / 1e9:,.2f}",
+        f"{ours.macs / whole.macs:.1%}",
+        f"{ours.full_macs / 1e9:,.2f}",
+        f"{ours.full_macs / whole.full_macs:.1%}",
+    ]
+    return _HEADING.format(label, part, *cells)
+
+
+def _latencies(models: Mapping[str, Architectures], size: int, config: CostConfig) -> str:
+    """Milliseconds of one call of each network at batch 1; text encoder and decoder are the teacher's in all models."""
+    teacher, dtype = next(iter(models.values())), compute_dtype(config.dtype)
+    text, vae = teacher.text_encoder, teacher.vae
+    tokens = np.zeros((1, text.max_length), np.int32)
+    latents = np.zeros((1, size, size, teacher.unet.in_channels), dtype)
+    context = np.zeros((1, text.max_length, text.width), dtype)
+
+    def milliseconds(what: str, module: object, shapes: object, *inputs: np.ndarray, **options: str) -> float:
+        def program(params: object, *inputs: jax.Array) -> jax.Array:
+            return module.apply({"params": params}, *inputs, **options)
+
+        weights = arbitrary_weights(shapes, dtype)
+        return time_program(what, program, weights, *inputs, repeats=config.repeats).median * 1e3
+
+    with exact_products(config.dtype):
+        encoding = milliseconds("text encoder", CLIPTextEncoder(text, dtype), clip_text_parameter_shapes(text), tokens)
+        decoding = milliseconds("decoder", VAE(vae, dtype), vae_parameter_shapes(vae), latents, method="decode")
+        lines = [
+            f"milliseconds on {jax.devices()[0].device_kind}, {config.dtype}, batch 1, median of {config.repeats} "
+            f"(text encoder {encoding:,.1f}, decoder {decoding:,.1f})",
+            f"{'':<12}{'U-Net call':>14}{'left':>8}{'image':>14}{'left':>8}",
+        ]
+        first: tuple[float, float] | None = None
+        for name, networks in models.items():
+            unet = networks.unet
+            time = np.full(1, 500, np.int32)
+            call = milliseconds(f"U-Net of {name}", UNet(unet, dtype), parameter_shapes(unet), latents, time, context)
+            image = encoding + config.steps * call + decoding
+            first = first or (call, image)
+            lines.append(f"{name:<12}{call:>14,.1f}{call / first[0]:>8.1%}{image:>14,.1f}{image / first[1]:>8.1%}")
+    return "\n".join(lines)

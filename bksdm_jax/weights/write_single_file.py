@@ -1,0 +1,100 @@
+"""A pipeline as one `.safetensors` file in the original layout (CompVis, Stability), for tools that take such files."""
+
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from bksdm_jax.errors import InputError
+from bksdm_jax.models.unet import UNetConfig
+from bksdm_jax.weights.files import torch_tensors
+from bksdm_jax.weights.original_names import (
+    CLIP,
+    OPEN_CLIP,
+    POSITIONS,
+    open_clip_modules,
+    open_clip_rows,
+    original_name,
+    unet_modules,
+    vae_modules,
+)
+from bksdm_jax.weights.pipeline import Network, Pipeline
+from bksdm_jax.weights.single_file import infer_architectures
+
+
+def write_single_file(path: Path, pipeline: Pipeline, spaced: bool = False) -> None:
+    """Writes the networks' weights as a single-file checkpoint.
+
+    Such a file has no config: a tool sees widths and blocks by names and shapes and takes the rest for Stable
+    Diffusion's. Tokenizer, scheduler and prediction type are not in it.
+
+    Args:
+        path: the file.
+        pipeline: what to write.
+        spaced: how a student's blocks are numbered, see `unet_modules`.
+
+    Raises:
+        InputError: read back, the file would be taken for other networks than the pipeline's.
+    """
+    tensors = _unet(pipeline.unet, spaced) | _vae(pipeline.vae) | _text_encoder(pipeline.text_encoder)
+    found = infer_architectures(tensors, str(path))
+    for name, config in zip(("unet", "vae", "text_encoder"), found, strict=True):
+        ours = getattr(pipeline, name).config
+        differing = [
+            f"{key} {getattr(ours, key)!r}, read back {getattr(config, key)!r}"
+            for key in vars(ours)
+            if key not in _UNSAID and getattr(ours, key) != getattr(config, key)
+        ]
+        if differing:
+            raise InputError(
+                f"format: the original single-file layout can't say what this {name} is "
+                f"({'; '.join(differing)[:300]}); write it as a folder, safetensors or flax"
+            )
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+_UNSAID = ("sample_size", "upcast_attention")  # of the U-Net; they follow from the prediction type
+
+
+def _unet(network: Network, spaced: bool) -> dict[str, np.ndarray]:
+    config: UNetConfig = network.config
+    return _renamed(network, unet_modules(config, spaced))
+
+
+def _vae(network: Network) -> dict[str, np.ndarray]:
+    tensors = _renamed(network, vae_modules(network.config))
+    for name, tensor in tensors.items():  # the attention's projections are 1x1 convolutions there
+        if ".attn_1." in name and tensor.ndim == 2:
+            tensors[name] = tensor[:, :, None, None]
+    return tensors
+
+
+def _text_encoder(network: Network) -> dict[str, np.ndarray]:
+    config = network.config
+    flat = torch_tensors(network.params)
+    if config.activation != "gelu":
+        positions = {f"{CLIP}text_model.embeddings.position_ids": np.arange(config.max_length)[None]}
+        return {CLIP + name: tensor for name, tensor in flat.items()} | positions
+    modules, rows = open_clip_modules(config), open_clip_rows(config)
+    tensors, thirds = {}, {}
+    for name, tensor in flat.items():
+        if name in rows:
+            original, third = rows[name]
+            thirds.setdefault(original, {})[third] = tensor
+        else:
+            tensors[POSITIONS[1] if name == POSITIONS[0] else original_name(name, modules)] = tensor
+    tensors |= {name: np.concatenate([parts[i] for i in range(3)]) for name, parts in thirds.items()}
+    # Stable Diffusion 2 takes the states before OpenCLIP's last layer, which Diffusers' folders leave out and other
+    # tools want to find: one of zeros adds nothing to its input.
+    layer = f"{OPEN_CLIP}transformer.resblocks.{{}}."
+    last = layer.format(config.layers - 1)
+    tensors |= {
+        name.replace(last, layer.format(config.layers)): np.zeros_like(tensor)
+        for name, tensor in tensors.items()
+        if name.startswith(last)
+    }
+    return tensors
+
+
+def _renamed(network: Network, modules: dict[str, str]) -> dict[str, np.ndarray]:
+    return {original_name(name, modules): tensor for name, tensor in torch_tensors(network.params).items()}

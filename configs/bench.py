@@ -1,0 +1,29 @@
+"""Timing a U-Net call and a guided image on this machine's device, with arbitrary weights.
+
+python -m launch.bench --config=configs/bench.py:v1,bk_small
+
+Takes minutes on a CPU at full size (`--config.steps=0`: the U-Net call only), less on an accelerator.
+"""
+
+from ml_collections import config_dict
+
+GENERATIONS = ("v1", "v2")
+
+
+def get_config(variants: str = "") -> config_dict.ConfigDict:
+    """The defaults of `launch.bench`; variants: `v1` or `v2`, and a preset."""
+    config = config_dict.ConfigDict()
+    config.generation = "v1"
+    config.student = "sd"  # a preset, or comma-separated names of removed blocks
+    config.batch_size = 1
+    config.dtype = "float32"  # or bfloat16
+    config.resolution = 512
+    config.steps = 25  # PNDM steps of the image; 0: the U-Net call only
+    config.guidance_scale = 7.5
+    config.repeats = 5
+    for name in (name.strip() for name in variants.split(",") if name.strip()):
+        if name in GENERATIONS:
+            config.generation = name
+        else:
+            config.student = name
+    return config

@@ -1,0 +1,165 @@
+"""How a pipeline is written: number formats, the parts that are copied, the model card, a student as a start."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+from diffusers import FlaxUNet2DConditionModel, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from huggingface_hub import ModelCard
+from transformers import CLIPConfig, CLIPImageProcessor
+
+from bksdm_jax import trees
+from bksdm_jax.errors import InputError
+from bksdm_jax.models.presets import PRESETS, TEACHERS
+from bksdm_jax.models.unet_json import unet_from_diffusers
+from bksdm_jax.pruning.plan import plan_removal
+from bksdm_jax.pruning.prune import PruneConfig, initial_weights, plan_student, prune
+from bksdm_jax.weights.load import load_pipeline
+from bksdm_jax.weights.model_card import tools_text
+from bksdm_jax.weights.pipeline import NETWORKS
+from bksdm_jax.weights.save import FORMATS, SaveConfig, write_pipeline
+from tests.test_weights import require_equal
+
+TORCH = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+NUMPY = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+
+
+@pytest.mark.parametrize("dtype", TORCH)
+def test_every_network_is_written_in_the_wanted_numbers(flax_teacher: Path, tmp_path: Path, dtype: str) -> None:
+    for file_format in ("safetensors", "flax"):
+        prune(PruneConfig(str(flax_teacher), "bk_tiny", format=file_format, save_dtype=dtype), tmp_path / file_format)
+    written = load_pipeline(tmp_path / "safetensors")
+    for name in NETWORKS:
+        params = getattr(written, name).params
+        assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype(NUMPY[dtype])}
+        require_equal(getattr(load_pipeline(tmp_path / "flax"), name).params, params)
+    theirs = UNet2DConditionModel.from_pretrained(tmp_path / "safetensors" / "unet", torch_dtype="auto")
+    assert theirs.dtype == TORCH[dtype]
+    with jax.numpy_dtype_promotion("standard"):
+        _, params = FlaxUNet2DConditionModel.from_pretrained(tmp_path / "flax" / "unet")
+    require_equal(params, written.unet.params)
+
+
+def test_numbers_beyond_float16_are_not_written(micro_teacher: Path, tmp_path: Path) -> None:
+    pipeline = load_pipeline(micro_teacher)
+    pipeline.vae.params["quant_conv"]["bias"] = np.full_like(pipeline.vae.params["quant_conv"]["bias"], 7e4)
+    with pytest.raises(InputError, match=r"vae's quant_conv/bias has numbers beyond float16 \(up to 7e\+04\)"):
+        write_pipeline(tmp_path / "half", pipeline, SaveConfig(dtype="float16"))
+    assert not any(tmp_path.iterdir())
+    write_pipeline(tmp_path / "half", pipeline, SaveConfig(dtype="bfloat16"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"format": "safetensor"}, "format: unknown name 'safetensor' (did you mean 'safetensors'?)"),
+        ({"save_dtype": "fp16"}, "save_dtype: unknown name 'fp16'"),
+        ({"student_init": "teachr"}, "did you mean 'teacher'?"),
+    ],
+)
+def test_unknown_settings_are_refused(micro_teacher: Path, tmp_path: Path, settings: dict, said: str) -> None:
+    with pytest.raises(InputError) as error:
+        prune(PruneConfig(str(micro_teacher), "mid_block", **settings), tmp_path / "student")
+    assert said in str(error.value)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def guarded_teacher(torch_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher with a safety checker, a feature extractor and a licence."""
+    folder = shutil.copytree(torch_teacher, tmp_path_factory.mktemp("guarded") / "teacher")
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = CLIPConfig(text_config=small, vision_config=small | {"image_size": 32, "patch_size": 16}, projection_dim=8)
+    StableDiffusionSafetyChecker(config).save_pretrained(folder / "safety_checker")
+    size = {"height": 32, "width": 32}
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=size).save_pretrained(folder / "feature_extractor")
+    index = json.loads((folder / "model_index.json").read_text())
+    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    index["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    head = "license: other\nlicense_name: the\n  parents own\nlicense_link: https://example.org/licence\n"
+    (folder / "README.md").write_text(f"---\n{head}tags: [a, b]\n---\n# Words\n")
+    return folder
+
+
+def test_the_safety_checker_is_copied_through(guarded_teacher: Path, tmp_path: Path) -> None:
+    prune(PruneConfig(str(guarded_teacher), "bk_tiny"), tmp_path / "with")
+    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "with")
+    assert type(pipeline.safety_checker).__name__ == "StableDiffusionSafetyChecker"
+    assert pipeline.feature_extractor.crop_size["height"] == 32
+    assert pipeline.config.requires_safety_checker
+    for name in ("safety_checker", "feature_extractor"):
+        for path in (guarded_teacher / name).iterdir():
+            assert (tmp_path / "with" / name / path.name).read_bytes() == path.read_bytes()
+
+
+def test_the_safety_checker_is_left_out_on_request(guarded_teacher: Path, tmp_path: Path) -> None:
+    prune(PruneConfig(str(guarded_teacher), "bk_tiny", safety_checker=False), tmp_path / "without")
+    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "without")
+    assert pipeline.safety_checker is None
+    assert not pipeline.config.requires_safety_checker
+    assert not (tmp_path / "without" / "safety_checker").exists()
+
+
+def test_a_flax_folder_has_no_pytorch_safety_checker(guarded_teacher: Path, tmp_path: Path) -> None:
+    prune(PruneConfig(str(guarded_teacher), "bk_tiny", format="flax"), tmp_path / "flax")
+    index = json.loads((tmp_path / "flax" / "model_index.json").read_text())
+    assert index["safety_checker"] == [None, None]
+    assert not (tmp_path / "flax" / "safety_checker").exists()
+    assert (tmp_path / "flax" / "feature_extractor").is_dir()
+
+
+def test_the_card_says_what_is_known(guarded_teacher: Path, tmp_path: Path) -> None:
+    prune(PruneConfig(str(guarded_teacher), "bk_tiny"), tmp_path / "student")
+    card = ModelCard.load(tmp_path / "student" / "README.md")
+    assert card.data.license == "other"
+    assert card.data.license_name == "the parents own"
+    assert card.data.library_name == "diffusers"
+    for said in (
+        "the student `bk_tiny` of teacher",
+        f"| `unet` | {trees.count(load_pipeline(tmp_path / 'student').unet.params):,} |",
+        "`down_blocks.3`",
+        "predicts noise and was made for 64x64 pixels",
+        "It has not been trained.",
+        "None were taken.",
+        "[the parents own](https://example.org/licence)",
+    ):
+        assert said in card.text, said
+    assert str(guarded_teacher.parent) not in card.content  # no path of this machine
+
+
+def test_an_unknown_licence_is_not_made_up(micro_teacher: Path, tmp_path: Path) -> None:
+    prune(PruneConfig(str(micro_teacher), "mid_block"), tmp_path / "student")
+    card = ModelCard.load(tmp_path / "student" / "README.md")
+    assert card.data.license is None
+    assert "doesn't state which that is" in card.text
+
+
+@pytest.mark.parametrize("file_format", [name for name in FORMATS if name.startswith("single")])
+def test_the_card_of_a_single_file_says_which_tools_take_it(file_format: str) -> None:
+    for student, said in (
+        ("sd", "Tools that take Stable Diffusion checkpoints take it."),
+        ("bk_tiny", "stable-diffusion.cpp takes it" if file_format.endswith("spaced") else "ComfyUI reads the blocks"),
+        ("bk_small", "so not this one" if file_format.endswith("spaced") else "can't do without a mid block"),
+    ):
+        plan = plan_removal(unet_from_diffusers(TEACHERS["v1"]), PRESETS[student].removed)
+        assert said in tools_text(plan.student, file_format.endswith("spaced"))
+
+
+def test_training_can_start_from_a_student(torch_teacher: Path, tmp_path: Path) -> None:
+    """A released student is a folder whose config lists one layer to a block and no mid block."""
+    prune(PruneConfig(str(torch_teacher), "bk_small", student_init="random", seed=5), tmp_path / "released")
+    config = json.loads((tmp_path / "released" / "unet" / "config.json").read_text())
+    assert (config["mid_block_type"], config["layers_per_block"]) == (None, 1)
+    released = str(tmp_path / "released")
+    plan = plan_student(torch_teacher, "bk_small", released, SaveConfig())
+    teacher = load_pipeline(torch_teacher).unet.params
+    require_equal(initial_weights(plan, released, teacher, 0), load_pipeline(released).unet.params)
+    with pytest.raises(InputError, match=r"student_init: the U-Net of .*released is another one.*its down is"):
+        plan_student(torch_teacher, "bk_tiny", released, SaveConfig())

@@ -1,0 +1,221 @@
+"""Single-file checkpoints in the original layout: written so that Diffusers' converters understand them, and read."""
+
+import dataclasses
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.loaders import single_file_utils
+from safetensors.numpy import load_file, save_file
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from bksdm_jax.errors import InputError
+from bksdm_jax.pruning.prune import PruneConfig, prune
+from bksdm_jax.weights import names
+from bksdm_jax.weights.load import load_pipeline, load_unet_config
+from bksdm_jax.weights.save import SINGLE_FILE, SaveConfig, write_pipeline
+from tests import tiny
+from tests.test_weights import require_equal
+
+# Small, with what the layout can't say as in Stable Diffusion: 8 heads in v1, heads of 64 channels in v2.
+UNETS = {
+    "v1": {
+        "sample_size": 64,
+        "block_out_channels": tiny.WIDTHS,
+        "attention_head_dim": 8,
+        "cross_attention_dim": 768,
+    },
+    "v2": {
+        "sample_size": 64,
+        "block_out_channels": (64, 64, 128, 128),
+        "attention_head_dim": [1, 1, 2, 2],
+        "cross_attention_dim": 128,
+        "use_linear_projection": True,
+    },
+}
+TEXT = {
+    "v1": {"hidden_size": 768, "num_attention_heads": 12, "hidden_act": "quick_gelu"},
+    "v2": {"hidden_size": 128, "num_attention_heads": 2, "hidden_act": "gelu"},
+}
+STUDENTS = ["sd", "bk_base", "bk_small", "bk_tiny", "no_mid"]
+
+
+@pytest.fixture(scope="module")
+def teachers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folders = {}
+    for generation, options in UNETS.items():
+        folder = folders[generation] = tmp_path_factory.mktemp("single") / generation
+        tiny.write_tokenizer(folder / "tokenizer")
+        text = CLIPTextConfig(
+            vocab_size=600,
+            intermediate_size=64,
+            num_hidden_layers=3,
+            bos_token_id=598,
+            eos_token_id=599,
+            pad_token_id=599,
+            **TEXT[generation],
+        )
+        StableDiffusionPipeline(
+            unet=tiny.randomize(UNet2DConditionModel(**options), 0),
+            vae=tiny.randomize(AutoencoderKL(**tiny.VAE), 1),
+            text_encoder=tiny.randomize(CLIPTextModel(text), 2),
+            tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
+            scheduler=tiny.scheduler(),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        ).save_pretrained(folder)
+    return folders
+
+
+def single(teacher: Path, target: Path, student: str = "sd", **settings: Any) -> Path:
+    prune(PruneConfig(str(teacher), student, **{"format": "single_file"} | settings), target)
+    return target / SINGLE_FILE
+
+
+def as_torch(path: Path) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(array) for name, array in load_file(path).items()}
+
+
+def require_in(module: torch.nn.Module, found: dict[str, torch.Tensor]) -> None:
+    """`found` is, name by name, what `module` holds."""
+    expected = module.state_dict()
+    found = {names.current_name(name): tensor for name, tensor in found.items()}
+    found.pop(None, None)
+    assert found.keys() == {names.current_name(name) for name in expected} - {None}
+    for name, tensor in expected.items():
+        np.testing.assert_array_equal(found[names.current_name(name)].reshape(tensor.shape), tensor, err_msg=name)
+
+
+@pytest.mark.parametrize("student", STUDENTS)
+@pytest.mark.parametrize("generation", UNETS)
+def test_diffusers_converters_find_every_weight(
+    teachers: dict[str, Path], tmp_path: Path, generation: str, student: str
+) -> None:
+    path = single(teachers[generation], tmp_path / "single", student)
+    prune(PruneConfig(str(teachers[generation]), student), tmp_path / "folder")
+    theirs = StableDiffusionPipeline.from_pretrained(tmp_path / "folder")
+    checkpoint = as_torch(path)
+    unet = single_file_utils.convert_ldm_unet_checkpoint(dict(checkpoint), dict(theirs.unet.config))
+    require_in(theirs.unet, unet)
+    require_in(theirs.vae, single_file_utils.convert_ldm_vae_checkpoint(dict(checkpoint), dict(theirs.vae.config)))
+    if generation == "v1":
+        require_in(theirs.text_encoder, single_file_utils.convert_ldm_clip_checkpoint(checkpoint))
+    else:
+        text = single_file_utils.convert_open_clip_checkpoint(theirs.text_encoder, checkpoint)
+        added = {name: text.pop(name) for name in list(text) if ".layers.3." in name}  # the layer that SD 2 skips
+        assert all(not tensor.any() for tensor in added.values())
+        assert len(added) == 16
+        require_in(theirs.text_encoder, text)
+
+
+@pytest.mark.parametrize("numbering", ["single_file", "single_file_spaced"])
+@pytest.mark.parametrize("student", STUDENTS)
+@pytest.mark.parametrize("generation", UNETS)
+def test_what_is_written_is_read_again(
+    teachers: dict[str, Path], tmp_path: Path, generation: str, student: str, numbering: str
+) -> None:
+    path = single(teachers[generation], tmp_path / "single", student, format=numbering)
+    prune(PruneConfig(str(teachers[generation]), student), tmp_path / "folder")
+    ours = load_pipeline(path, tokenizer=str(teachers[generation]), prediction="epsilon")
+    theirs = load_pipeline(tmp_path / "folder")
+    assert ours.architectures() == theirs.architectures()
+    for network in ("unet", "vae", "text_encoder"):
+        require_equal(getattr(ours, network).params, getattr(theirs, network).params)
+
+
+def test_spaced_numbers_are_those_of_stable_diffusion_cpp(teachers: dict[str, Path], tmp_path: Path) -> None:
+    """Its tiny U-Net: three stages of one block down and two up; a number is left free where SD has one more block."""
+    path = single(teachers["v1"], tmp_path / "single", "bk_tiny", format="single_file_spaced")
+    found = {re.sub(r"^((\w+)_blocks\.\d+\.\d+)\..*", r"\1", name.removeprefix("model.diffusion_model."))
+             for name in load_file(path) if "put_blocks" in name}  # fmt: skip
+    down = {"0.0", "1.0", "1.1", "3.0", "4.0", "4.1", "6.0", "7.0", "7.1"}
+    up = {f"{i}.{j}" for i in (0, 1, 3, 4, 6, 7) for j in (0, 1)} | {"2.1", "5.2"}
+    assert found == {f"input_blocks.{n}" for n in down} | {f"output_blocks.{n}" for n in up}
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_a_student_of_a_single_file_runs_in_pytorch(teachers: dict[str, Path], tmp_path: Path, prediction: str) -> None:
+    path = single(teachers["v2"], tmp_path / "single")
+    settings = {"tokenizer": str(teachers["v2"]), "prediction": prediction}
+    prune(PruneConfig(str(path), "bk_tiny", **settings), tmp_path / "student")
+    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "student")
+    pipeline.set_progress_bar_config(disable=True)
+    assert pipeline.scheduler.config.prediction_type == prediction
+    assert pipeline.unet.config.upcast_attention is (prediction == "v_prediction")
+    assert pipeline.tokenizer.pad_token == "!"
+    tokens = load_pipeline(tmp_path / "student").tokenizer(["a cat"])
+    assert tokens[0, -1] == 0
+    theirs = pipeline.tokenizer(["a cat"], padding="max_length", max_length=77, truncation=True).input_ids
+    np.testing.assert_array_equal(tokens, theirs)
+    image = pipeline("a cat", height=64, width=64, num_inference_steps=2, output_type="np").images
+    assert np.isfinite(image).all()
+
+
+def test_the_unet_alone_is_inferred(teachers: dict[str, Path], tmp_path: Path) -> None:
+    path = single(teachers["v2"], tmp_path / "single", "bk_small")
+    config = load_unet_config(path, "v_prediction")
+    assert (config.sample_size, config.upcast_attention, config.mid) == (96, True, None)
+    assert [stage.heads for stage in config.down] == [1, 1, 2, 2]
+
+
+def test_what_a_single_file_cannot_say_is_asked_for(
+    teachers: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    second = single(teachers["v2"], tmp_path / "second")
+    first = single(teachers["v1"], tmp_path / "first")
+    with pytest.raises(InputError, match=r"SD 2\.x checkpoint.*set prediction to epsilon .*or to v_prediction"):
+        load_pipeline(second, tokenizer=str(teachers["v2"]))
+    with pytest.raises(InputError, match="unknown name 'v'"):
+        load_pipeline(first, tokenizer=str(teachers["v1"]), prediction="v")
+    with pytest.raises(InputError, match=r"holds no tokenizer; set tokenizer to a folder.*nowhere: no such folder"):
+        load_pipeline(first, tokenizer=str(tmp_path / "nowhere"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError, match=r"holds no tokenizer; set tokenizer.*openai/clip-vit-large-patch14"):
+        load_pipeline(first)
+    with pytest.raises(InputError, match="variant: 'fp16' is for folders"):
+        load_pipeline(first, "fp16")
+    with pytest.raises(InputError, match="tokenizer: for single-file checkpoints only"):
+        load_pipeline(teachers["v1"], tokenizer="x")
+
+
+def test_other_files_are_refused(teachers: dict[str, Path], tmp_path: Path) -> None:
+    path = single(teachers["v1"], tmp_path / "single")
+    tensors = load_file(path)
+
+    def refused(said: str, kept: dict[str, np.ndarray]) -> None:
+        save_file(kept, tmp_path / "bad.safetensors")
+        with pytest.raises(InputError, match=said) as error:
+            load_pipeline(tmp_path / "bad.safetensors", tokenizer=str(teachers["v1"]))
+        assert str(tmp_path / "bad.safetensors") in str(error.value)
+        assert "\n" not in str(error.value)
+
+    unet = {name: array for name, array in tensors.items() if name.startswith("model.diffusion_model.")}
+    refused("not a whole SD 1.x or 2.x checkpoint", unet)
+    refused("not a whole SD 1.x or 2.x checkpoint", {"lora_unet.weight": np.zeros(3, np.float32)})
+    gone = "model.diffusion_model.input_blocks.1.0.in_layers.2.weight"
+    refused("1 missing: down_blocks.0.resnets.0.conv1.weight", {k: v for k, v in tensors.items() if k != gone})
+    odd = "model.diffusion_model.out.2.bias"
+    refused(r"1 mis-shaped: conv_out.bias is \(9,\)", tensors | {odd: np.zeros(9, np.float32)})
+    stranger = "model.diffusion_model.label_emb.0.0.weight"
+    refused("1 unexpected: .*label_emb", tensors | {stranger: np.zeros(9, np.float32)})
+    shutil.copy(path, tmp_path / "model.ckpt")
+    with pytest.raises(InputError, match=r"model\.ckpt: not a \.safetensors file.*pickle"):
+        load_pipeline(tmp_path / "model.ckpt")
+
+
+def test_networks_that_would_be_taken_for_others_are_not_written(teachers: dict[str, Path], tmp_path: Path) -> None:
+    pipeline = load_pipeline(teachers["v1"])
+    stages = tuple(dataclasses.replace(stage, heads=4) for stage in pipeline.unet.config.down)
+    mid = dataclasses.replace(pipeline.unet.config.mid, heads=4)
+    up = tuple(dataclasses.replace(stage, heads=4) for stage in pipeline.unet.config.up)
+    config = dataclasses.replace(pipeline.unet.config, down=stages, mid=mid, up=up)
+    other = dataclasses.replace(pipeline, unet=dataclasses.replace(pipeline.unet, config=config))
+    with pytest.raises(InputError, match="can't say what this unet is"):
+        write_pipeline(tmp_path / "single", other, SaveConfig("single_file"))
+    assert not any(tmp_path.iterdir())
