@@ -4,8 +4,8 @@
   python -m launch.cost --config=configs/cost.py --config.pipeline=DIR --config.students=bk_small,no_mid
 
 Prints parameters and multiply-adds of text encoder, U-Net (one call), VAE decoder and one whole image, for the teacher
-and each student, with what is left of the teacher's. THOP's rules are those of the paper's Table 2: convolutions, linear
-layers, 4 per element of a LayerNorm. "full" counts the products inside attention too, and no norm.
+and each student, with what is left of the teacher's. THOP's rules are those of the paper's Table 2: convolutions,
+linear layers, 4 per element of a LayerNorm. "full" counts the products inside attention too, and no norm.
 `--config.latency=True` times the networks on this machine's device.
 """
 

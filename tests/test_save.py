@@ -1,7 +1,6 @@
 """How a pipeline is written: number formats, the parts that are copied, the model card, a student as a start."""
 
 import json
-import shutil
 from pathlib import Path
 
 import jax
@@ -12,6 +11,7 @@ import torch
 from diffusers import FlaxUNet2DConditionModel, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from huggingface_hub import ModelCard
+from safetensors.torch import load_file
 from transformers import CLIPConfig, CLIPImageProcessor
 
 from bksdm_jax import trees
@@ -24,6 +24,7 @@ from bksdm_jax.weights.load import load_pipeline
 from bksdm_jax.weights.model_card import tools_text
 from bksdm_jax.weights.pipeline import NETWORKS
 from bksdm_jax.weights.save import FORMATS, SaveConfig, write_pipeline
+from tests import tiny
 from tests.test_weights import require_equal
 
 TORCH = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -39,8 +40,12 @@ def test_every_network_is_written_in_the_wanted_numbers(flax_teacher: Path, tmp_
         params = getattr(written, name).params
         assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype(NUMPY[dtype])}
         require_equal(getattr(load_pipeline(tmp_path / "flax"), name).params, params)
-    theirs = UNet2DConditionModel.from_pretrained(tmp_path / "safetensors" / "unet", torch_dtype="auto")
-    assert theirs.dtype == TORCH[dtype]
+    stored = load_file(tmp_path / "safetensors" / "unet" / "diffusion_pytorch_model.safetensors")
+    theirs = UNet2DConditionModel.from_pretrained(tmp_path / "safetensors" / "unet", torch_dtype=TORCH[dtype])
+    assert stored.keys() == theirs.state_dict().keys()
+    for name, tensor in theirs.state_dict().items():
+        assert stored[name].dtype == TORCH[dtype]
+        assert torch.equal(stored[name], tensor), name
     with jax.numpy_dtype_promotion("standard"):
         _, params = FlaxUNet2DConditionModel.from_pretrained(tmp_path / "flax" / "unet")
     require_equal(params, written.unet.params)
@@ -71,9 +76,10 @@ def test_unknown_settings_are_refused(micro_teacher: Path, tmp_path: Path, setti
 
 
 @pytest.fixture(scope="module")
-def guarded_teacher(torch_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A teacher with a safety checker, a feature extractor and a licence."""
-    folder = shutil.copytree(torch_teacher, tmp_path_factory.mktemp("guarded") / "teacher")
+def guarded_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher with a safety checker, a feature extractor and a licence; with 32 norm groups, as Flax needs."""
+    options = {key: value for key, value in tiny.V1.items() if key != "norm_num_groups"}
+    folder = tiny.write_torch_pipeline(tmp_path_factory.mktemp("guarded") / "teacher", options)
     small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = CLIPConfig(text_config=small, vision_config=small | {"image_size": 32, "patch_size": 16}, projection_dim=8)
     StableDiffusionSafetyChecker(config).save_pretrained(folder / "safety_checker")

@@ -152,19 +152,20 @@ def block_table(config: UNetConfig) -> tuple[tuple[Block, ...], tuple[Skip, ...]
 
 
 KINDS = {
-    "resnet": lambda row, cfg, dtype: ResnetBlock(
+    "resnet": lambda row, cfg, dtype, _: ResnetBlock(
         row.out_width, cfg.norm_groups, cfg.norm_epsilon, dtype, name=flax_name(row.leaf)
     ),
-    "attention": lambda row, cfg, dtype: SpatialTransformer(
+    "attention": lambda row, cfg, dtype, attention: SpatialTransformer(
         row.heads,
         cfg.linear_projection,
         cfg.upcast_attention,
         cfg.norm_groups,
         dtype,
+        attention,
         name=flax_name(row.leaf),
     ),
-    "downsampler": lambda row, cfg, dtype: Downsample(row.out_width, dtype=dtype, name=flax_name(row.leaf)),
-    "upsampler": lambda row, cfg, dtype: Upsample(row.out_width, dtype=dtype, name=flax_name(row.leaf)),
+    "downsampler": lambda row, cfg, dtype, _: Downsample(row.out_width, dtype=dtype, name=flax_name(row.leaf)),
+    "upsampler": lambda row, cfg, dtype, _: Upsample(row.out_width, dtype=dtype, name=flax_name(row.leaf)),
 }
 
 
@@ -179,6 +180,7 @@ class UNetStage(nn.Module):
     rows: tuple[Block, ...]
     config: UNetConfig
     dtype: jnp.dtype
+    attention: str
 
     @nn.compact
     def __call__(
@@ -188,7 +190,7 @@ class UNetStage(nn.Module):
         for row in self.rows:
             if row.pops:
                 x, skips = jnp.concatenate([x, skips[-1]], axis=-1), skips[:-1]
-            x = KINDS[row.kind](row, self.config, self.dtype)(x, *inputs[row.kind])
+            x = KINDS[row.kind](row, self.config, self.dtype, self.attention)(x, *inputs[row.kind])
             if row.pushes:
                 skips = (*skips, x)
         return x, skips
@@ -199,10 +201,13 @@ class UNet(nn.Module):
 
     With the collection `FEATURES` mutable, the output of every stage is sown under its name (`down_blocks.0`), and
     that of every attention block's `proj_out`; `captured` lists them. Otherwise nothing is kept.
+
+    `attention` is a key of `attention.IMPLEMENTATIONS`.
     """
 
     config: UNetConfig
     dtype: jnp.dtype = jnp.float32
+    attention: str = "auto"
 
     @nn.compact
     def __call__(self, latents: jax.Array, timesteps: jax.Array, context: jax.Array) -> jax.Array:
@@ -221,7 +226,7 @@ class UNet(nn.Module):
         skips: tuple[jax.Array, ...] = (x,)
         for name in cfg.stages():
             stage_rows = tuple(row for row in rows if row.stage == name)
-            stage = UNetStage(stage_rows, cfg, self.dtype, name=flax_name(name))
+            stage = UNetStage(stage_rows, cfg, self.dtype, self.attention, name=flax_name(name))
             x, skips = stage(x, skips, temb, context)
             self.sow(FEATURES, f"{name}_features", x)
         assert not skips

@@ -1,0 +1,121 @@
+"""What a pipeline costs: against the paper's figures, PyTorch's parameters, and formulas of its own."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from bksdm_jax.analysis.bench import BenchConfig, bench
+from bksdm_jax.analysis.cost import NOTHING, layer_counts, total
+from bksdm_jax.analysis.pipeline_cost import (
+    CostConfig,
+    cost_report,
+    decoder_cost,
+    image_cost,
+    stable_diffusion,
+    text_encoder_cost,
+)
+from bksdm_jax.diffusion.schedule import ScheduleConfig
+from bksdm_jax.errors import InputError
+from bksdm_jax.models.attention import Attention
+from bksdm_jax.models.clip import clip_text_from_transformers
+from bksdm_jax.models.presets import PRESETS, TEXT_ENCODERS
+from bksdm_jax.models.unet_json import unet_from_diffusers
+from bksdm_jax.models.vae import vae_from_diffusers
+from bksdm_jax.pruning.plan import plan_removal
+from bksdm_jax.weights.pipeline import Architectures
+from tests import tiny
+
+
+def test_text_encoder_and_decoder_cost_what_was_published() -> None:
+    models = stable_diffusion("v1")
+    text, decoder = text_encoder_cost(models.text_encoder), decoder_cost(models.vae, 64)
+    assert (text.parameters, text.macs) == (123_060_480, 6_545_882_112)
+    assert (decoder.parameters, decoder.macs) == (49_490_179, 1_240_079_532_032)
+
+
+def test_an_image_costs_what_table_2_says() -> None:
+    """25 steps: 9,716 GMACs for SD v1.4, a sum of rounded parts; 9,715.4 exactly."""
+    whole = image_cost(stable_diffusion("v1"), 64, 25)["image"]
+    assert round(whole.macs / 1e9, 1) == 9715.4
+
+
+@pytest.mark.parametrize("generation", TEXT_ENCODERS)
+def test_parameters_are_pytorchs(generation: str) -> None:
+    models = stable_diffusion(generation)
+    with torch.device("meta"):
+        text = CLIPTextModel(CLIPTextConfig(**TEXT_ENCODERS[generation]))
+        vae = AutoencoderKL(
+            block_out_channels=(128, 256, 512, 512),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=2,
+        )
+    assert text_encoder_cost(models.text_encoder).parameters == sum(p.numel() for p in text.parameters())
+    assert decoder_cost(models.vae, 64).parameters == sum(p.numel() for p in vae.decoder.parameters())
+
+
+def test_products_inside_attention_are_counted_in_full_only() -> None:
+    x, context = jax.ShapeDtypeStruct((2, 6, 32), jnp.float32), jax.ShapeDtypeStruct((2, 5, 24), jnp.float32)
+    alone = total(layer_counts(Attention(4), x))
+    linear = 2 * 6 * 32 * 32 * 4
+    assert (alone.macs, alone.full_macs) == (linear, linear + 2 * 2 * 6 * 6 * 32)
+    crossed = total(layer_counts(Attention(4), x, context))
+    linear = 2 * (2 * 6 * 32 * 32 + 2 * 5 * 24 * 32)
+    assert (crossed.macs, crossed.full_macs) == (linear, linear + 2 * 2 * 6 * 5 * 32)
+
+
+def test_the_full_count_of_a_student_is_smaller() -> None:
+    models = stable_diffusion("v2")
+    student = plan_removal(models.unet, PRESETS["bk_tiny"].removed).student
+    whole, left = (image_cost(m, 64, 1) for m in (models, dataclasses.replace(models, unet=student)))
+    assert left["U-Net"].macs == PRESETS["bk_tiny"].macs["v2"]
+    assert left["U-Net"].macs < left["U-Net"].full_macs < whole["U-Net"].full_macs
+    assert left["VAE decoder"] == whole["VAE decoder"] != NOTHING
+
+
+def test_the_report_lists_every_model(flax_teacher) -> None:
+    report = cost_report(
+        CostConfig(
+            pipeline=str(flax_teacher),
+            students="bk_small,mid_block+down_blocks.3.resnets.1+up_blocks.0.resnets.1",
+            latency=True,
+            repeats=2,
+        )
+    )
+    for said in ("teacher", "bk_small", "VAE decoder", "100.0%", "64x64 pixels", "milliseconds on cpu"):
+        assert said in report, said
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (CostConfig(), "give either generation"),
+        (CostConfig(generation="v3"), "unknown name 'v3'"),
+        (CostConfig(generation="v1", students="bk_smal"), "did you mean 'bk_small'"),
+        (CostConfig(generation="v1", students="bk_tiny", resolution=100), "expected a multiple of 8"),
+    ],
+)
+def test_bad_settings_are_refused(config: CostConfig, said: str) -> None:
+    with pytest.raises(InputError) as error:
+        cost_report(config)
+    assert said in str(error.value)
+
+
+def test_bench_prints_rates(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = Architectures(
+        unet_from_diffusers(tiny.V1),
+        vae_from_diffusers(tiny.VAE),
+        clip_text_from_transformers(tiny.text_encoder().config.to_dict()),
+        ScheduleConfig(),
+    )
+    monkeypatch.setattr("bksdm_jax.analysis.bench.stable_diffusion", lambda generation: small)
+    monkeypatch.setattr("bksdm_jax.analysis.bench.PEAKS", {"cpu": {"float32": 1e12}})
+    table = bench(BenchConfig(student="bk_tiny", batch_size=2, resolution=64, steps=2, repeats=2)).splitlines()
+    assert table[0].startswith("bk_tiny of SD v1, batch 2, float32, 64x64 pixels, on cpu")
+    assert [line.split("  ")[0] for line in table[2:]] == ["U-Net call", "image, 2 steps"]
+    assert all(line.endswith("%") for line in table[2:])
