@@ -146,12 +146,16 @@ def _row(label: str, part: str, ours: Cost, whole: Cost) -> str:
     cells: Sequence[str] = [
         f"{ours.parameters:,}",
         f"{ours.parameters / whole.parameters:.1%}",
-        f"{ours.macs / 1e9:,.2f}",
+        _giga(ours.macs),
         f"{ours.macs / whole.macs:.1%}",
-        f"{ours.full_macs / 1e9:,.2f}",
+        _giga(ours.full_macs),
         f"{ours.full_macs / whole.full_macs:.1%}",
     ]
     return _HEADING.format(label, part, *cells)
+
+
+def _giga(count: int) -> str:
+    return f"{count / 1e9:,.2f}" if count >= 1e9 else f"{count / 1e9:.5f}"
 
 
 def _latencies(models: Mapping[str, Architectures], size: int, config: CostConfig) -> str:

@@ -129,7 +129,7 @@ def prune(config: PruneConfig, workdir: Path) -> RemovalPlan:
         InputError: a setting, file or folder can't be used; nothing is written then.
     """
     save = SaveConfig(config.format, config.save_dtype, config.safety_checker)
-    teacher = find_pipeline(config.teacher, config.revision, config.variant, config.safety_checker)
+    teacher = find_pipeline(config.teacher, config.revision, config.variant, save.extras())
     plan = plan_student(teacher, config.student, config.student_init, save, config.prediction)
     if is_used(workdir):
         raise InputError(f"{workdir}: exists already; choose a new folder for the student")

@@ -114,7 +114,7 @@ def distill(config: TrainConfig, workdir: Path) -> Path | None:
     """
     require_settings(config)
     save = SaveConfig(config.format, config.save_dtype, config.safety_checker)
-    teacher = find_pipeline(config.teacher, config.revision, config.variant, config.safety_checker)
+    teacher = find_pipeline(config.teacher, config.revision, config.variant, save.extras())
     plan = plan_student(teacher, config.student, config.student_init, save, config.prediction)
     mesh = make_mesh(config.fsdp)
     _require_whole_batches(config, mesh)

@@ -1,5 +1,6 @@
 """Pipelines by name: a folder in Diffusers' layout, a single-file checkpoint, a model of the hub, the package's own."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 from bksdm_jax.diffusion.schedule import ScheduleConfig
@@ -19,7 +20,7 @@ from bksdm_jax.weights.pipeline_folder import (
 from bksdm_jax.weights.single_file import index_single_file, read_single_file, read_single_unet
 
 
-def find_pipeline(name: str | Path, revision: str = "", variant: str = "", parts: bool = False) -> Path:
+def find_pipeline(name: str | Path, revision: str = "", variant: str = "", extras: Collection[str] = ()) -> Path:
     """The folder or file that a name of a pipeline stands for.
 
     `shapes_teacher` is the one that comes with the package (`./shapes_teacher` one of the working directory's);
@@ -30,7 +31,7 @@ def find_pipeline(name: str | Path, revision: str = "", variant: str = "", parts
         name: of the pipeline.
         revision: branch, tag or commit of a model of the hub; empty: its default branch.
         variant: of the weights, as `load_pipeline` takes it: decides which files are fetched.
-        parts: fetch safety checker and feature extractor too.
+        extras: of `EXTRAS`, what is to be fetched besides.
 
     Raises:
         InputError: no such folder, file or model, one without a pipeline's parts, or a damaged file of the package.
@@ -38,7 +39,7 @@ def find_pipeline(name: str | Path, revision: str = "", variant: str = "", parts
     if str(name) == TEACHER:
         return teacher_folder()
     if isinstance(name, str) and is_hub_id(name):
-        place = hub_folder(name, revision, lambda names: needed_files(names, variant, parts))
+        place = hub_folder(name, revision, lambda names: needed_files(names, variant, extras))
     elif revision:
         raise InputError(f"revision: {revision!r} is for models of the hub, and {name} is none")
     else:

@@ -51,6 +51,8 @@ _NEEDED = (*NETWORKS, "tokenizer", "scheduler")
 _PARTS = ("safety_checker", "feature_extractor")
 _LICENCE = ("license", "license_name", "license_link")
 _CARD = "README.md"
+EXTRAS = (_CARD, *_PARTS)
+"""What a pipeline folder may hold besides, and a copy of it takes over."""
 _MOST_CARD, _MOST_WORDS = 2**20, 200  # bytes of a card, letters of what it says of the licence
 
 
@@ -109,20 +111,19 @@ def read_unet_config(folder: Path) -> UNetConfig:
     return _read_config(folder, "unet")[1]
 
 
-def needed_files(names: Collection[str], variant: str, parts: bool) -> list[str]:
+def needed_files(names: Collection[str], variant: str, extras: Collection[str] = ()) -> list[str]:
     """Of a repository's file names those that `read_pipeline_folder` reads.
 
     Args:
         names: paths below the folder.
         variant: of the weights.
-        parts: safety checker and feature extractor too.
+        extras: of `EXTRAS`, what a copy needs besides.
     """
-    whole = {"tokenizer", "scheduler"}
-    needed = [name for name in names if name in ("model_index.json", _CARD) or name.split("/")[0] in whole]
     layouts = {network: layout.stems for network, layout in _LAYOUTS.items()}
-    if parts:
+    if "safety_checker" in extras:
         layouts["safety_checker"] = _TRANSFORMERS_STEM
-        needed += [name for name in names if name.startswith("feature_extractor/")]
+    whole = {"model_index.json", "tokenizer", "scheduler", *extras} - layouts.keys()
+    needed = [name for name in names if name.split("/")[0] in whole]
     for network, stems in layouts.items():
         inside = {name.removeprefix(f"{network}/") for name in names if name.startswith(f"{network}/")}
         files = choose_files(inside, stems, variant) or choose_files(inside, stems, "")

@@ -15,7 +15,7 @@ from bksdm_jax.models.unet import UNetConfig
 from bksdm_jax.models.unet_json import require_flax_expressible, unet_to_diffusers
 from bksdm_jax.weights.model_card import CardFacts, model_card
 from bksdm_jax.weights.pipeline import NETWORKS, Network, Pipeline
-from bksdm_jax.weights.pipeline_folder import parts_for, write_pipeline_folder
+from bksdm_jax.weights.pipeline_folder import EXTRAS, parts_for, write_pipeline_folder
 from bksdm_jax.weights.stored import FLOATS
 from bksdm_jax.weights.write_single_file import write_single_file
 
@@ -62,6 +62,10 @@ class SaveConfig:
     format: str = "safetensors"
     dtype: str = ""
     safety_checker: bool = True
+
+    def extras(self) -> tuple[str, ...]:
+        """What is to be fetched with a teacher from the hub."""
+        return tuple(name for name in EXTRAS if self.safety_checker or name == "README.md")
 
 
 def require_savable(unet: UNetConfig, config: SaveConfig) -> None:
