@@ -4,6 +4,7 @@ import dataclasses
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,15 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.loaders import single_file_utils
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from bksdm_jax.errors import InputError
 from bksdm_jax.pruning.prune import PruneConfig, prune
 from bksdm_jax.weights import names
+from bksdm_jax.weights.infer import infer_architectures
 from bksdm_jax.weights.load import load_pipeline, load_unet_config
 from bksdm_jax.weights.save import SINGLE_FILE, SaveConfig, write_pipeline
 from tests import tiny
@@ -207,6 +211,37 @@ def test_other_files_are_refused(teachers: dict[str, Path], tmp_path: Path) -> N
     shutil.copy(path, tmp_path / "model.ckpt")
     with pytest.raises(InputError, match=r"model\.ckpt: not a \.safetensors file.*pickle"):
         load_pipeline(tmp_path / "model.ckpt")
+
+
+@pytest.fixture(scope="module")
+def shapes(teachers: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, tuple]]:
+    """Generation -> the names and shapes of a student's single file."""
+    folder = tmp_path_factory.mktemp("shapes")
+    return {
+        generation: {
+            name: array.shape for name, array in load_file(single(teacher, folder / generation, "bk_small")).items()
+        }
+        for generation, teacher in teachers.items()
+    }
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_names_and_shapes_of_no_network_are_refused(shapes: dict[str, dict[str, tuple]], data: st.DataObject) -> None:
+    table = dict(shapes[data.draw(st.sampled_from(list(UNETS)))])
+    shape = st.lists(st.sampled_from([0, 1, 3, 4, 31, 32, 64, 77, 768, 2**40]), max_size=5)
+    for name in data.draw(st.lists(st.sampled_from(sorted(table)), min_size=1, max_size=6)):
+        if data.draw(st.booleans()):
+            table[name] = tuple(data.draw(shape))
+        else:
+            table.pop(name, None)
+    try:
+        networks = infer_architectures({name: SimpleNamespace(shape=shape) for name, shape in table.items()}, "it")
+    except InputError as error:
+        assert str(error).startswith("it: ")
+        assert "\n" not in str(error)
+    else:
+        assert len(networks) == 3
 
 
 def test_networks_that_would_be_taken_for_others_are_not_written(teachers: dict[str, Path], tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from safetensors.numpy import save_file
 from bksdm_jax.errors import InputError
 from bksdm_jax.models.unet import UNetConfig
 from bksdm_jax.weights.files import torch_tensors
+from bksdm_jax.weights.infer import infer_architectures, is_second
 from bksdm_jax.weights.original_names import (
     CLIP,
     OPEN_CLIP,
@@ -19,7 +20,6 @@ from bksdm_jax.weights.original_names import (
     vae_modules,
 )
 from bksdm_jax.weights.pipeline import Network, Pipeline
-from bksdm_jax.weights.single_file import infer_architectures
 
 
 def write_single_file(path: Path, pipeline: Pipeline, spaced: bool = False) -> None:
@@ -72,7 +72,7 @@ def _vae(network: Network) -> dict[str, np.ndarray]:
 def _text_encoder(network: Network) -> dict[str, np.ndarray]:
     config = network.config
     flat = torch_tensors(network.params)
-    if config.activation != "gelu":
+    if not is_second(config):
         positions = {f"{CLIP}text_model.embeddings.position_ids": np.arange(config.max_length)[None]}
         return {CLIP + name: tensor for name, tensor in flat.items()} | positions
     modules, rows = open_clip_modules(config), open_clip_rows(config)

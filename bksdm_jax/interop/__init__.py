@@ -1,0 +1,1 @@
+"""Beside PyTorch Diffusers, which only this package imports: the extra `interop`."""

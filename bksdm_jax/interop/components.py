@@ -1,0 +1,102 @@
+"""One network by PyTorch and by this package, from the same weights and inputs."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from transformers import CLIPTextModel
+
+from bksdm_jax.models.clip import CLIPTextConfig, CLIPTextEncoder
+from bksdm_jax.models.unet import UNet, UNetConfig
+from bksdm_jax.models.vae import VAE, VAEConfig
+
+TOLERANCE = 1e-4
+"""Largest difference in float32, as a part of the largest output."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """How far two arrays are from each other.
+
+    Attributes:
+        what: the component.
+        largest, mean: of the absolute differences.
+        scale: the largest absolute output of PyTorch's.
+        tolerance: that `largest` is held to, in the same unit.
+    """
+
+    what: str
+    largest: float
+    mean: float
+    scale: float
+    tolerance: float
+
+    @property
+    def within(self) -> bool:
+        """Whether the largest difference is within the tolerance (NaN is not)."""
+        return self.largest <= self.tolerance
+
+
+def text_encoder_difference(
+    theirs: CLIPTextModel, config: CLIPTextConfig, params: Any, tokens: np.ndarray
+) -> Difference:
+    """Text states of token ids int32 [B, T]."""
+    ours = jax.jit(CLIPTextEncoder(config).apply)({"params": params}, tokens)
+    states = _run(lambda ids: theirs(ids).last_hidden_state, theirs, [tokens.astype(np.int64)])
+    return difference("text encoder", ours, states)
+
+
+def unet_difference(
+    theirs: UNet2DConditionModel,
+    config: UNetConfig,
+    params: Any,
+    latents: np.ndarray,
+    timesteps: np.ndarray,
+    context: np.ndarray,
+) -> Difference:
+    """The prediction from latents [B, H, W, C], timesteps [B] and text states [B, T, K]."""
+    ours = jax.jit(UNet(config).apply)({"params": params}, latents, timesteps, context)
+    out = _run(lambda *inputs: theirs(*inputs).sample, theirs, [_channels_first(latents), timesteps, context])
+    return difference("U-Net", ours, _channels_last(out))
+
+
+def decoder_difference(theirs: AutoencoderKL, config: VAEConfig, params: Any, latents: np.ndarray) -> Difference:
+    """Pixels from unscaled latents [B, H, W, C]."""
+    ours = jax.jit(lambda p, z: VAE(config).apply({"params": p}, z, method="decode"))(params, latents)
+    out = _run(lambda z: theirs.decode(z).sample, theirs, [_channels_first(latents)])
+    return difference("VAE decoder", ours, _channels_last(out))
+
+
+def encoder_difference(theirs: AutoencoderKL, config: VAEConfig, params: Any, images: np.ndarray) -> Difference:
+    """Latent means of images [B, H, W, 3] in [-1, 1]."""
+    ours = jax.jit(lambda p, x: VAE(config).apply({"params": p}, x, method="encode")[0])(params, images)
+    out = _run(lambda x: theirs.encode(x).latent_dist.mean, theirs, [_channels_first(images)])
+    return difference("VAE encoder", ours, _channels_last(out))
+
+
+def difference(what: str, ours: Any, theirs: np.ndarray, tolerance: float = TOLERANCE) -> Difference:
+    """Compares arrays of one shape; `tolerance` is a part of the largest of `theirs`."""
+    ours = np.asarray(ours, np.float32)
+    if ours.shape != theirs.shape:
+        raise ValueError(f"{what}: shapes {ours.shape} and {theirs.shape}")
+    apart = np.abs(ours - theirs)
+    scale = float(np.abs(theirs).max())
+    return Difference(what, float(apart.max()), float(apart.mean()), scale, tolerance * scale)
+
+
+def _run(call: Callable[..., torch.Tensor], module: torch.nn.Module, inputs: Sequence[np.ndarray]) -> np.ndarray:
+    device = next(module.parameters()).device
+    with torch.inference_mode():
+        return call(*(torch.from_numpy(np.ascontiguousarray(x)).to(device) for x in inputs)).float().cpu().numpy()
+
+
+def _channels_first(x: np.ndarray) -> np.ndarray:
+    return x.transpose(0, 3, 1, 2)
+
+
+def _channels_last(x: np.ndarray) -> np.ndarray:
+    return x.transpose(0, 2, 3, 1)
