@@ -2,11 +2,12 @@
 
   python -m launch.prune --config=configs/prune.py --config.teacher=DIR --config.student=bk_small --workdir=DIR
 
-`teacher` is a Stable Diffusion pipeline folder in Diffusers' layout. `student` is a preset (sd, bk_base, bk_small,
-bk_tiny, no_mid) or a comma-separated list of the teacher's blocks to remove, by Diffusers' names:
+`teacher` is a Stable Diffusion pipeline: a folder in Diffusers' layout, a single-file checkpoint or an id on the hub.
+`student` is a preset (sd, bk_base, bk_small, bk_tiny, no_mid) or a comma-separated list of the teacher's blocks to
+remove, by Diffusers' names:
 `mid_block,down_blocks.1.resnets.1,down_blocks.1.attentions.1,up_blocks.2.resnets.1,up_blocks.2.attentions.1`.
-The workdir becomes the student's pipeline folder, with the teacher's weights (`student_init=teacher`) or random ones.
-VAE, text encoder, tokenizer and scheduler are the teacher's; a safety checker is left out.
+The workdir becomes the student's pipeline folder, or holds it as a single file (`format`), with the teacher's weights
+(`student_init=teacher`), random ones, or those of another such student. Everything but the U-Net is the teacher's.
 
 Prints parameters and multiply-adds by stage, teacher beside student, and which teacher block each student block is.
 """

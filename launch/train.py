@@ -2,17 +2,17 @@
 
   python -m launch.train --config=configs/distill.py:v1,bk_small --config.teacher=DIR --config.data=DIR --workdir=DIR
 
-`teacher` is a Stable Diffusion pipeline folder in Diffusers' layout (Flax msgpack or safetensors); `data` a folder of
-images with a `metadata.csv` (`file_name,text`), or of a TFDS set with `image` and `text`. `student` is a preset or a
-comma-separated list of removed blocks; `launch.prune` prints what a list would leave. The same command again continues
-where the run was; an interrupted run (Ctrl-C, SIGTERM) saves its state and ends with status 1.
+`teacher` is a Stable Diffusion pipeline: a folder in Diffusers' layout, a single-file checkpoint or an id on the hub;
+`data` a folder of images with a `metadata.csv` (`file_name,text`), or of a TFDS set with `image` and `text`. `student`
+is a preset or a comma-separated list of removed blocks; `launch.prune` prints what a list would leave. The same command
+again continues where the run was; an interrupted run (Ctrl-C, SIGTERM) saves its state and ends with status 1.
 
 The workdir then holds
   config.json          the settings of the run
   metrics.csv          a row per logged step, every loss term by name; the same in tensorboard/
   checkpoints/STEP/    the training state
   samples/step_*.png   teacher above, student below, from the same starting noise
-  model/               at the end: the student as a whole pipeline folder (moving-average weights)
+  model/               at the end: the student as a whole pipeline (moving-average weights), with a model card
 """
 
 from pathlib import Path
