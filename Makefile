@@ -44,7 +44,7 @@ $(VENV)/.tests-installed: pyproject.toml constraints.txt | $(BIN)/python
 test: $(VENV)/.tests-installed
 	$(PYTEST)
 
-# What those marked `slow` add: the same checks on more networks.
+# What those marked `slow` add: the same checks on more networks, and at full size.
 test-slow: $(VENV)/.tests-installed
 	$(PYTEST) -m slow
 

@@ -65,14 +65,17 @@ def stored(module: torch.nn.Module, folder: Path, shapes: Any) -> Any:
     return params
 
 
-@pytest.mark.parametrize("generation", ["v1", pytest.param("v2", marks=pytest.mark.slow)])
-def test_a_full_size_unet_matches_pytorch(tmp_path: Path, generation: str) -> None:
+@pytest.mark.parametrize(
+    ("generation", "size"),
+    [("v1", 32), *(pytest.param(generation, 64, marks=pytest.mark.slow) for generation in TEACHERS)],
+)
+def test_a_full_size_unet_matches_pytorch(tmp_path: Path, generation: str, size: int) -> None:
     generator = np.random.default_rng()
     with torch.no_grad():
         module = UNet2DConditionModel(**TEACHERS[generation]).eval()
     config = unet_from_diffusers(TEACHERS[generation])
     params = jax.device_put(stored(module, tmp_path, parameter_shapes(config)))
-    latents = generator.standard_normal((1, 64, 64, 4), np.float32)
+    latents = generator.standard_normal((1, size, size, 4), np.float32)
     context = generator.standard_normal((1, 77, config.context_width), np.float32)
     one = unet_difference(module, config, params, latents, np.array([500], np.int32), context)
     assert one.within, one
