@@ -17,6 +17,7 @@ def get_config(variants: str = "") -> config_dict.ConfigDict:
     config.student = "sd"  # a preset, or comma-separated names of removed blocks
     config.batch_size = 1
     config.dtype = "float32"  # or bfloat16
+    config.attention = "auto"  # of the U-Net: auto, xla, chunked, cudnn (NVIDIA), flash (TPU)
     config.resolution = 512
     config.steps = 25  # PNDM steps of the image; 0: the U-Net call only
     config.guidance_scale = 7.5

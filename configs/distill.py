@@ -45,6 +45,7 @@ def _base() -> config_dict.ConfigDict:
     config.batch_size = 256  # images per optimiser update
     config.accumulation = 4  # micro-batches that an update is made of
     config.dtype = "bfloat16"  # or float32
+    config.attention = "auto"  # of the U-Net: auto, xla, chunked, cudnn (NVIDIA), flash (TPU)
     config.fsdp = 1  # devices that share one copy of the parameters
     config.log_every = 50
     config.checkpoint_every = 1000

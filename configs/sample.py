@@ -24,4 +24,5 @@ def get_config() -> config_dict.ConfigDict:
     config.resolution = 0  # pixels; 0: the model's own
     config.sampler = "pndm"  # or ddim
     config.dtype = "float32"  # or bfloat16
+    config.attention = "auto"  # of the U-Net: auto, xla, chunked, cudnn (NVIDIA), flash (TPU)
     return config

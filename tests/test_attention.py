@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from bksdm_jax.errors import InputError
-from bksdm_jax.models import attention
-from bksdm_jax.models.attention import attend
+from bksdm_jax.models.attention import attend, require_attention
 
 # positions of queries and keys, heads, channels; the first two are large enough for `auto` to take chunks
 SHAPES = [(1024, 1024, 2, 32), (900, 625, 1, 16), (64, 9, 4, 32), (7, 5, 1, 8)]
@@ -81,16 +80,29 @@ def test_a_tpu_gets_the_flash_kernel() -> None:
 def test_a_gpu_gets_cudnn_where_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def noted(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-        asked.append((query.shape[-1], str(query.dtype)))
+    def noted(query: jax.Array, key: jax.Array, value: jax.Array, implementation: str) -> jax.Array:
+        asked.append((implementation, query.shape[-1], key.shape[1], str(query.dtype)))
         return query
 
-    monkeypatch.setattr(attention, "_cudnn", noted)
+    monkeypatch.setattr(jax.nn, "dot_product_attention", noted)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    for channels, dtype in ((64, jnp.bfloat16), (64, jnp.float32), (160, jnp.bfloat16)):
-        jax.eval_shape(lambda *inputs: attend(*inputs, heads=1), *drawn((16, 16, 1, channels), dtype))
-    jax.eval_shape(lambda *inputs: attend(*inputs, heads=1), *drawn((16, 77, 1, 64), jnp.bfloat16))
-    assert asked == [(64, "bfloat16")]
+    for keys, channels, dtype in ((16, 64, jnp.bfloat16), (16, 64, jnp.float32), (16, 160, jnp.bfloat16)):
+        attend(*drawn((16, keys, 1, channels), dtype), heads=1)
+    attend(*drawn((16, 77, 1, 64), jnp.bfloat16), heads=1)
+    assert asked == [
+        ("cudnn", 64, 16, "bfloat16"),
+        ("xla", 64, 16, "float32"),
+        ("xla", 160, 16, "bfloat16"),
+        ("xla", 64, 77, "bfloat16"),
+    ]
+
+
+@pytest.mark.parametrize(("name", "device"), [("cudnn", "an NVIDIA GPU"), ("flash", "a TPU")])
+def test_kernels_of_other_devices_are_refused(name: str, device: str) -> None:
+    with pytest.raises(InputError, match=f"attention: {name} is for {device} and bfloat16; here are cpu"):
+        require_attention(name, jnp.bfloat16)
+    for known in ("auto", "xla", "chunked"):
+        require_attention(known, jnp.float32)
 
 
 def test_unknown_names_are_refused() -> None:

@@ -4,7 +4,6 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from bksdm_jax.analysis.cost import NOTHING, Cost, unet_cost
@@ -45,6 +44,7 @@ class BenchConfig:
         steps: PNDM steps of the image; 0: time the U-Net only.
         guidance_scale: above 1 the U-Net sees every image twice.
         repeats: timed calls.
+        attention: of the U-Net, a key of `attention.IMPLEMENTATIONS`.
     """
 
     generation: str = "v1"
@@ -55,6 +55,7 @@ class BenchConfig:
     steps: int = 25
     guidance_scale: float = 7.5
     repeats: int = 5
+    attention: str = "auto"
 
 
 def bench(config: BenchConfig) -> str:
@@ -70,7 +71,7 @@ def bench(config: BenchConfig) -> str:
     models = stable_diffusion(config.generation)
     unet = plan_removal(models.unet, removed_blocks(config.student)).student
     networks = dataclasses.replace(models, unet=unet)
-    sampler = SamplerConfig(max(config.steps, 1), config.guidance_scale, config.resolution)
+    sampler = SamplerConfig(max(config.steps, 1), config.guidance_scale, config.resolution, attention=config.attention)
     generate = make_generate(networks, sampler, dtype)
     size = config.resolution // models.vae.factor
     each = sum(unet_cost(unet, size).values(), NOTHING)
@@ -83,7 +84,7 @@ def bench(config: BenchConfig) -> str:
     with exact_products(config.dtype):
         timing = time_program(
             "U-Net calls",
-            _unet_call(unet, dtype),
+            _unet_call(UNet(unet, dtype, config.attention)),
             params["unet"],
             *_inputs(config, networks, size),
             repeats=config.repeats,
@@ -101,9 +102,9 @@ def bench(config: BenchConfig) -> str:
     return "\n".join(lines)
 
 
-def _unet_call(unet: Any, dtype: jnp.dtype) -> Any:
+def _unet_call(unet: UNet) -> Any:
     def call(params: Any, latents: jax.Array, timesteps: jax.Array, context: jax.Array) -> jax.Array:
-        return UNet(unet, dtype).apply({"params": params}, latents, timesteps, context)
+        return unet.apply({"params": params}, latents, timesteps, context)
 
     return call
 

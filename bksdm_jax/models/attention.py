@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from bksdm_jax.errors import one_of
+from bksdm_jax.errors import InputError, known_name, one_of
 from bksdm_jax.models.layers import Dense, GroupNorm, LayerNorm, conv
 
 _CHUNK = 512  # queries
@@ -91,13 +91,23 @@ def _chunked(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     return out.reshape(batch, heads, positions, width).transpose(0, 2, 1, 3)
 
 
+def _plain(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """In chunks where the scores would be large."""
+    return (_chunked if _is_large(query, key) else _xla)(query, key, value)
+
+
 def _cudnn(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-    """cuDNN's fused kernel; half precision on NVIDIA GPUs since Ampere."""
+    """cuDNN's fused kernel for NVIDIA GPUs since Ampere, for the shapes that it takes."""
+    fits = query.dtype in _HALF and query.shape[-1] % 8 == 0 and query.shape[-1] <= 128 and key.shape[1] % 2 == 0
+    if not fits:
+        return _plain(query, key, value)
     return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
 
 
 def _flash(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-    """JAX's flash attention kernel for TPUs (Pallas)."""
+    """JAX's flash attention kernel for TPUs (Pallas), for the shapes that it takes and is worth it for."""
+    if not _fits_flash(query, key):
+        return _plain(query, key, value)
     from jax.experimental.pallas.ops.tpu import flash_attention as kernel  # noqa: PLC0415  # brings all of Pallas
 
     rows, columns = (_block(x.shape[1]) for x in (query, key))
@@ -121,16 +131,21 @@ def _flash(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
 
 def _auto(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     """The fastest that the device has for these shapes."""
-    large = query.shape[1] * key.shape[1] > _LARGE
-    plain = _chunked if large else _xla
-    half, width = query.dtype in _HALF, query.shape[-1]
-    on_gpu = jax.default_backend() == "gpu"
-    if on_gpu and half and width % 8 == 0 and width <= 128 and key.shape[1] % 2 == 0:
+    if jax.default_backend() == "gpu":
         return _cudnn(query, key, value)
+    if _fits_flash(query, key):  # decided when the program is lowered: that may be for a TPU that isn't here
+        return jax.lax.platform_dependent(query, key, value, tpu=_flash, default=_plain)
+    return _plain(query, key, value)
+
+
+def _is_large(query: jax.Array, key: jax.Array) -> bool:
+    return query.shape[1] * key.shape[1] > _LARGE
+
+
+def _fits_flash(query: jax.Array, key: jax.Array) -> bool:
+    width = query.shape[-1]
     blocks = query.shape[1] % _LANES == 0 and key.shape[1] % _LANES == 0
-    if large and half and blocks and (width < _LANES or width % _LANES == 0) and not on_gpu:
-        return jax.lax.platform_dependent(query, key, value, tpu=_flash, default=plain)
-    return plain(query, key, value)
+    return _is_large(query, key) and query.dtype in _HALF and blocks and (width < _LANES or width % _LANES == 0)
 
 
 IMPLEMENTATIONS: dict[str, Callable[[jax.Array, jax.Array, jax.Array], jax.Array]] = {
@@ -140,7 +155,23 @@ IMPLEMENTATIONS: dict[str, Callable[[jax.Array, jax.Array, jax.Array], jax.Array
     "cudnn": _cudnn,
     "flash": _flash,
 }
-"""name -> (query [B, N, heads, D], key, value [B, M, heads, D]) -> [B, N, heads, D]."""
+"""name -> (query [B, N, heads, D], key, value [B, M, heads, D]) -> [B, N, heads, D].
+
+Where a kernel doesn't take the shapes (a few keys of text, say), `cudnn` and `flash` are as `auto` without them.
+"""
+_BACKENDS = {"cudnn": ("gpu", "an NVIDIA GPU"), "flash": ("tpu", "a TPU")}
+
+
+def require_attention(name: str, dtype: jnp.dtype) -> None:
+    """Raises `InputError` for an unknown implementation, or one that this machine or number format can't have."""
+    known_name("config", "attention", name, IMPLEMENTATIONS)
+    if name in _BACKENDS:
+        backend, device = _BACKENDS[name]
+        if jax.default_backend() != backend or dtype not in _HALF:
+            raise InputError(
+                f"attention: {name} is for {device} and bfloat16; here are {jax.default_backend()} and "
+                f"{jnp.dtype(dtype).name}; auto takes the fastest there is"
+            )
 
 
 def _block(positions: int) -> int:

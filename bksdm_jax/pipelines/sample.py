@@ -27,7 +27,7 @@ class SampleConfig:
     """A folder of images to make.
 
     Attributes:
-        model: pipeline folder, id on the hub, or `shapes_teacher`.
+        model: pipeline folder, single file, id on the hub, or `shapes_teacher`.
         prompts: `.txt` or `.csv` file; or else
         prompt: one prompt.
         negative_prompt: what guidance leads away from.
@@ -38,6 +38,7 @@ class SampleConfig:
         resolution: pixels; 0: the model's own.
         sampler: `pndm` or `ddim`.
         dtype: of the networks' computations.
+        attention: of the U-Net, a key of `attention.IMPLEMENTATIONS`.
         revision: branch, tag or commit of a model from the hub.
         variant: of the model's weights, `fp16`, `non_ema`, ...; empty: the plain ones.
         tokenizer, prediction: what a single file doesn't say: a folder or id on the hub; `epsilon` or `v_prediction`.
@@ -54,6 +55,7 @@ class SampleConfig:
     resolution: int = 0
     sampler: str = "pndm"
     dtype: str = "float32"
+    attention: str = "auto"
     revision: str = ""
     variant: str = ""
     tokenizer: str = ""
@@ -86,6 +88,7 @@ def sample(config: SampleConfig, workdir: Path) -> int:
         config.sampler,
         config.seed,
         config.negative_prompt,
+        config.attention,
     )
     generate = jax.jit(make_generate(networks, sampler, dtype))
     record = dataclasses.asdict(config) | {

@@ -12,6 +12,7 @@ from bksdm_jax.diffusion.guidance import guided
 from bksdm_jax.diffusion.samplers import SAMPLERS, timesteps
 from bksdm_jax.errors import InputError, finite_number, known_name, whole_number
 from bksdm_jax.images import to_uint8
+from bksdm_jax.models.attention import require_attention
 from bksdm_jax.models.clip import CLIPTextEncoder
 from bksdm_jax.models.unet import UNet
 from bksdm_jax.models.vae import VAE
@@ -30,6 +31,7 @@ class SamplerConfig:
         sampler: a key of `SAMPLERS`.
         seed: image number i starts from noise drawn with `fold_in(key(seed), i)`.
         negative_prompt: what guidance leads away from.
+        attention: of the U-Net, a key of `attention.IMPLEMENTATIONS`.
     """
 
     steps: int = 25
@@ -38,6 +40,7 @@ class SamplerConfig:
     sampler: str = "pndm"
     seed: int = 0
     negative_prompt: str = ""
+    attention: str = "auto"
 
 
 MOST_SEED = 2**32 - 1
@@ -72,12 +75,13 @@ def make_generate(networks: Architectures, config: SamplerConfig, dtype: jnp.dty
     """Builds the program that makes images; jit it, or call it inside another.
 
     Raises:
-        InputError: as `require_sampler`.
+        InputError: as `require_sampler` and `require_attention`.
     """
     require_sampler(config, networks)
+    require_attention(config.attention, dtype)
     size = config.resolution // networks.vae.factor
     shape = (size, size, networks.unet.in_channels)
-    unet = UNet(networks.unet, dtype)
+    unet = UNet(networks.unet, dtype, config.attention)
     text_encoder = CLIPTextEncoder(networks.text_encoder, dtype)
     vae = VAE(networks.vae, dtype)
 

@@ -17,6 +17,7 @@ from bksdm_jax.data.sources import Example, data_folder, fingerprint, open_examp
 from bksdm_jax.data.stream import StreamConfig, training_batches
 from bksdm_jax.dtypes import cast_frozen, compute_dtype, exact_products
 from bksdm_jax.errors import InputError, finite_number, whole_number
+from bksdm_jax.models.attention import require_attention
 from bksdm_jax.pipelines.text_to_image import MOST_SEED, SamplerConfig, require_sampler
 from bksdm_jax.progress import waiting
 from bksdm_jax.pruning.plan import RemovalPlan
@@ -40,6 +41,7 @@ _MAY_CHANGE = (
     "keep_checkpoints",
     "sheets",
     "fsdp",
+    "attention",
     "format",
     "save_dtype",
     "safety_checker",
@@ -65,6 +67,7 @@ class TrainConfig:
         batch_size: images per optimiser update.
         accumulation: micro-batches that an update is made of.
         dtype: of the networks' computations.
+        attention: of the U-Nets, a key of `attention.IMPLEMENTATIONS`.
         fsdp: how many devices share one copy of the parameters.
         log_every, checkpoint_every: optimiser updates.
         keep_checkpoints: how many of the newest stay; 0: all.
@@ -98,6 +101,7 @@ class TrainConfig:
     variant: str = ""
     tokenizer: str = ""
     prediction: str = ""
+    attention: str = "auto"
     save_dtype: str = ""
     safety_checker: bool = True
 
@@ -175,7 +179,14 @@ def _train(
     dtype = compute_dtype(config.dtype)
     frozen = _place_frozen(config, pipeline, mesh, dtype)
     architectures = pipeline.architectures()
-    problem = Problem(plan, architectures.vae, architectures.text_encoder, architectures.schedule, config.loss)
+    problem = Problem(
+        plan,
+        architectures.vae,
+        architectures.text_encoder,
+        architectures.schedule,
+        config.loss,
+        config.attention,
+    )
     optimizer = make_optimizer(config.optimizer)
     step = make_train_step(problem, optimizer, config.optimizer.ema_decay, config.seed, dtype)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
@@ -227,7 +238,7 @@ def _sheets(
 
 def require_settings(config: TrainConfig) -> None:
     """Holds every number to its range before anything is read; raises `InputError` with the key."""
-    compute_dtype(config.dtype)
+    require_attention(config.attention, compute_dtype(config.dtype))
     whole = {"steps": 1, "batch_size": 1, "accumulation": 1, "resolution": 1, "fsdp": 1}
     whole |= {"log_every": 0, "checkpoint_every": 0, "keep_checkpoints": 0}
     for key, least in whole.items():
@@ -273,7 +284,9 @@ def _record(config: TrainConfig, teacher: Path, data: Path) -> dict[str, Any]:
 
 def _sheet_sampler(config: TrainConfig) -> SamplerConfig:
     sheets = config.sheets
-    return SamplerConfig(sheets.steps, sheets.guidance_scale, config.resolution, seed=config.seed)
+    return SamplerConfig(
+        sheets.steps, sheets.guidance_scale, config.resolution, seed=config.seed, attention=config.attention
+    )
 
 
 def _initial_state(config: TrainConfig, plan: RemovalPlan, pipeline: Pipeline, mesh: Mesh) -> TrainState:

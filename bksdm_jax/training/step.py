@@ -21,13 +21,14 @@ from bksdm_jax.training.update import Batch, Frozen, TrainStep, make_update
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """What is distilled: the plan, the frozen networks, the schedule, the weights of the losses."""
+    """What is distilled: the plan, the frozen networks, the schedule, the losses' weights, the U-Nets' attention."""
 
     plan: RemovalPlan
     vae: VAEConfig
     text_encoder: CLIPTextConfig
     schedule: ScheduleConfig
     weights: LossWeights = LossWeights()
+    attention: str = "auto"
 
 
 @flax.struct.dataclass
@@ -91,7 +92,8 @@ def noise_latents(
 
 def make_loss(problem: Problem, dtype: jnp.dtype = jnp.float32) -> Callable[[Any, Frozen, NoisyBatch], tuple[Any, Any]]:
     """Builds (student parameters, frozen, noisy batch) -> (float32 loss [], every term by name, float32 [])."""
-    student, teacher = UNet(problem.plan.student, dtype), UNet(problem.plan.teacher, dtype)
+    plan = problem.plan
+    student, teacher = (UNet(config, dtype, problem.attention) for config in (plan.student, plan.teacher))
     weights = problem.weights
 
     def run(network: UNet, params: Any, noisy_batch: NoisyBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
