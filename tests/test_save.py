@@ -66,9 +66,10 @@ def test_numbers_beyond_float16_are_not_written(micro_teacher: Path, tmp_path: P
         ({"format": "safetensor"}, "format: unknown name 'safetensor' (did you mean 'safetensors'?)"),
         ({"save_dtype": "fp16"}, "save_dtype: unknown name 'fp16'"),
         ({"student_init": "teachr"}, "did you mean 'teacher'?"),
+        ({"format": "single_file"}, "the original single-file layout can't say what this unet is (down "),
     ],
 )
-def test_unknown_settings_are_refused(micro_teacher: Path, tmp_path: Path, settings: dict, said: str) -> None:
+def test_settings_that_cannot_work_are_refused(micro_teacher: Path, tmp_path: Path, settings: dict, said: str) -> None:
     with pytest.raises(InputError) as error:
         prune(PruneConfig(str(micro_teacher), "mid_block", **settings), tmp_path / "student")
     assert said in str(error.value)

@@ -69,7 +69,7 @@ def cost_report(config: CostConfig) -> str:
         known_name("config", "generation", config.generation, TEACHERS)
         teacher = stable_diffusion(config.generation)
     else:
-        teacher = load_architectures(config.pipeline)
+        teacher = load_architectures(config.pipeline, "epsilon")  # what it predicts costs nothing
     names = [name.replace("+", ",") for name in config.students.split(",") if name.strip()]
     models = {"teacher": teacher}
     for name in names or [name for name, preset in PRESETS.items() if preset.removed]:

@@ -12,7 +12,7 @@ from bksdm_jax.errors import InputError, one_of
 from bksdm_jax.pruning.plan import RemovalPlan, plan_removal, removed_blocks
 from bksdm_jax.pruning.weights import copy_weights, random_weights
 from bksdm_jax.weights.hub import is_hub_id
-from bksdm_jax.weights.load import find_pipeline, load_pipeline, load_unet, load_unet_config
+from bksdm_jax.weights.load import find_pipeline, load_architectures, load_pipeline, load_unet, load_unet_config
 from bksdm_jax.weights.model_card import CardFacts
 from bksdm_jax.weights.save import SaveConfig, require_savable, with_unet, write_pipeline
 from bksdm_jax.workdir import is_used
@@ -77,8 +77,9 @@ def plan_student(
         InputError: an unknown name, a list of removed blocks that can't work, a student that the format can't hold, or
             first weights of another U-Net.
     """
-    plan = plan_removal(load_unet_config(teacher, prediction), removed_blocks(student))
-    require_savable(plan.student, save)
+    networks = load_architectures(teacher, prediction)
+    plan = plan_removal(networks.unet, removed_blocks(student))
+    require_savable(dataclasses.replace(networks, unet=plan.student), save)
     if student_init not in INITS:
         _require_student(plan, student_init)
     return plan

@@ -40,7 +40,11 @@ def infer_architectures(table: Mapping[str, Any], source: str) -> tuple[UNetConf
             f"{f' (no {str(error)[:100]})' if str(error) else ''}; a U-Net or LoRA alone is not enough"
         ) from error
     # Their own readers know what can't be: channels that groups don't divide, stages that don't mirror each other.
-    unet_from_diffusers(unet_to_diffusers(unet), source)
+    try:
+        json = unet_to_diffusers(unet)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from error
+    unet_from_diffusers(json, source)
     vae_from_diffusers(vae_to_diffusers(vae), source)
     clip_text_from_transformers(clip_text_to_transformers(text), source)
     return unet, vae, text
@@ -128,13 +132,18 @@ def _vae(table: Table) -> VAEConfig:
     return VAEConfig(tuple(widths), layers, in_channels=first[1], out_channels=last[0], latent_channels=latent)
 
 
+def text_names(second: bool) -> tuple[str, str, str]:
+    """The names of token and position embeddings and, with `{}` for its number, of a layer's first MLP kernel."""
+    if second:
+        layer = f"{OPEN_CLIP}transformer.resblocks.{{}}.mlp.c_fc.weight"
+        return f"{OPEN_CLIP}token_embedding.weight", POSITIONS[1], layer
+    words, places = (f"{CLIP}text_model.embeddings.{kind}_embedding.weight" for kind in ("token", "position"))
+    return words, places, f"{CLIP}text_model.encoder.layers.{{}}.mlp.fc1.weight"
+
+
 def _text(table: Table) -> CLIPTextConfig:
-    older = f"{CLIP}text_model.embeddings.token_embedding.weight" in table
-    words, places = f"{OPEN_CLIP}token_embedding.weight", POSITIONS[1]
-    layer = f"{OPEN_CLIP}transformer.resblocks.{{}}.mlp.c_fc.weight"
-    if older:
-        words, places = (f"{CLIP}text_model.embeddings.{kind}_embedding.weight" for kind in ("token", "position"))
-        layer = f"{CLIP}text_model.encoder.layers.{{}}.mlp.fc1.weight"
+    older = text_names(second=False)[0] in table
+    words, places, layer = text_names(second=not older)
     vocabulary, width = table[words].shape
     layers = 0
     while layer.format(layers) in table:

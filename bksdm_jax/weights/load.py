@@ -83,16 +83,13 @@ def load_unet_config(name: str | Path, prediction: str = "") -> UNetConfig:
     return index_single_file(place, prediction).unet if place.is_file() else read_unet_config(place)
 
 
-def load_architectures(name: str | Path) -> Architectures:
-    """Reads the configs of a pipeline, and no weights; raises `InputError` if it can't.
-
-    What a single file predicts doesn't matter to an architecture; its noise is taken for `epsilon`.
-    """
+def load_architectures(name: str | Path, prediction: str = "") -> Architectures:
+    """Reads the configs of a pipeline, and no weights; arguments and errors as `load_pipeline`."""
     place = find_pipeline(name)
     if not place.is_file():
         return read_architectures(place)
-    found = index_single_file(place, "epsilon")
-    return Architectures(found.unet, found.vae, found.text_encoder, ScheduleConfig())
+    found = index_single_file(place, prediction)
+    return Architectures(found.unet, found.vae, found.text_encoder, ScheduleConfig(prediction=found.prediction))
 
 
 def load_unet(name: str | Path, variant: str = "") -> Network:

@@ -14,10 +14,10 @@ from bksdm_jax.files import atomic_folder, write_json
 from bksdm_jax.models.unet import UNetConfig
 from bksdm_jax.models.unet_json import require_flax_expressible, unet_to_diffusers
 from bksdm_jax.weights.model_card import CardFacts, model_card
-from bksdm_jax.weights.pipeline import NETWORKS, Network, Pipeline
+from bksdm_jax.weights.pipeline import NETWORKS, Architectures, Network, Pipeline
 from bksdm_jax.weights.pipeline_folder import EXTRAS, parts_for, write_pipeline_folder
 from bksdm_jax.weights.stored import FLOATS
-from bksdm_jax.weights.write_single_file import write_single_file
+from bksdm_jax.weights.write_single_file import require_single_file, write_single_file
 
 SINGLE_FILE = "model.safetensors"
 """The name of a single file in the folder that is written."""
@@ -68,15 +68,17 @@ class SaveConfig:
         return tuple(name for name in EXTRAS if self.safety_checker or name == "README.md")
 
 
-def require_savable(unet: UNetConfig, config: SaveConfig) -> None:
-    """Raises `InputError` for an unknown setting, or a U-Net that Diffusers' classes can't express."""
+def require_savable(networks: Architectures, config: SaveConfig) -> None:
+    """Raises `InputError` for an unknown setting, or networks that the format can't hold."""
     if config.format not in FORMATS:
         raise one_of("format", config.format, FORMATS)
     if config.dtype and config.dtype not in DTYPES:
         raise one_of("save_dtype", config.dtype, DTYPES)
-    unet_to_diffusers(unet)
+    unet_to_diffusers(networks.unet)
     if config.format == "flax":
-        require_flax_expressible(unet)
+        require_flax_expressible(networks.unet)
+    if config.format.startswith("single_file"):
+        require_single_file(networks)
 
 
 def with_unet(parent: Pipeline, config: UNetConfig, params: Mapping[str, Any]) -> Pipeline:
@@ -106,7 +108,7 @@ def write_pipeline(
     Raises:
         InputError: the format can't hold it, a number is beyond its dtype, or the place can't be written.
     """
-    require_savable(pipeline.unet.config, config)
+    require_savable(pipeline.architectures(), config)
     if not config.safety_checker:
         pipeline = dataclasses.replace(pipeline, parts={})
     if config.dtype:

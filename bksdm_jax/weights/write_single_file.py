@@ -1,14 +1,18 @@
 """A pipeline as one `.safetensors` file in the original layout (CompVis, Stability), for tools that take such files."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save_file
 
+from bksdm_jax import trees
 from bksdm_jax.errors import InputError
-from bksdm_jax.models.unet import UNetConfig
+from bksdm_jax.models.unet import UNetConfig, parameter_shapes
+from bksdm_jax.models.vae import vae_parameter_shapes
+from bksdm_jax.weights import names
 from bksdm_jax.weights.files import torch_tensors
-from bksdm_jax.weights.infer import infer_architectures, is_second
+from bksdm_jax.weights.infer import infer_architectures, is_second, text_names
 from bksdm_jax.weights.original_names import (
     CLIP,
     OPEN_CLIP,
@@ -19,14 +23,11 @@ from bksdm_jax.weights.original_names import (
     unet_modules,
     vae_modules,
 )
-from bksdm_jax.weights.pipeline import Network, Pipeline
+from bksdm_jax.weights.pipeline import NETWORKS, Architectures, Network, Pipeline
 
 
 def write_single_file(path: Path, pipeline: Pipeline, spaced: bool = False) -> None:
-    """Writes the networks' weights as a single-file checkpoint.
-
-    Such a file has no config: a tool sees widths and blocks by names and shapes and takes the rest for Stable
-    Diffusion's. Tokenizer, scheduler and prediction type are not in it.
+    """Writes the networks' weights as a single-file checkpoint. Tokenizer, scheduler, prediction type are not in it.
 
     Args:
         path: the file.
@@ -34,26 +35,69 @@ def write_single_file(path: Path, pipeline: Pipeline, spaced: bool = False) -> N
         spaced: how a student's blocks are numbered, see `unet_modules`.
 
     Raises:
-        InputError: read back, the file would be taken for other networks than the pipeline's.
+        InputError: as `require_single_file`.
     """
+    require_single_file(pipeline.architectures())
     tensors = _unet(pipeline.unet, spaced) | _vae(pipeline.vae) | _text_encoder(pipeline.text_encoder)
-    found = infer_architectures(tensors, str(path))
-    for name, config in zip(("unet", "vae", "text_encoder"), found, strict=True):
-        ours = getattr(pipeline, name).config
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def require_single_file(networks: Architectures) -> None:
+    """Holds networks to what a single file can say.
+
+    Such a file has no config: a tool sees widths and blocks by names and shapes and takes the rest for Stable
+    Diffusion's.
+
+    Raises:
+        InputError: read back, the file would be taken for other networks than these.
+    """
+    try:
+        found = infer_architectures(_shapes(networks), "its weights")
+    except InputError as error:
+        raise _unsayable("pipeline", str(error)) from error
+    for name, config in zip(NETWORKS, found, strict=True):
+        ours = getattr(networks, name)
         differing = [
             f"{key} {getattr(ours, key)!r}, read back {getattr(config, key)!r}"
             for key in vars(ours)
             if key not in _UNSAID and getattr(ours, key) != getattr(config, key)
         ]
         if differing:
-            raise InputError(
-                f"format: the original single-file layout can't say what this {name} is "
-                f"({'; '.join(differing)[:300]}); write it as a folder, safetensors or flax"
-            )
-    save_file(tensors, path, metadata={"format": "pt"})
+            raise _unsayable(name, "; ".join(differing))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shape:
+    shape: tuple[int, ...]
+
+
+def _shapes(networks: Architectures) -> dict[str, _Shape]:
+    """What `infer_architectures` looks at, from configs alone."""
+    table = {}
+    for shapes, modules in (
+        (parameter_shapes(networks.unet), unet_modules(networks.unet)),
+        (vae_parameter_shapes(networks.vae), vae_modules(networks.vae)),
+    ):
+        for path, leaf in trees.flatten(shapes).items():
+            name = original_name(names.torch_name(path), modules)
+            table[name] = _Shape(names.torch_shape(path, tuple(leaf.shape)))
+    text = networks.text_encoder
+    words, places, layer = text_names(is_second(text))
+    table[words] = _Shape((text.vocab_size, text.width))
+    table[places] = _Shape((text.max_length, text.width))
+    for i in range(text.layers + is_second(text)):
+        table[layer.format(i)] = _Shape((text.mlp_width, text.width))
+    return table
 
 
 _UNSAID = ("sample_size", "upcast_attention")  # of the U-Net; they follow from the prediction type
+
+
+def _unsayable(what: str, why: str) -> InputError:
+    return InputError(
+        f"format: the original single-file layout can't say what this {what} is ({why[:300]}); "
+        "write it as a folder, with format safetensors or flax"
+    )
 
 
 def _unet(network: Network, spaced: bool) -> dict[str, np.ndarray]:
