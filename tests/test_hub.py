@@ -15,9 +15,12 @@ from tests.fake_hub import COMMIT, REPOSITORY
 ASK = """
 import sys
 from bksdm_jax.errors import InputError
-from bksdm_jax.weights.load import find_pipeline, load_pipeline
+from bksdm_jax.weights.load import find_pipeline, load_architectures, load_pipeline
 for question in sys.argv[1:]:
     try:
+        if question.startswith("configs of "):
+            load_architectures(question.removeprefix("configs of "))
+            continue
         folder = find_pipeline(*question.split(","))
         load_pipeline(folder)
         print(folder)
@@ -81,3 +84,10 @@ def test_without_hub_and_cache_it_is_said_at_once(tmp_path: Path) -> None:
     (said,) = ask(tmp_path / "home", "http://127.0.0.1:9", REPOSITORY, HF_HUB_OFFLINE="1")
     assert said.startswith(f"error: {REPOSITORY}: no such folder here; as a model of the hub it isn't in the cache")
     assert not (tmp_path / "home" / "hub" / "models--somebody--tiny").exists()
+
+
+def test_counting_fetches_no_weights(hub: str, tmp_path: Path) -> None:
+    assert ask(tmp_path / "home", hub, f"configs of {REPOSITORY}") == []
+    fetched = [line for line in (tmp_path / "asked").read_text().splitlines() if "GET /som" in line]
+    assert any("unet/config.json" in line for line in fetched)
+    assert not any("safetensors" in line or "msgpack" in line for line in fetched)

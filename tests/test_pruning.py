@@ -24,7 +24,14 @@ def test_presets_have_the_published_size(preset: str, generation: str) -> None:
     assert trees.count(parameter_shapes(plan.student)) == PRESETS[preset].parameters[generation]
 
 
-@pytest.mark.parametrize(("preset", "generation"), [("sd", "v1"), ("bk_base", "v1"), ("bk_tiny", "v2")])
+COUNTED = [("sd", "v1"), ("bk_base", "v1"), ("bk_tiny", "v2")]  # the others are slow tests
+PUBLISHED = [(name, generation) for name, preset in PRESETS.items() for generation in preset.macs]
+
+
+@pytest.mark.parametrize(
+    ("preset", "generation"),
+    [pytest.param(*case, marks=() if case in COUNTED else pytest.mark.slow) for case in PUBLISHED],
+)
 def test_presets_cost_what_was_published(preset: str, generation: str) -> None:
     plan = plan_removal(unet_from_diffusers(TEACHERS[generation]), PRESETS[preset].removed)
     costs = unet_cost(plan.student, 64)

@@ -134,7 +134,7 @@ def test_the_card_says_what_is_known(guarded_teacher: Path, tmp_path: Path) -> N
         "`down_blocks.3`",
         "predicts noise and was made for 64x64 pixels",
         "It has not been trained.",
-        "None were taken.",
+        "None had been taken",
         "[the parents own](https://example.org/licence)",
     ):
         assert said in card.text, said

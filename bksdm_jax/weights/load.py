@@ -20,7 +20,9 @@ from bksdm_jax.weights.pipeline_folder import (
 from bksdm_jax.weights.single_file import index_single_file, read_single_file, read_single_unet
 
 
-def find_pipeline(name: str | Path, revision: str = "", variant: str = "", extras: Collection[str] = ()) -> Path:
+def find_pipeline(
+    name: str | Path, revision: str = "", variant: str = "", extras: Collection[str] = (), weights: bool = True
+) -> Path:
     """The folder or file that a name of a pipeline stands for.
 
     `shapes_teacher` is the one that comes with the package (`./shapes_teacher` one of the working directory's);
@@ -32,6 +34,7 @@ def find_pipeline(name: str | Path, revision: str = "", variant: str = "", extra
         revision: branch, tag or commit of a model of the hub; empty: its default branch.
         variant: of the weights, as `load_pipeline` takes it: decides which files are fetched.
         extras: of `EXTRAS`, what is to be fetched besides.
+        weights: fetch the networks' weights, not only their configs.
 
     Raises:
         InputError: no such folder, file or model, one without a pipeline's parts, or a damaged file of the package.
@@ -39,7 +42,7 @@ def find_pipeline(name: str | Path, revision: str = "", variant: str = "", extra
     if str(name) == TEACHER:
         return teacher_folder()
     if isinstance(name, str) and is_hub_id(name):
-        place = hub_folder(name, revision, lambda names: needed_files(names, variant, extras))
+        place = hub_folder(name, revision, lambda names: needed_files(names, variant, extras, weights))
     elif revision:
         raise InputError(f"revision: {revision!r} is for models of the hub, and {name} is none")
     else:
@@ -84,8 +87,8 @@ def load_unet_config(name: str | Path, prediction: str = "") -> UNetConfig:
 
 
 def load_architectures(name: str | Path, prediction: str = "") -> Architectures:
-    """Reads the configs of a pipeline, and no weights; arguments and errors as `load_pipeline`."""
-    place = find_pipeline(name)
+    """Reads the configs of a pipeline, and fetches no weights; arguments and errors as `load_pipeline`."""
+    place = find_pipeline(name, weights=False)
     if not place.is_file():
         return read_architectures(place)
     found = index_single_file(place, prediction)

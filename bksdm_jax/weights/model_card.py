@@ -21,14 +21,12 @@ class CardFacts:
         removed: its blocks that went.
         start: what the student's weights were before training, in words.
         training: what was done, setting -> value; empty: nothing.
-        scores: what was measured, score -> value with its interval; empty: nothing.
     """
 
     parent: str
     removed: tuple[str, ...]
     start: str
     training: Mapping[str, object] = dataclasses.field(default_factory=dict)
-    scores: Mapping[str, object] = dataclasses.field(default_factory=dict)
 
 
 def model_card(pipeline: Pipeline, facts: CardFacts, file_format: str) -> str:
@@ -61,7 +59,7 @@ def model_card(pipeline: Pipeline, facts: CardFacts, file_format: str) -> str:
         f"The U-Net started from {facts.start}. The other networks are the parent's.",
         _table("setting", facts.training) if facts.training else "It has not been trained.",
         "## Scores",
-        _table("score", facts.scores) if facts.scores else "None were taken.",
+        "None had been taken when this was written.",
         "## Use",
         _use(pipeline, file_format),
         "## Licence",

@@ -111,13 +111,14 @@ def read_unet_config(folder: Path) -> UNetConfig:
     return _read_config(folder, "unet")[1]
 
 
-def needed_files(names: Collection[str], variant: str, extras: Collection[str] = ()) -> list[str]:
+def needed_files(names: Collection[str], variant: str, extras: Collection[str] = (), weights: bool = True) -> list[str]:
     """Of a repository's file names those that `read_pipeline_folder` reads.
 
     Args:
         names: paths below the folder.
         variant: of the weights.
         extras: of `EXTRAS`, what a copy needs besides.
+        weights: the networks' weights, not only their configs.
     """
     layouts = {network: layout.stems for network, layout in _LAYOUTS.items()}
     if "safety_checker" in extras:
@@ -126,7 +127,7 @@ def needed_files(names: Collection[str], variant: str, extras: Collection[str] =
     needed = [name for name in names if name.split("/")[0] in whole]
     for network, stems in layouts.items():
         inside = {name.removeprefix(f"{network}/") for name in names if name.startswith(f"{network}/")}
-        files = choose_files(inside, stems, variant) or choose_files(inside, stems, "")
+        files = (choose_files(inside, stems, variant) or choose_files(inside, stems, "")) if weights else ()
         needed += [f"{network}/{name}" for name in ("config.json", *files) if name in inside]
     return needed
 
