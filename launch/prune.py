@@ -24,11 +24,11 @@ from bksdm_jax.pruning.prune import PruneConfig, prune  # noqa: E402
 
 def main(config: PruneConfig, workdir: Path) -> None:
     """Writes the student and prints what it is."""
-    plan = prune(config, workdir)
+    plan, student = prune(config, workdir)
     print(plan_text(plan))
     print()
     print(cost_table(plan, plan.teacher.sample_size or 64))
-    print(f"\n{workdir}")
+    print(f"\n{student}")
 
 
 if __name__ == "__main__":

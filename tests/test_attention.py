@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from bksdm_jax.errors import InputError
+from bksdm_jax.models import attention
 from bksdm_jax.models.attention import attend, require_attention
+from bksdm_jax.training.sharding import make_mesh
 
 # positions of queries and keys, heads, channels; the first two are large enough for `auto` to take chunks
 SHAPES = [(1024, 1024, 2, 32), (900, 625, 1, 16), (64, 9, 4, 32), (7, 5, 1, 8)]
@@ -77,6 +79,16 @@ def test_a_tpu_gets_the_flash_kernel() -> None:
         assert traced.lower(lowering_platforms=("tpu",)).as_text().count("tpu_custom_call") == count
 
 
+def test_a_program_for_several_tpus_has_no_kernel_that_cannot_be_split() -> None:
+    mesh = make_mesh(1, jax.devices()[:2])
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    shapes = [jax.ShapeDtypeStruct((2, 1024, 160), jnp.bfloat16, sharding=sharding)] * 3
+    with jax.set_mesh(mesh):
+        for name in ("auto", "flash"):
+            traced = jax.jit(lambda *inputs, name=name: attend(*inputs, heads=4, implementation=name)).trace(*shapes)
+            assert "tpu_custom_call" not in traced.lower(lowering_platforms=("tpu",)).as_text()
+
+
 def test_a_gpu_gets_cudnn_where_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
@@ -85,7 +97,7 @@ def test_a_gpu_gets_cudnn_where_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
         return query
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", noted)
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(attention, "_has_cudnn", lambda: True)
     for keys, channels, dtype in ((16, 64, jnp.bfloat16), (16, 64, jnp.float32), (16, 160, jnp.bfloat16)):
         attend(*drawn((16, keys, 1, channels), dtype), heads=1)
     attend(*drawn((16, 77, 1, 64), jnp.bfloat16), heads=1)
@@ -97,7 +109,7 @@ def test_a_gpu_gets_cudnn_where_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
-@pytest.mark.parametrize(("name", "device"), [("cudnn", "an NVIDIA GPU"), ("flash", "a TPU")])
+@pytest.mark.parametrize(("name", "device"), [("cudnn", "an NVIDIA GPU since Ampere"), ("flash", "a TPU")])
 def test_kernels_of_other_devices_are_refused(name: str, device: str) -> None:
     with pytest.raises(InputError, match=f"attention: {name} is for {device} and bfloat16; here are cpu"):
         require_attention(name, jnp.bfloat16)

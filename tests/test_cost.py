@@ -97,7 +97,7 @@ def test_the_report_lists_every_model(flax_teacher) -> None:
         (CostConfig(), "give either generation"),
         (CostConfig(generation="v3"), "unknown name 'v3'"),
         (CostConfig(generation="v1", students="bk_smal"), "did you mean 'bk_small'"),
-        (CostConfig(generation="v1", students="bk_tiny", resolution=100), "expected a multiple of 8"),
+        (CostConfig(generation="v1", students="bk_tiny", resolution=520), "expected a multiple of 64"),
     ],
 )
 def test_bad_settings_are_refused(config: CostConfig, said: str) -> None:

@@ -78,6 +78,8 @@ def test_what_the_hub_lacks_is_said(hub: str, tmp_path: Path) -> None:
     assert said[0] == "error: somebody/else: no such folder here, and no such model on the hub (or a private one)"
     assert said[1] == f"error: {REPOSITORY} at revision v9: the hub has no such revision"
     assert said[2].endswith("tests/no_such_model: no such pipeline folder")
+    (said,) = ask(tmp_path / "home", hub, "owner/a--b")
+    assert said.startswith("error: owner/a--b: no such folder here, and no id that the hub could have")
 
 
 def test_without_hub_and_cache_it_is_said_at_once(tmp_path: Path) -> None:

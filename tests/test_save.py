@@ -1,5 +1,6 @@
 """How a pipeline is written: number formats, the parts that are copied, the model card, a student as a start."""
 
+import errno
 import json
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from diffusers import FlaxUNet2DConditionModel, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from huggingface_hub import ModelCard
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import CLIPConfig, CLIPImageProcessor
 
@@ -20,6 +22,7 @@ from bksdm_jax.models.presets import PRESETS, TEACHERS
 from bksdm_jax.models.unet_json import unet_from_diffusers
 from bksdm_jax.pruning.plan import plan_removal
 from bksdm_jax.pruning.prune import PruneConfig, initial_weights, plan_student, prune
+from bksdm_jax.weights.files import write_tensors
 from bksdm_jax.weights.load import load_pipeline
 from bksdm_jax.weights.model_card import tools_text
 from bksdm_jax.weights.pipeline import NETWORKS
@@ -58,6 +61,20 @@ def test_numbers_beyond_float16_are_not_written(micro_teacher: Path, tmp_path: P
         write_pipeline(tmp_path / "half", pipeline, SaveConfig(dtype="float16"))
     assert not any(tmp_path.iterdir())
     write_pipeline(tmp_path / "half", pipeline, SaveConfig(dtype="bfloat16"))
+
+
+def test_a_full_disk_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object, **options: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("bksdm_jax.weights.files.save_file", full)
+    with pytest.raises(OSError, match="No space left on device") as error:
+        write_tensors(tmp_path / "a.safetensors", {})
+    assert error.value.errno == errno.ENOSPC
+    monkeypatch.undo()
+    write_tensors(tmp_path / "a.safetensors", {"x": np.zeros(3, np.float32)})
+    (tmp_path / "plain").write_bytes(b"")
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 @pytest.mark.parametrize(

@@ -19,12 +19,16 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from bksdm_jax.analysis.pipeline_cost import stable_diffusion
 from bksdm_jax.errors import InputError
+from bksdm_jax.models.presets import TEACHERS
+from bksdm_jax.models.unet_json import unet_from_diffusers
 from bksdm_jax.pruning.prune import PruneConfig, prune
 from bksdm_jax.weights import names
 from bksdm_jax.weights.infer import infer_architectures
 from bksdm_jax.weights.load import load_pipeline, load_unet_config
 from bksdm_jax.weights.save import SINGLE_FILE, SaveConfig, write_pipeline
+from bksdm_jax.weights.write_single_file import original_shapes, require_single_file
 from tests import tiny
 from tests.test_weights import require_equal
 
@@ -48,6 +52,7 @@ TEXT = {
     "v1": {"hidden_size": 768, "num_attention_heads": 12, "hidden_act": "quick_gelu"},
     "v2": {"hidden_size": 128, "num_attention_heads": 2, "hidden_act": "gelu"},
 }
+NUMBERINGS = ("single_file", "single_file_spaced")
 STUDENTS = ["sd", "bk_base", "bk_small", "bk_tiny", "no_mid"]
 
 
@@ -131,7 +136,7 @@ def test_diffusers_converters_find_every_weight(
         ("v1", "bk_base", "single_file"),
         ("v1", "bk_tiny", "single_file_spaced"),
         ("v2", "bk_small", "single_file_spaced"),
-        other=("single_file", "single_file_spaced"),
+        other=NUMBERINGS,
     ),
 )
 def test_what_is_written_is_read_again(
@@ -255,6 +260,34 @@ def test_names_and_shapes_of_no_network_are_refused(shapes: dict[str, dict[str, 
         said = str(error)
     assert said.startswith("it: ")
     assert "\n" not in said
+
+
+@pytest.mark.parametrize("missing", [True, False], ids=["23 layers", "24 layers"])
+def test_the_layer_that_sd_2_skips_may_be_missing(missing: bool) -> None:
+    """Some tools write the 23 layers that are used, others OpenCLIP's 24."""
+    table = {
+        name: SimpleNamespace(shape=array.shape)
+        for name, array in original_shapes(stable_diffusion("v2"), spaced=False).items()
+    }
+    if missing:
+        table = {name: leaf for name, leaf in table.items() if ".resblocks.23." not in name}
+    _, _, text = infer_architectures(table, "it")
+    assert text == stable_diffusion("v2").text_encoder
+
+
+def test_gaps_are_seen_on_either_side(teachers: dict[str, Path], tmp_path: Path) -> None:
+    """A block that goes from the last down and the first up stage leaves a gap among the output blocks alone."""
+    student = "down_blocks.3.resnets.1,up_blocks.0.resnets.1"
+    configs = {load_unet_config(single(teachers["v1"], tmp_path / name, student, format=name)) for name in NUMBERINGS}
+    assert len(configs) == 1
+
+
+def test_more_blocks_than_numbers_are_not_written() -> None:
+    networks = stable_diffusion("v1")
+    deep = dataclasses.replace(networks, unet=unet_from_diffusers(TEACHERS["v1"] | {"layers_per_block": 3}))
+    with pytest.raises(InputError, match="a stage has more blocks than it has numbers"):
+        require_single_file(deep, spaced=True)
+    require_single_file(deep, spaced=False)
 
 
 def test_networks_that_would_be_taken_for_others_are_not_written(teachers: dict[str, Path], tmp_path: Path) -> None:

@@ -150,6 +150,18 @@ def test_formats_are_preferred_in_order() -> None:
     assert choose_files(["config.json"], stems, "") == ()
 
 
+def test_little_bytes_are_not_made_much(tmp_path: Path) -> None:
+    torch.save(collections.OrderedDict(kernel=torch.zeros(1).expand(5000, 1000)), tmp_path / "a.bin")
+    with pytest.raises(InputError, match="more numbers than its storage"):
+        INDEXERS[".bin"](tmp_path / "a.bin")
+    tree: dict[str, Any] = {"kernel": np.zeros(0, np.float32)}
+    for _ in range(20):
+        tree = {"n" * 1000: tree}
+    (tmp_path / "a.msgpack").write_bytes(serialization.msgpack_serialize(tree))
+    with pytest.raises(InputError, match="a path of"):
+        INDEXERS[".msgpack"](tmp_path / "a.msgpack")
+
+
 def test_a_missing_shard_is_named(torch_teacher: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(torch_teacher, tmp_path / "pipeline")
     module = UNet2DConditionModel.from_pretrained(torch_teacher / "unet")

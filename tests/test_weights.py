@@ -85,7 +85,7 @@ def test_a_safetensors_student_loads_in_pytorch(flax_teacher: Path, tmp_path: Pa
 
 
 def test_a_flax_student_is_read_by_diffusers_flax_classes(flax_teacher: Path, tmp_path: Path) -> None:
-    plan = prune(PruneConfig(str(flax_teacher), "bk_small", format="flax"), tmp_path / "student")
+    plan, _ = prune(PruneConfig(str(flax_teacher), "bk_small", format="flax"), tmp_path / "student")
     teacher = load_pipeline(flax_teacher)
     with jax.numpy_dtype_promotion("standard"):
         module, params = FlaxUNet2DConditionModel.from_pretrained(tmp_path / "student" / "unet")

@@ -1,5 +1,6 @@
 """What making one image costs: text encoder, U-Net and decoder together, a teacher's beside its students'."""
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ from bksdm_jax.models.clip import (
     clip_text_parameter_shapes,
 )
 from bksdm_jax.models.presets import PRESETS, TEACHERS, TEXT_ENCODERS
-from bksdm_jax.models.unet import UNet, parameter_shapes
+from bksdm_jax.models.unet import UNet, UNetConfig, parameter_shapes
 from bksdm_jax.models.unet_json import unet_from_diffusers
 from bksdm_jax.models.vae import VAE, VAEConfig, vae_parameter_shapes
 from bksdm_jax.pruning.plan import plan_removal, removed_blocks
@@ -72,13 +73,14 @@ def cost_report(config: CostConfig) -> str:
         teacher = load_architectures(config.pipeline, "epsilon")  # what it predicts costs nothing
     names = [name.replace("+", ",") for name in config.students.split(",") if name.strip()]
     models = {"teacher": teacher}
-    for name in names or [name for name, preset in PRESETS.items() if preset.removed]:
+    for name in names or _possible(teacher.unet):
         plan = plan_removal(teacher.unet, removed_blocks(name))
         models[name] = dataclasses.replace(teacher, unet=plan.student)
     resolution = config.resolution or (teacher.unet.sample_size or 64) * teacher.vae.factor
     size = resolution // teacher.vae.factor
-    if resolution % teacher.vae.factor or size < 1:
-        raise InputError(f"resolution: {resolution} pixels; expected a multiple of {teacher.vae.factor}")
+    multiple = teacher.vae.factor * 2 ** sum(stage.sampler for stage in teacher.unet.down)
+    if resolution % multiple or size < 1:
+        raise InputError(f"resolution: {resolution} pixels; expected a multiple of {multiple}")
     lines = [
         image_table(models, size, config.steps),
         f"image: {resolution}x{resolution} pixels, text encoder once, U-Net {config.steps} times, decoder once "
@@ -87,6 +89,16 @@ def cost_report(config: CostConfig) -> str:
     if config.latency:
         lines += ["", _latencies(models, size, config)]
     return "\n".join(lines)
+
+
+def _possible(teacher: UNetConfig) -> list[str]:
+    """The presets that this teacher has the blocks for: a student of another has fewer."""
+    found = []
+    for name, preset in PRESETS.items():
+        with contextlib.suppress(InputError):
+            if plan_removal(teacher, preset.removed).removed:
+                found.append(name)
+    return found
 
 
 def stable_diffusion(generation: str) -> Architectures:

@@ -112,7 +112,7 @@ def _in_pytorch(pipeline: Pipeline, variant: str) -> Iterator[StableDiffusionPip
     torch.backends.cudnn.allow_tf32 = False  # float32 means float32
     with tempfile.TemporaryDirectory() as scratch, waiting("loading in PyTorch"):
         place = pipeline.place
-        readable = place.is_dir() and all(path.suffix != ".msgpack" for path in pipeline.unet_files)
+        readable = (place / "model_index.json").is_file() and not any(place.rglob("*.msgpack"))
         if not readable:
             place = write_pipeline(Path(scratch) / "model", pipeline, SaveConfig(dtype="float32"))
         theirs = StableDiffusionPipeline.from_pretrained(

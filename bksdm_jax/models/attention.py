@@ -64,8 +64,9 @@ def _chunked(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     """
     batch, positions, heads, width = query.shape
     rows = max(n for n in range(1, min(positions, _CHUNK) + 1) if positions % n == 0)
-    keys, values = key.transpose(0, 2, 3, 1), value.transpose(0, 2, 1, 3)  # [B, heads, D, M], [B, heads, M, D]
-    queries = query.transpose(0, 2, 1, 3).reshape(batch, heads, positions // rows, rows, width)
+    # Heads and chunks lead, and nothing is joined with the batch: that may be split over devices.
+    queries = query.reshape(batch, positions // rows, rows, heads, width).transpose(3, 1, 0, 2, 4)
+    keys, values = key.transpose(2, 0, 3, 1), value.transpose(2, 0, 1, 3)  # [heads, B, D, M], [heads, B, M, D]
 
     @jax.checkpoint  # the gradient computes the scores anew
     def chunk(query: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
@@ -80,15 +81,13 @@ def _chunked(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
         def head(parts: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
             return jax.lax.map(lambda rows: chunk(rows, parts[1], parts[2]), parts[0])
 
-        joined = (x.reshape(batch * heads, *x.shape[2:]) for x in (queries, keys, values))
-        return jax.lax.map(head, tuple(joined)).reshape(queries.shape)
+        return jax.lax.map(head, (queries, keys, values))
 
     def by_rows(queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
-        out = jax.lax.map(lambda rows: chunk(rows, keys, values), queries.transpose(2, 0, 1, 3, 4))
-        return out.transpose(1, 2, 0, 3, 4)
+        return jax.lax.map(lambda rows: chunk(rows, keys, values), queries.transpose(1, 0, 2, 3, 4)).swapaxes(0, 1)
 
     out = jax.lax.platform_dependent(queries, keys, values, cpu=by_head, default=by_rows)
-    return out.reshape(batch, heads, positions, width).transpose(0, 2, 1, 3)
+    return out.transpose(2, 1, 3, 0, 4).reshape(query.shape)  # [heads, chunks, B, rows, D] -> [B, N, heads, D]
 
 
 def _plain(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
@@ -97,7 +96,7 @@ def _plain(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
 
 
 def _cudnn(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-    """cuDNN's fused kernel for NVIDIA GPUs since Ampere, for the shapes that it takes."""
+    """cuDNN's fused kernel, for the shapes that it takes."""
     fits = query.dtype in _HALF and query.shape[-1] % 8 == 0 and query.shape[-1] <= 128 and key.shape[1] % 2 == 0
     if not fits:
         return _plain(query, key, value)
@@ -105,8 +104,11 @@ def _cudnn(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
 
 
 def _flash(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-    """JAX's flash attention kernel for TPUs (Pallas), for the shapes that it takes and is worth it for."""
-    if not _fits_flash(query, key):
+    """JAX's flash attention kernel for TPUs (Pallas), for the shapes that it takes and is worth it for.
+
+    XLA can't split it over devices, so in a program for several the chunks take its place.
+    """
+    if not _fits_flash(query, key) or jax.sharding.get_abstract_mesh().size > 1:
         return _plain(query, key, value)
     from jax.experimental.pallas.ops.tpu import flash_attention as kernel  # noqa: PLC0415  # brings all of Pallas
 
@@ -131,11 +133,18 @@ def _flash(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
 
 def _auto(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     """The fastest that the device has for these shapes."""
-    if jax.default_backend() == "gpu":
+    if _has_cudnn():
         return _cudnn(query, key, value)
     if _fits_flash(query, key):  # decided when the program is lowered: that may be for a TPU that isn't here
         return jax.lax.platform_dependent(query, key, value, tpu=_flash, default=_plain)
     return _plain(query, key, value)
+
+
+def _has_cudnn() -> bool:
+    """Whether the device is an NVIDIA GPU of the Ampere generation or later."""
+    device = jax.devices()[0]
+    on_nvidia = device.platform == "gpu" and "cuda" in device.client.platform_version.lower()
+    return on_nvidia and float(device.compute_capability) >= 8.0
 
 
 def _is_large(query: jax.Array, key: jax.Array) -> bool:
@@ -159,17 +168,20 @@ IMPLEMENTATIONS: dict[str, Callable[[jax.Array, jax.Array, jax.Array], jax.Array
 
 Where a kernel doesn't take the shapes (a few keys of text, say), `cudnn` and `flash` are as `auto` without them.
 """
-_BACKENDS = {"cudnn": ("gpu", "an NVIDIA GPU"), "flash": ("tpu", "a TPU")}
+_DEVICES = {
+    "cudnn": (_has_cudnn, "an NVIDIA GPU since Ampere"),
+    "flash": (lambda: jax.default_backend() == "tpu", "a TPU"),
+}
 
 
 def require_attention(name: str, dtype: jnp.dtype) -> None:
     """Raises `InputError` for an unknown implementation, or one that this machine or number format can't have."""
     known_name("config", "attention", name, IMPLEMENTATIONS)
-    if name in _BACKENDS:
-        backend, device = _BACKENDS[name]
-        if jax.default_backend() != backend or dtype not in _HALF:
+    if name in _DEVICES:
+        is_here, device = _DEVICES[name]
+        if not is_here() or dtype not in _HALF:
             raise InputError(
-                f"attention: {name} is for {device} and bfloat16; here are {jax.default_backend()} and "
+                f"attention: {name} is for {device} and bfloat16; here are {jax.devices()[0].device_kind} and "
                 f"{jnp.dtype(dtype).name}; auto takes the fastest there is"
             )
 

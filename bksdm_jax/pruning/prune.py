@@ -1,4 +1,4 @@
-"""Pruning as one call: teacher folder in, untrained student folder out."""
+"""Pruning as one call: teacher in, untrained student out."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -123,8 +123,11 @@ def card_facts(teacher: str, plan: RemovalPlan, student_init: str, training: Map
     return CardFacts(teacher, plan.removed, start.get(student_init, f"`{Path(student_init).name}`"), training)
 
 
-def prune(config: PruneConfig, workdir: Path) -> RemovalPlan:
+def prune(config: PruneConfig, workdir: Path) -> tuple[RemovalPlan, Path]:
     """Writes the student's pipeline into `workdir`.
+
+    Returns:
+        the plan, and what the student is loaded from: the folder, or the single file in it.
 
     Raises:
         InputError: a setting, file or folder can't be used; nothing is written then.
@@ -138,5 +141,4 @@ def prune(config: PruneConfig, workdir: Path) -> RemovalPlan:
     params = initial_weights(plan, config.student_init, pipeline.unet.params, config.seed)
     facts = card_facts(config.teacher, plan, config.student_init, {})
     extra = {"removal_plan.json": plan.to_json()}
-    write_pipeline(workdir, with_unet(pipeline, plan.student, params), save, facts, extra)
-    return plan
+    return plan, write_pipeline(workdir, with_unet(pipeline, plan.student, params), save, facts, extra)

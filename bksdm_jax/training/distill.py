@@ -110,7 +110,7 @@ def distill(config: TrainConfig, workdir: Path) -> Path | None:
     """Runs, or continues, a distillation in `workdir`.
 
     Returns:
-        the folder `model/`, or None if the run was interrupted (the same call continues it).
+        the folder `model/`, or the single file in it, or None if the run was interrupted (the same call continues it).
 
     Raises:
         InputError: a setting, file or folder can't be used (found before the workdir is touched, where it can be

@@ -1,13 +1,16 @@
 """One network's weights from the files that hold them, and into a file: held to the shapes that are expected."""
 
 import concurrent.futures
+import errno
 import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from flax import serialization
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from bksdm_jax import trees
@@ -93,7 +96,24 @@ def write_msgpack(path: Path, params: Mapping[str, Any]) -> None:
 
 def write_safetensors(path: Path, params: Mapping[str, Any]) -> None:
     """Writes nested Flax arrays under PyTorch's names, in PyTorch's layouts."""
-    save_file(torch_tensors(params), path, metadata={"format": "pt"})
+    write_tensors(path, torch_tensors(params))
+
+
+def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Writes a table of arrays as safetensors, readable as other new files are.
+
+    Raises:
+        OSError: as a file's own writing does.
+    """
+    try:
+        save_file(dict(tensors), path, metadata={"format": "pt"})
+    except SafetensorError as error:  # says in words what an OSError says by number
+        free = shutil.disk_usage(path.parent).free
+        full = free < 2**20 or "space" in str(error).lower() or "quota" in str(error).lower()
+        raise OSError(errno.ENOSPC if full else errno.EIO, str(error), str(path)) from error
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)  # the library's own are for the owner alone
 
 
 def torch_tensors(params: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -11,6 +11,7 @@ from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
+    HFValidationError,
     IncompleteSnapshotError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
@@ -53,6 +54,8 @@ def hub_folder(repo: str, revision: str, wanted: Callable[[Collection[str]], Col
         ) from error
     except RevisionNotFoundError as error:
         raise InputError(f"{where}: the hub has no such revision") from error
+    except HFValidationError as error:
+        raise InputError(f"{repo}: no such folder here, and no id that the hub could have ({_short(error)})") from error
     except RepositoryNotFoundError as error:
         raise InputError(f"{repo}: no such folder here, and no such model on the hub (or a private one)") from error
     except (HfHubHTTPError, httpx.HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:

@@ -17,6 +17,7 @@ from bksdm_jax.weights.original_names import CLIP, OPEN_CLIP, POSITIONS, UNET, V
 
 _V1_CONTEXT = 768
 _HEAD_WIDTH = 64
+_VIT_H_WIDTH, _VIT_H_LAYERS = 1024, 23  # as SD 2.x uses it
 _OPEN_CLIP_ACTIVATION = "gelu"
 Table = Mapping[str, Any]
 """name -> anything with a `shape`."""
@@ -110,9 +111,12 @@ def _unet(table: Table) -> UNetConfig:
 
 
 def is_spaced(table: Table) -> bool:
-    """Whether the input blocks' numbers have gaps."""
-    numbers = _numbers(table, "input_blocks")
-    return numbers != list(range(len(numbers)))
+    """Whether the blocks' numbers have gaps, or an upsampler has one for itself."""
+    for side in ("input_blocks", "output_blocks"):
+        numbers = _numbers(table, side)
+        if numbers != list(range(len(numbers))):
+            return True
+    return any(f"{UNET}output_blocks.{i}.0.out_layers.3.weight" not in table for i in numbers)
 
 
 def _numbers(table: Table, name: str) -> list[int]:
@@ -141,6 +145,11 @@ def text_names(second: bool) -> tuple[str, str, str]:
     return words, places, f"{CLIP}text_model.encoder.layers.{{}}.mlp.fc1.weight"
 
 
+def _used_layers(found: int, width: int) -> int:
+    """How many of OpenCLIP's layers SD 2.x uses: all but the last, which some files leave out (23 of ViT-H's 24)."""
+    return min(found, _VIT_H_LAYERS) if width == _VIT_H_WIDTH else found - 1
+
+
 def _text(table: Table) -> CLIPTextConfig:
     older = text_names(second=False)[0] in table
     words, places, layer = text_names(second=not older)
@@ -152,7 +161,7 @@ def _text(table: Table) -> CLIPTextConfig:
         vocab_size=vocabulary,
         width=width,
         mlp_width=table[layer.format(0)].shape[0],
-        layers=layers if older else layers - 1,  # SD 2.x takes the states before the last layer
+        layers=layers if older else _used_layers(layers, width),
         heads=max(width // _HEAD_WIDTH, 1),
         max_length=table[places].shape[0],
         activation="quick_gelu" if older else _OPEN_CLIP_ACTIVATION,

@@ -17,7 +17,7 @@ from bksdm_jax.weights.stored import FLOATS, StoredTensor
 
 _NDARRAY = 1
 _DEPTH = 32
-_MOST_TEXT = 2**16  # bytes of a name
+_MOST_TEXT = 2**10  # bytes of a name; letters of a whole path
 _DTYPES = FLOATS | {name: np.dtype(name) for name in ("int8", "int16", "int32", "int64", "uint8", "uint32", "bool")}
 _MAPS = {0xDE: 2, 0xDF: 4}  # first byte -> bytes of the length that follows
 _ARRAYS = {0xDC: 2, 0xDD: 4}
@@ -58,6 +58,8 @@ class _Walk:
         """A map whose values are maps or arrays."""
         for _ in range(self.length(self.byte(), _MAPS, 0x80, 0x8F, "a map")):
             name = f"{prefix}{self.text()}"
+            if len(name) > _MOST_TEXT:
+                raise self.damaged(f"a path of {len(name)} letters, {name[:80]!r}")
             first = self.byte()
             if first in _FIXED_EXTENSIONS:
                 self.array(name, _FIXED_EXTENSIONS[first])

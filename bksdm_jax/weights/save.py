@@ -37,11 +37,12 @@ def _file_writer(spaced: bool) -> Callable[[Path, Pipeline], None]:
     return lambda folder, pipeline: write_single_file(folder / SINGLE_FILE, pipeline, spaced)
 
 
+_SPACED = "single_file_spaced"
 FORMATS: dict[str, Callable[[Path, Pipeline], None]] = {
     "safetensors": _folder_writer(".safetensors"),
     "flax": _folder_writer(".msgpack"),
     "single_file": _file_writer(spaced=False),
-    "single_file_spaced": _file_writer(spaced=True),
+    _SPACED: _file_writer(spaced=True),
 }
 """What a pipeline can be written as: name -> fills an empty folder."""
 DTYPES = tuple(name for name in FLOATS if name != "float64")
@@ -78,7 +79,7 @@ def require_savable(networks: Architectures, config: SaveConfig) -> None:
     if config.format == "flax":
         require_flax_expressible(networks.unet)
     if config.format.startswith("single_file"):
-        require_single_file(networks)
+        require_single_file(networks, spaced=config.format == _SPACED)
 
 
 def with_unet(parent: Pipeline, config: UNetConfig, params: Mapping[str, Any]) -> Pipeline:

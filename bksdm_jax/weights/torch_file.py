@@ -119,6 +119,8 @@ def _located(
         raise ValueError(f"the storage of {name[:80]!r} is not what its tensor says")
     if start + size > file.seek(0, 2):
         raise ValueError(f"the storage of {name[:80]!r} goes beyond the end")
+    if math.prod(tensor.shape) > storage.count:  # strides of 0 would make much out of little
+        raise ValueError(f"{name[:80]!r} has more numbers than its storage")
     plain = _c_strides(tensor.shape)
     found = StoredTensor(
         path,

@@ -4,15 +4,14 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from bksdm_jax import trees
 from bksdm_jax.errors import InputError
 from bksdm_jax.models.unet import UNetConfig, parameter_shapes
 from bksdm_jax.models.vae import vae_parameter_shapes
 from bksdm_jax.weights import names
-from bksdm_jax.weights.files import torch_tensors
-from bksdm_jax.weights.infer import infer_architectures, is_second, text_names
+from bksdm_jax.weights.files import torch_tensors, write_tensors
+from bksdm_jax.weights.infer import infer_architectures, is_second, is_spaced, text_names
 from bksdm_jax.weights.original_names import (
     CLIP,
     OPEN_CLIP,
@@ -37,12 +36,12 @@ def write_single_file(path: Path, pipeline: Pipeline, spaced: bool = False) -> N
     Raises:
         InputError: as `require_single_file`.
     """
-    require_single_file(pipeline.architectures())
+    require_single_file(pipeline.architectures(), spaced)
     tensors = _unet(pipeline.unet, spaced) | _vae(pipeline.vae) | _text_encoder(pipeline.text_encoder)
-    save_file(tensors, path, metadata={"format": "pt"})
+    write_tensors(path, tensors)
 
 
-def require_single_file(networks: Architectures) -> None:
+def require_single_file(networks: Architectures, spaced: bool) -> None:
     """Holds networks to what a single file can say.
 
     Such a file has no config: a tool sees widths and blocks by names and shapes and takes the rest for Stable
@@ -51,8 +50,14 @@ def require_single_file(networks: Architectures) -> None:
     Raises:
         InputError: read back, the file would be taken for other networks than these.
     """
+    table = original_shapes(networks, spaced)
+    modules = unet_modules(networks.unet, spaced)
+    if len(set(modules.values())) < len(modules):
+        raise _unsayable("unet", "a stage has more blocks than it has numbers")
+    if is_spaced(table) != (modules != unet_modules(networks.unet)):
+        raise _unsayable("unet", "its numbers don't show that some are left out")
     try:
-        found = infer_architectures(_shapes(networks), "its weights")
+        found = infer_architectures(table, "its weights")
     except InputError as error:
         raise _unsayable("pipeline", str(error)) from error
     for name, config in zip(NETWORKS, found, strict=True):
@@ -71,11 +76,11 @@ class _Shape:
     shape: tuple[int, ...]
 
 
-def _shapes(networks: Architectures) -> dict[str, _Shape]:
-    """What `infer_architectures` looks at, from configs alone."""
+def original_shapes(networks: Architectures, spaced: bool) -> dict[str, _Shape]:
+    """What `infer_architectures` looks at: name -> shape of the weights, from configs alone."""
     table = {}
     for shapes, modules in (
-        (parameter_shapes(networks.unet), unet_modules(networks.unet)),
+        (parameter_shapes(networks.unet), unet_modules(networks.unet, spaced)),
         (vae_parameter_shapes(networks.vae), vae_modules(networks.vae)),
     ):
         for path, leaf in trees.flatten(shapes).items():
