@@ -290,6 +290,13 @@ def test_more_blocks_than_numbers_are_not_written() -> None:
     require_single_file(deep, spaced=False)
 
 
+def test_another_schedule_is_not_written() -> None:
+    networks = stable_diffusion("v1")
+    linear = dataclasses.replace(networks.schedule, beta_schedule="linear")
+    with pytest.raises(InputError, match="noise levels are others than Stable Diffusion's"):
+        require_single_file(dataclasses.replace(networks, schedule=linear), spaced=False)
+
+
 def test_networks_that_would_be_taken_for_others_are_not_written(teachers: dict[str, Path], tmp_path: Path) -> None:
     pipeline = load_pipeline(teachers["v1"])
     stages = tuple(dataclasses.replace(stage, heads=4) for stage in pipeline.unet.config.down)

@@ -45,6 +45,7 @@ _MAY_CHANGE = (
     "format",
     "save_dtype",
     "safety_checker",
+    "revision",  # the teacher's folder is recorded, with its commit
 )
 
 

@@ -82,7 +82,7 @@ def load_pipeline(name: str | Path, variant: str = "", tokenizer: str = "", pred
 
 def load_unet_config(name: str | Path, prediction: str = "") -> UNetConfig:
     """Reads the architecture of a pipeline's U-Net alone; arguments and errors as `load_pipeline`."""
-    place = find_pipeline(name)
+    place = find_pipeline(name, weights=False)
     return index_single_file(place, prediction).unet if place.is_file() else read_unet_config(place)
 
 

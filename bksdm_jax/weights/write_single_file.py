@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from bksdm_jax import trees
+from bksdm_jax.diffusion.schedule import ScheduleConfig
 from bksdm_jax.errors import InputError
 from bksdm_jax.models.unet import UNetConfig, parameter_shapes
 from bksdm_jax.models.vae import vae_parameter_shapes
@@ -50,6 +51,9 @@ def require_single_file(networks: Architectures, spaced: bool) -> None:
     Raises:
         InputError: read back, the file would be taken for other networks than these.
     """
+    ours, standard = networks.schedule.alphas_cumprod(), ScheduleConfig().alphas_cumprod()
+    if ours.shape != standard.shape or not np.allclose(ours, standard, rtol=1e-6):
+        raise _unsayable("schedule", "its noise levels are others than Stable Diffusion's")
     table = original_shapes(networks, spaced)
     modules = unet_modules(networks.unet, spaced)
     if len(set(modules.values())) < len(modules):
