@@ -21,14 +21,19 @@ from bksdm_jax.weights.pipeline import Architectures
 
 PEAKS = {
     "NVIDIA A100": {"bfloat16": 312e12},
-    "NVIDIA H100": {"bfloat16": 989e12},
+    "NVIDIA H100 80GB HBM3": {"bfloat16": 989e12},
+    "NVIDIA H100 PCIe": {"bfloat16": 756e12},
+    "NVIDIA H200 NVL": {"bfloat16": 835e12},
     "NVIDIA H200": {"bfloat16": 989e12},
     "TPU v4": {"bfloat16": 275e12},
     "TPU v5 lite": {"bfloat16": 197e12},
-    "TPU v5p": {"bfloat16": 459e12},
+    "TPU v5": {"bfloat16": 459e12},  # v5p
     "TPU v6 lite": {"bfloat16": 918e12},
 }
-"""Beginning of a device's kind -> number format -> FLOP/s of its dense matrix units, by the makers' data sheets."""
+"""Beginning of a device's kind -> number format -> FLOP/s of its dense matrix units, by the makers' data sheets.
+
+The first that fits counts.
+"""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ from bksdm_jax.pruning.plan import RemovalPlan, plan_removal, removed_blocks
 from bksdm_jax.pruning.weights import copy_weights, random_weights
 from bksdm_jax.weights.hub import is_hub_id
 from bksdm_jax.weights.load import find_pipeline, load_architectures, load_pipeline, load_unet, load_unet_config
-from bksdm_jax.weights.model_card import CardFacts
+from bksdm_jax.weights.model_card import CardFacts, parent_name
 from bksdm_jax.weights.save import SaveConfig, require_savable, with_unet, write_pipeline
 from bksdm_jax.workdir import is_used
 
@@ -120,7 +120,9 @@ def initial_weights(plan: RemovalPlan, student_init: str, teacher: dict[str, Any
 def card_facts(teacher: str, plan: RemovalPlan, student_init: str, training: Mapping[str, object]) -> CardFacts:
     """What a student's model card says beyond the networks; `training` may be empty."""
     start = {"teacher": "the parent's weights for the blocks that stay", "random": "random weights"}
-    return CardFacts(teacher, plan.removed, start.get(student_init, f"`{Path(student_init).name}`"), training)
+    return CardFacts(
+        teacher, plan.removed, start.get(student_init, f"the U-Net of `{parent_name(student_init)}`"), training
+    )
 
 
 def prune(config: PruneConfig, workdir: Path) -> tuple[RemovalPlan, Path]:

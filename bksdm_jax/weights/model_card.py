@@ -37,10 +37,9 @@ def model_card(pipeline: Pipeline, facts: CardFacts, file_format: str) -> str:
         facts: see there.
         file_format: a key of `save.FORMATS`.
     """
-    on_hub = is_hub_id(facts.parent)
-    parent = facts.parent if on_hub else facts.parent.rstrip("/").rpartition("/")[2]  # no paths of this machine
+    parent = parent_name(facts.parent)
     head = ModelCardData(
-        base_model=facts.parent if on_hub else None,
+        base_model=facts.parent if is_hub_id(facts.parent) else None,
         library_name=None if file_format.startswith("single_file") else "diffusers",
         pipeline_tag="text-to-image",
         tags=["stable-diffusion", "bk-sdm"],
@@ -66,6 +65,11 @@ def model_card(pipeline: Pipeline, facts: CardFacts, file_format: str) -> str:
         _licence(pipeline.licence, parent),
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def parent_name(name: str) -> str:
+    """A pipeline's name as a card gives it: an id on the hub whole, of a path the last part, since a card is public."""
+    return name if is_hub_id(name) else name.rstrip("/").rpartition("/")[2]
 
 
 def _architecture(pipeline: Pipeline, removed: tuple[str, ...]) -> str:

@@ -34,7 +34,9 @@ _TABLE = "collections OrderedDict"
 _TENSOR = "torch._utils _rebuild_tensor_v2"
 _PARAMETER = "torch._utils _rebuild_parameter"
 _NAMES = {*_STORAGES, _TABLE, _TENSOR, _PARAMETER}
-_ADVICE = "if you trust it, convert it with PyTorch: safetensors.torch.save_file(torch.load(PATH), NEW_PATH)"
+_ADVICE = (
+    "if you trust it, convert it with PyTorch: safetensors.torch.save_file(torch.load(PATH, weights_only=True), NEW)"
+)
 _MARK = object()
 
 
