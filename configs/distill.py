@@ -36,6 +36,8 @@ def _base() -> config_dict.ConfigDict:
     config.prediction = ""  # of a single file of SD 2.x: epsilon or v_prediction
     config.student = "bk_base"  # preset, or comma-separated names of removed blocks
     config.student_init = "teacher"  # or random, or a pipeline with that student
+    config.init_revision = ""  # of that pipeline on the hub
+    config.init_variant = ""  # of its weights
     config.data = ""  # image folder with metadata.csv, or folder of a TFDS set; required
     config.split = "train"  # of the TFDS set
     config.resolution = 512

@@ -18,6 +18,8 @@ def get_config() -> config_dict.ConfigDict:
     config.prediction = ""  # of a single file of SD 2.x: epsilon or v_prediction
     config.student = "bk_small"  # preset, or comma-separated names of removed blocks
     config.student_init = "teacher"  # or random, or a pipeline with that student
+    config.init_revision = ""  # of that pipeline on the hub
+    config.init_variant = ""  # of its weights
     config.seed = 0  # of random weights
     config.format = "safetensors"  # or flax, single_file, single_file_spaced
     config.save_dtype = ""  # float32, float16, bfloat16; empty: the U-Net float32, the rest as it was

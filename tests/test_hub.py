@@ -6,20 +6,26 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from bksdm_jax.weights.pipeline_folder import needed_files
+from bksdm_jax.weights.save import SaveConfig
 from tests.conftest import ROOT
 from tests.fake_hub import COMMIT, REPOSITORY
 
 ASK = """
 import sys
 from bksdm_jax.errors import InputError
-from bksdm_jax.weights.load import find_pipeline, load_architectures, load_pipeline
+from bksdm_jax.weights.load import find_pipeline, load_architectures, load_pipeline, load_unet
 for question in sys.argv[1:]:
     try:
         if question.startswith("configs of "):
             load_architectures(question.removeprefix("configs of "))
+            continue
+        if question.startswith("unet of "):
+            load_unet(question.removeprefix("unet of "))
             continue
         folder = find_pipeline(*question.split(","))
         load_pipeline(folder)
@@ -86,6 +92,31 @@ def test_without_hub_and_cache_it_is_said_at_once(tmp_path: Path) -> None:
     (said,) = ask(tmp_path / "home", "http://127.0.0.1:9", REPOSITORY, HF_HUB_OFFLINE="1")
     assert said.startswith(f"error: {REPOSITORY}: no such folder here; as a model of the hub it isn't in the cache")
     assert not (tmp_path / "home" / "hub" / "models--somebody--tiny").exists()
+
+
+def test_a_student_to_start_from_fetches_its_unet_alone(hub: str, tmp_path: Path) -> None:
+    assert ask(tmp_path / "home", hub, f"unet of {REPOSITORY}") == []
+    fetched = [line for line in (tmp_path / "asked").read_text().splitlines() if "GET /som" in line]
+    assert [line.split(f"{COMMIT}/")[1] for line in fetched if "safetensors" in line] == [
+        "unet/diffusion_pytorch_model.safetensors"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, "model.safetensors"),
+        ({"format": "flax"}, "flax_model.msgpack"),
+        ({"safety_checker": False}, None),
+        ({"format": "single_file"}, None),
+    ],
+)
+def test_a_copy_fetches_the_safety_checker_that_it_can_hold(settings: dict[str, Any], expected: str | None) -> None:
+    weights = ("model.safetensors", "model.fp16.safetensors", "pytorch_model.bin", "flax_model.msgpack")
+    names = ["safety_checker/config.json", *(f"safety_checker/{name}" for name in weights), "README.md"]
+    needed = needed_files(names, "", SaveConfig(**settings).extras())
+    parts = [f"safety_checker/{name}" for name in ("config.json", expected)] if expected else []
+    assert needed == ["README.md", *parts]
 
 
 def test_counting_fetches_no_weights(hub: str, tmp_path: Path) -> None:

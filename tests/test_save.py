@@ -2,6 +2,7 @@
 
 import errno
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -21,7 +22,7 @@ from bksdm_jax.errors import InputError
 from bksdm_jax.models.presets import PRESETS, TEACHERS
 from bksdm_jax.models.unet_json import unet_from_diffusers
 from bksdm_jax.pruning.plan import plan_removal
-from bksdm_jax.pruning.prune import PruneConfig, initial_weights, plan_student, prune
+from bksdm_jax.pruning.prune import PruneConfig, StudentInit, initial_weights, plan_student, prune
 from bksdm_jax.weights.files import write_tensors
 from bksdm_jax.weights.load import load_pipeline
 from bksdm_jax.weights.model_card import tools_text
@@ -123,6 +124,37 @@ def test_the_safety_checker_is_copied_through(guarded_teacher: Path, tmp_path: P
             assert (tmp_path / "with" / name / path.name).read_bytes() == path.read_bytes()
 
 
+def test_only_settings_and_weights_are_copied(guarded_teacher: Path, tmp_path: Path) -> None:
+    """A checker in fp16 files alone gets their plain names; what else lies beside it stays where it is."""
+    teacher = shutil.copytree(guarded_teacher, tmp_path / "teacher")
+    checker = teacher / "safety_checker"
+    (checker / "model.safetensors").rename(checker / "model.fp16.safetensors")
+    unet = teacher / "unet" / "diffusion_pytorch_model.safetensors"
+    unet.rename(unet.with_suffix(".fp16.safetensors"))
+    (checker / "notes.txt").symlink_to("/etc/hostname")
+    (checker / "deeper").mkdir()
+    prune(PruneConfig(str(teacher), "bk_tiny", variant="fp16"), tmp_path / "student")
+    copied = {path.name for path in (tmp_path / "student" / "safety_checker").iterdir()}
+    assert copied == {"config.json", "model.safetensors"}
+    assert StableDiffusionPipeline.from_pretrained(tmp_path / "student").safety_checker is not None
+
+
+def test_a_safety_checker_that_is_gone_is_left_out_and_said(
+    guarded_teacher: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    teacher = shutil.copytree(guarded_teacher, tmp_path / "teacher")
+    pipeline = load_pipeline(teacher)
+    (teacher / "safety_checker" / "model.safetensors").unlink()
+    (teacher / "feature_extractor" / "preprocessor_config.json").unlink()
+    write_pipeline(tmp_path / "copy", pipeline, SaveConfig())
+    assert "safety_checker: left out; model.safetensors has been taken away since" in caplog.text
+    index = json.loads((tmp_path / "copy" / "model_index.json").read_text())
+    assert (index["safety_checker"], index["requires_safety_checker"]) == ([None, None], False)
+    write_pipeline(tmp_path / "again", load_pipeline(teacher), SaveConfig())
+    assert "safety_checker: left out; it has no weights in .safetensors or .bin" in caplog.text
+    assert "feature_extractor: model_index.json names it, but preprocessor_config.json isn't there" in caplog.text
+
+
 def test_the_safety_checker_is_left_out_on_request(guarded_teacher: Path, tmp_path: Path) -> None:
     prune(PruneConfig(str(guarded_teacher), "bk_tiny", safety_checker=False), tmp_path / "without")
     pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "without")
@@ -182,8 +214,9 @@ def test_training_can_start_from_a_student(torch_teacher: Path, tmp_path: Path) 
     config = json.loads((tmp_path / "released" / "unet" / "config.json").read_text())
     assert (config["mid_block_type"], config["layers_per_block"]) == (None, 1)
     released = str(tmp_path / "released")
-    plan = plan_student(torch_teacher, "bk_small", released, SaveConfig())
+    start = StudentInit(released)
+    plan = plan_student(torch_teacher, "bk_small", start, SaveConfig())
     teacher = load_pipeline(torch_teacher).unet.params
-    require_equal(initial_weights(plan, released, teacher, 0), load_pipeline(released).unet.params)
+    require_equal(initial_weights(plan, start, teacher, 0), load_pipeline(released).unet.params)
     with pytest.raises(InputError, match=r"student_init: the U-Net of .*released is another one.*its down is"):
-        plan_student(torch_teacher, "bk_tiny", released, SaveConfig())
+        plan_student(torch_teacher, "bk_tiny", start, SaveConfig())

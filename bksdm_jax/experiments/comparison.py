@@ -17,7 +17,7 @@ from bksdm_jax.metrics.score import make_judge, score_folder
 from bksdm_jax.models.unet import parameter_shapes
 from bksdm_jax.pipelines.sample import SampleConfig, sample
 from bksdm_jax.pipelines.text_to_image import SamplerConfig, require_sampler
-from bksdm_jax.pruning.prune import PruneConfig, plan_student, prune
+from bksdm_jax.pruning.prune import PruneConfig, StudentInit, plan_student, prune
 from bksdm_jax.reports.page import write_page
 from bksdm_jax.shapes.render import PIXELS
 from bksdm_jax.shapes.world import ShapesWorld, build
@@ -125,7 +125,7 @@ def _require_settings(config: ComparisonConfig, rows: Sequence[Row]) -> None:
     known_name("config", "dataset", config.dataset, ShapesWorld.builder_configs)
     whole_number("config", "images", config.images, 2, ShapesWorld.builder_configs[config.dataset].heldout)
     for init in {row.init for row in rows if row.init}:
-        plan_student(TEACHER, config.student, init, SaveConfig())
+        plan_student(TEACHER, config.student, StudentInit(init), SaveConfig())
     for row in rows:
         require_settings(_training(config, row, Path()))
     sampler = SamplerConfig(config.sampling_steps, config.guidance_scale, PIXELS, seed=config.seed)
@@ -137,7 +137,7 @@ def _space(config: ComparisonConfig, rows: Sequence[Row], workdir: Path) -> int:
     missing = [row for row in rows if row.loss and not (workdir / "models" / row.name / "model").is_dir()]
     if not missing:
         return 0
-    plan = plan_student(TEACHER, config.student, missing[0].init, SaveConfig())
+    plan = plan_student(TEACHER, config.student, StudentInit(missing[0].init), SaveConfig())
     parameters = sum(leaf.size for leaf in jax.tree.leaves(parameter_shapes(plan.student)))
     state = 16 * parameters  # float32: parameters, moving average, two moments
     model = 4 * parameters + 2**22  # and what is not the U-Net

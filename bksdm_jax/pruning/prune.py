@@ -33,6 +33,20 @@ INITS = {"teacher": _from_teacher, "random": _at_random}
 
 
 @dataclasses.dataclass(frozen=True)
+class StudentInit:
+    """Where a student's first weights come from.
+
+    Attributes:
+        name: a key of `INITS`, or a pipeline whose U-Net is that student.
+        revision, variant: of the pipeline, as `find_pipeline` takes them.
+    """
+
+    name: str = "teacher"
+    revision: str = ""
+    variant: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
 class PruneConfig:
     """A student to cut.
 
@@ -41,7 +55,7 @@ class PruneConfig:
         revision: branch, tag or commit of a teacher from the hub.
         variant: of the teacher's weights, `fp16`, `non_ema`, ...; empty: the plain ones.
         student: a preset, or a comma-separated list of removed blocks.
-        student_init: a key of `INITS`, or a pipeline whose U-Net is that student.
+        student_init, init_revision, init_variant: as `StudentInit` has them.
         seed: of random weights.
         tokenizer, prediction: what a single-file teacher doesn't say: a folder or id on the hub; `epsilon` or
             `v_prediction`.
@@ -59,17 +73,19 @@ class PruneConfig:
     prediction: str = ""
     save_dtype: str = ""
     safety_checker: bool = True
+    init_revision: str = ""
+    init_variant: str = ""
 
 
 def plan_student(
-    teacher: str | Path, student: str, student_init: str, save: SaveConfig, prediction: str = ""
+    teacher: str | Path, student: str, start: StudentInit, save: SaveConfig, prediction: str = ""
 ) -> RemovalPlan:
     """The plan of a student that can be written, from configs alone.
 
     Args:
         teacher: as `find_pipeline` takes it.
         student: a preset, or a comma-separated list of removed blocks.
-        student_init: a key of `INITS`, or a pipeline whose U-Net is that student.
+        start: of the student's weights.
         save: how it is to be written.
         prediction: of a single-file teacher.
 
@@ -80,40 +96,44 @@ def plan_student(
     networks = load_architectures(teacher, prediction)
     plan = plan_removal(networks.unet, removed_blocks(student))
     require_savable(dataclasses.replace(networks, unet=plan.student), save)
-    if student_init not in INITS:
-        _require_student(plan, student_init)
+    if start.name not in INITS:
+        _require_student(plan, start)
+    elif start.revision or start.variant:
+        key = "init_revision" if start.revision else "init_variant"
+        raise InputError(f"{key}: for a student_init that is a pipeline, not {start.name}")
     return plan
 
 
-def _require_student(plan: RemovalPlan, student_init: str) -> None:
+def _require_student(plan: RemovalPlan, start: StudentInit) -> None:
     """Holds the U-Net of a pipeline that training is to start from to the one that the plan leaves."""
-    if not is_hub_id(student_init) and not Path(student_init).expanduser().exists():
-        error = one_of("student_init", student_init, INITS)
+    if not is_hub_id(start.name) and not Path(start.name).expanduser().exists():
+        error = one_of("student_init", start.name, INITS)
         raise InputError(f"{error}; or the folder, file or id on the hub of a pipeline with such a U-Net")
-    found = load_unet_config(student_init, "epsilon")  # whatever it predicts: the teacher's is what counts
+    # Whatever it predicts: the teacher's is what counts.
+    found = load_unet_config(start.name, "epsilon", start.revision)
     for key in vars(plan.student):
         ours, theirs = getattr(plan.student, key), getattr(found, key)
         if key not in ("sample_size", "upcast_attention") and ours != theirs:
             raise InputError(
-                f"student_init: the U-Net of {student_init} is another one than the teacher without the removed "
+                f"student_init: the U-Net of {start.name} is another one than the teacher without the removed "
                 f"blocks: its {key} is {str(theirs)[:300]}, not {str(ours)[:300]}"
             )
 
 
-def initial_weights(plan: RemovalPlan, student_init: str, teacher: dict[str, Any], seed: int) -> dict[str, Any]:
+def initial_weights(plan: RemovalPlan, start: StudentInit, teacher: dict[str, Any], seed: int) -> dict[str, Any]:
     """The student's first parameters, float32 numpy, nested by Flax names.
 
     Args:
         plan: teacher and student.
-        student_init: a key of `INITS`, or a pipeline whose U-Net is the plan's student.
+        start: where they come from.
         teacher: the teacher's parameters.
         seed: of random weights.
 
     Raises:
         InputError: the pipeline can't be read.
     """
-    known = INITS.get(student_init)
-    weights = known(plan, teacher, seed) if known else load_unet(student_init).params
+    known = INITS.get(start.name)
+    weights = known(plan, teacher, seed) if known else load_unet(start.name, start.revision, start.variant).params
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), weights)
 
 
@@ -136,11 +156,12 @@ def prune(config: PruneConfig, workdir: Path) -> tuple[RemovalPlan, Path]:
     """
     save = SaveConfig(config.format, config.save_dtype, config.safety_checker)
     teacher = find_pipeline(config.teacher, config.revision, config.variant, save.extras())
-    plan = plan_student(teacher, config.student, config.student_init, save, config.prediction)
+    start = StudentInit(config.student_init, config.init_revision, config.init_variant)
+    plan = plan_student(teacher, config.student, start, save, config.prediction)
     if is_used(workdir):
         raise InputError(f"{workdir}: exists already; choose a new folder for the student")
     pipeline = load_pipeline(teacher, config.variant, config.tokenizer, config.prediction)
-    params = initial_weights(plan, config.student_init, pipeline.unet.params, config.seed)
+    params = initial_weights(plan, start, pipeline.unet.params, config.seed)
     facts = card_facts(config.teacher, plan, config.student_init, {})
     extra = {"removal_plan.json": plan.to_json()}
     return plan, write_pipeline(workdir, with_unet(pipeline, plan.student, params), save, facts, extra)

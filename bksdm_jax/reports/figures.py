@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 INK = {"light": "#1f2430", "dark": "#e6e8ee"}
+_SHORT = 24  # letters of a label, of which two stand beside each other
 Curve = tuple[Sequence[float], Sequence[float]]
 
 
@@ -32,7 +34,9 @@ def line_plot(curves: Mapping[str, Curve], y_label: str, theme: str) -> str:
     options = {"text.color": ink, "axes.labelcolor": ink, "xtick.color": ink, "ytick.color": ink, "axes.edgecolor": ink}
     options |= {"svg.fonttype": "none", "svg.hashsalt": "bksdm_jax", "font.family": "sans-serif", "font.size": 11}
     with matplotlib.rc_context(options):
-        figure = Figure(figsize=(5.2, 3.6), layout="constrained")
+        columns = 2 if max(map(len, curves), default=0) <= _SHORT else 1
+        lines = math.ceil(len(curves) / columns)
+        figure = Figure(figsize=(5.2, 3.0 + 0.22 * lines), layout="constrained")  # the legend stands above the axes
         axes = figure.add_subplot()
         styles = matplotlib.color_sequences["tab10"]
         for index, (label, (x, y)) in enumerate(curves.items()):
@@ -43,7 +47,7 @@ def line_plot(curves: Mapping[str, Curve], y_label: str, theme: str) -> str:
         axes.set_ylabel(y_label)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-        figure.legend(frameon=False, fontsize=9, ncols=2, loc="outside upper left")  # no curve lies under it
+        figure.legend(frameon=False, fontsize=9, ncols=columns, loc="outside upper left")  # no curve lies under it
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     return buffer.getvalue()

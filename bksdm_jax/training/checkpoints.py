@@ -3,9 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import jax
 import orbax.checkpoint as ocp
 
 from bksdm_jax.errors import InputError
@@ -44,17 +42,14 @@ class Checkpoints:
                 self._manager.save(step, args=ocp.args.StandardSave(state))
 
     def restore(self, like: TrainState) -> TrainState:
-        """The newest state, with the shapes, dtypes and shardings of `like`.
+        """The newest state, with the shapes, dtypes and shardings of `like`, whose leaves are `ShapeDtypeStruct`s.
 
         Raises:
             InputError: the checkpoint is damaged, or of another student.
         """
         step = self._manager.latest_step()
-        abstract: Any = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), like
-        )
         with self._told(f"checkpoint {step} can't be restored; delete it to continue from the one before"):
-            return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+            return self._manager.restore(step, args=ocp.args.StandardRestore(like))
 
     @contextlib.contextmanager
     def _told(self, problem: str) -> Iterator[None]:

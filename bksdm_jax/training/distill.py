@@ -18,10 +18,11 @@ from bksdm_jax.data.stream import StreamConfig, training_batches
 from bksdm_jax.dtypes import cast_frozen, compute_dtype, exact_products
 from bksdm_jax.errors import InputError, finite_number, whole_number
 from bksdm_jax.models.attention import require_attention
+from bksdm_jax.models.unet import parameter_shapes
 from bksdm_jax.pipelines.text_to_image import MOST_SEED, SamplerConfig, require_sampler
 from bksdm_jax.progress import waiting
 from bksdm_jax.pruning.plan import RemovalPlan
-from bksdm_jax.pruning.prune import card_facts, initial_weights, plan_student
+from bksdm_jax.pruning.prune import StudentInit, card_facts, initial_weights, plan_student
 from bksdm_jax.training.checkpoints import Checkpoints
 from bksdm_jax.training.loop import LoopConfig, run_loop
 from bksdm_jax.training.losses import LossWeights
@@ -58,7 +59,8 @@ class TrainConfig:
         revision: branch, tag or commit of a teacher from the hub.
         variant: of the teacher's weights, `fp16`, `non_ema`, ...; empty: the plain ones.
         student: a preset, or a comma-separated list of removed blocks.
-        student_init: `teacher`, `random`, or a pipeline whose U-Net is that student: training goes on from it.
+        student_init, init_revision, init_variant: `teacher`, `random`, or a pipeline whose U-Net is that student, as
+            `StudentInit` has them: training goes on from it.
         data: image folder with `metadata.csv`, folder of a TFDS set with `image` and `text`, or `shapes_world/demo`.
         split: of the TFDS set.
         resolution: pixels.
@@ -105,6 +107,8 @@ class TrainConfig:
     attention: str = "auto"
     save_dtype: str = ""
     safety_checker: bool = True
+    init_revision: str = ""
+    init_variant: str = ""
 
 
 def distill(config: TrainConfig, workdir: Path) -> Path | None:
@@ -120,7 +124,7 @@ def distill(config: TrainConfig, workdir: Path) -> Path | None:
     require_settings(config)
     save = SaveConfig(config.format, config.save_dtype, config.safety_checker)
     teacher = find_pipeline(config.teacher, config.revision, config.variant, save.extras())
-    plan = plan_student(teacher, config.student, config.student_init, save, config.prediction)
+    plan = plan_student(teacher, config.student, _student_init(config), save, config.prediction)
     mesh = make_mesh(config.fsdp)
     _require_whole_batches(config, mesh)
     data = data_folder(config.data)
@@ -138,9 +142,11 @@ def distill(config: TrainConfig, workdir: Path) -> Path | None:
         jax.set_mesh(mesh),
         Checkpoints(workdir / "checkpoints", config.keep_checkpoints) as checkpoints,
     ):
-        state = _initial_state(config, plan, pipeline, mesh)
-        if checkpoints.latest() is not None:
-            state = checkpoints.restore(state)
+        shapes = _state_shapes(config, plan, mesh)
+        if checkpoints.latest() is None:
+            state = _initial_state(config, plan, pipeline, shapes)
+        else:
+            state = checkpoints.restore(shapes)
             logging.info("continuing after step %d", int(state.step))
         done = _train(config, workdir, plan, pipeline, examples, mesh, state, checkpoints)
     if done is None:
@@ -290,12 +296,26 @@ def _sheet_sampler(config: TrainConfig) -> SamplerConfig:
     )
 
 
-def _initial_state(config: TrainConfig, plan: RemovalPlan, pipeline: Pipeline, mesh: Mesh) -> TrainState:
-    params = initial_weights(plan, config.student_init, pipeline.unet.params, config.seed)
+def _student_init(config: TrainConfig) -> StudentInit:
+    return StudentInit(config.student_init, config.init_revision, config.init_variant)
+
+
+def _state_shapes(config: TrainConfig, plan: RemovalPlan, mesh: Mesh) -> TrainState:
+    """The state's shapes, dtypes and shardings."""
     optimizer = make_optimizer(config.optimizer)
-    shapes = jax.eval_shape(lambda p: create_state(p, optimizer), params)
-    shardings = parameter_shardings(mesh, shapes)
+    shapes = jax.eval_shape(lambda p: create_state(p, optimizer), parameter_shapes(plan.student))
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        parameter_shardings(mesh, shapes),
+    )
+
+
+def _initial_state(config: TrainConfig, plan: RemovalPlan, pipeline: Pipeline, shapes: TrainState) -> TrainState:
+    params = initial_weights(plan, _student_init(config), pipeline.unet.params, config.seed)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
     params = jax.device_put(params, shardings.params)
+    optimizer = make_optimizer(config.optimizer)
     return jax.jit(lambda p: create_state(p, optimizer), out_shardings=shardings)(params)
 
 

@@ -8,7 +8,8 @@ from bksdm_jax.errors import InputError
 from bksdm_jax.models.unet import UNetConfig
 from bksdm_jax.weights.embedded import TEACHER, teacher_folder
 from bksdm_jax.weights.hub import hub_folder, is_hub_id
-from bksdm_jax.weights.pipeline import Architectures, Network, Pipeline, require_agreement
+from bksdm_jax.weights.parts import Extras
+from bksdm_jax.weights.pipeline import NETWORKS, Architectures, Network, Pipeline, require_agreement
 from bksdm_jax.weights.pipeline_folder import (
     needed_files,
     read_architectures,
@@ -19,9 +20,15 @@ from bksdm_jax.weights.pipeline_folder import (
 )
 from bksdm_jax.weights.single_file import index_single_file, read_single_file, read_single_unet
 
+_NO_EXTRAS = Extras()
+
 
 def find_pipeline(
-    name: str | Path, revision: str = "", variant: str = "", extras: Collection[str] = (), weights: bool = True
+    name: str | Path,
+    revision: str = "",
+    variant: str = "",
+    extras: Extras = _NO_EXTRAS,
+    networks: Collection[str] = NETWORKS,
 ) -> Path:
     """The folder or file that a name of a pipeline stands for.
 
@@ -33,8 +40,8 @@ def find_pipeline(
         name: of the pipeline.
         revision: branch, tag or commit of a model of the hub; empty: its default branch.
         variant: of the weights, as `load_pipeline` takes it: decides which files are fetched.
-        extras: of `EXTRAS`, what is to be fetched besides.
-        weights: fetch the networks' weights, not only their configs.
+        extras: what is to be fetched besides.
+        networks: those whose weights are to be fetched; of the others only the config.
 
     Raises:
         InputError: no such folder, file or model, one without a pipeline's parts, or a damaged file of the package.
@@ -42,9 +49,9 @@ def find_pipeline(
     if str(name) == TEACHER:
         return teacher_folder()
     if isinstance(name, str) and is_hub_id(name):
-        place = hub_folder(name, revision, lambda names: needed_files(names, variant, extras, weights))
+        place = hub_folder(name, revision, lambda names: needed_files(names, variant, extras, networks))
     elif revision:
-        raise InputError(f"revision: {revision!r} is for models of the hub, and {name} is none")
+        raise InputError(f"{name}: no model of the hub, and only those have a revision ({revision!r})")
     else:
         place = Path(name).expanduser().resolve()
     if not place.is_file():
@@ -70,8 +77,7 @@ def load_pipeline(name: str | Path, variant: str = "", tokenizer: str = "", pred
     """
     place = find_pipeline(name)
     single = place.is_file()
-    if single and variant:
-        raise InputError(f"variant: {variant!r} is for folders, and {place} is a single file")
+    _require_folder(place, variant)
     if not single and (tokenizer or prediction):
         key = "tokenizer" if tokenizer else "prediction"
         raise InputError(f"{key}: for single-file checkpoints only; {place} is a folder, which has its own")
@@ -80,22 +86,31 @@ def load_pipeline(name: str | Path, variant: str = "", tokenizer: str = "", pred
     return pipeline
 
 
-def load_unet_config(name: str | Path, prediction: str = "") -> UNetConfig:
-    """Reads the architecture of a pipeline's U-Net alone; arguments and errors as `load_pipeline`."""
-    place = find_pipeline(name, weights=False)
+def load_unet_config(name: str | Path, prediction: str = "", revision: str = "") -> UNetConfig:
+    """Reads the architecture of a pipeline's U-Net alone, and fetches no weights.
+
+    Arguments and errors are those of `find_pipeline` and `load_pipeline`.
+    """
+    place = find_pipeline(name, revision, networks=())
     return index_single_file(place, prediction).unet if place.is_file() else read_unet_config(place)
 
 
 def load_architectures(name: str | Path, prediction: str = "") -> Architectures:
     """Reads the configs of a pipeline, and fetches no weights; arguments and errors as `load_pipeline`."""
-    place = find_pipeline(name, weights=False)
+    place = find_pipeline(name, networks=())
     if not place.is_file():
         return read_architectures(place)
     found = index_single_file(place, prediction)
     return Architectures(found.unet, found.vae, found.text_encoder, ScheduleConfig(prediction=found.prediction))
 
 
-def load_unet(name: str | Path, variant: str = "") -> Network:
-    """Reads a pipeline's U-Net alone; raises `InputError` if it can't."""
-    place = find_pipeline(name)
+def load_unet(name: str | Path, revision: str = "", variant: str = "") -> Network:
+    """Reads a pipeline's U-Net, and fetches no other weights; arguments and errors are `find_pipeline`'s."""
+    place = find_pipeline(name, revision, variant, networks=("unet",))
+    _require_folder(place, variant)
     return read_single_unet(place) if place.is_file() else read_network(place, "unet", variant)
+
+
+def _require_folder(place: Path, variant: str) -> None:
+    if variant and place.is_file():
+        raise InputError(f"variant: {variant!r} is for folders, and {place} is a single file")

@@ -9,6 +9,13 @@ from bksdm_jax.files import read_json
 
 SUFFIXES = (".safetensors", ".msgpack", ".bin")
 """The formats, in the order in which they are preferred."""
+DIFFUSERS_STEMS = {
+    ".safetensors": "diffusion_pytorch_model",
+    ".msgpack": "diffusion_flax_model",
+    ".bin": "diffusion_pytorch_model",
+}
+TRANSFORMERS_STEMS = {".safetensors": "model", ".msgpack": "flax_model", ".bin": "pytorch_model"}
+"""Names of weights' files without suffix, as the two libraries give them."""
 
 
 def choose_files(names: Collection[str], stems: Mapping[str, str], variant: str) -> tuple[str, ...]:
@@ -16,14 +23,14 @@ def choose_files(names: Collection[str], stems: Mapping[str, str], variant: str)
 
     Args:
         names: of the files in the network's folder.
-        stems: suffix -> name without it, `diffusion_pytorch_model`.
+        stems: suffix -> name without it, `diffusion_pytorch_model`; formats without a stem aren't looked for.
         variant: `fp16`, `non_ema`, ...; empty: none.
 
     Returns:
         one whole file; or an index and its shards; or nothing.
     """
     dotted = f".{variant}" if variant else ""
-    for suffix in SUFFIXES:
+    for suffix in filter(stems.__contains__, SUFFIXES):
         whole, index = f"{stems[suffix]}{dotted}{suffix}", f"{stems[suffix]}{suffix}.index{dotted}.json"
         if whole in names:
             return (whole,)

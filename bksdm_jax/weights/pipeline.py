@@ -10,6 +10,7 @@ from bksdm_jax.errors import InputError
 from bksdm_jax.models.clip import CLIPTextConfig
 from bksdm_jax.models.unet import UNetConfig
 from bksdm_jax.models.vae import VAEConfig
+from bksdm_jax.weights.parts import Part
 from bksdm_jax.weights.tokenizer import Tokenizer
 
 NETWORKS = ("unet", "vae", "text_encoder")
@@ -46,8 +47,7 @@ class Pipeline:
         tokenizer: captions to token ids.
         schedule: what the U-Net was trained for.
         scheduler: the `scheduler_config.json` that says so.
-        parts: folders that are copied as they are, `safety_checker` and `feature_extractor`, with what
-            `model_index.json` says of each.
+        parts: what is only copied, `safety_checker` and `feature_extractor`.
         licence: what the model card says of it: some of `license`, `license_name`, `license_link`.
     """
 
@@ -59,7 +59,7 @@ class Pipeline:
     tokenizer: Tokenizer
     schedule: ScheduleConfig
     scheduler: Mapping[str, Any]
-    parts: Mapping[str, tuple[Path, list[str]]] = dataclasses.field(default_factory=dict)
+    parts: Mapping[str, Part] = dataclasses.field(default_factory=dict)
     licence: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def architectures(self) -> Architectures:

@@ -1,7 +1,6 @@
 """A Stable Diffusion pipeline as a folder in Diffusers' layout, in and out."""
 
 import dataclasses
-import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,8 @@ from bksdm_jax.models.unet import UNetConfig, parameter_shapes
 from bksdm_jax.models.unet_json import unet_from_diffusers
 from bksdm_jax.models.vae import VAEConfig, vae_from_diffusers, vae_parameter_shapes
 from bksdm_jax.weights.files import WRITERS, read_weights
-from bksdm_jax.weights.locate import choose_files, weight_files
+from bksdm_jax.weights.locate import DIFFUSERS_STEMS, TRANSFORMERS_STEMS, choose_files, weight_files
+from bksdm_jax.weights.parts import PARTS, Extras, copy_parts, part_files, read_parts
 from bksdm_jax.weights.pipeline import NETWORKS, Architectures, Network, Pipeline
 from bksdm_jax.weights.tokenizer import load_tokenizer
 
@@ -30,17 +30,11 @@ class _Layout:
     cls: str
 
 
-_DIFFUSERS_STEM = {
-    ".safetensors": "diffusion_pytorch_model",
-    ".msgpack": "diffusion_flax_model",
-    ".bin": "diffusion_pytorch_model",
-}
-_TRANSFORMERS_STEM = {".safetensors": "model", ".msgpack": "flax_model", ".bin": "pytorch_model"}
 _LAYOUTS = {
-    "unet": _Layout(_DIFFUSERS_STEM, unet_from_diffusers, parameter_shapes, "diffusers", "UNet2DConditionModel"),
-    "vae": _Layout(_DIFFUSERS_STEM, vae_from_diffusers, vae_parameter_shapes, "diffusers", "AutoencoderKL"),
+    "unet": _Layout(DIFFUSERS_STEMS, unet_from_diffusers, parameter_shapes, "diffusers", "UNet2DConditionModel"),
+    "vae": _Layout(DIFFUSERS_STEMS, vae_from_diffusers, vae_parameter_shapes, "diffusers", "AutoencoderKL"),
     "text_encoder": _Layout(
-        _TRANSFORMERS_STEM,
+        TRANSFORMERS_STEMS,
         clip_text_from_transformers,
         clip_text_parameter_shapes,
         "transformers",
@@ -48,11 +42,11 @@ _LAYOUTS = {
     ),
 }
 _NEEDED = (*NETWORKS, "tokenizer", "scheduler")
-_PARTS = ("safety_checker", "feature_extractor")
+_NO_EXTRAS = Extras()
+COPIED_FORMATS = {".safetensors": (".safetensors", ".bin"), ".msgpack": (".msgpack",)}
+"""The format of a written folder -> those in which the libraries that read it take a safety checker."""
 _LICENCE = ("license", "license_name", "license_link")
 _CARD = "README.md"
-EXTRAS = (_CARD, *_PARTS)
-"""What a pipeline folder may hold besides, and a copy of it takes over."""
 _MOST_CARD, _MOST_WORDS = 2**20, 200  # bytes of a card, letters of what it says of the licence
 
 
@@ -79,7 +73,7 @@ def read_pipeline_folder(folder: Path, variant: str = "") -> Pipeline:
     Raises:
         InputError: a component is missing, damaged, or doesn't fit its config.
     """
-    files = _all_files(folder, variant)
+    files = _files(folder, variant, NETWORKS)
     networks = {name: _read_network(folder, name, paths) for name, paths in files.items()}
     scheduler, schedule = _read_scheduler(folder)
     return Pipeline(
@@ -88,7 +82,7 @@ def read_pipeline_folder(folder: Path, variant: str = "") -> Pipeline:
         tokenizer=load_tokenizer(folder / "tokenizer", networks["text_encoder"].config.max_length),
         schedule=schedule,
         scheduler=scheduler,
-        parts=_parts(folder),
+        parts=read_parts(folder, variant),
         licence=_licence(folder / _CARD),
         **networks,
     )
@@ -96,7 +90,7 @@ def read_pipeline_folder(folder: Path, variant: str = "") -> Pipeline:
 
 def read_network(folder: Path, name: str, variant: str = "") -> Network:
     """Reads one network of a pipeline folder, as `read_pipeline_folder` does."""
-    return _read_network(folder, name, _all_files(folder, variant)[name])
+    return _read_network(folder, name, _files(folder, variant, (name,))[name])
 
 
 def read_architectures(folder: Path) -> Architectures:
@@ -111,25 +105,26 @@ def read_unet_config(folder: Path) -> UNetConfig:
     return _read_config(folder, "unet")[1]
 
 
-def needed_files(names: Collection[str], variant: str, extras: Collection[str] = (), weights: bool = True) -> list[str]:
+def needed_files(
+    names: Collection[str], variant: str, extras: Extras = _NO_EXTRAS, networks: Collection[str] = NETWORKS
+) -> list[str]:
     """Of a repository's file names those that `read_pipeline_folder` reads.
 
     Args:
         names: paths below the folder.
         variant: of the weights.
-        extras: of `EXTRAS`, what a copy needs besides.
-        weights: the networks' weights, not only their configs.
+        extras: what a copy needs besides.
+        networks: those whose weights are needed; of the others only the config.
     """
-    layouts = {network: layout.stems for network, layout in _LAYOUTS.items()}
-    if "safety_checker" in extras:
-        layouts["safety_checker"] = _TRANSFORMERS_STEM
-    whole = {"model_index.json", "tokenizer", "scheduler", *extras} - layouts.keys()
+    whole = {"model_index.json", "tokenizer", "scheduler", *([_CARD] if extras.card else [])}
     needed = [name for name in names if name.split("/")[0] in whole]
-    for network, stems in layouts.items():
+    for network, layout in _LAYOUTS.items():
         inside = {name.removeprefix(f"{network}/") for name in names if name.startswith(f"{network}/")}
-        files = (choose_files(inside, stems, variant) or choose_files(inside, stems, "")) if weights else ()
+        files: Sequence[str] = ()
+        if network in networks:
+            files = choose_files(inside, layout.stems, variant) or choose_files(inside, layout.stems, "")
         needed += [f"{network}/{name}" for name in ("config.json", *files) if name in inside]
-    return needed
+    return needed + (part_files(names, extras.parts, variant) if extras.parts else [])
 
 
 def write_pipeline_folder(folder: Path, pipeline: Pipeline, suffix: str) -> None:
@@ -148,12 +143,11 @@ def write_pipeline_folder(folder: Path, pipeline: Pipeline, suffix: str) -> None
         "_class_name": f"{prefix}StableDiffusionPipeline",
         "tokenizer": ["transformers", "CLIPTokenizer"],
         "scheduler": ["diffusers", scheduler["_class_name"]],
-    } | {name: [None, None] for name in _PARTS}
-    for name, (source, entry) in pipeline.parts.items():
-        index[name] = entry
-        shutil.copytree(source, folder / name)
+    }
+    copied = copy_parts(pipeline.parts, folder, COPIED_FORMATS[suffix])
+    index |= {name: [None, None] for name in PARTS} | copied
     if not flax:  # the Flax pipeline has no such option
-        index["requires_safety_checker"] = "safety_checker" in pipeline.parts
+        index["requires_safety_checker"] = "safety_checker" in copied
     for name, layout in _LAYOUTS.items():
         network = getattr(pipeline, name)
         (folder / name).mkdir()
@@ -167,19 +161,6 @@ def write_pipeline_folder(folder: Path, pipeline: Pipeline, suffix: str) -> None
     (folder / "scheduler").mkdir()
     write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
     write_json(folder / "model_index.json", index)
-
-
-def parts_for(pipeline: Pipeline, suffix: str) -> dict[str, tuple[Path, list[str]]]:
-    """Those of the pipeline's copied parts that its folder in this format can hold.
-
-    A Flax pipeline takes a safety checker in msgpack only, a PyTorch one in its own formats only.
-    """
-    kept = {}
-    for name, (source, entry) in pipeline.parts.items():
-        wanted = (".msgpack",) if suffix == ".msgpack" else (".safetensors", ".bin")
-        if name != "safety_checker" or any(weight.suffix in wanted for weight in source.iterdir()):
-            kept[name] = (source, entry)
-    return kept
 
 
 def _read_network(folder: Path, name: str, files: Sequence[Path]) -> Network:
@@ -199,29 +180,17 @@ def _read_scheduler(folder: Path) -> tuple[dict[str, Any], ScheduleConfig]:
     return json, schedule_from_diffusers(json, str(path))
 
 
-def _all_files(folder: Path, variant: str) -> dict[str, tuple[Path, ...]]:
-    """The files of every network's weights, plain ones where there are none of the variant."""
-    found = {name: weight_files(folder / name, layout.stems, variant) for name, layout in _LAYOUTS.items()}
+def _files(folder: Path, variant: str, networks: Sequence[str]) -> dict[str, tuple[Path, ...]]:
+    """The files of these networks' weights, plain ones where there are none of the variant."""
+    found = {name: weight_files(folder / name, _LAYOUTS[name].stems, variant) for name in networks}
     if variant and not any(found.values()):
         raise InputError(f"{folder}: no weights of variant {variant!r}; leave the variant empty for the plain ones")
-    for name, layout in _LAYOUTS.items():
-        found[name] = found[name] or weight_files(folder / name, layout.stems, "")
+    for name in networks:
+        stems = _LAYOUTS[name].stems
+        found[name] = found[name] or weight_files(folder / name, stems, "")
         if not found[name]:
-            expected = " or ".join(f"{stem}{suffix}" for suffix, stem in layout.stems.items())
+            expected = " or ".join(f"{stem}{suffix}" for suffix, stem in stems.items())
             raise InputError(f"{folder / name}: no weights; expected {expected}")
-    return found
-
-
-def _parts(folder: Path) -> dict[str, tuple[Path, list[str]]]:
-    """Safety checker and feature extractor, where there are any."""
-    index = folder / "model_index.json"
-    entries = read_json(index) if index.is_file() else {}
-    found = {}
-    for name in _PARTS:
-        entry = entries.get(name)
-        named = isinstance(entry, list) and len(entry) == 2 and all(isinstance(word, str) for word in entry)
-        if named and (folder / name).is_dir():
-            found[name] = (folder / name, entry)
     return found
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import logging
 
 from bksdm_jax import trees
 from bksdm_jax.errors import InputError, one_of
@@ -14,8 +13,9 @@ from bksdm_jax.files import atomic_folder, write_json
 from bksdm_jax.models.unet import UNetConfig
 from bksdm_jax.models.unet_json import require_flax_expressible, unet_to_diffusers
 from bksdm_jax.weights.model_card import CardFacts, model_card
+from bksdm_jax.weights.parts import Extras
 from bksdm_jax.weights.pipeline import NETWORKS, Architectures, Network, Pipeline
-from bksdm_jax.weights.pipeline_folder import EXTRAS, parts_for, write_pipeline_folder
+from bksdm_jax.weights.pipeline_folder import COPIED_FORMATS, write_pipeline_folder
 from bksdm_jax.weights.stored import FLOATS
 from bksdm_jax.weights.write_single_file import require_single_file, write_single_file
 
@@ -24,13 +24,7 @@ SINGLE_FILE = "model.safetensors"
 
 
 def _folder_writer(suffix: str) -> Callable[[Path, Pipeline], None]:
-    def write(folder: Path, pipeline: Pipeline) -> None:
-        kept = parts_for(pipeline, suffix)
-        for name in pipeline.parts.keys() - kept.keys():
-            logging.warning("%s: left out; its weights aren't in this format", name)
-        write_pipeline_folder(folder, dataclasses.replace(pipeline, parts=kept), suffix)
-
-    return write
+    return lambda folder, pipeline: write_pipeline_folder(folder, pipeline, suffix)
 
 
 def _file_writer(spaced: bool) -> Callable[[Path, Pipeline], None]:
@@ -64,9 +58,10 @@ class SaveConfig:
     dtype: str = ""
     safety_checker: bool = True
 
-    def extras(self) -> tuple[str, ...]:
+    def extras(self) -> Extras:
         """What is to be fetched with a teacher from the hub."""
-        return tuple(name for name in EXTRAS if self.safety_checker or name == "README.md")
+        suffix = {"safetensors": ".safetensors", "flax": ".msgpack"}.get(self.format)
+        return Extras(card=True, parts=COPIED_FORMATS[suffix] if suffix and self.safety_checker else ())
 
 
 def require_savable(networks: Architectures, config: SaveConfig) -> None:
