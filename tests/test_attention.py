@@ -79,14 +79,30 @@ def test_a_tpu_gets_the_flash_kernel() -> None:
         assert traced.lower(lowering_platforms=("tpu",)).as_text().count("tpu_custom_call") == count
 
 
-def test_a_program_for_several_tpus_has_no_kernel_that_cannot_be_split() -> None:
-    mesh = make_mesh(1, jax.devices()[:2])
-    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-    shapes = [jax.ShapeDtypeStruct((2, 1024, 160), jnp.bfloat16, sharding=sharding)] * 3
-    with jax.set_mesh(mesh):
-        for name in ("auto", "flash"):
-            traced = jax.jit(lambda *inputs, name=name: attend(*inputs, heads=4, implementation=name)).trace(*shapes)
-            assert "tpu_custom_call" not in traced.lower(lowering_platforms=("tpu",)).as_text()
+@pytest.mark.parametrize("name", ["auto", "flash"])
+def test_on_several_tpus_each_runs_the_kernel_for_its_part_of_the_batch(name: str) -> None:
+    with jax.set_mesh(make_mesh(2, jax.devices()[:4])):
+        for batch, count in ((8, 1), (6, 0)):  # six images don't divide by four devices
+            shapes = [jax.ShapeDtypeStruct((batch, 1024, 160), jnp.bfloat16)] * 3
+            traced = jax.jit(lambda *inputs: attend(*inputs, heads=4, implementation=name)).trace(*shapes)
+            text = traced.lower(lowering_platforms=("tpu",)).as_text()
+            assert text.count("tpu_custom_call") == count
+            assert text.count("tensor<2x4x1024x40xbf16>") >= count  # two images each
+
+
+def test_the_parts_of_several_devices_make_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = tuple(jnp.concatenate([x] * 4) * jnp.arange(1, 9)[:, None, None].astype(x.dtype) for x in drawn(SHAPES[0]))
+    monkeypatch.setattr(attention, "_HALF", (jnp.float32,))
+    monkeypatch.setattr(attention, "_flash_kernel", attention._xla)  # the kernel itself runs on TPUs only
+
+    def gradients(name: str) -> tuple[jax.Array, ...]:
+        program = jax.jit(jax.grad(lambda *x: jnp.square(attend(*x, heads=2, implementation=name)).sum(), (0, 1, 2)))
+        return program(*inputs)
+
+    expected = gradients("xla")
+    with jax.set_mesh(make_mesh(2)):
+        for ours, theirs in zip(gradients("flash"), expected, strict=True):
+            assert np.abs(ours - theirs).max() <= 2e-5 * np.abs(theirs).max()
 
 
 def test_a_gpu_gets_cudnn_where_it_can(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.sharding import PartitionSpec
 
 from bksdm_jax.errors import InputError, known_name, one_of
 from bksdm_jax.models.layers import Dense, GroupNorm, LayerNorm, conv
@@ -106,13 +107,24 @@ def _cudnn(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
 def _flash(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     """JAX's flash attention kernel for TPUs (Pallas), for the shapes that it takes and is worth it for.
 
-    XLA can't split it over devices, so in a program for several the chunks take its place.
+    XLA can't split it over devices. So under a mesh each device runs it for its part of the batch, which is split over
+    all axes; a batch that doesn't divide goes in chunks.
     """
-    if not _fits_flash(query, key) or jax.sharding.get_abstract_mesh().size > 1:
+    mesh = jax.sharding.get_abstract_mesh()
+    if not _fits_flash(query, key) or query.shape[0] % max(mesh.size, 1):
         return _plain(query, key, value)
+    if mesh.size <= 1:
+        return _flash_kernel(query, key, value)
+    split = PartitionSpec(mesh.axis_names)
+    # check_vma: the kernel doesn't say over which axes its result varies
+    by_device = jax.shard_map(_flash_kernel, in_specs=(split,) * 3, out_specs=split, check_vma=False)
+    return by_device(query, key, value)
+
+
+def _flash_kernel(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     from jax.experimental.pallas.ops.tpu import flash_attention as kernel  # noqa: PLC0415  # brings all of Pallas
 
-    rows, columns = (_block(x.shape[1]) for x in (query, key))
+    rows, columns = (_block(x.shape[1], x.shape[-1]) for x in (query, key))
     blocks = kernel.BlockSizes(
         block_q=rows,
         block_k_major=columns,
@@ -186,9 +198,10 @@ def require_attention(name: str, dtype: jnp.dtype) -> None:
             )
 
 
-def _block(positions: int) -> int:
-    """The largest block of the kernel that divides so many positions."""
-    return max(n for n in range(_LANES, 1024 + 1, _LANES) if positions % n == 0)
+def _block(positions: int, width: int) -> int:
+    """The largest block that divides so many positions, and with which kernel and gradient compile for a TPU v4."""
+    most = 1024 if width <= _LANES else 512
+    return max(n for n in range(_LANES, most + 1, _LANES) if positions % n == 0)
 
 
 class Attention(nn.Module):
