@@ -4,6 +4,7 @@ import concurrent.futures
 import errno
 import os
 import shutil
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from bksdm_jax.errors import InputError
 from bksdm_jax.weights import names
 from bksdm_jax.weights.msgpack_file import index_msgpack
 from bksdm_jax.weights.safetensors_file import index_safetensors
-from bksdm_jax.weights.stored import FLOATS, StoredTensor
+from bksdm_jax.weights.stored import FLOATS, StoredTensor, empty
 from bksdm_jax.weights.torch_file import index_torch
 
 INDEXERS: dict[str, Callable[[Path], dict[str, StoredTensor]]] = {
@@ -80,12 +81,17 @@ def _load(
         if tensor.dtype not in FLOATS.values():
             raise InputError(f"{tensor.path}: {name} holds {tensor.dtype}; expected one of {', '.join(FLOATS)}")
 
+    largest = max((stored[place].span() for place, turned in places.values() if turned), default=0)
+    own = threading.local()  # of each thread, since it is written by one at a time
+
+    def prepare() -> None:
+        own.buffer = empty((largest,), np.uint8)
+
     def read(name: str) -> np.ndarray:
         place, turned = places[name]
-        array = stored[place].read()
-        return names.to_flax(name, array) if turned else array
+        return names.to_flax(name, stored[place].read(own.buffer)) if turned else stored[place].read()
 
-    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+    with concurrent.futures.ThreadPoolExecutor(_THREADS, initializer=prepare) as pool:
         return trees.unflatten(dict(zip(wanted, pool.map(read, wanted), strict=True)))
 
 

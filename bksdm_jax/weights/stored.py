@@ -2,7 +2,9 @@
 
 import dataclasses
 import math
+import mmap
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import ml_dtypes
@@ -17,6 +19,22 @@ FLOATS = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
 """What weights are stored as. Little-endian, as every format here has them."""
+
+_LARGE = 2**22  # bytes, from which on NumPy asks for huge pages
+
+
+def empty(shape: Sequence[int], dtype: np.typing.DTypeLike) -> np.ndarray:
+    """As `np.empty`, without huge pages.
+
+    To find some, Linux may move other memory about first: the first reading of a 3.4 GB file took two to four times as
+    long with them, on two cores whose free memory was page cache before.
+    """
+    count, dtype = math.prod(shape), np.dtype(dtype)
+    size = count * dtype.itemsize
+    if size < _LARGE:
+        return np.empty(shape, dtype)
+    private = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return np.frombuffer(private, np.uint8).view(dtype).reshape(shape)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,13 +64,17 @@ class StoredTensor:
         last = sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True))
         return (last + 1) * self.dtype.itemsize
 
-    def read(self) -> np.ndarray:
-        """The tensor in memory of its own; nothing else of the file is read.
+    def read(self, buffer: np.ndarray | None = None) -> np.ndarray:
+        """The tensor; nothing else of the file is read.
+
+        Args:
+            buffer: uint8, at least `span()` long: memory that the tensor may lie in until the next call, where new
+                memory would cost more than the reading. None: the tensor has memory of its own.
 
         Raises:
             InputError: the file can't be read, or has become shorter.
         """
-        flat = np.empty(self.span(), np.uint8)
+        flat = empty((self.span(),), np.uint8) if buffer is None else buffer[: self.span()]
         try:
             with self.path.open("rb", buffering=0) as file:
                 rest, position = memoryview(flat), self.offset
