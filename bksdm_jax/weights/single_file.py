@@ -149,7 +149,7 @@ def index_single_file(path: Path, prediction: str = "") -> SingleFile:
             f"{path}: an SD 2.x checkpoint, and its file doesn't say what it predicts; set prediction to epsilon "
             "(the base models, 512 pixels) or to v_prediction (those of 768 pixels)"
         )
-    if prediction == "v_prediction":  # SD 2.x at 768 pixels; SD 2.1's attention overflows half precision
+    if prediction == "v_prediction" and is_second(text):  # SD 2.x at 768 pixels; SD 2.1's attention overflows half precision
         unet = dataclasses.replace(unet, sample_size=96, upcast_attention=True)
     tables = {
         "unet": _renamed(table, UNET, parameter_shapes(unet), unet_modules(unet, is_spaced(table))),
@@ -193,7 +193,7 @@ def _text_table(table: Table, config: CLIPTextConfig) -> dict[str, StoredTensor]
 
 def _third(tensor: StoredTensor, third: int, shape: tuple[int, ...]) -> StoredTensor:
     """Rows [third * n, (third + 1) * n) of a tensor of 3n rows; the tensor itself where the shapes don't agree."""
-    if tensor.shape != (3 * shape[0], *shape[1:]) or tensor.strides is not None:
+    if tensor.shape != (3 * shape[0], *shape[1:]):
         return tensor
     offset = tensor.offset + third * math.prod(shape) * tensor.dtype.itemsize
     return dataclasses.replace(tensor, offset=offset, shape=shape)
