@@ -42,6 +42,8 @@ def _base() -> config_dict.ConfigDict:
     config.split = "train"  # of the TFDS set
     config.resolution = 512
     config.flip = True
+    config.random_crop = False  # anywhere along the long side, not in the middle
+    config.workers = 0  # processes that read and decode; 0: threads
     config.seed = 1234
     config.steps = 50_000  # optimiser updates
     config.batch_size = 256  # images per optimiser update

@@ -67,14 +67,31 @@ def test_unreadable_images_name_their_file(tmp_path: Path, photographs: Path, co
         load_image(tmp_path / "bad.png", 64)
 
 
-def test_image_bombs_are_refused_before_they_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Image.new("RGB", (300, 300)).save(tmp_path / "bomb.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300 * 300 - 1)
+def test_image_bombs_are_refused_before_they_are_decoded(tmp_path: Path) -> None:
+    Image.new("1", (12_000, 12_000)).save(tmp_path / "bomb.png")  # within twice Pillow's limit, where it only warns
+    with pytest.raises(InputError, match=r"12000 x 12000 pixels, the limit is 89478485 in all: a decompression bomb"):
+        load_image(tmp_path / "bomb.png", 64)
+    Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")
     with pytest.raises(InputError, match="bomb"):
         load_image(tmp_path / "bomb.png", 64)
-    Image.new("RGB", (2000, 1)).save(tmp_path / "thread.png")  # small, until its short side is enlarged
-    with pytest.raises(InputError, match="128000 x 64 pixels"):
+    Image.new("RGB", (90_000, 1)).save(tmp_path / "thread.png")  # small, until its short side is enlarged
+    with pytest.raises(InputError, match="enlarged to 5760000 x 64 pixels"):
         load_image(tmp_path / "thread.png", 64)
+
+
+def test_what_has_more_than_one_picture_or_runs_is_no_image(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (8, 8), (shade, 0, 0)) for shade in (0, 200)]
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    with pytest.raises(InputError, match=r"moving\.gif: not a readable image \(2 pictures in one file\)"):
+        load_image(tmp_path / "moving.gif")
+    frames[0].save(tmp_path / "program.eps")
+    with pytest.raises(InputError, match="no image that can be read"):
+        load_image(tmp_path / "program.eps")
+
+
+def test_sixteen_bits_keep_their_range(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 0x7FFF, 0xFFFF]], np.uint16)).save(tmp_path / "deep.png")
+    assert load_image(tmp_path / "deep.png")[0, :, 0].tolist() == [0, 127, 255]
 
 
 @pytest.mark.parametrize(
@@ -195,6 +212,37 @@ def test_an_epoch_shows_every_image_once_and_flips_half(photographs: Path) -> No
         for image, tokens in zip(batch["images"][0], batch["tokens"][0], strict=True)
     ]
     assert 60 < sum(flipped) < 120
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_workers_change_nothing(photographs: Path, workers: int) -> None:
+    """Captions' lengths name the examples, epochs and batches don't divide, and the second part begins anywhere."""
+    expected = first(photographs, 9)
+    found = first(photographs, 4, workers=workers) + first(photographs, 5, start=4, workers=workers)
+    for batch, other in zip(expected, found, strict=True):
+        np.testing.assert_array_equal(batch["tokens"], other["tokens"])
+        np.testing.assert_array_equal(batch["images"], other["images"])
+
+
+def test_what_a_worker_cannot_read_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    (tmp_path / "metadata.csv").write_text("file_name,text\nbad.png,a cat\n")
+    with pytest.raises(InputError, match=r"^/.*bad\.png: not a readable image") as error:
+        first(tmp_path, 1, workers=1)
+    assert "\n" not in str(error.value)
+
+
+def test_a_random_crop_moves_along_the_long_side(tmp_path: Path) -> None:
+    Image.fromarray(np.arange(256, dtype=np.uint8)[None, :, None].repeat(16, 0).repeat(3, 2)).save(
+        tmp_path / "ramp.png"
+    )
+    (tmp_path / "metadata.csv").write_text("file_name,text\nramp.png,a ramp\n")
+    batches = first(tmp_path, 16, random_crop=True, flip=False)
+    lefts = np.concatenate([batch["images"][..., 0, 0, 0].ravel() for batch in batches])
+    assert len(set(lefts)) > 30
+    assert lefts.min() < 40
+    assert lefts.max() > 200
+    assert set(first(tmp_path, 1, flip=False)[0]["images"][..., 0, 0, 0].ravel()) == {120}
 
 
 def test_processes_share_each_micro_batch(photographs: Path) -> None:

@@ -1,11 +1,12 @@
-"""A folder of images with captions in `metadata.csv`, and the reference's image transform."""
+"""A folder of images with captions in `metadata.csv`."""
 
 import dataclasses
 from pathlib import Path, PurePath
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from bksdm_jax.data.decode import fit_square, open_image, to_rgb
 from bksdm_jax.data.tables import read_table
 from bksdm_jax.errors import InputError
 
@@ -15,11 +16,17 @@ class FileExample:
     """An image file and its caption."""
 
     path: Path
+    name: str
     text: str
 
-    def load(self, resolution: int) -> np.ndarray:
-        """The image, its short side scaled and its middle cropped: uint8 [resolution, resolution, 3]."""
-        return load_image(self.path, resolution)
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The captions: one."""
+        return (self.text,)
+
+    def image(self) -> Image.Image:
+        """RGB, upright; raises `InputError` if it can't be read."""
+        return read_image(self.path)
 
 
 def read_image_folder(folder: str | Path) -> list[FileExample]:
@@ -42,7 +49,7 @@ def read_image_folder(folder: str | Path) -> list[FileExample]:
             inside = False
         if not inside:
             raise InputError(f"{table}: row {number} names {row['file_name']!r}, which is no file in {folder}")
-        examples.append(FileExample(path, row["text"]))
+        examples.append(FileExample(path, row["file_name"], row["text"]))
     return examples
 
 
@@ -57,36 +64,22 @@ def load_image(path: Path, resolution: int | None = None) -> np.ndarray:
         uint8 [H, W, 3].
 
     Raises:
-        InputError: the file is no image that Pillow reads whole, or has more pixels than Pillow's safety limit.
+        InputError: the file can't be read, is no image, or has more pixels than `MOST_PIXELS`.
     """
+    image = read_image(path)
     try:
-        with Image.open(path) as file:
-            _require_bounded(*file.size)
-            image = ImageOps.exif_transpose(file).convert("RGB")
         return fit_square(image, resolution) if resolution else np.asarray(image)
-    except Exception as error:  # Pillow's decoders raise many types
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{path}: not a readable image ({reason}); mend it or remove its row") from error
+    except ValueError as error:
+        raise _unreadable(path, error) from error
 
 
-def fit_square(image: Image.Image, resolution: int) -> np.ndarray:
-    """Short side to `resolution` (bilinear, antialiased), then a centre crop: uint8 [resolution, resolution, 3].
-
-    Raises:
-        ValueError: enlarged, the image would have more pixels than Pillow's safety limit.
-    """
-    width, height = image.size
-    short = min(width, height)
-    size = (max(resolution, resolution * width // short), max(resolution, resolution * height // short))
-    _require_bounded(*size)
-    image = image.resize(size, Image.Resampling.BILINEAR)
-    left, top = round((size[0] - resolution) / 2), round((size[1] - resolution) / 2)
-    return np.asarray(image.crop((left, top, left + resolution, top + resolution)))
+def read_image(path: Path) -> Image.Image:
+    """An image file as RGB, upright; raises `InputError` as `load_image`."""
+    try:
+        return to_rgb(open_image(path.read_bytes()))
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
 
 
-def _require_bounded(width: int, height: int) -> None:
-    """Pillow's own limit, as an error rather than a warning, before anything is decoded or enlarged."""
-    if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
-        raise ValueError(
-            f"{width} x {height} pixels, the limit is {Image.MAX_IMAGE_PIXELS} in all: a decompression bomb?"
-        )
+def _unreadable(path: Path, error: Exception) -> InputError:
+    return InputError(f"{path}: not a readable image ({error}); mend it or remove its row")

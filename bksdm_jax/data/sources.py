@@ -9,7 +9,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from bksdm_jax.data.image_folder import fit_square, read_image_folder
+from bksdm_jax.data.decode import open_image, to_rgb
+from bksdm_jax.data.image_folder import read_image_folder
+from bksdm_jax.data.latents import IDENTITY, CachedExample
 from bksdm_jax.errors import InputError, one_of
 from bksdm_jax.shapes.world import ShapesWorld, build
 
@@ -17,12 +19,13 @@ _INFO = "dataset_info.json"  # what makes a folder a TFDS set
 
 
 class Example(Protocol):
-    """An image and its caption."""
+    """An image and its captions."""
 
-    text: str
+    name: str
+    texts: Sequence[str]
 
-    def load(self, resolution: int) -> np.ndarray:
-        """The image, its short side scaled and its middle cropped: uint8 [resolution, resolution, 3]."""
+    def image(self) -> Image.Image:
+        """RGB, upright; raises `InputError` if it can't be read."""
 
 
 def data_folder(name: str | Path) -> Path:
@@ -40,7 +43,7 @@ def data_folder(name: str | Path) -> Path:
     return Path(name).expanduser().resolve()
 
 
-def open_examples(folder: Path, split: str = "train") -> Sequence[Example]:
+def open_examples(folder: Path, split: str = "train") -> Sequence[Example | CachedExample]:
     """The examples of an image folder (`metadata.csv`), or of a split of a TFDS set written as ArrayRecord.
 
     Args:
@@ -60,12 +63,13 @@ def open_examples(folder: Path, split: str = "train") -> Sequence[Example]:
 
 def fingerprint(folder: Path) -> str:
     """SHA-256 that tells one set of examples from another: of the table, or of what the TFDS set says of itself."""
-    name = _INFO if (folder / _INFO).is_file() else "metadata.csv"
-    return hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    names = (_INFO, IDENTITY) if (folder / _INFO).is_file() else ("metadata.csv",)
+    contents = (path.read_bytes() for path in map(folder.joinpath, names) if path.is_file())
+    return hashlib.sha256(b"".join(contents)).hexdigest()
 
 
-class TfdsExamples(Sequence[Example]):
-    """A split of a TFDS set with `image` and `text`, read record by record."""
+class TfdsExamples(Sequence[Example | CachedExample]):
+    """A split of a TFDS set with `image` and `text`, or of cached latents (`cached`), read record by record."""
 
     def __init__(self, folder: Path, split: str) -> None:
         try:
@@ -75,17 +79,13 @@ class TfdsExamples(Sequence[Example]):
             raise InputError(f"{folder}: TFDS can't open this set ({reason})") from error
         if split not in builder.info.splits:
             raise one_of("split", split, builder.info.splits)
-        missing = {"image", "text"} - set(builder.info.features)
-        if missing:
-            found = ", ".join(builder.info.features)
-            raise InputError(f"{folder}: no feature {min(missing)!r}; this set has {found}")
-        image, text = builder.info.features["image"], builder.info.features["text"]
-        if not isinstance(image, tfds.features.Image) or image.np_dtype != np.uint8 or image.shape[-1] not in (1, 3):
-            raise InputError(f"{folder}: image is {image}; expected 8-bit pictures with 1 or 3 channels")
-        if not isinstance(text, tfds.features.Text):
-            raise InputError(f"{folder}: text is {text}; expected one caption")
+        self.cached = "moments" in builder.info.features
+        if not self.cached:
+            _require_pairs(folder, builder.info.features)
+        # The file's bytes, which Pillow decodes in half the time.
+        decoders = None if self.cached else {"image": tfds.decode.SkipDecoding()}
         try:
-            self._records: Sequence[Any] = builder.as_data_source(split=split)
+            self._records: Sequence[Any] = builder.as_data_source(split=split, decoders=decoders)
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"{folder}: not readable by random access ({reason}); write it as array_record") from error
@@ -96,23 +96,43 @@ class TfdsExamples(Sequence[Example]):
     def __len__(self) -> int:
         return len(self._records)
 
-    def __getitem__(self, index: int) -> "TfdsExample":
+    def __getitem__(self, index: int) -> "TfdsExample | CachedExample":
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self._place} has {len(self)} examples, none at {index}")
         try:
-            return TfdsExample(self._records[index])
+            record = self._records[index]
+            return CachedExample(record) if self.cached else TfdsExample(record, f"{self._place}: example {index}")
         except Exception as error:  # ArrayRecord and the decoders raise many types
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"{self._place}: example {index} can't be read ({reason})") from error
 
 
+def _require_pairs(folder: Path, features: tfds.features.FeaturesDict) -> None:
+    missing = {"image", "text"} - set(features)
+    if missing:
+        found = ", ".join(features)
+        raise InputError(f"{folder}: no feature {min(missing)!r}; this set has {found}")
+    image, text = features["image"], features["text"]
+    if not isinstance(image, tfds.features.Image) or image.np_dtype != np.uint8 or image.shape[-1] not in (1, 3):
+        raise InputError(f"{folder}: image is {image}; expected 8-bit pictures with 1 or 3 channels")
+    several = isinstance(text, tfds.features.Sequence) and isinstance(text.feature, tfds.features.Text)
+    if not several and not isinstance(text, tfds.features.Text):
+        raise InputError(f"{folder}: text is {text}; expected captions")
+
+
 class TfdsExample:
-    """One record."""
+    """One record; `place` is where errors say it is."""
 
-    def __init__(self, record: dict[str, Any]) -> None:
-        self.text: str = record["text"].decode()
-        self._image: np.ndarray = record["image"]
+    def __init__(self, record: dict[str, Any], place: str) -> None:
+        texts = record["text"] if isinstance(record["text"], list) else [record["text"]]
+        self.texts = [text.decode() for text in texts]
+        self.name = record["name"].decode() if "name" in record else place
+        self._data: bytes = record["image"]
+        self._place = place
 
-    def load(self, resolution: int) -> np.ndarray:
-        """As `Example.load`."""
-        grey = self._image.shape[-1] == 1
-        image = Image.fromarray(self._image[..., 0] if grey else self._image)
-        return fit_square(image.convert("RGB"), resolution)
+    def image(self) -> Image.Image:
+        """As `Example.image`."""
+        try:
+            return to_rgb(open_image(self._data))
+        except ValueError as error:
+            raise InputError(f"{self._place} can't be read ({error})") from error

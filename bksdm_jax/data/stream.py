@@ -1,16 +1,21 @@
 """The stream of training batches: a Grain pipeline whose every batch follows from the seed and the step alone."""
 
 import dataclasses
+import re
 from collections.abc import Iterator, Sequence
 
 import grain
 import numpy as np
+from absl import flags
 
+from bksdm_jax.data.decode import fit_square
+from bksdm_jax.data.latents import CachedExample
 from bksdm_jax.data.sources import Example
 from bksdm_jax.errors import InputError
 from bksdm_jax.weights.tokenizer import Tokenizer
 
 _ENDLESS = 2**48  # examples; Grain counts them all
+_THREADS = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +27,9 @@ class StreamConfig:
         batch_size: images per optimiser update, over all processes.
         accumulation: micro-batches that an update is made of.
         flip: mirror half of the images.
-        seed: of order and flips.
+        seed: of order, captions, crops and flips.
+        random_crop: crop anywhere along the long side, not in the middle.
+        workers: processes that read and decode; 0: threads of this one do.
     """
 
     resolution: int
@@ -30,10 +37,12 @@ class StreamConfig:
     accumulation: int
     flip: bool
     seed: int
+    random_crop: bool = False
+    workers: int = 0
 
 
 def training_batches(
-    examples: Sequence[Example],
+    examples: Sequence[Example | CachedExample],
     tokenizer: Tokenizer,
     config: StreamConfig,
     start_step: int = 0,
@@ -41,15 +50,19 @@ def training_batches(
 ) -> Iterator[dict[str, np.ndarray]]:
     """Endless batches from `start_step` on; every epoch has its own order.
 
+    The examples of a batch, their order, captions, crops and flips follow from `examples`, `seed` and the step alone,
+    whatever the numbers of processes and workers.
+
     Args:
-        examples: images and captions.
-        tokenizer: of the text encoder.
+        examples: images, or cached latents, with captions.
+        tokenizer: of the text encoder; cached latents have token ids already.
         config: see there.
         start_step: the first batch is the one that an undisturbed run would see at this step.
         process: (index, count): this process reads its share of each micro-batch.
 
     Yields:
-        `images` uint8 [A, M, H, W, 3] and `tokens` int32 [A, M, T], with A micro-batches of M images for this process.
+        with A micro-batches of M images for this process, `tokens` int32 [A, M, T], and `images` uint8 [A, M, H, W, 3]
+        or, of cached latents, `moments` uint16 [A, M, 2, h, w, C]: mean and log-variance, the bits of bfloat16.
 
     Raises:
         InputError: the batch doesn't divide, or (while iterating) an unreadable image.
@@ -62,21 +75,52 @@ def training_batches(
             + (f" x {count} processes" if count > 1 else "")
         )
 
-    def load(example: Example, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        image = example.load(config.resolution)
+    def load(example: Example | CachedExample, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        caption = int(rng.integers(len(example.texts))) if len(example.texts) > 1 else 0
+        if isinstance(example, CachedExample):
+            mirrored = config.flip and rng.random() < 0.5
+            return {"moments": example.moments(mirrored), "tokens": example.tokens(caption)}
+        where = (float(rng.random()), float(rng.random())) if config.random_crop else (0.5, 0.5)
+        image = example.image()
+        try:
+            image = fit_square(image, config.resolution, where)
+        except ValueError as error:
+            raise InputError(f"{example.name}: {error}") from error
         if config.flip and rng.random() < 0.5:
             image = image[:, ::-1]
-        return {"images": image, "tokens": tokenizer([example.text])[0]}
+        return {"images": image, "tokens": tokenizer([example.texts[caption]])[0]}
 
     epochs = max(1, _ENDLESS // len(examples))
     loaded = grain.MapDataset.source(examples).seed(config.seed).shuffle().repeat(epochs).random_map(load)
+    batch, workers = config.accumulation * share, max(config.workers, 1)
 
     def own(position: int) -> dict[str, np.ndarray]:
         """This process's share of each micro-batch, so that an image meets the same noise on any number of them."""
+        turn, worker = divmod(position, workers)  # Grain deals positions out to workers, and takes batches in turn
+        step, offset = divmod(turn, batch)
+        position = (start_step + step * workers + worker) * batch + offset
         micro_batch, offset = divmod(position, share)
         return loaded[(micro_batch * count + index) * share + offset]
 
-    first = start_step * config.accumulation * share
-    stream = grain.MapDataset.range(first, len(loaded) // count).map(own)
-    examples_ahead = grain.ReadOptions(num_threads=16, prefetch_buffer_size=256)
-    return iter(stream.to_iter_dataset(examples_ahead).batch(share).batch(config.accumulation))
+    length = (len(loaded) // count // batch - start_step) // workers * workers * batch
+    examples_ahead = grain.ReadOptions(num_threads=_THREADS if not config.workers else 2, prefetch_buffer_size=256)
+    stream = grain.MapDataset.range(length).map(own).to_iter_dataset(examples_ahead)
+    stream = stream.batch(share).batch(config.accumulation)
+    if config.workers:
+        if not flags.FLAGS.is_parsed():  # Grain asks for one of its own when it starts a process
+            flags.FLAGS.mark_as_parsed()
+        stream = stream.mp_prefetch(grain.MultiprocessingOptions(config.workers, per_worker_buffer_size=2))
+    return _told(iter(stream))
+
+
+def _told(batches: Iterator[dict[str, np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:
+    """An error as the one line that it began with: Grain adds advice to it, and wraps that of a worker."""
+    try:
+        yield from batches
+    except InputError as error:
+        raise InputError(str(error).splitlines()[0]) from error
+    except Exception as error:
+        said = re.findall(rf"{InputError.__module__}\.{InputError.__name__}: (.+)", str(error))
+        if not said:
+            raise
+        raise InputError(said[-1]) from error

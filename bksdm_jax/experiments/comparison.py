@@ -99,7 +99,7 @@ def compare(config: ComparisonConfig, rows: Sequence[Row], workdir: Path, title:
     data = build(workdir / "data", config.dataset)
     prompts = workdir / "prompts.csv"
     examples = open_examples(data, "heldout")
-    write_table(prompts, ("file_name", "text"), [(f"heldout/{i}", examples[i].text) for i in range(config.images)])
+    write_table(prompts, ("file_name", "text"), [(f"heldout/{i}", examples[i].texts[0]) for i in range(config.images)])
     judge = None
     results = []
     for number, row in enumerate(rows, start=1):

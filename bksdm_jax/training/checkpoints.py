@@ -7,7 +7,7 @@ from pathlib import Path
 import orbax.checkpoint as ocp
 
 from bksdm_jax.errors import InputError
-from bksdm_jax.training.interrupts import Interrupts
+from bksdm_jax.interrupts import Interrupts
 from bksdm_jax.training.state import TrainState
 
 

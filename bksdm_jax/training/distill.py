@@ -13,7 +13,8 @@ from absl import logging
 from jax.sharding import Mesh
 
 from bksdm_jax.analysis.report import cost_table
-from bksdm_jax.data.sources import Example, data_folder, fingerprint, open_examples
+from bksdm_jax.data.latents import CENTRE, CachedExample, latent_identity, require_identity
+from bksdm_jax.data.sources import Example, TfdsExamples, data_folder, fingerprint, open_examples
 from bksdm_jax.data.stream import StreamConfig, training_batches
 from bksdm_jax.dtypes import cast_frozen, compute_dtype, exact_products
 from bksdm_jax.errors import InputError, finite_number, whole_number
@@ -46,6 +47,7 @@ _MAY_CHANGE = (
     "format",
     "save_dtype",
     "safety_checker",
+    "workers",
     "revision",  # the teacher's folder is recorded, with its commit
 )
 
@@ -61,10 +63,13 @@ class TrainConfig:
         student: a preset, or a comma-separated list of removed blocks.
         student_init, init_revision, init_variant: `teacher`, `random`, or a pipeline whose U-Net is that student, as
             `StudentInit` has them: training goes on from it.
-        data: image folder with `metadata.csv`, folder of a TFDS set with `image` and `text`, or `shapes_world/demo`.
+        data: image folder with `metadata.csv`, folder of a TFDS set with `image` and `text` or with cached latents, or
+            `shapes_world/demo`.
         split: of the TFDS set.
         resolution: pixels.
         flip: mirror half of the images.
+        random_crop: crop anywhere along the long side, not in the middle.
+        workers: processes that read and decode images; 0: threads do.
         seed: of everything random.
         steps: optimiser updates.
         batch_size: images per optimiser update.
@@ -109,6 +114,8 @@ class TrainConfig:
     safety_checker: bool = True
     init_revision: str = ""
     init_variant: str = ""
+    random_crop: bool = False
+    workers: int = 0
 
 
 def distill(config: TrainConfig, workdir: Path) -> Path | None:
@@ -134,6 +141,9 @@ def distill(config: TrainConfig, workdir: Path) -> Path | None:
     pipeline = load_pipeline(teacher, config.variant, config.tokenizer, config.prediction)
     if config.sheets.steps:
         require_sampler(_sheet_sampler(config), pipeline.architectures())
+    if _is_cached(examples):
+        crop = "random" if config.random_crop else CENTRE
+        require_identity(data, latent_identity(pipeline.vae, pipeline.tokenizer, config.resolution, config.flip, crop))
     claim(workdir, record)
     _log_start(config, plan, record, len(examples), mesh)
 
@@ -171,7 +181,7 @@ def _train(
     workdir: Path,
     plan: RemovalPlan,
     pipeline: Pipeline,
-    examples: Sequence[Example],
+    examples: Sequence[Example | CachedExample],
     mesh: Mesh,
     state: TrainState,
     checkpoints: Checkpoints,
@@ -198,11 +208,19 @@ def _train(
     step = make_train_step(problem, optimizer, config.optimizer.ema_decay, config.seed, dtype)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     train_step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
-    example = _batch_shapes(config, pipeline, mesh)
+    example = _batch_shapes(config, pipeline, mesh, _is_cached(examples))
     with waiting("compiling the update"):
         train_step = train_step.lower(state, frozen, example).compile()
     draw = _sheets(config, workdir, plan, pipeline, examples, frozen) if config.sheets.steps else None
-    stream = StreamConfig(config.resolution, config.batch_size, config.accumulation, config.flip, config.seed)
+    stream = StreamConfig(
+        config.resolution,
+        config.batch_size,
+        config.accumulation,
+        config.flip,
+        config.seed,
+        config.random_crop,
+        config.workers,
+    )
     process = (jax.process_index(), jax.process_count())
     batches = training_batches(examples, pipeline.tokenizer, stream, first, process)
     schedule = LoopConfig(
@@ -226,7 +244,7 @@ def _sheets(
     workdir: Path,
     plan: RemovalPlan,
     pipeline: Pipeline,
-    examples: Sequence[Example],
+    examples: Sequence[Example | CachedExample],
     frozen: dict[str, Any],
 ) -> Callable[[int, TrainState], None]:
     """Draws the sheet of a step."""
@@ -234,7 +252,7 @@ def _sheets(
     sheets = Sheets(
         workdir / "samples",
         pipeline.tokenizer,
-        config.sheets.prompts or [examples[index].text for index in range(min(4, len(examples)))],
+        config.sheets.prompts or [examples[index].texts[0] for index in range(min(4, len(examples)))],
         _sheet_sampler(config),
         architectures,
         dataclasses.replace(architectures, unet=plan.student),
@@ -247,7 +265,7 @@ def require_settings(config: TrainConfig) -> None:
     """Holds every number to its range before anything is read; raises `InputError` with the key."""
     require_attention(config.attention, compute_dtype(config.dtype))
     whole = {"steps": 1, "batch_size": 1, "accumulation": 1, "resolution": 1, "fsdp": 1}
-    whole |= {"log_every": 0, "checkpoint_every": 0, "keep_checkpoints": 0}
+    whole |= {"workers": 0, "log_every": 0, "checkpoint_every": 0, "keep_checkpoints": 0}
     for key, least in whole.items():
         whole_number("config", key, getattr(config, key), least)
     whole_number("config", "seed", config.seed, 0, MOST_SEED)
@@ -296,6 +314,10 @@ def _sheet_sampler(config: TrainConfig) -> SamplerConfig:
     )
 
 
+def _is_cached(examples: Sequence[Example | CachedExample]) -> bool:
+    return isinstance(examples, TfdsExamples) and examples.cached
+
+
 def _student_init(config: TrainConfig) -> StudentInit:
     return StudentInit(config.student_init, config.init_revision, config.init_variant)
 
@@ -330,12 +352,14 @@ def _place_frozen(config: TrainConfig, pipeline: Pipeline, mesh: Mesh, dtype: jn
     return jax.device_put(frozen, parameter_shardings(mesh, frozen))
 
 
-def _batch_shapes(config: TrainConfig, pipeline: Pipeline, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+def _batch_shapes(config: TrainConfig, pipeline: Pipeline, mesh: Mesh, cached: bool) -> dict[str, jax.ShapeDtypeStruct]:
     lead = (config.accumulation, config.batch_size // config.accumulation)
-    shapes = {
-        "images": ((*lead, config.resolution, config.resolution, 3), jnp.uint8),
-        "tokens": ((*lead, pipeline.text_encoder.config.max_length), jnp.int32),
-    }
+    shapes = {"tokens": ((*lead, pipeline.text_encoder.config.max_length), jnp.int32)}
+    if cached:
+        side, channels = config.resolution // pipeline.vae.config.factor, pipeline.vae.config.latent_channels
+        shapes["moments"] = ((*lead, 2, side, side, channels), jnp.uint16)
+    else:
+        shapes["images"] = ((*lead, config.resolution, config.resolution, 3), jnp.uint8)
     sharding = batch_sharding(mesh)
     return {name: jax.ShapeDtypeStruct(*shape, sharding=sharding) for name, shape in shapes.items()}
 

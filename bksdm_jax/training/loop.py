@@ -9,9 +9,9 @@ import jax
 import numpy as np
 
 from bksdm_jax.errors import InputError
+from bksdm_jax.interrupts import Interrupts
 from bksdm_jax.progress import Progress
 from bksdm_jax.training.checkpoints import Checkpoints
-from bksdm_jax.training.interrupts import Interrupts
 from bksdm_jax.training.state import TrainState
 from bksdm_jax.training.update import Frozen, TrainStep
 

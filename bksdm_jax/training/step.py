@@ -137,12 +137,17 @@ def make_train_step(
         dtype: of the networks' computations; parameters of the student, losses and noise are float32.
 
     Returns:
-        as `make_update`; frozen are `teacher` (not needed without distillation), `vae` and `text_encoder`, a batch has
-        `images` uint8 [A, M, H, W, 3] and `tokens` int32 [A, M, T].
+        as `make_update`; frozen are `teacher` (not needed without distillation), `vae` and `text_encoder`, a batch is
+        as `training_batches` yields it; with cached latents the autoencoder isn't run.
     """
     clean = make_loss(problem, dtype)
 
     def loss(params: Any, frozen: Frozen, batch: Batch, keys: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        return clean(params, frozen, draw_noisy_batch(problem, dtype, frozen, batch["images"], batch["tokens"], keys))
+        if "moments" in batch:
+            moments = jax.lax.bitcast_convert_type(batch["moments"], jnp.bfloat16)  # [M, 2, h, w, C]
+            noisy = noise_latents(problem, dtype, frozen, moments[:, 0], moments[:, 1], batch["tokens"], keys)
+        else:
+            noisy = draw_noisy_batch(problem, dtype, frozen, batch["images"], batch["tokens"], keys)
+        return clean(params, frozen, noisy)
 
     return make_update(loss, optimizer, ema_bound, seed)

@@ -149,7 +149,7 @@ def index_single_file(path: Path, prediction: str = "") -> SingleFile:
             f"{path}: an SD 2.x checkpoint, and its file doesn't say what it predicts; set prediction to epsilon "
             "(the base models, 512 pixels) or to v_prediction (those of 768 pixels)"
         )
-    if prediction == "v_prediction" and is_second(text):  # SD 2.x at 768 pixels; SD 2.1's attention overflows half precision
+    if prediction == "v_prediction" and is_second(text):  # at 768 pixels; SD 2.1's attention overflows half precision
         unet = dataclasses.replace(unet, sample_size=96, upcast_attention=True)
     tables = {
         "unet": _renamed(table, UNET, parameter_shapes(unet), unet_modules(unet, is_spaced(table))),

@@ -1,0 +1,96 @@
+"""Bytes of an image file to pixels: bounded before anything is decoded, and nothing in the file is ever run."""
+
+import io
+import warnings
+
+import numpy as np
+from PIL import Image, ImageFile, ImageOps
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+"""Formats of pixels alone: others that Pillow opens, such as EPS, are programs."""
+MOST_PIXELS = 89_478_485
+"""Width times height above which an image is refused; Pillow's own limit."""
+_STATIC = ("MPO",)  # what Pillow calls a JPEG photograph with a preview, or the other eye's view, behind it
+_ORIENTATION = 0x0112  # EXIF's tag
+
+
+def open_image(data: bytes, most_pixels: int = MOST_PIXELS) -> ImageFile.ImageFile:
+    """The header of an image; its pixels are decoded when they are asked for.
+
+    Raises:
+        ValueError: not an image of `FORMATS`, one with more pixels, or an animation.
+    """
+    if not data:
+        raise ValueError("an empty file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is the one that counts
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Exception as error:  # Pillow's readers raise many types
+        raise ValueError(f"no image that can be read: {_short(error)}") from error
+    width, height = image.size
+    if width * height > most_pixels:
+        raise ValueError(f"{width} x {height} pixels, the limit is {most_pixels} in all: a decompression bomb?")
+    if getattr(image, "is_animated", False) and image.format not in _STATIC:
+        raise ValueError(f"{image.n_frames} pictures in one file")
+    return image
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Decodes an image, turns it upright by its EXIF tag, and brings it to 8-bit RGB; transparency is dropped.
+
+    Raises:
+        ValueError: its data are damaged, or of a number format without a known range.
+    """
+    try:
+        image = upright(image)
+        if image.mode.startswith("I;16"):  # Pillow's own conversion would make all above 255 white
+            image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+        if image.mode in ("I", "F"):
+            raise ValueError(f"32-bit pixels ({image.mode}), whose range isn't known")
+        return image.convert("RGB")
+    except Exception as error:  # Pillow's decoders raise many types
+        raise ValueError(f"damaged: {_short(error)}") from error
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The image as its EXIF orientation wants it shown."""
+    return image if is_upright(image) else ImageOps.exif_transpose(image)
+
+
+def is_upright(image: Image.Image) -> bool:
+    """Whether the image is shown as it is stored."""
+    return image.getexif().get(_ORIENTATION, 1) == 1
+
+
+def fit_square(
+    image: Image.Image, resolution: int, where: tuple[float, float] = (0.5, 0.5), most_pixels: int = MOST_PIXELS
+) -> np.ndarray:
+    """Short side to `resolution` (bilinear, antialiased), then a crop.
+
+    Args:
+        image: RGB.
+        resolution: pixels.
+        where: of the crop, from 0 (left, top) to 1 (right, bottom); the middle by default.
+        most_pixels: of the enlarged image.
+
+    Returns:
+        uint8 [resolution, resolution, 3].
+
+    Raises:
+        ValueError: enlarged, the image would have more pixels than that.
+    """
+    width, height = image.size
+    short = min(width, height)
+    size = (max(resolution, resolution * width // short), max(resolution, resolution * height // short))
+    if size[0] * size[1] > most_pixels:
+        raise ValueError(f"enlarged to {size[0]} x {size[1]} pixels, the limit is {most_pixels} in all")
+    if size != image.size:
+        image = image.resize(size, Image.Resampling.BILINEAR)
+    left, top = (round((length - resolution) * share) for length, share in zip(size, where, strict=True))
+    return np.asarray(image.crop((left, top, left + resolution, top + resolution)))
+
+
+def _short(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text.replace("<_io.BytesIO object at ", "<")[:160] or type(error).__name__

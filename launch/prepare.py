@@ -1,0 +1,33 @@
+"""Makes a set for training out of images with captions, or out of such a set one of cached latents.
+
+  python -m launch.prepare --config=configs/prepare.py --config.source=DIR --workdir=DIR
+
+Ctrl-C or SIGTERM stops it; the same command continues.
+"""
+
+from launch.command import quiet_libraries
+
+quiet_libraries()
+
+from pathlib import Path  # noqa: E402
+
+from bksdm_jax.files import read_json  # noqa: E402
+from bksdm_jax.preparation.prepare import REJECTS, SHEET, SUMMARY, PrepareConfig, prepare  # noqa: E402
+from launch.command import run, tell  # noqa: E402
+
+
+def main(config: PrepareConfig, workdir: Path) -> None:
+    """Prints what came out."""
+    made = prepare(config, workdir)
+    if made is not None and not config.latents.pipeline:
+        found = read_json(made / SUMMARY)
+        print(", ".join(f"{count:,} examples of {split}" for split, count in found["examples"].items()))
+        print(f"{found['captions']:,} captions, {found['bytes'] / 2**20:,.1f} MiB")
+        for key in ("short_side", "caption_letters", "reasons"):
+            print(f"{key.replace('_', ' ')}: " + "; ".join(f"{what}: {count:,}" for what, count in found[key].items()))
+        print(f"{found['rejects']:,} rejects, in {made / REJECTS}; a look at some pairs: {made / SHEET}")
+    tell(made, workdir)
+
+
+if __name__ == "__main__":
+    run(PrepareConfig, main)
