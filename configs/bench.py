@@ -13,6 +13,7 @@ GENERATIONS = ("v1", "v2")
 def get_config(variants: str = "") -> config_dict.ConfigDict:
     """The defaults of `launch.bench`; variants: `v1` or `v2`, and a preset."""
     config = config_dict.ConfigDict()
+    config.what = "unet"  # or data
     config.generation = "v1"
     config.student = "sd"  # a preset, or comma-separated names of removed blocks
     config.batch_size = 1
@@ -25,6 +26,8 @@ def get_config(variants: str = "") -> config_dict.ConfigDict:
     for name in (name.strip() for name in variants.split(",") if name.strip()):
         if name in GENERATIONS:
             config.generation = name
+        elif name == "data":
+            config.what = name
         else:
             config.student = name
     return config

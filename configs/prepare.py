@@ -12,7 +12,7 @@ from ml_collections import config_dict
 def get_config() -> config_dict.ConfigDict:
     """The defaults of `launch.prepare`."""
     config = config_dict.ConfigDict()
-    config.source = ""  # folder of images with a table, of WebDataset .tar files, or of a TFDS set; or gs://; required
+    config.source = ""  # folder of images with a table, of WebDataset .tar files, or of a TFDS set; required
     config.kind = "auto"  # or folder, tars, tfds
     config.split = "train"  # of a TFDS set
     config.image_column = ""  # empty: file_name in a table, image in a TFDS set

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from PIL import Image
 
 from bksdm_jax.data.sources import open_examples
 from bksdm_jax.errors import InputError
-from bksdm_jax.preparation import folders
+from bksdm_jax.preparation import bench, folders
 from bksdm_jax.preparation import prepare as preparing
 from bksdm_jax.preparation.pairs import share
 from bksdm_jax.preparation.prepare import REJECTS, SHEET, SUMMARY, PrepareConfig, prepare
@@ -437,3 +438,18 @@ def test_too_many_rejects_are_seen_early(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(InputError, match="4 of 4 pairs can't be used"):
         prepare(config(source, chunk=2, most_rejects=0.5), tmp_path / "set")
     assert len(list((tmp_path / "set" / "parts").glob("*.json"))) == 2
+
+
+@pytest.mark.slow
+def test_the_benchmark_prints_its_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"_FILES": 64, "_LATENTS": 64, "_FEW": 20, "_MANY": 40}.items():
+        monkeypatch.setattr(bench, name, value)
+    said = bench.bench_data(64, 1)
+    for line in (
+        r"decoding JPEG, 64x64, one core: \d+ images/s",
+        r"  Pillow's open, resize, crop on one core: \d+ \(\d+\.\d\dx\)",
+        r"  training's stream, \d+ workers: \d+ \(\d+ a core\)",
+        r"reading cached latents, 8x8x4, on \d+ cores: \d+ images/s",
+        r"preparing 20 and 40 images: \d+ and \d+ MiB resident at the most",
+    ):
+        assert re.search(f"^{line}$", said, re.MULTILINE), line

@@ -41,6 +41,8 @@ class BenchConfig:
     """What to time.
 
     Attributes:
+        what: `unet`, a U-Net call and an image; or `data`, the reading of data, of which `resolution` and `repeats` are
+            the only settings.
         generation: `v1` or `v2`.
         student: a preset, or a comma-separated list of removed blocks; `sd`: the teacher.
         batch_size: images.
@@ -52,6 +54,7 @@ class BenchConfig:
         attention: of the U-Net, a key of `attention.IMPLEMENTATIONS`.
     """
 
+    what: str = "unet"
     generation: str = "v1"
     student: str = "sd"
     batch_size: int = 1

@@ -48,6 +48,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
             image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
         if image.mode in ("I", "F"):
             raise ValueError(f"32-bit pixels ({image.mode}), whose range isn't known")
+        if image.mode == "RGB":
+            image.load()
+            return image
         return image.convert("RGB")
     except Exception as error:  # Pillow's decoders raise many types
         raise ValueError(f"damaged: {_short(error)}") from error
@@ -64,14 +67,19 @@ def is_upright(image: Image.Image) -> bool:
 
 
 def fit_square(
-    image: Image.Image, resolution: int, where: tuple[float, float] = (0.5, 0.5), most_pixels: int = MOST_PIXELS
+    image: Image.Image,
+    resolution: int,
+    where: tuple[float, float] = (0.5, 0.5),
+    mirror: bool = False,
+    most_pixels: int = MOST_PIXELS,
 ) -> np.ndarray:
-    """Short side to `resolution` (bilinear, antialiased), then a crop.
+    """Short side to `resolution` (bilinear, antialiased), then a crop, which may be mirrored.
 
     Args:
         image: RGB.
         resolution: pixels.
         where: of the crop, from 0 (left, top) to 1 (right, bottom); the middle by default.
+        mirror: left to right.
         most_pixels: of the enlarged image.
 
     Returns:
@@ -88,7 +96,9 @@ def fit_square(
     if size != image.size:
         image = image.resize(size, Image.Resampling.BILINEAR)
     left, top = (round((length - resolution) * share) for length, share in zip(size, where, strict=True))
-    return np.asarray(image.crop((left, top, left + resolution, top + resolution)))
+    if image.size != (resolution, resolution):
+        image = image.crop((left, top, left + resolution, top + resolution))
+    return np.asarray(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirror else image)
 
 
 def _short(error: Exception) -> str:

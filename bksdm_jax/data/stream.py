@@ -81,14 +81,13 @@ def training_batches(
             mirrored = config.flip and rng.random() < 0.5
             return {"moments": example.moments(mirrored), "tokens": example.tokens(caption)}
         where = (float(rng.random()), float(rng.random())) if config.random_crop else (0.5, 0.5)
+        mirrored = config.flip and rng.random() < 0.5
         image = example.image()
         try:
-            image = fit_square(image, config.resolution, where)
+            pixels = fit_square(image, config.resolution, where, mirrored)
         except ValueError as error:
             raise InputError(f"{example.name}: {error}") from error
-        if config.flip and rng.random() < 0.5:
-            image = image[:, ::-1]
-        return {"images": image, "tokens": tokenizer([example.texts[caption]])[0]}
+        return {"images": pixels, "tokens": tokenizer([example.texts[caption]])[0]}
 
     epochs = max(1, _ENDLESS // len(examples))
     loaded = grain.MapDataset.source(examples).seed(config.seed).shuffle().repeat(epochs).random_map(load)
@@ -103,7 +102,7 @@ def training_batches(
         return loaded[(micro_batch * count + index) * share + offset]
 
     length = (len(loaded) // count // batch - start_step) // workers * workers * batch
-    examples_ahead = grain.ReadOptions(num_threads=_THREADS if not config.workers else 2, prefetch_buffer_size=256)
+    examples_ahead = grain.ReadOptions(num_threads=_THREADS if not config.workers else 1, prefetch_buffer_size=256)
     stream = grain.MapDataset.range(length).map(own).to_iter_dataset(examples_ahead)
     stream = stream.batch(share).batch(config.accumulation)
     if config.workers:
@@ -117,10 +116,11 @@ def _told(batches: Iterator[dict[str, np.ndarray]]) -> Iterator[dict[str, np.nda
     """An error as the one line that it began with: Grain adds advice to it, and wraps that of a worker."""
     try:
         yield from batches
-    except InputError as error:
-        raise InputError(str(error).splitlines()[0]) from error
     except Exception as error:
-        said = re.findall(rf"{InputError.__module__}\.{InputError.__name__}: (.+)", str(error))
-        if not said:
-            raise
-        raise InputError(said[-1]) from error
+        said = str(error)
+        if not isinstance(error, InputError):
+            wrapped = re.findall(rf"{InputError.__module__}\.{InputError.__name__}: (.+)", said)
+            if not wrapped:
+                raise
+            said = wrapped[-1]
+        raise InputError(said.splitlines()[0]) from error

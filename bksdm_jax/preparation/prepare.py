@@ -42,7 +42,7 @@ class PrepareConfig:
 
     Attributes:
         source: a folder of images with `metadata.csv` or `metadata.jsonl`, a folder of WebDataset `.tar` files, or the
-            folder of a TFDS set; on this machine, or `gs://`.
+            folder of a TFDS set.
         kind: which of them, one of `KINDS`; `auto` looks.
         split: of a TFDS set.
         image_column, text_column: names of the table's columns, or of the set's features (`captions/text` for one

@@ -1,0 +1,213 @@
+"""Cached latents: the same draws as from the images, refused where they don't fit, sharded and resumed."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+from bksdm_jax.data.latents import IDENTITY, latent_identity, require_identity
+from bksdm_jax.data.sources import open_examples
+from bksdm_jax.data.stream import StreamConfig, training_batches
+from bksdm_jax.errors import InputError
+from bksdm_jax.images import to_unit
+from bksdm_jax.models.vae import VAE, sample_latents
+from bksdm_jax.preparation import latents
+from bksdm_jax.preparation.latents import LatentConfig, prepare_latents
+from bksdm_jax.preparation.prepare import PrepareConfig, prepare
+from bksdm_jax.training.distill import TrainConfig, distill
+from bksdm_jax.training.sheets import SheetConfig
+from bksdm_jax.weights.load import load_pipeline
+
+RESOLUTION = 16
+
+
+@pytest.fixture(scope="module")
+def images(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Photographs as a set with two captions each."""
+    source = shutil.copytree(photographs, tmp_path_factory.mktemp("latents") / "source")
+    rows = [{"file_name": path.name, "text": [path.stem, "a photo"]} for path in sorted(source.glob("*.png"))]
+    (source / "metadata.csv").unlink()
+    (source / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return prepare(PrepareConfig(str(source), workers=1, validation=0.3), source.parent / "images")
+
+
+@pytest.fixture(scope="module")
+def cached(images: Path, micro_teacher: Path) -> Path:
+    return prepare_latents(str(images), config(micro_teacher), RESOLUTION, 2, images.parent / "latents")
+
+
+def config(teacher: Path, **changes: Any) -> LatentConfig:
+    return LatentConfig(str(teacher), batch_size=1, **changes)
+
+
+def contents(folder: Path) -> dict[str, list[tuple[str, bytes]]]:
+    return {
+        split: [(example.name, example.moments(True).tobytes()) for example in open_examples(folder, split)]
+        for split in ("train", "validation")
+    }
+
+
+def test_batches_have_the_latents_of_the_images_that_a_run_without_cache_sees(
+    images: Path, cached: Path, micro_teacher: Path
+) -> None:
+    pipeline = load_pipeline(micro_teacher)
+    stream = StreamConfig(RESOLUTION, 4, 2, flip=True, seed=5)
+    from_images, from_cache = (
+        training_batches(open_examples(folder), pipeline.tokenizer, stream) for folder in (images, cached)
+    )
+    encode = jax.jit(
+        lambda pictures: jnp.stack(
+            VAE(pipeline.vae.config).apply({"params": pipeline.vae.params}, to_unit(pictures), method="encode"), axis=1
+        )
+    )
+    for _ in range(5):
+        theirs, ours = next(from_images), next(from_cache)
+        np.testing.assert_array_equal(ours["tokens"], theirs["tokens"])
+        moments = ours["moments"].view(ml_dtypes.bfloat16).astype(np.float32)
+        expected = np.asarray(encode(theirs["images"].reshape(4, RESOLUTION, RESOLUTION, 3))).reshape(moments.shape)
+        np.testing.assert_allclose(moments, expected, rtol=2**-8, atol=1e-6)  # bfloat16 has eight bits
+
+
+def test_draws_have_the_distribution_of_the_encoder(images: Path, cached: Path, micro_teacher: Path) -> None:
+    pipeline = load_pipeline(micro_teacher)
+    batches = training_batches(open_examples(images), pipeline.tokenizer, StreamConfig(RESOLUTION, 1, 1, False, 0))
+    picture = next(batches)["images"][0]
+    exact = VAE(pipeline.vae.config).apply({"params": pipeline.vae.params}, to_unit(picture), method="encode")
+    batches = training_batches(open_examples(cached), pipeline.tokenizer, StreamConfig(RESOLUTION, 1, 1, False, 0))
+    stored = jnp.asarray(next(batches)["moments"][0].view(ml_dtypes.bfloat16))
+    count, draws = 4000, []
+    for seed, (mean, log_variance) in enumerate((exact, (stored[:, 0], stored[:, 1]))):
+        noise = jax.random.normal(jax.random.key(seed), (count, *mean.shape[1:]))
+        draws.append(np.asarray(sample_latents(mean, log_variance, noise, pipeline.vae.config.scaling_factor)))
+    error = np.sqrt(sum(np.var(draw, axis=0) for draw in draws) / count)
+    rounding = 2**-8 * np.abs(draws[0].mean(axis=0))
+    assert (np.abs(draws[0].mean(axis=0) - draws[1].mean(axis=0)) < 5 * error + rounding).all()
+    np.testing.assert_allclose(draws[0].std(axis=0), draws[1].std(axis=0), rtol=0.15)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"resolution": 32}, "resolution 16, the run needs 32"),
+        ({"crop": "random"}, "crop 'centre', the run needs 'random'"),
+        ({"vae_sha256": "0" * 64}, "vae_sha256"),
+        ({"scaling_factor": 0.5}, "scaling_factor"),
+        ({"tokens_sha256": ""}, "tokens_sha256"),
+    ],
+)
+def test_latents_that_do_not_fit_the_run_are_refused(
+    cached: Path, micro_teacher: Path, changes: dict[str, Any], said: str
+) -> None:
+    pipeline = load_pipeline(micro_teacher)
+    identity = latent_identity(pipeline.vae, pipeline.tokenizer, RESOLUTION, flip=True)
+    require_identity(cached, identity)
+    require_identity(cached, dataclasses.replace(identity, flip=False))
+    with pytest.raises(InputError, match=said) as error:
+        require_identity(cached, dataclasses.replace(identity, **changes))
+    assert str(error.value).startswith(str(cached / IDENTITY))
+
+
+def test_latents_without_mirror_images_are_for_runs_without_them(
+    images: Path, micro_teacher: Path, tmp_path: Path
+) -> None:
+    made = prepare_latents(str(images), config(micro_teacher, flip=False), RESOLUTION, 9, tmp_path / "plain")
+    pipeline = load_pipeline(micro_teacher)
+    require_identity(made, latent_identity(pipeline.vae, pipeline.tokenizer, RESOLUTION, flip=False))
+    with pytest.raises(InputError, match="flip False, the run needs True"):
+        require_identity(made, latent_identity(pipeline.vae, pipeline.tokenizer, RESOLUTION, flip=True))
+
+
+def test_other_weights_are_another_identity(micro_teacher: Path) -> None:
+    pipeline = load_pipeline(micro_teacher)
+    before = latent_identity(pipeline.vae, pipeline.tokenizer, RESOLUTION, flip=True)
+    kernel = pipeline.vae.params["quant_conv"]["bias"].copy()
+    kernel[0] += 1e-3
+    changed = dataclasses.replace(pipeline.vae, params=pipeline.vae.params | {"quant_conv": {"bias": kernel}})
+    after = latent_identity(changed, pipeline.tokenizer, RESOLUTION, flip=True)
+    assert before.vae_sha256 != after.vae_sha256
+
+
+def test_a_kill_and_two_processes_make_the_same_set(
+    images: Path, cached: Path, micro_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = contents(cached)
+    assert sum(map(len, expected.values())) == len(open_examples(images)) + len(open_examples(images, "validation"))
+    written, write = [], latents.write_json
+
+    def dies(*args: Any) -> None:
+        written.append(args)
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        write(*args)
+
+    with monkeypatch.context() as context:
+        context.setattr(latents, "write_json", dies)
+        with pytest.raises(KeyboardInterrupt):
+            prepare_latents(str(images), config(micro_teacher), RESOLUTION, 2, tmp_path / "killed")
+    assert contents(prepare_latents(str(images), config(micro_teacher), RESOLUTION, 2, tmp_path / "killed")) == expected
+
+    monkeypatch.setattr(latents.multihost_utils, "sync_global_devices", lambda name: None)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    for process in (1, 0):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        made = prepare_latents(str(images), config(micro_teacher), RESOLUTION, 2, tmp_path / "shared")
+        assert (made / "dataset_info.json").exists() == (process == 0)
+    assert contents(made) == expected
+
+
+def test_a_full_disk_is_told_before_any_work(
+    images: Path, micro_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
+    with pytest.raises(InputError, match=r"0 MiB free on its disk, .* needed"):
+        prepare_latents(str(images), config(micro_teacher), RESOLUTION, 2, tmp_path / "latents")
+    assert not (tmp_path / "latents").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"source": "photographs"}, "no TFDS set, of which latents are made"),
+        ({"source": "cached"}, "these are latents already"),
+        ({"resolution": 17}, "resolution: 17 pixels; this autoencoder needs a multiple of"),
+        ({"dtype": "fp16"}, "dtype: unknown name 'fp16'"),
+    ],
+)
+def test_bad_settings_are_one_line(
+    request: pytest.FixtureRequest, micro_teacher: Path, tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    source = request.getfixturevalue(changes.get("source", "images"))
+    dtype = changes.get("dtype", "float32")
+    with pytest.raises(InputError, match=said):
+        prepare_latents(
+            str(source), config(micro_teacher, dtype=dtype), changes.get("resolution", 16), 2, tmp_path / "x"
+        )
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.slow
+def test_a_run_trains_on_them(cached: Path, micro_teacher: Path, tmp_path: Path) -> None:
+    settings = TrainConfig(
+        str(micro_teacher),
+        "mid_block",
+        str(cached),
+        resolution=RESOLUTION,
+        steps=2,
+        batch_size=8,
+        accumulation=1,
+        dtype="float32",
+        checkpoint_every=0,
+        sheets=SheetConfig(steps=0),
+    )
+    with pytest.raises(InputError, match="crop 'centre', the run needs 'random'"):
+        distill(dataclasses.replace(settings, random_crop=True), tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+    assert distill(settings, tmp_path / "run") == tmp_path / "run" / "model"
