@@ -12,7 +12,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from bksdm_jax.data.latents import IDENTITY, latent_identity, require_identity
+from bksdm_jax.data.cached import IDENTITY
+from bksdm_jax.data.latents import latent_identity, require_identity
 from bksdm_jax.data.sources import open_examples
 from bksdm_jax.data.stream import StreamConfig, training_batches
 from bksdm_jax.errors import InputError

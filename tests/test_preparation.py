@@ -176,7 +176,7 @@ def test_too_many_rejects_end_it_and_leave_no_set(tmp_path: Path) -> None:
     source = folder_of(
         tmp_path / "source", [("a.png", "a"), ("b.png", "b")], {"a.png": encoded(picture()), "b.png": b""}
     )
-    with pytest.raises(InputError, match=r"1 of 2 pairs can't be used, more than most_rejects 0\.1; the reasons"):
+    with pytest.raises(InputError, match=r"1 of 2 pairs can't be used, for the reasons in .*rejects\.csv; to go on"):
         prepare(config(source, most_rejects=0.1), tmp_path / "set")
     assert rejects(tmp_path / "set") == {"b.png": "an empty file"}
     with pytest.raises(InputError, match=r"metadata\.csv: can't be read"):  # it is no set
@@ -265,6 +265,7 @@ def test_webdataset_archives(tmp_path: Path) -> None:
             ("a/013.txt", b"twice"),
             ("../../014.jpg", image),
             ("../../014.txt", b"outside"),
+            ("a/010.txt", b"once more"),
         ],
     )
     made = prepare(config(source), tmp_path / "set")
@@ -275,6 +276,7 @@ def test_webdataset_archives(tmp_path: Path) -> None:
         ("00001.tar/../../014", ["outside"]),  # a name, of which no file is made
     ]
     assert rejects(made) == {
+        "00001.tar/a/010": "a name that was there before",
         "00001.tar/a/011": "neither .txt nor .json with a caption",
         "00001.tar/a/012": "no images of this name",
         "00001.tar/a/013": "2 images of this name",
@@ -442,7 +444,7 @@ def test_too_many_rejects_are_seen_early(tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.slow
 def test_the_benchmark_prints_its_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"_FILES": 64, "_LATENTS": 64, "_FEW": 20, "_MANY": 40}.items():
+    for name, value in {"_FILES": 64, "_LATENTS": 64, "_FEW": 20, "_MANY": 40, "_ORDERED": 320}.items():
         monkeypatch.setattr(bench, name, value)
     said = bench.bench_data(64, 1)
     for line in (
@@ -453,3 +455,4 @@ def test_the_benchmark_prints_its_figures(monkeypatch: pytest.MonkeyPatch) -> No
         r"preparing 20 and 40 images: \d+ and \d+ MiB resident at the most",
     ):
         assert re.search(f"^{line}$", said, re.MULTILINE), line
+    assert said.count("order of 320 examples, ") == said.count(": the same") == 6

@@ -1,23 +1,18 @@
-"""Cached latents: what the autoencoder makes of images, stored once, so that training never runs its encoder."""
+"""What cached latents depend on: the autoencoder, the tokenizer and the transform that they were made with."""
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import ml_dtypes
 import numpy as np
-import tensorflow_datasets as tfds
 
 from bksdm_jax import trees
+from bksdm_jax.data.cached import IDENTITY
 from bksdm_jax.errors import InputError
 from bksdm_jax.files import read_json
 from bksdm_jax.weights.pipeline import Network
 from bksdm_jax.weights.tokenizer import Tokenizer
 
-IDENTITY = "latents.json"
-"""The file beside a set of cached latents that says what they were made with."""
 CENTRE = "centre"
 _PROBE = ["a photo of a cat", "A 3D render, 1920x1080: \u732b & caf\u00e9!", ""]  # captions that tell tokenizers apart
 
@@ -76,45 +71,3 @@ def require_identity(folder: Path, wanted: LatentIdentity) -> None:
                 f"{path}: these latents have {key} {found.get(key)!r}, the run needs {value!r}; "
                 "prepare them anew, or train from the images"
             )
-
-
-def latent_features(shape: Sequence[int], max_length: int) -> tfds.features.FeaturesDict:
-    """What an example of a set of cached latents has.
-
-    Args:
-        shape: of one image's latents, [h, w, C].
-        max_length: token ids of a caption.
-    """
-    return tfds.features.FeaturesDict(
-        {
-            "name": tfds.features.Text(),
-            "text": tfds.features.Sequence(tfds.features.Text()),
-            "tokens": tfds.features.Tensor(shape=(None, max_length), dtype=np.int32),
-            # plain and mirrored; mean and log-variance; TFDS stores no bfloat16, so its bits
-            "moments": tfds.features.Tensor(
-                shape=(None, 2, *shape), dtype=np.uint16, encoding=tfds.features.Encoding.BYTES
-            ),
-        }
-    )
-
-
-def to_bits(values: np.ndarray) -> np.ndarray:
-    """float32 -> the bits of bfloat16, uint16, rounded to nearest."""
-    return values.astype(ml_dtypes.bfloat16).view(np.uint16)
-
-
-class CachedExample:
-    """One record of a set of cached latents."""
-
-    def __init__(self, record: Mapping[str, Any]) -> None:
-        self.name: str = record["name"].decode()
-        self.texts: list[str] = [text.decode() for text in record["text"]]
-        self._tokens, self._moments = record["tokens"], record["moments"]
-
-    def tokens(self, caption: int) -> np.ndarray:
-        """Token ids of a caption, int32 [T]."""
-        return self._tokens[caption]
-
-    def moments(self, mirrored: bool) -> np.ndarray:
-        """Mean and log-variance of the image, or of its mirror image: uint16 [2, h, w, C], bits of bfloat16."""
-        return self._moments[int(mirrored)]

@@ -9,9 +9,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from bksdm_jax.data.cached import IDENTITY, CachedExample
 from bksdm_jax.data.decode import open_image, to_rgb
 from bksdm_jax.data.image_folder import read_image_folder
-from bksdm_jax.data.latents import IDENTITY, CachedExample
 from bksdm_jax.errors import InputError, one_of
 from bksdm_jax.shapes.world import ShapesWorld, build
 
@@ -58,6 +58,11 @@ def open_examples(folder: Path, split: str = "train") -> Sequence[Example | Cach
     inner = next((found.parent for depth in ("*", "*/*") for found in sorted(folder.glob(f"{depth}/{_INFO}"))), None)
     if inner is not None and not (folder / "metadata.csv").exists():
         raise InputError(f"{folder}: a TFDS set is named by the folder of its version, here {inner}")
+    if folder.is_dir() and not (folder / "metadata.csv").exists():
+        raise InputError(
+            f"{folder / 'metadata.csv'}: can't be read, there is none, and no {_INFO} of a TFDS set either; "
+            "launch.prepare makes sets out of other tables and of archives"
+        )
     return read_image_folder(folder)
 
 

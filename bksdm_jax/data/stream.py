@@ -8,8 +8,8 @@ import grain
 import numpy as np
 from absl import flags
 
+from bksdm_jax.data.cached import CachedExample
 from bksdm_jax.data.decode import fit_square
-from bksdm_jax.data.latents import CachedExample
 from bksdm_jax.data.sources import Example
 from bksdm_jax.errors import InputError
 from bksdm_jax.weights.tokenizer import Tokenizer

@@ -1,5 +1,6 @@
 """How fast training's data can be read on this machine, and what preparing them takes of memory."""
 
+import dataclasses
 import io
 import multiprocessing
 import os
@@ -13,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from bksdm_jax.data.cached import latent_features
 from bksdm_jax.data.decode import fit_square, open_image, to_rgb
 from bksdm_jax.data.image_folder import FileExample
-from bksdm_jax.data.latents import latent_features
 from bksdm_jax.data.sources import open_examples
 from bksdm_jax.data.stream import StreamConfig, training_batches
 from bksdm_jax.data.tables import write_table
@@ -29,6 +30,7 @@ _REPEATED = 1024  # times, since to shuffle few is slow
 _LATENTS = 1024
 _FEW, _MANY = 2_000, 20_000
 _TOKENS = 77
+_ORDERED = 10_000
 
 
 def bench_data(resolution: int, repeats: int) -> str:
@@ -46,7 +48,7 @@ def bench_data(resolution: int, repeats: int) -> str:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         lines = [*_decoding(folder / "images", resolution, repeats), *_latents(folder / "latents", resolution, repeats)]
-        return "\n".join([*lines, *_memory(folder)])
+        return "\n".join([*lines, *_memory(folder), *_order()])
 
 
 def _decoding(folder: Path, resolution: int, repeats: int) -> Iterator[str]:
@@ -119,6 +121,54 @@ def _prepare_and_tell(sender: multiprocessing.connection.Connection, source: Pat
     prepare(PrepareConfig(str(source), workers=1), workdir)
     status = Path("/proc/self/status").read_text(encoding="ascii")  # `getrusage` tells the parent's peak, if higher
     sender.send(int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Numbered:
+    """An example whose caption is its number."""
+
+    number: int
+
+    @property
+    def name(self) -> str:
+        return str(self.number)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return (self.name,)
+
+    def image(self) -> Image.Image:
+        return Image.new("RGB", (1, 1))
+
+
+def _order() -> Iterator[str]:
+    """Whether the order of examples is one and the same however they are read."""
+    examples = list(map(_Numbered, range(_ORDERED * 3 // 4)))  # so that a second epoch begins
+    steps = _ORDERED // _BATCH
+    expected = _numbers(examples, steps)
+    same = {f"{count} processes": _numbers(examples, steps, processes=count) for count in (2, 4)}
+    same |= {f"{count} workers": _numbers(examples, steps, workers=count) for count in (1, 2, 4)}
+    middle = int(np.random.default_rng().integers(1, steps))
+    resumed = np.concatenate([expected[:middle], _numbers(examples, steps - middle, middle)])
+    same[f"a restart at step {middle}"] = resumed
+    for what, found in same.items():
+        yield f"order of {_ORDERED:,} examples, {what}: {'the same' if np.array_equal(found, expected) else 'ANOTHER'}"
+
+
+def _numbers(
+    examples: Sequence[_Numbered], steps: int, start: int = 0, processes: int = 1, workers: int = 0
+) -> np.ndarray:
+    """The numbers of the examples that each step's micro-batches are made of, int32 [steps, 2, _BATCH / 2]."""
+    config = StreamConfig(1, _BATCH, 2, flip=True, seed=0, workers=workers)
+    parts = []
+    for index in range(processes):
+        stream = training_batches(examples, _numbered_tokens, config, start, (index, processes))
+        parts.append(np.stack([next(stream)["tokens"][..., 0] for _ in range(steps)]))
+    return np.concatenate(parts, axis=2)
+
+
+def _numbered_tokens(texts: Sequence[str]) -> np.ndarray:
+    return np.array([[int(text)] for text in texts], np.int32)
 
 
 def _stream(examples: Sequence[object], resolution: int, workers: int = 0) -> Iterator[dict[str, np.ndarray]]:

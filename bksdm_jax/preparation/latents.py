@@ -15,8 +15,9 @@ from absl import logging
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from bksdm_jax.data.cached import IDENTITY, latent_features, to_bits
 from bksdm_jax.data.decode import fit_square
-from bksdm_jax.data.latents import IDENTITY, latent_features, latent_identity, to_bits
+from bksdm_jax.data.latents import latent_identity
 from bksdm_jax.data.sources import Example, TfdsExamples, data_folder, fingerprint, open_examples
 from bksdm_jax.dtypes import cast_frozen, compute_dtype, exact_products
 from bksdm_jax.errors import InputError, whole_number

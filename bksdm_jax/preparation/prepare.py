@@ -5,7 +5,7 @@ import dataclasses
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Mapping
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from bksdm_jax.files import make_folder, read_json, write_json
 from bksdm_jax.interrupts import Interrupts
 from bksdm_jax.preparation.folders import TABLES, FolderSource
 from bksdm_jax.preparation.latents import LatentConfig, prepare_latents
-from bksdm_jax.preparation.pairs import Chunk, Source
+from bksdm_jax.preparation.pairs import Source
 from bksdm_jax.preparation.shards import SPLITS, ShardConfig, pair_features, record_path, write_shard
 from bksdm_jax.preparation.summary import rejected, summary, write_contact_sheet
 from bksdm_jax.preparation.tars import TarSource
@@ -99,9 +99,9 @@ def prepare(config: PrepareConfig, workdir: Path) -> Path | None:
     if count is None:
         return None
     records = [read_json(record_path(parts, index)) for index in range(count)]
-    write_table(workdir / REJECTS, ("name", "reason"), rejected(records))
+    _tell_rejects(parts)
     found = summary(records)
-    _require_few_rejects(config, workdir, sum(found["examples"].values()), found["rejects"])
+    _require_few_rejects(config, parts, sum(found["examples"].values()), found["rejects"])
     if not sum(found["examples"].values()):
         raise InputError(f"{config.source}: no pair of image and caption that can be used; see {workdir / REJECTS}")
     if not (workdir / SHEET).exists():
@@ -150,12 +150,13 @@ def _kind(folder: epath.Path) -> str:
 
 def _run(config: PrepareConfig, source: Source, shard: ShardConfig, parts: Path) -> int | None:
     """Has the workers make the parts of all chunks that are missing; the number of chunks, or None if interrupted."""
-    count = accepted = bad = 0
-    with Interrupts() as interrupts, Progress(source.unit, source.total) as progress:
-        for index, record in _records(config, source, shard, parts):
-            made = sum(record["splits"][split][0] for split in SPLITS)
-            accepted, bad = accepted + made, bad + len(record["rejects"])
-            progress.advance(made + len(record["rejects"]) if source.unit == "pairs" else 1, f"{bad} rejects")
+    former = {int(path.stem): read_json(path) for path in sorted(parts.glob("[0-9]*.json"))}
+    accepted, bad = (sum(map(counted, former.values())) for counted in (_accepted, _rejected))
+    done, count = accepted + bad if source.unit == "pairs" else len(former), max(former, default=-1) + 1
+    with Interrupts() as interrupts, Progress(source.unit, source.total, done) as progress:
+        for index, record in _records(config, source, shard, parts, former):
+            accepted, bad = accepted + _accepted(record), bad + _rejected(record)
+            progress.advance(_accepted(record) + _rejected(record) if source.unit == "pairs" else 1, f"{bad} rejects")
             count = max(count, index + 1)
             if accepted + bad >= _ENOUGH:
                 _require_few_rejects(config, parts, accepted, bad)
@@ -164,26 +165,29 @@ def _run(config: PrepareConfig, source: Source, shard: ShardConfig, parts: Path)
     return count
 
 
+def _accepted(record: Mapping[str, Any]) -> int:
+    return sum(record["splits"][split][0] for split in SPLITS)
+
+
+def _rejected(record: Mapping[str, Any]) -> int:
+    return len(record["rejects"])
+
+
 def _records(
-    config: PrepareConfig, source: Source, shard: ShardConfig, parts: Path
+    config: PrepareConfig, source: Source, shard: ShardConfig, parts: Path, former: Container[int]
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The record of every chunk as it is done, those of a former call first of all."""
-
-    def missing() -> Iterator[tuple[int, Chunk]]:
-        return ((index, chunk) for index, chunk in enumerate(source.chunks()) if not record_path(parts, index).exists())
-
-    for path in sorted(parts.glob("[0-9]*.json")):
-        yield int(path.stem), read_json(path)
+    """The record of every chunk that isn't among the former ones, as it is done."""
+    missing = ((index, chunk) for index, chunk in enumerate(source.chunks()) if index not in former)
     workers = config.workers or os.cpu_count() or 1
     if workers == 1:
-        for index, chunk in missing():
+        for index, chunk in missing:
             yield index, write_shard(parts, index, chunk, shard)
         return
     context = multiprocessing.get_context("spawn")  # forks of a process with threads can hang
     pool = concurrent.futures.ProcessPoolExecutor(workers, context, initializer=_ignore_interrupts)
     running: dict[concurrent.futures.Future[dict[str, Any]], int] = {}
     try:
-        for index, chunk in missing():
+        for index, chunk in missing:
             running[pool.submit(write_shard, parts, index, chunk, shard)] = index
             if len(running) >= 2 * workers:  # so that a table of any length is never held whole
                 yield from _finished(running)
@@ -206,9 +210,17 @@ def _ignore_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _require_few_rejects(config: PrepareConfig, place: Path, accepted: int, bad: int) -> None:
+def _require_few_rejects(config: PrepareConfig, parts: Path, accepted: int, bad: int) -> None:
     if bad > config.most_rejects * (accepted + bad):
         raise InputError(
-            f"{config.source}: {bad} of {accepted + bad} pairs can't be used, more than most_rejects "
-            f"{config.most_rejects:g}; the reasons are in {place}"
+            f"{config.source}: {bad} of {accepted + bad} pairs can't be used, for the reasons in {_tell_rejects(parts)}; "
+            f"to go on without them, set most_rejects above {config.most_rejects:g}"
         )
+
+
+def _tell_rejects(parts: Path) -> Path:
+    """Writes the list of all rejects so far; returns its path."""
+    path = parts.parent / REJECTS
+    records = (read_json(record) for record in sorted(parts.glob("[0-9]*.json")))
+    write_table(path, ("name", "reason"), rejected(records))
+    return path

@@ -3,7 +3,7 @@
 import heapq
 import textwrap
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ def summary(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def rejected(records: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+def rejected(records: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
     """Name and reason of every reject, in the source's order."""
     for record in records:
         yield from ((name, reason) for name, reason in record["rejects"])

@@ -46,10 +46,11 @@ class TarChunk:
     def read(self) -> Iterator[Pair | Reject]:
         """As `Chunk.read`; what comes after damage is lost, which is one more reject."""
         members: dict[str, bytes] = {}
-        key = None
+        key, seen, again = None, set(), False
         try:
             with self.path.open("rb") as file, tarfile.open(fileobj=_Bounded(file), mode="r:") as archive:
                 for member in archive:
+                    archive.members = []  # it keeps all otherwise
                     if not member.isreg() or member.issparse():
                         if not member.isdir():
                             yield Reject(self._name(member.name), "a link, device or sparse file")
@@ -59,6 +60,12 @@ class TarChunk:
                     if (path.parent, stem) != key:
                         yield from self._pair(key, members)
                         key, members = (path.parent, stem), {}
+                        again = key in seen
+                        seen.add(key)
+                        if again:
+                            yield Reject(self._name(str(path.parent / stem)), "a name that was there before")
+                    if again:
+                        continue
                     ending = ending.lower()
                     if ending in ("txt", "json") or ending in IMAGES:
                         most = MOST_BYTES if ending in IMAGES else _MOST_TEXT
@@ -74,11 +81,9 @@ class TarChunk:
             yield from self._pair(key, members)
             if not is_whole:
                 yield Reject(self.path.name, "no end mark: the archive is cut off, or was never finished")
-        except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
+        except (tarfile.TarError, EOFError, ValueError, OverflowError, OSError) as error:
             yield from self._pair(key, members)
             yield Reject(self.path.name, f"no whole archive ({' '.join(str(error).split())[:160]}); the rest is lost")
-        except OSError as error:
-            raise InputError(f"{self.path}: can't be read ({error.strerror or error})") from error
 
     def _name(self, member: str) -> str:
         return f"{self.path.name}/{member}"

@@ -13,7 +13,8 @@ from absl import logging
 from jax.sharding import Mesh
 
 from bksdm_jax.analysis.report import cost_table
-from bksdm_jax.data.latents import CENTRE, CachedExample, latent_identity, require_identity
+from bksdm_jax.data.cached import CachedExample
+from bksdm_jax.data.latents import CENTRE, latent_identity, require_identity
 from bksdm_jax.data.sources import Example, TfdsExamples, data_folder, fingerprint, open_examples
 from bksdm_jax.data.stream import StreamConfig, training_batches
 from bksdm_jax.dtypes import cast_frozen, compute_dtype, exact_products
