@@ -212,8 +212,9 @@ def _ignore_interrupts() -> None:
 
 def _require_few_rejects(config: PrepareConfig, parts: Path, accepted: int, bad: int) -> None:
     if bad > config.most_rejects * (accepted + bad):
+        told = _tell_rejects(parts)
         raise InputError(
-            f"{config.source}: {bad} of {accepted + bad} pairs can't be used, for the reasons in {_tell_rejects(parts)}; "
+            f"{config.source}: {bad} of {accepted + bad} pairs can't be used, for the reasons in {told}; "
             f"to go on without them, set most_rejects above {config.most_rejects:g}"
         )
 
