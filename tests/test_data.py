@@ -67,6 +67,7 @@ def test_unreadable_images_name_their_file(tmp_path: Path, photographs: Path, co
         load_image(tmp_path / "bad.png", 64)
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_image_bombs_are_refused_before_they_are_decoded(tmp_path: Path) -> None:
     Image.new("1", (12_000, 12_000)).save(tmp_path / "bomb.png")  # within twice Pillow's limit, where it only warns
     with pytest.raises(InputError, match=r"12000 x 12000 pixels, the limit is 89478485 in all: a decompression bomb"):

@@ -146,6 +146,7 @@ BAD = {
 }
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_what_cannot_be_used_is_listed_with_its_reason(tmp_path: Path) -> None:
     captions = {"blank.png": " \n", "nul.png": "a\0b", "endless.png": "x" * 70_000}
     files = {name: data for name, (data, _) in BAD.items()} | dict.fromkeys(captions, encoded(picture()))
