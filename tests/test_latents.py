@@ -22,6 +22,8 @@ from bksdm_jax.models.vae import VAE, sample_latents
 from bksdm_jax.preparation import latents
 from bksdm_jax.preparation.latents import LatentConfig, prepare_latents
 from bksdm_jax.preparation.prepare import PrepareConfig, prepare
+from bksdm_jax.preparation.shards import PartWriters, pair_features
+from bksdm_jax.preparation.tfds_folder import write_set
 from bksdm_jax.training.distill import TrainConfig, distill
 from bksdm_jax.training.sheets import SheetConfig
 from bksdm_jax.weights.load import load_pipeline
@@ -192,6 +194,20 @@ def test_bad_settings_are_one_line(
             str(source), config(micro_teacher, dtype=dtype), changes.get("resolution", 16), 2, tmp_path / "x"
         )
     assert not (tmp_path / "x").exists()
+
+
+def test_an_unreadable_image_is_one_line(micro_teacher: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "parts").mkdir()
+    row = pair_features().serialize_example({"name": "a", "image": b"noise", "text": ["x"]})
+    with PartWriters(tmp_path / "parts", 0) as writers:
+        writers.write("train", row)
+    records = [{"splits": {"train": [1, len(row)]}}]
+    write_set(tmp_path / "broken", tmp_path / "parts", "pairs", "", pair_features(), records, ("train",))
+    with pytest.raises(InputError, match=r"example 0 can't be read \(no image") as error:
+        prepare_latents(str(tmp_path / "broken"), config(micro_teacher), RESOLUTION, 2, tmp_path / "latents")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "latents" / "dataset_info.json").exists()
 
 
 @pytest.mark.slow

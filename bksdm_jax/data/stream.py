@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 import grain
 import numpy as np
@@ -16,6 +17,7 @@ from bksdm_jax.weights.tokenizer import Tokenizer
 
 _ENDLESS = 2**48  # examples; Grain counts them all
 _THREADS = 16
+_Entry = TypeVar("_Entry")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,13 +111,13 @@ def training_batches(
         if not flags.FLAGS.is_parsed():  # Grain asks for one of its own when it starts a process
             flags.FLAGS.mark_as_parsed()
         stream = stream.mp_prefetch(grain.MultiprocessingOptions(config.workers, per_worker_buffer_size=2))
-    return _told(iter(stream))
+    return in_one_line(iter(stream))
 
 
-def _told(batches: Iterator[dict[str, np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:
+def in_one_line(entries: Iterator[_Entry]) -> Iterator[_Entry]:
     """An error as the one line that it began with: Grain adds advice to it, and wraps that of a worker."""
     try:
-        yield from batches
+        yield from entries
     except Exception as error:
         said = str(error)
         if not isinstance(error, InputError):

@@ -19,6 +19,7 @@ from bksdm_jax.data.cached import IDENTITY, latent_features, to_bits
 from bksdm_jax.data.decode import fit_square
 from bksdm_jax.data.latents import latent_identity
 from bksdm_jax.data.sources import Example, TfdsExamples, data_folder, fingerprint, open_examples
+from bksdm_jax.data.stream import in_one_line
 from bksdm_jax.dtypes import cast_frozen, compute_dtype, exact_products
 from bksdm_jax.errors import InputError, whole_number
 from bksdm_jax.files import make_folder, read_json, require_space, write_json
@@ -211,14 +212,15 @@ def _batches(
 
     def load(index: int) -> tuple[Example, np.ndarray]:
         example = examples[index]
+        image = example.image()
         try:
-            return example, fit_square(example.image(), resolution)
+            return example, fit_square(image, resolution)
         except ValueError as error:
-            raise InputError(str(error).splitlines()[0]) from error
+            raise InputError(f"{example.name}: {error}") from error
 
     stream = grain.MapDataset.range(chunk.start, chunk.end).map(load).to_iter_dataset()
     waiting: list[tuple[Example, np.ndarray]] = []
-    for entry in stream:
+    for entry in in_one_line(iter(stream)):
         waiting.append(entry)
         if len(waiting) == count:
             yield [example for example, _ in waiting], np.stack([image for _, image in waiting])
