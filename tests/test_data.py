@@ -85,6 +85,10 @@ def test_what_has_more_than_one_picture_or_runs_is_no_image(tmp_path: Path) -> N
     frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
     with pytest.raises(InputError, match=r"moving\.gif: not a readable image \(2 pictures in one file\)"):
         load_image(tmp_path / "moving.gif")
+    whole = (tmp_path / "moving.gif").read_bytes()
+    (tmp_path / "moving.gif").write_bytes(whole[: whole.rindex(b",") + 1])
+    with pytest.raises(InputError, match=r"moving\.gif: not a readable image"):
+        load_image(tmp_path / "moving.gif")
     frames[0].save(tmp_path / "program.eps")
     with pytest.raises(InputError, match="no image that can be read"):
         load_image(tmp_path / "program.eps")

@@ -142,6 +142,7 @@ BAD = {
     "bomb.png": (encoded(Image.new("1", (12_000, 12_000))), "a decompression bomb?"),
     "moving.gif": (encoded(picture(1), "GIF", save_all=True, append_images=[picture(2)]), "2 pictures in one file"),
     "program.eps": (encoded(picture(), "EPS"), "no image that can be read"),
+    "narrow.png": (encoded(picture(size=(900, 10))), "too narrow"),
     "float.tiff": (encoded(Image.new("F", (9, 9)), "TIFF"), "32-bit pixels"),
 }
 
@@ -198,7 +199,8 @@ def test_jsonl_with_several_captions_and_other_columns(tmp_path: Path) -> None:
     source = folder_of(tmp_path / "source", [], {"a.png": encoded(picture()), "b.png": encoded(picture())})
     (source / "metadata.csv").unlink()
     rows = ['{"image": "a.png", "said": ["one", "two", ""]}', "no json", "", '{"image": 3, "said": "x"}', "[]"]
-    rows += ['{"image": "b.png", "said": 5}']
+    rows += ['{"image": "b.png", "said": 5}', '{"image": "\\ud800.png", "said": "x"}']
+    rows += ['{"image": "./a.png", "said": "again"}', '{"image": "c.png", "said": "half \\ud83d"}']
     (source / "metadata.jsonl").write_text("\n".join(rows))
     made = prepare(config(source, image_column="image", text_column="said"), tmp_path / "set")
     (example,) = open_examples(made)
@@ -208,6 +210,9 @@ def test_jsonl_with_several_captions_and_other_columns(tmp_path: Path) -> None:
         "line 4 of metadata.jsonl": "image 3 names no file in the folder",
         "line 5 of metadata.jsonl": "list; expected an object",
         "b.png": "the caption is int, not text",
+        "line 7 of metadata.jsonl": "image '\\ud800.png' names no file in the folder",
+        "./a.png": "listed before",
+        "c.png": "half of a surrogate pair in the caption",
     }
 
 
@@ -264,6 +269,10 @@ def test_webdataset_archives(tmp_path: Path) -> None:
             ("a/013.jpg", image),
             ("a/013.png", image),
             ("a/013.txt", b"twice"),
+            ("a/._013.jpg", b"of a Mac"),
+            ("a/013.cls", b"7"),
+            ("caf\udce9.jpg", image),  # a name in Latin-1
+            ("caf\udce9.txt", b"coffee"),
             ("../../014.jpg", image),
             ("../../014.txt", b"outside"),
             ("a/010.txt", b"once more"),
@@ -274,6 +283,7 @@ def test_webdataset_archives(tmp_path: Path) -> None:
     assert found == [
         ("00000.tar/000", ["zero"]),
         ("00001.tar/a/010", ["one", "two"]),
+        ("00001.tar/caf\\udce9", ["coffee"]),
         ("00001.tar/../../014", ["outside"]),  # a name, of which no file is made
     ]
     assert rejects(made) == {
@@ -308,17 +318,34 @@ def test_hostile_and_damaged_archives(tmp_path: Path) -> None:
     claims = tarfile.TarInfo("0.png")
     claims.size = 2**40
     (source / "claims.tar").write_bytes(claims.tobuf(tarfile.GNU_FORMAT))
+    back = tarfile.TarInfo("0.bin")
+    back.size = -512
+    (source / "back.tar").write_bytes(back.tobuf(tarfile.GNU_FORMAT) * 2)
+    (source / "joined.tar").write_bytes(whole + whole)
+    header = tarfile.TarInfo("0.png")
+    header.type, header.size = tarfile.XHDTYPE, 2**30
+    (source / "header.tar").write_bytes(header.tobuf(tarfile.GNU_FORMAT) + b"1" * 2**20)
     made = prepare(config(source), tmp_path / "set")
-    assert [name.split("/")[0] for name in names(made)] == ["cut_between.tar", "cut_in_image.tar", "links.tar"] + [
-        "zz.tar"
-    ] * 3
+    assert [name.split("/")[0] for name in names(made)] == [
+        *("cut_between.tar", "cut_in_image.tar"),
+        *["joined.tar"] * 3,
+        "links.tar",
+        *["zz.tar"] * 3,
+    ]
     found = rejects(made)
-    assert found["links.tar/1.png"] == "a link, device or sparse file"
-    assert found["links.tar/2.png"] == "a link, device or sparse file"
+    for name in ("links.tar/1", "links.tar/2"):
+        assert found[name] == "its .png is a link, device or sparse file"
     assert "no end mark" in found["cut_between.tar"]
     for name in ("cut_in_image.tar", "empty.tar", "noise.tar"):
         assert "no whole archive" in found[name], name
-    assert "limit is" in found["claims.tar/0.png"]
+    assert "limit is" in found["claims.tar/0"]
+    assert "negative size" in found["back.tar"]
+    assert "more after its end mark" in found["joined.tar"]
+    assert "claims too much" in found["header.tar"]
+    assert found.keys() == {
+        *("links.tar/1", "links.tar/2", "claims.tar/0", "claims.tar", "back.tar", "joined.tar", "header.tar"),
+        *("empty.tar", "noise.tar", "cut_between.tar", "cut_in_image.tar", "cut_in_image.tar/1"),
+    }
 
 
 def write_tfds(folder: Path, file_format: str) -> Path:
@@ -421,6 +448,7 @@ def test_bad_settings_are_one_line(tmp_path: Path) -> None:
         ({"kind": "tar"}, "kind: unknown name 'tar'"),
         ({"validation": 1.5}, "validation is 1.5"),
         ({"chunk": 0}, "chunk is 0"),
+        ({"most_pixels": 10**9}, "most_pixels is 1000000000; expected a whole number in [1, 89478485]"),
         ({"source": str(tmp_path / "nowhere")}, "no such folder"),
         ({"kind": "tars"}, "no .tar files"),
         ({"kind": "tfds"}, "TFDS can't open this set"),

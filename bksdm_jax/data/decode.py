@@ -28,8 +28,12 @@ def open_image(data: bytes, most_pixels: int = MOST_PIXELS) -> ImageFile.ImageFi
     width, height = image.size
     if width * height > most_pixels:
         raise ValueError(f"{width} x {height} pixels, the limit is {most_pixels} in all: a decompression bomb?")
-    if getattr(image, "is_animated", False) and image.format not in _STATIC:
-        raise ValueError(f"{image.n_frames} pictures in one file")
+    try:
+        count = 1 if image.format in _STATIC else getattr(image, "n_frames", 1)
+    except Exception as error:  # it looks through the file
+        raise ValueError(f"damaged: {_short(error)}") from error
+    if count > 1:
+        raise ValueError(f"{count} pictures in one file")
     return image
 
 
@@ -60,7 +64,7 @@ def upright(image: Image.Image) -> Image.Image:
 
 def is_upright(image: Image.Image) -> bool:
     """Whether the image is shown as it is stored."""
-    return image.getexif().get(_ORIENTATION, 1) == 1
+    return image.getexif().get(_ORIENTATION, 1) not in range(2, 9)
 
 
 def fit_square(

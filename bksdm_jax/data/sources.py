@@ -1,6 +1,7 @@
 """Images with captions, wherever they lie: a folder of files, or a TFDS set."""
 
 import hashlib
+import resource
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -89,6 +90,7 @@ class TfdsExamples(Sequence[Example | CachedExample]):
             _require_pairs(folder, builder.info.features)
         # The file's bytes, which Pillow decodes in half the time.
         decoders = None if self.cached else {"image": tfds.decode.SkipDecoding()}
+        _allow_open(len(builder.info.splits[split].filepaths))
         try:
             self._records: Sequence[Any] = builder.as_data_source(split=split, decoders=decoders)
         except Exception as error:
@@ -110,6 +112,15 @@ class TfdsExamples(Sequence[Example | CachedExample]):
         except Exception as error:  # ArrayRecord and the decoders raise many types
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"{self._place}: example {index} can't be read ({reason})") from error
+
+
+def _allow_open(files: int) -> None:
+    """ArrayRecord keeps every file open that it has read of: asks for as many as the system grants."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = files + 512
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
 
 
 def _require_pairs(folder: Path, features: tfds.features.FeaturesDict) -> None:

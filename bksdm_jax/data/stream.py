@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import signal
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
@@ -110,8 +111,16 @@ def training_batches(
     if config.workers:
         if not flags.FLAGS.is_parsed():  # Grain asks for one of its own when it starts a process
             flags.FLAGS.mark_as_parsed()
-        stream = stream.mp_prefetch(grain.MultiprocessingOptions(config.workers, per_worker_buffer_size=2))
+        stream = stream.mp_prefetch(
+            grain.MultiprocessingOptions(config.workers, per_worker_buffer_size=2), _start_worker
+        )
     return in_one_line(iter(stream))
+
+
+def _start_worker(index: int, count: int) -> None:
+    """A Ctrl-C goes to the parent, which saves and then ends its workers."""
+    del index, count
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def in_one_line(entries: Iterator[_Entry]) -> Iterator[_Entry]:

@@ -6,8 +6,8 @@ import dataclasses
 import hashlib
 import io
 import json
-import os
 from collections.abc import Iterator
+from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 
 from etils import epath
@@ -74,7 +74,7 @@ class FolderSource:
         seen: set[bytes] = set()  # hashes, of which two alike are one in 10^19, since names may be long
         rows: list[tuple[str, tuple[str, ...]] | Reject] = []
         for row in self._rows():
-            mark = b"" if isinstance(row, Reject) else hashlib.blake2b(os.fsencode(row[0]), digest_size=8).digest()
+            mark = b"" if isinstance(row, Reject) else _mark(row[0])
             rows.append(Reject(row[0], "listed before") if mark in seen else row)
             if mark:
                 seen.add(mark)
@@ -98,6 +98,10 @@ class FolderSource:
             raise InputError(f"{self._table}: can't be read ({error.strerror or error})") from error
 
 
+def _mark(name: str) -> bytes:
+    return hashlib.blake2b(str(PurePosixPath(name)).encode(), digest_size=8).digest()
+
+
 _UNICODE = "UTF-8, nor UTF-16 or UTF-32 with its mark"
 
 
@@ -110,6 +114,7 @@ def _text(file: BinaryIO) -> io.TextIOWrapper:
 
 def _csv_rows(table: epath.Path, text: io.TextIOWrapper, columns: tuple[str, str]) -> Iterator[tuple[str, Any]]:
     lines = _bounded_lines(table, text)
+    csv.field_size_limit(_MOST_LINE)
     reader = csv.reader(lines, strict=True)
     header = [name.strip() for name in next(reader, [])]
     for column in columns:

@@ -27,7 +27,7 @@ from bksdm_jax.images import to_unit
 from bksdm_jax.interrupts import Interrupts
 from bksdm_jax.models.vae import VAE, VAEConfig
 from bksdm_jax.preparation.shards import PartWriters, record_path
-from bksdm_jax.preparation.tfds_folder import INFO, write_set
+from bksdm_jax.preparation.tfds_folder import INFO, clear, write_set
 from bksdm_jax.progress import Progress
 from bksdm_jax.weights.load import find_pipeline, load_pipeline
 from bksdm_jax.weights.pipeline import Pipeline
@@ -106,11 +106,13 @@ def prepare_latents(source: str, config: LatentConfig, resolution: int, chunk: i
     settings |= {"chunk": chunk, "source": str(folder), "source_sha256": fingerprint(folder)}
     require_same(workdir, settings, _MAY_CHANGE)
     if (workdir / INFO).exists():
+        clear(workdir, workdir / _PARTS)
         return workdir
     shape = (resolution // vae.factor, resolution // vae.factor, vae.latent_channels)
     needed = sum(map(len, splits.values())) * _bytes(shape, config.flip)
     logging.info("the latents will take %.1f MiB", needed / 2**20)
-    require_space(workdir, needed)
+    written = sum(path.stat().st_size for path in workdir.rglob("*.array_record*") if path.is_file())
+    require_space(workdir, max(needed - written, 0))
     claim(workdir, settings)
     chunks = [
         _Chunk(split, start, min(start + chunk, len(examples)))
@@ -218,7 +220,8 @@ def _batches(
         except ValueError as error:
             raise InputError(f"{example.name}: {error}") from error
 
-    stream = grain.MapDataset.range(chunk.start, chunk.end).map(load).to_iter_dataset()
+    ahead = grain.ReadOptions(num_threads=16, prefetch_buffer_size=max(16, 2 * count))  # whole images are waiting
+    stream = grain.MapDataset.range(chunk.start, chunk.end).map(load).to_iter_dataset(ahead)
     waiting: list[tuple[Example, np.ndarray]] = []
     for entry in in_one_line(iter(stream)):
         waiting.append(entry)

@@ -64,6 +64,8 @@ def checked_texts(texts: Sequence[object]) -> tuple[str, ...]:
             raise ValueError("a NUL character in the caption")
         if len(text) > MOST_LETTERS:
             raise ValueError(f"a caption of {len(text)} letters; the limit is {MOST_LETTERS}")
+        if not is_unicode(text):
+            raise ValueError("half of a surrogate pair in the caption")
     kept = tuple(text for text in texts if isinstance(text, str) and text.strip())
     if not kept:
         raise ValueError("no caption")
@@ -73,7 +75,17 @@ def checked_texts(texts: Sequence[object]) -> tuple[str, ...]:
 def is_inside(name: str) -> bool:
     """Whether a file name stays in the folder that it is relative to."""
     path = PurePosixPath(name)
-    return bool(name) and "\0" not in name and not path.is_absolute() and ".." not in path.parts
+    return bool(name) and is_unicode(name) and "\0" not in name and not path.is_absolute() and ".." not in path.parts
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written as UTF-8: half of a surrogate pair can't, as of a JSON text that was cut."""
+    return text == printable(text)
+
+
+def printable(text: str) -> str:
+    """The text with all that UTF-8 can't hold as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def share(name: str) -> float:

@@ -3,8 +3,10 @@
 import concurrent.futures
 import dataclasses
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
+import threading
 from collections.abc import Container, Iterator, Mapping
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -23,7 +25,7 @@ from bksdm_jax.preparation.pairs import Source
 from bksdm_jax.preparation.shards import SPLITS, ShardConfig, pair_features, record_path, write_shard
 from bksdm_jax.preparation.summary import rejected, summary, write_contact_sheet
 from bksdm_jax.preparation.tars import TarSource
-from bksdm_jax.preparation.tfds_folder import INFO, write_set
+from bksdm_jax.preparation.tfds_folder import INFO, clear, write_set
 from bksdm_jax.preparation.tfds_sets import TfdsSource
 from bksdm_jax.progress import Progress
 from bksdm_jax.workdir import claim, require_same
@@ -91,6 +93,7 @@ def prepare(config: PrepareConfig, workdir: Path) -> Path | None:
     record |= {"source": str(_place(config.source)), "fingerprint": source.fingerprint}
     require_same(workdir, record, _MAY_CHANGE)
     if (workdir / INFO).exists():
+        clear(workdir, workdir / _PARTS)  # a kill may have come before that
         return workdir
     claim(workdir, record)
     parts = make_folder(workdir / _PARTS)
@@ -114,8 +117,9 @@ def prepare(config: PrepareConfig, workdir: Path) -> Path | None:
 def _require_settings(config: PrepareConfig) -> None:
     if config.kind not in KINDS:
         raise one_of("kind", config.kind, KINDS)
-    for key, least in {"resolution": 0, "most_pixels": 1, "chunk": 1, "workers": 0}.items():
+    for key, least in {"resolution": 0, "chunk": 1, "workers": 0}.items():
         whole_number("config", key, getattr(config, key), least)
+    whole_number("config", "most_pixels", config.most_pixels, 1, MOST_PIXELS)
     for key in ("validation", "most_rejects"):
         finite_number("config", key, getattr(config, key), 0, 1)
 
@@ -143,7 +147,7 @@ def _kind(folder: epath.Path) -> str:
         return "tfds"
     if any((folder / name).exists() for name in TABLES):
         return "folder"
-    if any(folder.glob("*.tar")):
+    if any(path.name.endswith(".tar") for path in folder.iterdir()):
         return "tars"
     raise InputError(f"{folder}: neither {' nor '.join(TABLES)}, nor .tar files, nor a TFDS set's {INFO} in it")
 
@@ -154,14 +158,20 @@ def _run(config: PrepareConfig, source: Source, shard: ShardConfig, parts: Path)
     accepted, bad = (sum(map(counted, former.values())) for counted in (_accepted, _rejected))
     done, count = accepted + bad if source.unit == "pairs" else len(former), max(former, default=-1) + 1
     with Interrupts() as interrupts, Progress(source.unit, source.total, done) as progress:
-        for index, record in _records(config, source, shard, parts, former):
-            accepted, bad = accepted + _accepted(record), bad + _rejected(record)
-            progress.advance(_accepted(record) + _rejected(record) if source.unit == "pairs" else 1, f"{bad} rejects")
-            count = max(count, index + 1)
-            if accepted + bad >= _ENOUGH:
-                _require_few_rejects(config, parts, accepted, bad)
-            if interrupts.wanted:
+        try:
+            for index, record in _records(config, source, shard, parts, former):
+                accepted, bad = accepted + _accepted(record), bad + _rejected(record)
+                made = _accepted(record) + _rejected(record) if source.unit == "pairs" else 1
+                progress.advance(made, f"{bad} rejects")
+                count = max(count, index + 1)
+                if accepted + bad >= _ENOUGH:
+                    _require_few_rejects(config, parts, accepted, bad)
+                if interrupts.wanted:
+                    return None
+        except BrokenProcessPool as error:
+            if interrupts.wanted:  # the workers met the signal too
                 return None
+            raise InputError("a worker was killed, for want of memory perhaps; the same command continues") from error
     return count
 
 
@@ -184,7 +194,7 @@ def _records(
             yield index, write_shard(parts, index, chunk, shard)
         return
     context = multiprocessing.get_context("spawn")  # forks of a process with threads can hang
-    pool = concurrent.futures.ProcessPoolExecutor(workers, context, initializer=_ignore_interrupts)
+    pool = concurrent.futures.ProcessPoolExecutor(workers, context, initializer=_start_worker)
     running: dict[concurrent.futures.Future[dict[str, Any]], int] = {}
     try:
         for index, chunk in missing:
@@ -193,8 +203,6 @@ def _records(
                 yield from _finished(running)
         while running:
             yield from _finished(running)
-    except BrokenProcessPool as error:
-        raise InputError("a worker was killed, for want of memory perhaps; the same command continues") from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -205,9 +213,16 @@ def _finished(running: dict[Any, int]) -> Iterator[tuple[int, dict[str, Any]]]:
         yield running.pop(future), future.result()
 
 
-def _ignore_interrupts() -> None:
-    """A Ctrl-C goes to the parent, which lets the chunks at hand be finished."""
+def _start_worker() -> None:
+    """A Ctrl-C goes to the parent, which lets the chunks at hand be finished; without a parent a worker ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def follow() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def _require_few_rejects(config: PrepareConfig, parts: Path, accepted: int, bad: int) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import heapq
 import io
 import math
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,12 +17,13 @@ from PIL import Image
 from bksdm_jax.data.decode import is_upright, open_image, to_rgb
 from bksdm_jax.errors import InputError
 from bksdm_jax.files import write_json
-from bksdm_jax.preparation.pairs import Chunk, Pair, Reject, share
+from bksdm_jax.preparation.pairs import Chunk, Pair, Reject, printable, share
 
 TRAIN, VALIDATION = SPLITS = ("train", "validation")
 SHOWN = 48
 """Images on the contact sheet."""
-_KEPT = ("JPEG", "PNG", "WEBP")  # formats whose bytes are stored as they are
+_MOST_RATIO = 64  # of the sides
+_KEPT = ("JPEG", "MPO", "PNG", "WEBP")  # formats whose bytes are stored as they are
 _QUALITY = 95  # of the JPEG files that shrunken images become
 _MOST_REASON = 300  # letters
 
@@ -75,11 +77,11 @@ def write_shard(folder: Path, index: int, chunk: Chunk, config: ShardConfig) -> 
                 if isinstance(pair, Reject):
                     raise ValueError(pair.reason)
                 data, size = storable(pair.data, config)
+                row = features.serialize_example({"name": pair.name, "image": data, "text": list(pair.texts)})
             except ValueError as error:
                 tally.reject(pair.name, str(error))
                 continue
             split = VALIDATION if share(pair.name) < config.validation else TRAIN
-            row = features.serialize_example({"name": pair.name, "image": data, "text": list(pair.texts)})
             tally.accept(pair, split, size, len(row), writers.write(split, row))
     record = tally.to_json()
     write_json(record_path(folder, index), record)
@@ -134,7 +136,7 @@ class PartWriters:
 
 
 def _partial(path: Path) -> Path:
-    return path.with_name(f".{path.name}.partial")
+    return path.with_name(f".{path.name}.{os.getpid()}.partial")  # its own, should a former worker still be at work
 
 
 class Tally:
@@ -150,7 +152,7 @@ class Tally:
 
     def reject(self, name: str, reason: str) -> None:
         """One more that can't be used."""
-        self._rejects.append((name, reason[:_MOST_REASON]))
+        self._rejects.append((printable(name), printable(reason[:_MOST_REASON])))
 
     def accept(self, pair: Pair, split: str, size: tuple[int, int], count: int, place: int) -> None:
         """One more example, of `count` bytes, in its split's file at `place`."""
@@ -192,6 +194,8 @@ def storable(data: bytes, config: ShardConfig) -> tuple[bytes, tuple[int, int]]:
     """
     file = open_image(data, config.most_pixels)
     short = min(file.size)
+    if max(file.size) > _MOST_RATIO * short:
+        raise ValueError(f"{file.size[0]} x {file.size[1]} pixels: too narrow to be brought to a square")
     shrinks = 0 < config.resolution < short
     image = to_rgb(file)  # also to know that it is whole
     if file.format in _KEPT and file.mode == "RGB" and is_upright(file) and not shrinks:
@@ -200,5 +204,9 @@ def storable(data: bytes, config: ShardConfig) -> tuple[bytes, tuple[int, int]]:
         size = tuple(max(1, round(length * config.resolution / short)) for length in image.size)
         image = image.resize(size, Image.Resampling.BILINEAR)
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG" if shrinks else "PNG", quality=_QUALITY)
+    image.info = {}  # profiles and comments of another format
+    try:
+        image.save(buffer, "JPEG" if shrinks else "PNG", quality=_QUALITY)
+    except Exception as error:  # Pillow's encoders raise many types
+        raise ValueError(f"can't be stored: {' '.join(str(error).split())}") from error
     return buffer.getvalue(), image.size

@@ -6,26 +6,29 @@ import io
 import json
 import tarfile
 from collections.abc import Iterator
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from etils import epath
 
 from bksdm_jax.errors import InputError
-from bksdm_jax.preparation.pairs import MOST_BYTES, Chunk, Pair, Reject, checked_texts
+from bksdm_jax.preparation.pairs import MOST_BYTES, Chunk, Pair, Reject, checked_texts, printable
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
 """Endings of a member that is an image."""
+_TEXTS = ("txt", "json")
 _MOST_TEXT = 2**20  # bytes of a caption's member
+_MOST_HEADER = 2**16  # bytes of a header, long names and all
+_PIECE = 2**20  # bytes
 
 
 class _Bounded(io.RawIOBase):
-    """A file of which nobody reads more than an image at a time, whatever a header claims."""
+    """A file of which at most `most` bytes are read at a time, whatever a header claims."""
 
     def __init__(self, file: io.RawIOBase) -> None:
-        self._file = file
+        self._file, self.most = file, _MOST_HEADER
 
     def read(self, size: int = -1) -> bytes:
-        if size < 0 or size > MOST_BYTES:
+        if size < 0 or size > self.most:
             raise tarfile.ReadError("a header that claims too much")
         return self._file.read(size)
 
@@ -34,6 +37,15 @@ class _Bounded(io.RawIOBase):
 
     def tell(self) -> int:
         return self._file.tell()
+
+
+@dataclasses.dataclass
+class _Group:
+    """Members that share a name: their bytes by ending, or why they can't be used."""
+
+    key: tuple[PurePosixPath, str]
+    members: dict[str, bytes] = dataclasses.field(default_factory=dict)
+    problem: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,59 +57,59 @@ class TarChunk:
 
     def read(self) -> Iterator[Pair | Reject]:
         """As `Chunk.read`; what comes after damage is lost, which is one more reject."""
-        members: dict[str, bytes] = {}
-        key, seen, again = None, set(), False
+        group = None
         try:
-            with self.path.open("rb") as file, tarfile.open(fileobj=_Bounded(file), mode="r:") as archive:
-                for member in archive:
-                    archive.members = []  # it keeps all otherwise
-                    if not member.isreg() or member.issparse():
-                        if not member.isdir():
-                            yield Reject(self._name(member.name), "a link, device or sparse file")
-                        continue
-                    path = PurePosixPath(member.name)
-                    stem, _, ending = path.name.partition(".")
-                    if (path.parent, stem) != key:
-                        yield from self._pair(key, members)
-                        key, members = (path.parent, stem), {}
-                        again = key in seen
-                        seen.add(key)
-                        if again:
-                            yield Reject(self._name(str(path.parent / stem)), "a name that was there before")
-                    if again:
-                        continue
-                    ending = ending.lower()
-                    if ending in ("txt", "json") or ending in IMAGES:
+            with self.path.open("rb") as file:
+                bounded = _Bounded(file)
+                with tarfile.open(fileobj=bounded, mode="r:") as archive:
+                    seen = set()
+                    for member, key, ending in _members(archive):
+                        if group is None or key != group.key:
+                            yield from self._pair(group)
+                            group = _Group(key, problem="a name that was there before" if key in seen else "")
+                            seen.add(key)
                         most = MOST_BYTES if ending in IMAGES else _MOST_TEXT
-                        if member.size > most:
-                            yield Reject(self._name(member.name), f"{member.size} bytes; the limit is {most}")
-                            continue
-                        members[ending] = archive.extractfile(member).read()
-                        if len(members[ending]) != member.size:
-                            raise tarfile.ReadError("it ends in the middle of a member")
-                file.seek(archive.offset)
-                end = file.read(tarfile.BLOCKSIZE)
-                is_whole = len(end) == tarfile.BLOCKSIZE and not any(end)
-            yield from self._pair(key, members)
-            if not is_whole:
-                yield Reject(self.path.name, "no end mark: the archive is cut off, or was never finished")
-        except (tarfile.TarError, EOFError, ValueError, OverflowError, OSError) as error:
-            yield from self._pair(key, members)
+                        if not member.isreg() or member.issparse():
+                            group.problem = group.problem or f"its .{ending} is a link, device or sparse file"
+                        elif member.size > most:
+                            group.problem = (
+                                group.problem or f"its .{ending} has {member.size} bytes, the limit is {most}"
+                            )
+                        elif not group.problem:
+                            bounded.most = most
+                            group.members[ending] = archive.extractfile(member).read()
+                            bounded.most = _MOST_HEADER
+                            if len(group.members[ending]) != member.size:
+                                raise tarfile.ReadError("it ends in the middle of a member")
+                    rest = archive.offset
+                yield from self._pair(group)
+                group = None
+                yield from self._end(file, rest)
+        except Exception as error:  # tarfile raises many types besides its own
+            yield from self._pair(group)
             yield Reject(self.path.name, f"no whole archive ({' '.join(str(error).split())[:160]}); the rest is lost")
 
-    def _name(self, member: str) -> str:
-        return f"{self.path.name}/{member}"
+    def _end(self, file: io.RawIOBase, offset: int) -> Iterator[Reject]:
+        """What is wrong with the end of an archive."""
+        file.seek(offset)
+        end = file.read(tarfile.BLOCKSIZE)
+        if len(end) < tarfile.BLOCKSIZE or any(end):
+            yield Reject(self.path.name, "no end mark: the archive is cut off, or was never finished")
+        while piece := file.read(_PIECE):
+            if piece.strip(b"\0"):
+                yield Reject(self.path.name, "more after its end mark, as of archives that were joined; that is lost")
+                return
 
-    def _pair(self, key: tuple[PurePosixPath, str] | None, members: dict[str, bytes]) -> Iterator[Pair | Reject]:
-        if key is None or not members:
+    def _pair(self, group: _Group | None) -> Iterator[Pair | Reject]:
+        if group is None:
             return
-        name = self._name(str(key[0] / key[1]))
-        images = [ending for ending in members if ending in IMAGES]
-        if len(images) != 1:
-            yield Reject(name, f"{len(images) or 'no'} images of this name")
-            return
+        name = printable(f"{self.path.name}/{group.key[0] / group.key[1]}")
+        images = [ending for ending in group.members if ending in IMAGES]
+        problem = group.problem or ("" if len(images) == 1 else f"{len(images) or 'no'} images of this name")
         try:
-            yield Pair(name, members[images[0]], checked_texts(self._texts(members)))
+            if problem:
+                raise ValueError(problem)
+            yield Pair(name, group.members[images[0]], checked_texts(self._texts(group.members)))
         except ValueError as error:  # also of an encoding
             yield Reject(name, "the caption isn't UTF-8" if isinstance(error, UnicodeError) else str(error))
 
@@ -116,6 +128,20 @@ class TarChunk:
         return texts if isinstance(texts, list) else [texts]
 
 
+def _members(archive: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, tuple[PurePosixPath, str], str]]:
+    """The members that may belong to a pair: with the folder and name that tell which, and the ending."""
+    end = 0
+    for member in archive:
+        archive.members = []  # it keeps all otherwise
+        if member.size < 0 or archive.offset <= end:
+            raise tarfile.ReadError("a header of negative size")
+        end = archive.offset
+        path = PurePosixPath(member.name)
+        stem, _, ending = path.name.partition(".")
+        if stem and not member.isdir() and ending.lower() in (*_TEXTS, *IMAGES):
+            yield member, (path.parent, stem), ending.lower()
+
+
 class TarSource:
     """A folder of archives, one chunk each, in the order of their names."""
 
@@ -131,12 +157,16 @@ class TarSource:
         Raises:
             InputError: there are none.
         """
-        self._paths = sorted(folder.glob("*.tar"), key=str)
+        self._paths = sorted((path for path in folder.iterdir() if path.name.endswith(".tar")), key=str)
         if not self._paths:
             raise InputError(f"{folder}: no .tar files")
         self._column, self.total = column, len(self._paths)
-        sizes = [(path.name, path.stat().length) for path in self._paths]
-        self.fingerprint = hashlib.sha256(json.dumps(sizes).encode()).hexdigest()
+        try:  # of the system, since etils asks for the owner's name too, which may not be known here
+            facts = [Path(path).stat() for path in self._paths]
+        except OSError as error:
+            raise InputError(f"{error.filename}: can't be read ({error.strerror})") from error
+        table = [(path.name, fact.st_size, fact.st_mtime_ns) for path, fact in zip(self._paths, facts, strict=True)]
+        self.fingerprint = hashlib.sha256(json.dumps(table).encode()).hexdigest()
 
     def chunks(self) -> Iterator[Chunk]:
         """As `Source.chunks`."""

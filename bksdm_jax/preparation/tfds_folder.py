@@ -20,6 +20,7 @@ from bksdm_jax.preparation.shards import SPLITS, TRAIN, part_path
 INFO = "dataset_info.json"
 """The file that makes a folder a set; it is written last."""
 _SUFFIX = "array_record"
+_METADATA = ".metadata"
 _MERGED = 1000  # examples of a validation shard, to which small parts are joined
 
 
@@ -73,7 +74,7 @@ def write_set(
             )
         )
     try:
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".metadata") as temporary:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=_METADATA) as temporary:
             for info in infos:  # it looks at the names of the data's files beside what it writes
                 for path in info.filepaths:
                     (Path(temporary) / path.name).touch()
@@ -88,7 +89,7 @@ def write_set(
             )
             for file in sorted(Path(temporary).glob("*.json"), key=lambda path: path.name == INFO):
                 file.replace(folder / file.name)
-        shutil.rmtree(parts, ignore_errors=True)
+        clear(folder, parts)
     except OSError as error:
         raise InputError(f"{folder}: can't be written ({error.strerror or error})") from error
 
@@ -120,13 +121,29 @@ def _place(parts: Sequence[Path], target: Path) -> None:
     missing = next((path for path in parts if not path.exists()), None)
     if missing is not None:
         raise InputError(f"{missing}: gone; delete {missing.parent.parent} and prepare the set anew")
-    if len(parts) == 1:
-        parts[0].replace(target)
-        return
-    with atomic_file(target) as temporary:
-        writer = ArrayRecordWriter(str(temporary), "group_size:1")
-        with contextlib.closing(writer):
-            for path in parts:
-                with ArrayRecordDataSource([str(path)]) as records:
-                    for index in range(len(records)):
-                        writer.write(records[index])
+    try:
+        if len(parts) == 1:
+            parts[0].replace(target)
+        else:
+            _join(parts, target)
+    except InputError:
+        raise
+    except Exception as error:  # ArrayRecord raises types of its own
+        raise InputError(f"{target}: can't be written ({' '.join(str(error).split())[:200]})") from error
+
+
+def _join(parts: Sequence[Path], target: Path) -> None:
+    with (
+        atomic_file(target) as temporary,
+        contextlib.closing(ArrayRecordWriter(str(temporary), "group_size:1")) as writer,
+    ):
+        for path in parts:
+            with ArrayRecordDataSource([str(path)]) as records:
+                for index in range(len(records)):
+                    writer.write(records[index])
+
+
+def clear(folder: Path, parts: Path) -> None:
+    """Takes away what a finished set doesn't need."""
+    for path in (parts, *folder.glob(f"{_METADATA}*")):
+        shutil.rmtree(path, ignore_errors=True)

@@ -70,8 +70,9 @@ class TfdsSource:
                     found = ", ".join(info.features)
                     raise InputError(f"{folder}: no feature {column!r}{nearest(column, info.features)}; it has {found}")
                 inner = inner[part]
-        if not isinstance(info.features[columns[0].split("/")[0]], tfds.features.Image):
-            raise InputError(f"{folder}: {columns[0]} is {info.features[columns[0]]}; expected an image")
+        image = dict(info.features).get(columns[0])
+        if not isinstance(image, tfds.features.Image) or image.np_dtype not in (np.uint8, np.uint16):
+            raise InputError(f"{folder}: {columns[0]} is {image}; expected an image of 8 or 16 bits")
         self.total = info.splits[split].num_examples
         self._folder, self._columns = folder, columns
         self._files = [epath.Path(path) for path in info.splits[split].filepaths]
