@@ -197,13 +197,12 @@ def test_bad_settings_are_one_line(
 
 
 def test_an_unreadable_image_is_one_line(micro_teacher: Path, tmp_path: Path) -> None:
-    (tmp_path / "broken").mkdir()
-    (tmp_path / "parts").mkdir()
+    (tmp_path / "broken" / "parts").mkdir(parents=True)
     row = pair_features().serialize_example({"name": "a", "image": b"noise", "text": ["x"]})
-    with PartWriters(tmp_path / "parts", 0) as writers:
+    with PartWriters(tmp_path / "broken" / "parts", 0) as writers:
         writers.write("train", row)
     records = [{"splits": {"train": [1, len(row)]}}]
-    write_set(tmp_path / "broken", tmp_path / "parts", "pairs", "", pair_features(), records, ("train",))
+    write_set(tmp_path / "broken", "pairs", "", pair_features(), records, ("train",))
     with pytest.raises(InputError, match=r"example 0 can't be read \(no image") as error:
         prepare_latents(str(tmp_path / "broken"), config(micro_teacher), RESOLUTION, 2, tmp_path / "latents")
     assert "\n" not in str(error.value)

@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from bksdm_jax.data.cached import IDENTITY, CachedExample
-from bksdm_jax.data.decode import open_image, to_rgb
+from bksdm_jax.data.decode import fit_square, open_image, to_rgb
 from bksdm_jax.data.image_folder import read_image_folder
 from bksdm_jax.errors import InputError, one_of
 from bksdm_jax.shapes.world import ShapesWorld, build
@@ -65,6 +65,26 @@ def open_examples(folder: Path, split: str = "train") -> Sequence[Example | Cach
             "launch.prepare makes sets out of other tables and of archives"
         )
     return read_image_folder(folder)
+
+
+def is_cached(examples: Sequence[Example | CachedExample]) -> bool:
+    """Whether these are cached latents."""
+    return isinstance(examples, TfdsExamples) and examples.cached
+
+
+def square_image(
+    example: Example, resolution: int, where: tuple[float, float] = (0.5, 0.5), mirror: bool = False
+) -> np.ndarray:
+    """An example's image by `fit_square`, whose arguments these are: uint8 [resolution, resolution, 3].
+
+    Raises:
+        InputError: it can't be read, or is too narrow to be enlarged.
+    """
+    image = example.image()
+    try:
+        return fit_square(image, resolution, where, mirror)
+    except ValueError as error:
+        raise InputError(f"{example.name}: {error}") from error
 
 
 def fingerprint(folder: Path) -> str:

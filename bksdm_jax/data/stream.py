@@ -11,8 +11,7 @@ import numpy as np
 from absl import flags
 
 from bksdm_jax.data.cached import CachedExample
-from bksdm_jax.data.decode import fit_square
-from bksdm_jax.data.sources import Example
+from bksdm_jax.data.sources import Example, square_image
 from bksdm_jax.errors import InputError
 from bksdm_jax.weights.tokenizer import Tokenizer
 
@@ -85,11 +84,7 @@ def training_batches(
             return {"moments": example.moments(mirrored), "tokens": example.tokens(caption)}
         where = (float(rng.random()), float(rng.random())) if config.random_crop else (0.5, 0.5)
         mirrored = config.flip and rng.random() < 0.5
-        image = example.image()
-        try:
-            pixels = fit_square(image, config.resolution, where, mirrored)
-        except ValueError as error:
-            raise InputError(f"{example.name}: {error}") from error
+        pixels = square_image(example, config.resolution, where, mirrored)
         return {"images": pixels, "tokens": tokenizer([example.texts[caption]])[0]}
 
     epochs = max(1, _ENDLESS // len(examples))

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import multiprocessing
+import multiprocessing.connection
 import os
 import re
 import statistics
@@ -23,7 +24,7 @@ from bksdm_jax.data.tables import write_table
 from bksdm_jax.errors import whole_number
 from bksdm_jax.preparation.prepare import PrepareConfig, prepare
 from bksdm_jax.preparation.shards import TRAIN, PartWriters
-from bksdm_jax.preparation.tfds_folder import write_set
+from bksdm_jax.preparation.tfds_folder import PARTS, write_set
 
 _FILES, _BATCH = 512, 32
 _REPEATED = 1024  # times, since to shuffle few is slow
@@ -79,7 +80,7 @@ def _decoding(folder: Path, resolution: int, repeats: int) -> Iterator[str]:
 
 def _latents(folder: Path, resolution: int, repeats: int) -> Iterator[str]:
     shape = (resolution // 8, resolution // 8, 4)
-    features, parts = latent_features(shape, _TOKENS), folder / "parts"
+    features, parts = latent_features(shape, _TOKENS), folder / PARTS
     parts.mkdir(parents=True)
     bits = np.random.default_rng(0).integers(0, 2**16, (2, 2, *shape), np.uint16)
     tokens = np.zeros((1, _TOKENS), np.int32)
@@ -89,7 +90,7 @@ def _latents(folder: Path, resolution: int, repeats: int) -> Iterator[str]:
             row = features.serialize_example({"name": str(index), "text": ["x"], "tokens": tokens, "moments": bits})
             writers.write(TRAIN, row)
             total += len(row)
-    write_set(folder, parts, "latents", "", features, [{"splits": {TRAIN: [_LATENTS, total]}}], (TRAIN,))
+    write_set(folder, "latents", "", features, [{"splits": {TRAIN: [_LATENTS, total]}}], (TRAIN,))
     stream = _stream(open_examples(folder), resolution)
     rates = _rates({"cached": lambda: _take(stream, _LATENTS)}, _LATENTS, repeats)
     sizes = "x".join(map(str, shape))

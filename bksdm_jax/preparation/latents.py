@@ -16,9 +16,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from bksdm_jax.data.cached import IDENTITY, latent_features, to_bits
-from bksdm_jax.data.decode import fit_square
 from bksdm_jax.data.latents import latent_identity
-from bksdm_jax.data.sources import Example, TfdsExamples, data_folder, fingerprint, open_examples
+from bksdm_jax.data.sources import Example, data_folder, fingerprint, is_cached, open_examples, square_image
 from bksdm_jax.data.stream import in_one_line
 from bksdm_jax.dtypes import cast_frozen, compute_dtype, exact_products
 from bksdm_jax.errors import InputError, whole_number
@@ -27,14 +26,13 @@ from bksdm_jax.images import to_unit
 from bksdm_jax.interrupts import Interrupts
 from bksdm_jax.models.vae import VAE, VAEConfig
 from bksdm_jax.preparation.shards import PartWriters, record_path
-from bksdm_jax.preparation.tfds_folder import INFO, clear, write_set
+from bksdm_jax.preparation.tfds_folder import INFO, PARTS, clear, write_set
 from bksdm_jax.progress import Progress
 from bksdm_jax.weights.load import find_pipeline, load_pipeline
 from bksdm_jax.weights.pipeline import Pipeline
 from bksdm_jax.workdir import claim, require_same
 
 _TEXT = 1000  # bytes of an example besides its latents, about
-_PARTS = "parts"
 _MAY_CHANGE = ("batch_size",)
 Encode = Callable[[np.ndarray], np.ndarray]
 
@@ -93,7 +91,7 @@ def prepare_latents(source: str, config: LatentConfig, resolution: int, chunk: i
     if not (folder / INFO).is_file():
         raise InputError(f"{folder}: no TFDS set, of which latents are made; prepare one first, without a pipeline")
     splits = {split: open_examples(folder, split) for split in _split_names(folder)}
-    if any(isinstance(examples, TfdsExamples) and examples.cached for examples in splits.values()):
+    if any(map(is_cached, splits.values())):
         raise InputError(f"{folder}: these are latents already; name the set of images that they were made of")
     place = find_pipeline(config.pipeline, config.revision, config.variant)
     pipeline = load_pipeline(place, config.variant, config.tokenizer, config.prediction)
@@ -106,7 +104,7 @@ def prepare_latents(source: str, config: LatentConfig, resolution: int, chunk: i
     settings |= {"chunk": chunk, "source": str(folder), "source_sha256": fingerprint(folder)}
     require_same(workdir, settings, _MAY_CHANGE)
     if (workdir / INFO).exists():
-        clear(workdir, workdir / _PARTS)
+        clear(workdir)
         return workdir
     shape = (resolution // vae.factor, resolution // vae.factor, vae.latent_channels)
     needed = sum(map(len, splits.values())) * _bytes(shape, config.flip)
@@ -120,7 +118,7 @@ def prepare_latents(source: str, config: LatentConfig, resolution: int, chunk: i
         for start in range(0, len(examples), chunk)
     ]
     features = latent_features(shape, pipeline.text_encoder.config.max_length)
-    parts = make_folder(workdir / _PARTS)
+    parts = make_folder(workdir / PARTS)
     with exact_products(config.dtype):
         encode = make_encode(vae, cast_frozen(pipeline.vae.params, dtype), dtype, config.flip, config.batch_size)
         done = _encode_all(splits, chunks, parts, features, pipeline, encode, resolution)
@@ -131,7 +129,7 @@ def prepare_latents(source: str, config: LatentConfig, resolution: int, chunk: i
     if jax.process_index() == 0:
         write_json(workdir / IDENTITY, dataclasses.asdict(identity))
         records = [read_json(record_path(parts, index)) for index in range(len(chunks))]
-        write_set(workdir, parts, "latents", "Latents of images, with captions.", features, records, tuple(splits))
+        write_set(workdir, "latents", "Latents of images, with captions.", features, records, tuple(splits))
     return workdir
 
 
@@ -214,11 +212,7 @@ def _batches(
 
     def load(index: int) -> tuple[Example, np.ndarray]:
         example = examples[index]
-        image = example.image()
-        try:
-            return example, fit_square(image, resolution)
-        except ValueError as error:
-            raise InputError(f"{example.name}: {error}") from error
+        return example, square_image(example, resolution)
 
     ahead = grain.ReadOptions(num_threads=16, prefetch_buffer_size=max(16, 2 * count))  # whole images are waiting
     stream = grain.MapDataset.range(chunk.start, chunk.end).map(load).to_iter_dataset(ahead)

@@ -25,7 +25,7 @@ from bksdm_jax.preparation.pairs import Source
 from bksdm_jax.preparation.shards import SPLITS, ShardConfig, pair_features, record_path, write_shard
 from bksdm_jax.preparation.summary import rejected, summary, write_contact_sheet
 from bksdm_jax.preparation.tars import TarSource
-from bksdm_jax.preparation.tfds_folder import INFO, clear, write_set
+from bksdm_jax.preparation.tfds_folder import INFO, PARTS, clear, write_set
 from bksdm_jax.preparation.tfds_sets import TfdsSource
 from bksdm_jax.progress import Progress
 from bksdm_jax.workdir import claim, require_same
@@ -33,7 +33,6 @@ from bksdm_jax.workdir import claim, require_same
 KINDS = ("auto", "folder", "tars", "tfds")
 REJECTS, SUMMARY, SHEET = "rejects.csv", "summary.json", "contact_sheet.png"
 """Files beside a prepared set."""
-_PARTS = "parts"
 _ENOUGH = 1000  # pairs, from which on too many rejects end the work at once
 _MAY_CHANGE = ("workers", "most_rejects")
 
@@ -93,10 +92,10 @@ def prepare(config: PrepareConfig, workdir: Path) -> Path | None:
     record |= {"source": str(_place(config.source)), "fingerprint": source.fingerprint}
     require_same(workdir, record, _MAY_CHANGE)
     if (workdir / INFO).exists():
-        clear(workdir, workdir / _PARTS)  # a kill may have come before that
+        clear(workdir)  # a kill may have come before that
         return workdir
     claim(workdir, record)
-    parts = make_folder(workdir / _PARTS)
+    parts = make_folder(workdir / PARTS)
     shard = ShardConfig(config.validation, config.resolution, config.most_pixels)
     count = _run(config, source, shard, parts)
     if count is None:
@@ -110,7 +109,7 @@ def prepare(config: PrepareConfig, workdir: Path) -> Path | None:
     if not (workdir / SHEET).exists():
         write_contact_sheet(workdir / SHEET, parts, pair_features(), records)
     write_json(workdir / SUMMARY, found)
-    write_set(workdir, parts, "pairs", "Images with captions.", pair_features(), records)
+    write_set(workdir, "pairs", "Images with captions.", pair_features(), records)
     return workdir
 
 

@@ -19,6 +19,8 @@ from bksdm_jax.preparation.shards import SPLITS, TRAIN, part_path
 
 INFO = "dataset_info.json"
 """The file that makes a folder a set; it is written last."""
+PARTS = "parts"
+"""The folder in it where the parts of chunks wait."""
 _SUFFIX = "array_record"
 _METADATA = ".metadata"
 _MERGED = 1000  # examples of a validation shard, to which small parts are joined
@@ -34,7 +36,6 @@ class _Shard:
 
 def write_set(
     folder: Path,
-    parts: Path,
     name: str,
     description: str,
     features: tfds.features.FeaturesDict,
@@ -44,8 +45,7 @@ def write_set(
     """Makes `folder` a set of the parts of all chunks; goes on where a killed call stopped.
 
     Args:
-        folder: of the set.
-        parts: where `write_shard` has put its files.
+        folder: of the set; in its `PARTS` are the parts.
         name: of the set, and of its files.
         description: of the set.
         features: of an example.
@@ -56,7 +56,7 @@ def write_set(
         InputError: a part is missing, or the folder can't be written.
     """
     template = naming.ShardedFileTemplate(data_dir=folder, dataset_name=name, filetype_suffix=_SUFFIX)
-    infos = []
+    infos, parts = [], folder / PARTS
     for split in split_names:
         shards = _shards(parts, split, [record["splits"][split][0] for record in records])
         if not shards:
@@ -89,7 +89,7 @@ def write_set(
             )
             for file in sorted(Path(temporary).glob("*.json"), key=lambda path: path.name == INFO):
                 file.replace(folder / file.name)
-        clear(folder, parts)
+        clear(folder)
     except OSError as error:
         raise InputError(f"{folder}: can't be written ({error.strerror or error})") from error
 
@@ -143,7 +143,7 @@ def _join(parts: Sequence[Path], target: Path) -> None:
                     writer.write(records[index])
 
 
-def clear(folder: Path, parts: Path) -> None:
+def clear(folder: Path) -> None:
     """Takes away what a finished set doesn't need."""
-    for path in (parts, *folder.glob(f"{_METADATA}*")):
+    for path in (folder / PARTS, *folder.glob(f"{_METADATA}*")):
         shutil.rmtree(path, ignore_errors=True)

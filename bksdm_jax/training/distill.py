@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from bksdm_jax.analysis.report import cost_table
 from bksdm_jax.data.cached import CachedExample
 from bksdm_jax.data.latents import CENTRE, latent_identity, require_identity
-from bksdm_jax.data.sources import Example, TfdsExamples, data_folder, fingerprint, open_examples
+from bksdm_jax.data.sources import Example, data_folder, fingerprint, is_cached, open_examples
 from bksdm_jax.data.stream import StreamConfig, training_batches
 from bksdm_jax.dtypes import cast_frozen, compute_dtype, exact_products
 from bksdm_jax.errors import InputError, finite_number, whole_number
@@ -142,7 +142,7 @@ def distill(config: TrainConfig, workdir: Path) -> Path | None:
     pipeline = load_pipeline(teacher, config.variant, config.tokenizer, config.prediction)
     if config.sheets.steps:
         require_sampler(_sheet_sampler(config), pipeline.architectures())
-    if _is_cached(examples):
+    if is_cached(examples):
         crop = "random" if config.random_crop else CENTRE
         require_identity(data, latent_identity(pipeline.vae, pipeline.tokenizer, config.resolution, config.flip, crop))
     claim(workdir, record)
@@ -209,7 +209,7 @@ def _train(
     step = make_train_step(problem, optimizer, config.optimizer.ema_decay, config.seed, dtype)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     train_step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
-    example = _batch_shapes(config, pipeline, mesh, _is_cached(examples))
+    example = _batch_shapes(config, pipeline, mesh, is_cached(examples))
     with waiting("compiling the update"):
         train_step = train_step.lower(state, frozen, example).compile()
     draw = _sheets(config, workdir, plan, pipeline, examples, frozen) if config.sheets.steps else None
@@ -313,10 +313,6 @@ def _sheet_sampler(config: TrainConfig) -> SamplerConfig:
     return SamplerConfig(
         sheets.steps, sheets.guidance_scale, config.resolution, seed=config.seed, attention=config.attention
     )
-
-
-def _is_cached(examples: Sequence[Example | CachedExample]) -> bool:
-    return isinstance(examples, TfdsExamples) and examples.cached
 
 
 def _student_init(config: TrainConfig) -> StudentInit:

@@ -8,7 +8,7 @@ from bksdm_jax.errors import InputError
 from bksdm_jax.models.unet import UNetConfig
 from bksdm_jax.weights.embedded import TEACHER, teacher_folder
 from bksdm_jax.weights.hub import hub_folder, is_hub_id
-from bksdm_jax.weights.parts import Extras
+from bksdm_jax.weights.parts import NO_EXTRAS, Extras
 from bksdm_jax.weights.pipeline import NETWORKS, Architectures, Network, Pipeline, require_agreement
 from bksdm_jax.weights.pipeline_folder import (
     needed_files,
@@ -20,14 +20,12 @@ from bksdm_jax.weights.pipeline_folder import (
 )
 from bksdm_jax.weights.single_file import index_single_file, read_single_file, read_single_unet
 
-_NO_EXTRAS = Extras()
-
 
 def find_pipeline(
     name: str | Path,
     revision: str = "",
     variant: str = "",
-    extras: Extras = _NO_EXTRAS,
+    extras: Extras = NO_EXTRAS,
     networks: Collection[str] = NETWORKS,
 ) -> Path:
     """The folder or file that a name of a pipeline stands for.

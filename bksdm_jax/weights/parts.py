@@ -29,6 +29,9 @@ class Extras:
     parts: tuple[str, ...] = ()
 
 
+NO_EXTRAS = Extras()
+
+
 @dataclasses.dataclass(frozen=True)
 class Part:
     """A part in a folder.

@@ -16,7 +16,7 @@ from bksdm_jax.models.unet_json import unet_from_diffusers
 from bksdm_jax.models.vae import VAEConfig, vae_from_diffusers, vae_parameter_shapes
 from bksdm_jax.weights.files import WRITERS, read_weights
 from bksdm_jax.weights.locate import DIFFUSERS_STEMS, TRANSFORMERS_STEMS, choose_files, weight_files
-from bksdm_jax.weights.parts import PARTS, Extras, copy_parts, part_files, read_parts
+from bksdm_jax.weights.parts import NO_EXTRAS, PARTS, Extras, copy_parts, part_files, read_parts
 from bksdm_jax.weights.pipeline import NETWORKS, Architectures, Network, Pipeline
 from bksdm_jax.weights.tokenizer import load_tokenizer
 
@@ -42,7 +42,6 @@ _LAYOUTS = {
     ),
 }
 _NEEDED = (*NETWORKS, "tokenizer", "scheduler")
-_NO_EXTRAS = Extras()
 COPIED_FORMATS = {".safetensors": (".safetensors", ".bin"), ".msgpack": (".msgpack",)}
 """The format of a written folder -> those in which the libraries that read it take a safety checker."""
 _LICENCE = ("license", "license_name", "license_link")
@@ -106,7 +105,7 @@ def read_unet_config(folder: Path) -> UNetConfig:
 
 
 def needed_files(
-    names: Collection[str], variant: str, extras: Extras = _NO_EXTRAS, networks: Collection[str] = NETWORKS
+    names: Collection[str], variant: str, extras: Extras = NO_EXTRAS, networks: Collection[str] = NETWORKS
 ) -> list[str]:
     """Of a repository's file names those that `read_pipeline_folder` reads.
 
