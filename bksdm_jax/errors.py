@@ -13,6 +13,12 @@ class InputError(ValueError):
     """
 
 
+def in_short(error: Exception, most: int = 200) -> str:
+    """What an error says, in one line of at most `most` letters; its type where it says nothing."""
+    said = (error.strerror if isinstance(error, OSError) else "") or str(error)
+    return " ".join(said.split())[:most] or type(error).__name__
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint for a misspelt name: `" (did you mean 'steps'?)"`, or the empty string where nothing is close."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)

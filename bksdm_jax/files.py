@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bksdm_jax.errors import InputError
+from bksdm_jax.places import AnyPath, read_bytes
 
 _BOMS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -107,7 +108,7 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: AnyPath) -> dict[str, Any]:
     """The JSON object in `path`.
 
     Raises:
@@ -123,17 +124,13 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def read_text(path: Path) -> str:
+def read_text(path: AnyPath) -> str:
     """The text of `path`: UTF-8, or whatever its byte order mark names (UTF-8, UTF-16, UTF-32).
 
     Raises:
         InputError: no such file, or bytes that aren't text in that encoding; the line is named.
     """
-    path = Path(path)
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: can't be read ({error.strerror})") from error
+    data = read_bytes(path)
     encoding = next((name for mark, name in _BOMS if data.startswith(mark)), "utf-8")
     try:
         text = data.decode(encoding)

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +17,44 @@ from ml_collections import config_dict, config_flags
 
 import bksdm_jax
 from bksdm_jax.errors import InputError, nearest
+from bksdm_jax.processes import ProcessConfig, connect, is_first
 from bksdm_jax.workdir import COMPILED
 
 
-def run(config_class: type, call: Callable[[Any, Path], None]) -> None:
+def run(config_class: type, call: Callable[[Any, Path], None], distributed: bool = False) -> None:
     """Parses `--config` and `--workdir`, and calls `call(config, workdir)`.
 
     Args:
         config_class: a frozen dataclass; the config file's keys are its fields, nested ones included.
         call: does the work. Its `InputError`, or a full disk, ends the program with `error: ...` and status 1.
+        distributed: whether there may be several processes, which flags with the names of `ProcessConfig` describe.
     """
     workdir = flags.DEFINE_string("workdir", None, "the folder for everything that is written")
+    if distributed:
+        for field in dataclasses.fields(ProcessConfig):
+            define = {str: flags.DEFINE_string, int: flags.DEFINE_integer}[type(field.default)]
+            define(field.name, field.default, f"see {ProcessConfig.__module__}.ProcessConfig")
 
     def call_with_workdir(config: Any) -> None:
         if workdir.value is None:
             raise InputError("--workdir: missing; give --workdir=a folder")
+        if "://" in workdir.value:
+            raise InputError(f"--workdir: {workdir.value!r}; expected a folder of this machine, or one mounted on it")
+        if distributed:
+            names = [field.name for field in dataclasses.fields(ProcessConfig)]
+            connect(ProcessConfig(**{name: flags.FLAGS[name].value for name in names}))
+            if not is_first():
+                logging.set_verbosity(logging.WARNING)  # what all of them say, the first says
         call(config, Path(workdir.value).expanduser())
 
     run_without_workdir(config_class, call_with_workdir)
 
 
-def run_without_workdir(config_class: type, call: Callable[[Any], None]) -> None:
-    """Parses `--config` and calls `call(config)`; for what writes nothing. The rest as `run`."""
+def run_without_workdir(config_class: type, call: Callable[[Any], None], may_be_empty: Collection[str] = ()) -> None:
+    """Parses `--config` and calls `call(config)`; for what writes nothing. The rest as `run`.
+
+    `may_be_empty`: keys that the class requires and this program doesn't.
+    """
     config = config_flags.DEFINE_config_file("config", None, "configs/NAME.py[:variant,variant]")
 
     def main(argv: list[str]) -> None:
@@ -51,7 +67,7 @@ def run_without_workdir(config_class: type, call: Callable[[Any], None]) -> None
             raise InputError(f"--config: no such file {path}; run from the folder that has configs/")
         logging.set_verbosity(logging.INFO)
         logging.get_absl_handler().addFilter(_worth_reading)
-        call(to_dataclass(config_class, config.value))
+        call(to_dataclass(config_class, config.value, may_be_empty=may_be_empty))
 
     try:
         app.run(main, flags_parser=_parse)
@@ -66,8 +82,12 @@ def run_without_workdir(config_class: type, call: Callable[[Any], None]) -> None
         sys.exit("interrupted")
 
 
-def to_dataclass(cls: type, config: config_dict.ConfigDict, prefix: str = "") -> Any:
+def to_dataclass(
+    cls: type, config: config_dict.ConfigDict, prefix: str = "", may_be_empty: Collection[str] = ()
+) -> Any:
     """A ConfigDict as the frozen dataclass `cls`; nested ConfigDicts become its nested dataclasses.
+
+    Keys of `may_be_empty` may be empty though `cls` has no default for them.
 
     Raises:
         InputError: a key that `cls` doesn't have (with the nearest one), a required one that is missing or empty, or
@@ -89,7 +109,7 @@ def to_dataclass(cls: type, config: config_dict.ConfigDict, prefix: str = "") ->
         if dataclasses.is_dataclass(wanted):
             values[name] = to_dataclass(wanted, value, f"{prefix}{name}.")
             continue
-        if required and value in ("", None):
+        if required and name not in may_be_empty and value in ("", None):
             raise InputError(f"config.{prefix}{name}: empty; give --config.{prefix}{name}=...")
         values[name] = _checked(wanted, value, f"config.{prefix}{name}")
     return cls(**values)
@@ -112,7 +132,8 @@ def _parse(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
     except flags.UnrecognizedFlagError as error:
-        known = [key for key in flags.FLAGS if key.startswith("config.")] + ["config", "workdir"]
+        own = {"config", "workdir", *(field.name for field in dataclasses.fields(ProcessConfig))}
+        known = [key for key in flags.FLAGS if key.startswith("config.") or key in own]
         raise InputError(f"--{error.flagname}: no such flag{nearest(error.flagname, known)}") from error
     except Exception as error:  # ml_collections wraps whatever a config file or an override raises
         root, hint = error, ""

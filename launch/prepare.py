@@ -23,11 +23,11 @@ def main(config: PrepareConfig, workdir: Path) -> None:
         found = read_json(made / SUMMARY)
         print(", ".join(f"{count:,} examples of {split}" for split, count in found["examples"].items()))
         print(f"{found['captions']:,} captions, {found['bytes'] / 2**20:,.1f} MiB")
-        for key in ("short_side", "caption_letters", "reasons"):
+        for key in filter(found.get, ("short_side", "caption_letters", "reasons")):
             print(f"{key.replace('_', ' ')}: " + "; ".join(f"{what}: {count:,}" for what, count in found[key].items()))
         print(f"{found['rejects']:,} rejects, in {made / REJECTS}; a look at some pairs: {made / SHEET}")
     tell(made, workdir)
 
 
 if __name__ == "__main__":
-    run(PrepareConfig, main)
+    run(PrepareConfig, main, distributed=True)

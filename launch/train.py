@@ -7,6 +7,9 @@
 is a preset or a comma-separated list of removed blocks; `launch.prune` prints what a list would leave. The same command
 again continues where the run was; an interrupted run (Ctrl-C, SIGTERM) saves its state and ends with status 1.
 
+On several hosts the same command runs on each, with `--distributed=auto` on TPU pods, SLURM and Kubernetes, or with
+`--distributed=HOST:PORT --processes=N --process_id=I`; the workdir must be a folder that all of them see.
+
 The workdir then holds
   config.json          the settings of the run
   metrics.csv          a row per logged step, every loss term by name; the same in tensorboard/
@@ -21,7 +24,8 @@ from launch.command import quiet_libraries, run, tell
 
 quiet_libraries()
 
-from bksdm_jax.training.distill import TrainConfig, distill  # noqa: E402
+from bksdm_jax.training.config import TrainConfig  # noqa: E402
+from bksdm_jax.training.distill import distill  # noqa: E402
 
 
 def main(config: TrainConfig, workdir: Path) -> None:
@@ -30,4 +34,4 @@ def main(config: TrainConfig, workdir: Path) -> None:
 
 
 if __name__ == "__main__":
-    run(TrainConfig, main)
+    run(TrainConfig, main, distributed=True)

@@ -10,7 +10,8 @@ import pytest
 from bksdm_jax.errors import InputError
 from bksdm_jax.pipelines.sample import SampleConfig, sample
 from bksdm_jax.training import distill as distill_module
-from bksdm_jax.training.distill import TrainConfig, distill
+from bksdm_jax.training.config import TrainConfig, ValidationConfig
+from bksdm_jax.training.distill import distill
 from bksdm_jax.training.losses import LossWeights
 from bksdm_jax.training.sharding import make_mesh
 from bksdm_jax.training.sheets import SheetConfig
@@ -52,6 +53,15 @@ def settings(micro_teacher: Path, photographs: Path, monkeypatch: pytest.MonkeyP
         ({"loss": LossWeights(feature=-1.0)}, "loss.feature is -1.0"),
         ({"sheets": SheetConfig(steps=2000)}, "2000 sampler steps"),
         ({"format": "flax", "student": "mid_block.attentions.0,mid_block.resnets.1"}, "flax has no mid block"),
+        ({"save_weights": "both"}, "save_weights: unknown name 'both'; known: ema, raw"),
+        ({"remat": "half"}, "known: none, products, attention, blocks, full"),
+        ({"caption_dropout": 1.5}, "caption_dropout is 1.5"),
+        ({"noise_offset": -0.1}, "noise_offset is -0.1"),
+        ({"examples": 99}, "examples: 99, but"),
+        ({"profile_step": -1}, "profile_step is -1"),
+        ({"loss": LossWeights(feature_source="attn")}, "loss.feature_source: unknown name 'attn'"),
+        ({"loss": LossWeights(feature_scales=("mid_block=2",))}, "no feature 'mid_block'"),
+        ({"validation": ValidationConfig(images=-1)}, "validation.images is -1"),
         ({"fsdp": 2}, "fsdp: 2 doesn't divide the 1 devices"),
     ],
 )

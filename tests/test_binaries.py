@@ -115,12 +115,18 @@ def test_a_run_on_photographs_leaves_what_the_manual_says(whole_run: Path) -> No
     assert pairs == [f"feature/{side}_blocks.{i}" for side in ("down", "up") for i in (0, 1)]
     features = sum(float(table[0][name]) for name in pairs)
     assert features == pytest.approx(float(table[0]["loss_feature"]), rel=1e-5)
+    assert sum(float(value) for name, value in table[0].items() if name.startswith("share/")) == pytest.approx(1.0)
+    assert {float(row["learning_rate"]) for row in table} == {1e-3}
+    assert float(table[0]["ema_distance"]) == 0 < float(table[-1]["ema_distance"]) < 0.1
+    assert all(0 <= float(row["data_wait"]) <= 1 < float(row["flops_per_second"]) for row in table)
     assert sorted(int(path.name) for path in (whole_run / "checkpoints").iterdir()) == [100, 200, 260]
     assert list((whole_run / "tensorboard").glob("events.out.tfevents.*"))
     assert json.loads((whole_run / "config.json").read_text())["student"] == tiny.MICRO_STUDENT
     sheet = np.asarray(Image.open(whole_run / "samples" / "step_000260.png"))
-    assert sheet.shape == (4 + 2 * 20, 4 + 4 * 20, 3)
-    assert not np.array_equal(sheet[4:20], sheet[24:40])  # teacher and student differ
+    assert sheet.shape == (4 + 3 * 20, 4 + 4 * 20, 3)
+    teacher, average, weights = sheet[4:20], sheet[24:40], sheet[44:60]
+    assert not np.array_equal(teacher, average)
+    assert not np.array_equal(average, weights)
 
     pipeline = StableDiffusionPipeline.from_pretrained(whole_run / "model")
     pipeline.set_progress_bar_config(disable=True)
@@ -165,9 +171,9 @@ def test_a_killed_run_ends_bit_for_bit_where_an_undisturbed_one_does(
     assert ours.keys() == theirs.keys()
     for name, array in theirs.items():
         assert array.tobytes() == ours[name].tobytes(), name
-    timing = "images_per_second"
-    assert [{k: v for k, v in row.items() if k != timing} for row in rows(killed)] == [
-        {k: v for k, v in row.items() if k != timing} for row in rows(whole_run)
+    timing = {"images_per_second", "flops_per_second", "data_wait"}
+    assert [{k: v for k, v in row.items() if k not in timing} for row in rows(killed)] == [
+        {k: v for k, v in row.items() if k not in timing} for row in rows(whole_run)
     ]
 
 

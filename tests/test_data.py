@@ -182,14 +182,14 @@ def test_bad_prompt_files_are_refused(tmp_path: Path, name: str, content: bytes,
     assert said in str(error.value)
 
 
-def first(photographs: Path, steps: int, start: int = 0, process: tuple[int, int] = (0, 1), **changes: int) -> list:
+def first(photographs: Path, steps: int, start: int = 0, rows: range | None = None, **changes: int) -> list:
     settings = {"resolution": 16, "batch_size": 4, "accumulation": 2, "flip": True, "seed": 3} | changes
     batches = training_batches(
         read_image_folder(photographs),
         lambda captions: np.array([[len(caption)] for caption in captions], np.int32),
         StreamConfig(**settings),
         start,
-        process,
+        rows,
     )
     return [next(batches) for _ in range(steps)]
 
@@ -252,7 +252,7 @@ def test_a_random_crop_moves_along_the_long_side(tmp_path: Path) -> None:
 
 def test_processes_share_each_micro_batch(photographs: Path) -> None:
     whole = first(photographs, 3)
-    parts = [first(photographs, 3, process=(index, 2)) for index in range(2)]
+    parts = [first(photographs, 3, rows=range(index, index + 1)) for index in range(2)]
     for step, batch in enumerate(whole):
         together = np.concatenate([part[step]["images"] for part in parts], axis=1)
         np.testing.assert_array_equal(batch["images"], together)

@@ -1,6 +1,7 @@
 """The losses and the student's gradients against a PyTorch twin of the reference's rules; the update's arithmetic."""
 
 import copy
+import dataclasses
 from typing import Any
 
 import jax
@@ -16,15 +17,16 @@ from bksdm_jax.diffusion.schedule import TARGETS, add_noise, schedule_from_diffu
 from bksdm_jax.dtypes import cast_frozen
 from bksdm_jax.models.clip import CLIPTextConfig, CLIPTextEncoder
 from bksdm_jax.models.presets import PRESETS
-from bksdm_jax.models.unet import parameter_shapes
+from bksdm_jax.models.unet import FEATURES, UNet, captured, example_inputs, parameter_shapes
 from bksdm_jax.models.unet_json import unet_from_diffusers
 from bksdm_jax.models.vae import VAE, VAEConfig
-from bksdm_jax.pruning.plan import plan_removal, removed_blocks
+from bksdm_jax.pruning.plan import FeaturePair, plan_removal, removed_blocks
 from bksdm_jax.pruning.weights import copy_weights, random_weights
+from bksdm_jax.training.features import shares, weighted_pairs
 from bksdm_jax.training.losses import LossWeights, distillation_terms, min_snr_weight
 from bksdm_jax.training.sharding import make_mesh, parameter_shardings, place_batch
 from bksdm_jax.training.state import OptimizerConfig, create_state, ema_decay, learning_rate, make_optimizer
-from bksdm_jax.training.step import NoisyBatch, Problem, draw_noisy_batch, make_loss, make_train_step
+from bksdm_jax.training.step import Augmentation, NoisyBatch, Problem, draw_noisy_batch, make_loss, make_train_step
 from bksdm_jax.weights import names
 from tests import surgery, tiny
 
@@ -228,6 +230,46 @@ def test_accumulation_and_devices_change_nothing(micro: Micro, plain: Any, parts
         assert np.mean(np.abs(ours - theirs)) <= 1e-5 * max(np.mean(np.abs(theirs)), 1e-3)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("fsdp", [1, 2, 8], ids=["8x1", "4x2", "1x8"])
+def test_meshes_change_no_loss(micro: Micro, fsdp: int) -> None:
+    expected = micro.run(parts=1, devices=1, steps=20)[1]
+    for ours, theirs in zip(micro.run(1, 8, fsdp, 20)[1], expected, strict=True):
+        for name, value in theirs.items():
+            assert ours[name] == pytest.approx(value, rel=1e-5), name
+
+
+def lowered_gradient(micro: Micro, remat: str) -> Any:
+    """The gradient's program, and what it is called with."""
+    keys = jax.random.split(jax.random.key(0), 2)
+    noisy = draw_noisy_batch(micro.problem, jnp.float32, micro.frozen, micro.images[:2], micro.tokens[:2], keys)
+    loss = make_loss(dataclasses.replace(micro.problem, remat=remat))
+    program = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    return program.lower(micro.student, micro.frozen, noisy), (micro.student, micro.frozen, noisy)
+
+
+@pytest.mark.slow
+def test_what_is_computed_anew_changes_no_gradient(micro: Micro) -> None:
+    plain, arguments = lowered_gradient(micro, "none")
+    (expected, _), expected_grads = plain.compile()(*arguments)
+    forward = jax.jit(UNet(micro.problem.plan.student).apply).lower({"params": micro.student}, *inputs_of(arguments))
+    more = {}
+    for remat in ("products", "attention", "blocks", "full"):
+        again, _ = lowered_gradient(micro, remat)
+        (loss, _), grads = again.compile()(*arguments)
+        assert float(loss) == pytest.approx(float(expected), rel=1e-6)
+        for ours, theirs in zip(jax.tree.leaves(grads), jax.tree.leaves(expected_grads), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5 * float(jnp.abs(theirs).max()) + 1e-8)
+        flops = again.cost_analysis()["flops"] - plain.cost_analysis()["flops"]
+        more[remat] = flops / forward.cost_analysis()["flops"]
+    assert 0 < more["products"] < more["attention"] < more["blocks"] < more["full"] <= 1, more
+
+
+def inputs_of(arguments: Any) -> tuple[jax.Array, ...]:
+    noisy = arguments[2]
+    return noisy.noisy, noisy.timesteps, noisy.context
+
+
 def test_bfloat16_losses_follow_float32(micro: Micro) -> None:
     keys = jax.random.split(jax.random.key(0), 8)
     noisy_batch = draw_noisy_batch(micro.problem, jnp.float32, micro.frozen, micro.images, micro.tokens, keys)
@@ -297,3 +339,55 @@ def test_key_of_an_image_is_its_own(micro: Micro) -> None:
     clone[:] = clone[:1]  # equal images, other noise
     same = draw_noisy_batch(micro.problem, jnp.float32, micro.frozen, clone, micro.tokens, keys)
     assert not np.allclose(same.noisy[0], same.noisy[1])
+
+
+def test_self_attention_features_are_sown_by_both(micro: Micro) -> None:
+    plan = micro.problem.plan
+    shapes = []
+    for config in (plan.teacher, plan.student):
+        inputs = example_inputs(config, 2, 8)
+        _, sown = jax.eval_shape(
+            lambda params, *inputs, config=config: UNet(config).apply({"params": params}, *inputs, mutable=[FEATURES]),
+            parameter_shapes(config),
+            *inputs,
+        )
+        shapes.append({name: leaf.shape for name, leaf in captured(sown).items()})
+    pairs = weighted_pairs(plan, "self_attention", ())
+    assert len(pairs) == sum(".attentions." in name for name, _ in plan.blocks) > 2
+    for pair, weight in pairs:
+        assert shapes[0][pair.teacher] == shapes[1][pair.student]
+        assert weight == 1
+
+
+def test_weights_scale_single_features() -> None:
+    ours, theirs = ({"a": jnp.full((2, 2), value), "b": jnp.full((2, 2), 2 * value)} for value in (0.0, 1.0))
+    pairs = ((FeaturePair("a", "a"), 3.0), (FeaturePair("b", "b"), 0.5))
+    zeros = jnp.zeros((2, 2))
+    terms = distillation_terms(LossWeights(0.0, 0.0, 2.0), zeros, zeros, ours, zeros, theirs, pairs)
+    assert (float(terms["feature/a"]), float(terms["feature/b"])) == (1.0, 4.0)
+    assert float(terms["loss_feature"]) == 3 * 1 + 0.5 * 4
+    assert float(terms["loss"]) == 2 * 5
+    found = shares(pairs, {name: float(value) for name, value in terms.items()})
+    assert found == {"share/a": 0.6, "share/b": 0.4}
+
+
+def test_captions_are_dropped_and_noise_is_offset(micro: Micro) -> None:
+    keys = jax.random.split(jax.random.key(5), 8)
+    empty = tuple(range(8))
+
+    def draw(**changes: Any) -> NoisyBatch:
+        problem = dataclasses.replace(micro.problem, augmentation=Augmentation(**changes))
+        return draw_noisy_batch(problem, jnp.float32, micro.frozen, micro.images, micro.tokens, keys)
+
+    plain, all_dropped = draw(), draw(caption_dropout=1.0, empty_tokens=empty)
+    some = draw(caption_dropout=0.5, empty_tokens=empty)
+    np.testing.assert_array_equal(plain.noisy, all_dropped.noisy)  # nothing else changes
+    np.testing.assert_array_equal(all_dropped.context, jnp.broadcast_to(all_dropped.context[:1], plain.context.shape))
+    gone = np.array([np.array_equal(*pair) for pair in zip(some.context, all_dropped.context, strict=True)])
+    kept = np.array([np.array_equal(*pair) for pair in zip(some.context, plain.context, strict=True)])
+    assert (gone != kept).all()
+    assert 0 < gone.sum() < 8
+    offset = np.asarray(draw(noise_offset=0.5).target - plain.target)  # the target is the noise
+    np.testing.assert_allclose(offset, np.broadcast_to(offset[:, :1, :1], offset.shape), atol=1e-6)
+    assert 0.3 < offset[:, 0, 0].std() < 0.75
+    assert len(np.unique(np.round(offset[:, 0, 0], 6))) == offset[:, 0, 0].size

@@ -1,5 +1,6 @@
 """Cached latents: the same draws as from the images, refused where they don't fit, sharded and resumed."""
 
+import csv
 import dataclasses
 import json
 import shutil
@@ -24,9 +25,11 @@ from bksdm_jax.preparation.latents import LatentConfig, prepare_latents
 from bksdm_jax.preparation.prepare import PrepareConfig, prepare
 from bksdm_jax.preparation.shards import PartWriters, pair_features
 from bksdm_jax.preparation.tfds_folder import write_set
-from bksdm_jax.training.distill import TrainConfig, distill
+from bksdm_jax.training.config import TrainConfig, ValidationConfig
+from bksdm_jax.training.distill import distill
+from bksdm_jax.training.losses import LossWeights
 from bksdm_jax.training.sheets import SheetConfig
-from bksdm_jax.weights.load import load_pipeline
+from bksdm_jax.weights.load import load_pipeline, load_unet
 
 RESOLUTION = 16
 
@@ -156,13 +159,29 @@ def test_a_kill_and_two_processes_make_the_same_set(
             prepare_latents(str(images), config(micro_teacher), RESOLUTION, 2, tmp_path / "killed")
     assert contents(prepare_latents(str(images), config(micro_teacher), RESOLUTION, 2, tmp_path / "killed")) == expected
 
-    monkeypatch.setattr(latents.multihost_utils, "sync_global_devices", lambda name: None)
+    process = 0
+
+    def other_process(name: str) -> None:
+        """The second process starts and ends while the first waits for it for the first time."""
+        nonlocal process
+        if name == "latents claimed" and not process:
+            process = 1
+            made = prepare_latents(str(images), config(micro_teacher), RESOLUTION, 2, tmp_path / "shared")
+            assert not (made / "dataset_info.json").exists()
+            process = 0
+
+    monkeypatch.setattr(latents, "meet", other_process)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    for process in (1, 0):
-        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
-        made = prepare_latents(str(images), config(micro_teacher), RESOLUTION, 2, tmp_path / "shared")
-        assert (made / "dataset_info.json").exists() == (process == 0)
-    assert contents(made) == expected
+    monkeypatch.setattr(jax, "process_index", lambda: process)
+    assert contents(prepare_latents(str(images), config(micro_teacher), RESOLUTION, 2, tmp_path / "shared")) == expected
+
+
+def test_the_u_net_is_not_needed(images: Path, cached: Path, micro_teacher: Path, tmp_path: Path) -> None:
+    teacher = shutil.copytree(micro_teacher, tmp_path / "teacher")
+    for name in ("unet", "text_encoder"):
+        next((teacher / name).glob("*.msgpack")).unlink()
+    with_variant = config(teacher, variant="non_ema")  # which is the U-Net's alone
+    assert contents(prepare_latents(str(images), with_variant, RESOLUTION, 2, tmp_path / "latents")) == contents(cached)
 
 
 def test_a_full_disk_is_told_before_any_work(
@@ -216,7 +235,7 @@ def test_a_run_trains_on_them(cached: Path, micro_teacher: Path, tmp_path: Path)
         "mid_block",
         str(cached),
         resolution=RESOLUTION,
-        steps=2,
+        steps=3,
         batch_size=8,
         accumulation=1,
         dtype="float32",
@@ -226,4 +245,28 @@ def test_a_run_trains_on_them(cached: Path, micro_teacher: Path, tmp_path: Path)
     with pytest.raises(InputError, match="crop 'centre', the run needs 'random'"):
         distill(dataclasses.replace(settings, random_crop=True), tmp_path / "other")
     assert not (tmp_path / "other").exists()
-    assert distill(settings, tmp_path / "run") == tmp_path / "run" / "model"
+    validation = ValidationConfig(every=1, images=8)
+    whole = dataclasses.replace(settings, loss=LossWeights(feature=0.5), validation=validation, profile_step=1)
+    assert distill(whole, tmp_path / "run") == tmp_path / "run" / "model"
+    with (tmp_path / "run" / "validation.csv").open(newline="") as file:
+        first, *_, last = csv.DictReader(file)
+    assert first["loss"] == first["raw/loss"]  # after one update the moving average is the weights
+    assert last["loss"] != last["raw/loss"]
+    task, output, feature = (float(last[f"loss_{term}"]) for term in ("task", "output", "feature"))
+    assert float(last["loss"]) == pytest.approx(task + output + 0.5 * feature, rel=1e-5)
+    assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
+    again = dataclasses.replace(whole, profile_step=0, save_weights="raw")
+    assert distill(again, tmp_path / "again") == tmp_path / "again" / "model"
+    texts, cards = (
+        [(tmp_path / name / path).read_text() for name in ("run", "again")]
+        for path in ("validation.csv", "model/README.md")
+    )
+    assert texts[0] == texts[1]
+    assert "| `weights` | the moving average |" in cards[0]
+    assert "| `weights` | those of the last update |" in cards[1]
+    average, raw = (load_unet(tmp_path / name / "model").params["conv_in"]["kernel"] for name in ("run", "again"))
+    assert not np.array_equal(average, raw)
+    with pytest.raises(InputError, match=r"examples: 99, but .* has"):
+        distill(dataclasses.replace(settings, examples=99), tmp_path / "other")
+    with pytest.raises(InputError, match=r"split: unknown name 'test'"):
+        distill(dataclasses.replace(settings, validation=ValidationConfig(split="test")), tmp_path / "other")

@@ -210,6 +210,11 @@ def test_any_tfds_set(tmp_path: Path, file_format: str) -> None:
         np.testing.assert_array_equal(np.asarray(example.image()), np.asarray(picture(int(example.texts[0]))))
         assert example.texts[1] == "two"
     assert list(rejects(made).values()) == ["no caption"]
+    file = next(source.glob("*record*"))
+    file.write_bytes(file.read_bytes()[: -file.stat().st_size // 2])
+    prepare_again = config(source, text_column="captions/text", most_rejects=0.5)
+    with pytest.raises(InputError, match="of 6 pairs can't be used"):  # each that the file is to have counts
+        prepare(prepare_again, tmp_path / "damaged")
     with pytest.raises(InputError, match=r"no feature 'text'; it has image, captions|no feature 'text'.*captions"):
         prepare(config(source), tmp_path / "other")
     with pytest.raises(InputError, match="split: unknown name 'test'"):

@@ -1,7 +1,7 @@
 """A folder of images with captions in `metadata.csv`."""
 
 import dataclasses
-from pathlib import Path, PurePath
+from pathlib import PurePath
 
 import numpy as np
 from PIL import Image
@@ -9,13 +9,14 @@ from PIL import Image
 from bksdm_jax.data.decode import fit_square, open_image, to_rgb
 from bksdm_jax.data.tables import read_table
 from bksdm_jax.errors import InputError
+from bksdm_jax.places import AnyPath, place, read_bytes
 
 
 @dataclasses.dataclass(frozen=True)
 class FileExample:
     """An image file and its caption."""
 
-    path: Path
+    path: AnyPath
     name: str
     text: str
 
@@ -29,13 +30,13 @@ class FileExample:
         return read_image(self.path)
 
 
-def read_image_folder(folder: str | Path) -> list[FileExample]:
+def read_image_folder(folder: str | AnyPath) -> list[FileExample]:
     """The examples that `metadata.csv` (`file_name,text`) of a folder lists, in its order.
 
     Raises:
         InputError: no folder, no table, or a listed image that isn't in the folder.
     """
-    folder = Path(folder).expanduser()
+    folder = place(folder)
     table = folder / "metadata.csv"
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; expected images and a metadata.csv with file_name,text")
@@ -53,7 +54,7 @@ def read_image_folder(folder: str | Path) -> list[FileExample]:
     return examples
 
 
-def load_image(path: Path, resolution: int | None = None) -> np.ndarray:
+def load_image(path: AnyPath, resolution: int | None = None) -> np.ndarray:
     """An image file, fitted to a square by `fit_square`, or as it is.
 
     Args:
@@ -73,13 +74,14 @@ def load_image(path: Path, resolution: int | None = None) -> np.ndarray:
         raise _unreadable(path, error) from error
 
 
-def read_image(path: Path) -> Image.Image:
+def read_image(path: AnyPath) -> Image.Image:
     """An image file as RGB, upright; raises `InputError` as `load_image`."""
+    data = read_bytes(path)
     try:
-        return to_rgb(open_image(path.read_bytes()))
-    except (OSError, ValueError) as error:
+        return to_rgb(open_image(data))
+    except ValueError as error:
         raise _unreadable(path, error) from error
 
 
-def _unreadable(path: Path, error: Exception) -> InputError:
+def _unreadable(path: AnyPath, error: Exception) -> InputError:
     return InputError(f"{path}: not a readable image ({error}); mend it or remove its row")

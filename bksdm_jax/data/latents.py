@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-from pathlib import Path
 
 import numpy as np
 
@@ -10,6 +9,7 @@ from bksdm_jax import trees
 from bksdm_jax.data.cached import IDENTITY
 from bksdm_jax.errors import InputError
 from bksdm_jax.files import read_json
+from bksdm_jax.places import AnyPath
 from bksdm_jax.weights.pipeline import Network
 from bksdm_jax.weights.tokenizer import Tokenizer
 
@@ -55,7 +55,7 @@ def weights_sha256(network: Network) -> str:
     return digest.hexdigest()
 
 
-def require_identity(folder: Path, wanted: LatentIdentity) -> None:
+def require_identity(folder: AnyPath, wanted: LatentIdentity) -> None:
     """Holds a set of cached latents to what a run needs.
 
     A cache with mirrored images serves a run without them; all else must be the same.

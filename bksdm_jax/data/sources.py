@@ -1,5 +1,6 @@
 """Images with captions, wherever they lie: a folder of files, or a TFDS set."""
 
+import dataclasses
 import hashlib
 import resource
 from collections.abc import Sequence
@@ -8,12 +9,15 @@ from typing import Any, Protocol
 
 import numpy as np
 import tensorflow_datasets as tfds
+from etils import epath
 from PIL import Image
 
 from bksdm_jax.data.cached import IDENTITY, CachedExample
 from bksdm_jax.data.decode import fit_square, open_image, to_rgb
 from bksdm_jax.data.image_folder import read_image_folder
-from bksdm_jax.errors import InputError, one_of
+from bksdm_jax.errors import InputError, in_short, one_of
+from bksdm_jax.places import AnyPath, place, read_bytes
+from bksdm_jax.processes import is_first, meet
 from bksdm_jax.shapes.world import ShapesWorld, build
 
 _INFO = "dataset_info.json"  # what makes a folder a TFDS set
@@ -29,22 +33,28 @@ class Example(Protocol):
         """RGB, upright; raises `InputError` if it can't be read."""
 
 
-def data_folder(name: str | Path) -> Path:
+def data_folder(name: str | Path) -> epath.Path:
     """The folder that a name of data stands for.
 
     `shapes_world/demo` and `shapes_world/full` are written, unless they are there, where TFDS keeps its sets
-    (`TFDS_DATA_DIR`, by default `~/tensorflow_datasets`); every other name is a folder's own.
+    (`TFDS_DATA_DIR`, by default `~/tensorflow_datasets`); every other name is a folder's own, of this machine or a
+    bucket (`gs://`).
 
     Raises:
-        InputError: the set can't be written there.
+        InputError: the set can't be written there, or the bucket not be reached.
     """
     prefix, _, config = str(name).partition("/")
     if prefix == ShapesWorld.name and config in ShapesWorld.builder_configs and not Path(name).exists():
-        return build(Path(tfds.core.constants.DATA_DIR), config)
-    return Path(name).expanduser().resolve()
+        if not is_first():
+            meet("built")  # the first writes, and others find it there, or write it if their disk is another
+        folder = build(Path(tfds.core.constants.DATA_DIR), config)
+        if is_first():
+            meet("built")
+        return epath.Path(folder)
+    return place(name)
 
 
-def open_examples(folder: Path, split: str = "train") -> Sequence[Example | CachedExample]:
+def open_examples(folder: AnyPath, split: str = "train") -> Sequence[Example | CachedExample]:
     """The examples of an image folder (`metadata.csv`), or of a split of a TFDS set written as ArrayRecord.
 
     Args:
@@ -56,10 +66,10 @@ def open_examples(folder: Path, split: str = "train") -> Sequence[Example | Cach
     """
     if (folder / _INFO).is_file():
         return TfdsExamples(folder, split)
-    inner = next((found.parent for depth in ("*", "*/*") for found in sorted(folder.glob(f"{depth}/{_INFO}"))), None)
-    if inner is not None and not (folder / "metadata.csv").exists():
-        raise InputError(f"{folder}: a TFDS set is named by the folder of its version, here {inner}")
     if folder.is_dir() and not (folder / "metadata.csv").exists():
+        inner = next((found for depth in ("*", "*/*") for found in sorted(folder.glob(f"{depth}/{_INFO}"))), None)
+        if inner is not None:
+            raise InputError(f"{folder}: a TFDS set is named by the folder of its version, here {inner.parent}")
         raise InputError(
             f"{folder / 'metadata.csv'}: can't be read, there is none, and no {_INFO} of a TFDS set either; "
             "launch.prepare makes sets out of other tables and of archives"
@@ -67,9 +77,30 @@ def open_examples(folder: Path, split: str = "train") -> Sequence[Example | Cach
     return read_image_folder(folder)
 
 
+@dataclasses.dataclass(frozen=True)
+class First(Sequence[Example | CachedExample]):
+    """The first `count` of some examples."""
+
+    examples: Sequence[Example | CachedExample]
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Example | CachedExample:
+        if not 0 <= index < self.count:
+            raise IndexError(f"{self.count} examples, none at {index}")
+        return self.examples[index]
+
+
 def is_cached(examples: Sequence[Example | CachedExample]) -> bool:
     """Whether these are cached latents."""
     return isinstance(examples, TfdsExamples) and examples.cached
+
+
+def has_split(examples: Sequence[Example | CachedExample], split: str) -> bool:
+    """Whether the TFDS set that these are of has that split too."""
+    return isinstance(examples, TfdsExamples) and split in examples.splits
 
 
 def square_image(
@@ -87,24 +118,29 @@ def square_image(
         raise InputError(f"{example.name}: {error}") from error
 
 
-def fingerprint(folder: Path) -> str:
+def fingerprint(folder: AnyPath) -> str:
     """SHA-256 that tells one set of examples from another: of the table, or of what the TFDS set says of itself."""
     names = (_INFO, IDENTITY) if (folder / _INFO).is_file() else ("metadata.csv",)
-    contents = (path.read_bytes() for path in map(folder.joinpath, names) if path.is_file())
+    contents = (read_bytes(path) for path in map(folder.joinpath, names) if path.is_file())
     return hashlib.sha256(b"".join(contents)).hexdigest()
+
+
+def open_set(folder: AnyPath) -> tfds.core.DatasetBuilder:
+    """A TFDS set, by the folder with its `dataset_info.json`; raises `InputError` if it can't be opened."""
+    try:
+        return tfds.builder_from_directory(folder)
+    except Exception as error:  # TFDS raises whatever its parsers do
+        raise InputError(f"{folder}: TFDS can't open this set ({in_short(error)})") from error
 
 
 class TfdsExamples(Sequence[Example | CachedExample]):
     """A split of a TFDS set with `image` and `text`, or of cached latents (`cached`), read record by record."""
 
-    def __init__(self, folder: Path, split: str) -> None:
-        try:
-            builder = tfds.builder_from_directory(folder)
-        except Exception as error:  # TFDS raises whatever its parsers do
-            reason = " ".join(str(error).split())[:200]
-            raise InputError(f"{folder}: TFDS can't open this set ({reason})") from error
+    def __init__(self, folder: AnyPath, split: str) -> None:
+        builder = open_set(folder)
         if split not in builder.info.splits:
             raise one_of("split", split, builder.info.splits)
+        self.splits = tuple(builder.info.splits)
         self.cached = "moments" in builder.info.features
         if not self.cached:
             _require_pairs(folder, builder.info.features)
@@ -114,8 +150,9 @@ class TfdsExamples(Sequence[Example | CachedExample]):
         try:
             self._records: Sequence[Any] = builder.as_data_source(split=split, decoders=decoders)
         except Exception as error:
-            reason = " ".join(str(error).split())[:200]
-            raise InputError(f"{folder}: not readable by random access ({reason}); write it as array_record") from error
+            raise InputError(
+                f"{folder}: not readable by random access ({in_short(error)}); write it as array_record"
+            ) from error
         if not len(self._records):
             raise InputError(f"{folder}: split {split!r} is empty")
         self._place = f"{folder}: split {split!r}"
@@ -130,8 +167,7 @@ class TfdsExamples(Sequence[Example | CachedExample]):
             record = self._records[index]
             return CachedExample(record) if self.cached else TfdsExample(record, f"{self._place}: example {index}")
         except Exception as error:  # ArrayRecord and the decoders raise many types
-            reason = " ".join(str(error).split())[:200]
-            raise InputError(f"{self._place}: example {index} can't be read ({reason})") from error
+            raise InputError(f"{self._place}: example {index} can't be read ({in_short(error)})") from error
 
 
 def _allow_open(files: int) -> None:
@@ -143,7 +179,7 @@ def _allow_open(files: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
 
 
-def _require_pairs(folder: Path, features: tfds.features.FeaturesDict) -> None:
+def _require_pairs(folder: AnyPath, features: tfds.features.FeaturesDict) -> None:
     missing = {"image", "text"} - set(features)
     if missing:
         found = ", ".join(features)

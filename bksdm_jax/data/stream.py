@@ -48,7 +48,7 @@ def training_batches(
     tokenizer: Tokenizer,
     config: StreamConfig,
     start_step: int = 0,
-    process: tuple[int, int] = (0, 1),
+    rows: Sequence[int] | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Endless batches from `start_step` on; every epoch has its own order.
 
@@ -60,7 +60,7 @@ def training_batches(
         tokenizer: of the text encoder; cached latents have token ids already.
         config: see there.
         start_step: the first batch is the one that an undisturbed run would see at this step.
-        process: (index, count): this process reads its share of each micro-batch.
+        rows: places in each micro-batch that this process reads, ascending; None: all.
 
     Yields:
         with A micro-batches of M images for this process, `tokens` int32 [A, M, T], and `images` uint8 [A, M, H, W, 3]
@@ -69,13 +69,11 @@ def training_batches(
     Raises:
         InputError: the batch doesn't divide, or (while iterating) an unreadable image.
     """
-    index, count = process
-    share, rest = divmod(config.batch_size, config.accumulation * count)
-    if rest or not share:
-        raise InputError(
-            f"batch_size: {config.batch_size} doesn't divide by accumulation {config.accumulation}"
-            + (f" x {count} processes" if count > 1 else "")
-        )
+    micro_batch, rest = divmod(config.batch_size, config.accumulation)
+    if rest or not micro_batch:
+        raise InputError(f"batch_size: {config.batch_size} doesn't divide by accumulation {config.accumulation}")
+    rows = range(micro_batch) if rows is None else rows
+    share = len(rows)
 
     def load(example: Example | CachedExample, rng: np.random.Generator) -> dict[str, np.ndarray]:
         caption = int(rng.integers(len(example.texts))) if len(example.texts) > 1 else 0
@@ -92,14 +90,14 @@ def training_batches(
     batch, workers = config.accumulation * share, max(config.workers, 1)
 
     def own(position: int) -> dict[str, np.ndarray]:
-        """This process's share of each micro-batch, so that an image meets the same noise on any number of them."""
+        """This process's rows of each micro-batch, so that an image meets the same noise on any number of them."""
         turn, worker = divmod(position, workers)  # Grain deals positions out to workers, and takes batches in turn
         step, offset = divmod(turn, batch)
-        position = (start_step + step * workers + worker) * batch + offset
-        micro_batch, offset = divmod(position, share)
-        return loaded[(micro_batch * count + index) * share + offset]
+        part, row = divmod(offset, share)
+        step = start_step + step * workers + worker
+        return loaded[step * config.batch_size + part * micro_batch + rows[row]]
 
-    length = (len(loaded) // count // batch - start_step) // workers * workers * batch
+    length = (len(loaded) // config.batch_size - start_step) // workers * workers * batch
     examples_ahead = grain.ReadOptions(num_threads=_THREADS if not config.workers else 1, prefetch_buffer_size=256)
     stream = grain.MapDataset.range(length).map(own).to_iter_dataset(examples_ahead)
     stream = stream.batch(share).batch(config.accumulation)

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from bksdm_jax.errors import InputError, nearest
 from bksdm_jax.files import atomic_file, read_text
+from bksdm_jax.places import AnyPath
 
 
-def read_table(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
+def read_table(path: AnyPath, columns: tuple[str, ...]) -> list[dict[str, str]]:
     """The rows of a `.csv` file that has a header with at least `columns`; any text encoding that `read_text` knows.
 
     Raises:

@@ -21,7 +21,8 @@ from bksdm_jax.pruning.prune import PruneConfig, StudentInit, plan_student, prun
 from bksdm_jax.reports.page import write_page
 from bksdm_jax.shapes.render import PIXELS
 from bksdm_jax.shapes.world import ShapesWorld, build
-from bksdm_jax.training.distill import TrainConfig, distill, require_settings
+from bksdm_jax.training.config import TrainConfig, require_settings
+from bksdm_jax.training.distill import distill
 from bksdm_jax.training.losses import LossWeights
 from bksdm_jax.training.sheets import SheetConfig
 from bksdm_jax.training.state import OptimizerConfig

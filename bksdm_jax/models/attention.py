@@ -251,7 +251,10 @@ class FeedForward(nn.Module):
 
 
 class TransformerLayer(nn.Module):
-    """Self-attention, cross-attention, feed-forward, each behind a LayerNorm and added to its input."""
+    """Self-attention, cross-attention, feed-forward, each behind a LayerNorm and added to its input.
+
+    What self-attention adds is sown as `features/.../attn1`, [B, N, C].
+    """
 
     heads: int
     upcast: bool = False
@@ -266,7 +269,9 @@ class TransformerLayer(nn.Module):
         def attention(name: str) -> Attention:
             return Attention(self.heads, self.upcast, self.dtype, self.attention, name=name)
 
-        x = x + attention("attn1")(norm("norm1")(x))
+        attended = attention("attn1")(norm("norm1")(x))
+        self.sow("features", "attn1_features", attended)
+        x = x + attended
         x = x + attention("attn2")(norm("norm2")(x), context)
         return x + FeedForward(self.dtype, name="ff")(norm("norm3")(x))
 

@@ -23,6 +23,7 @@ from bksdm_jax.models.layers import (
     conv,
     timestep_embedding,
 )
+from bksdm_jax.models.remat import rematerialised
 
 FEATURES = "features"
 """The variable collection that captured features are sown into."""
@@ -152,21 +153,23 @@ def block_table(config: UNetConfig) -> tuple[tuple[Block, ...], tuple[Skip, ...]
 
 
 KINDS = {
-    "resnet": lambda row, cfg, dtype, _: ResnetBlock(
-        row.out_width, cfg.norm_groups, cfg.norm_epsilon, dtype, name=flax_name(row.leaf)
+    "resnet": (
+        ResnetBlock,
+        lambda row, cfg: {"width": row.out_width, "groups": cfg.norm_groups, "epsilon": cfg.norm_epsilon},
     ),
-    "attention": lambda row, cfg, dtype, attention: SpatialTransformer(
-        row.heads,
-        cfg.linear_projection,
-        cfg.upcast_attention,
-        cfg.norm_groups,
-        dtype,
-        attention,
-        name=flax_name(row.leaf),
+    "attention": (
+        SpatialTransformer,
+        lambda row, cfg: {
+            "heads": row.heads,
+            "linear_projection": cfg.linear_projection,
+            "upcast": cfg.upcast_attention,
+            "groups": cfg.norm_groups,
+        },
     ),
-    "downsampler": lambda row, cfg, dtype, _: Downsample(row.out_width, dtype=dtype, name=flax_name(row.leaf)),
-    "upsampler": lambda row, cfg, dtype, _: Upsample(row.out_width, dtype=dtype, name=flax_name(row.leaf)),
+    "downsampler": (Downsample, lambda row, cfg: {"width": row.out_width}),
+    "upsampler": (Upsample, lambda row, cfg: {"width": row.out_width}),
 }
+"""Kind of a row -> its module, and that module's settings."""
 
 
 def flax_name(name: str) -> str:
@@ -181,6 +184,7 @@ class UNetStage(nn.Module):
     config: UNetConfig
     dtype: jnp.dtype
     attention: str
+    remat: str
 
     @nn.compact
     def __call__(
@@ -190,7 +194,12 @@ class UNetStage(nn.Module):
         for row in self.rows:
             if row.pops:
                 x, skips = jnp.concatenate([x, skips[-1]], axis=-1), skips[:-1]
-            x = KINDS[row.kind](row, self.config, self.dtype, self.attention)(x, *inputs[row.kind])
+            block, settings = KINDS[row.kind]
+            more = {"attention": self.attention} if row.kind == "attention" else {}
+            block = rematerialised(block, row.kind, self.remat)
+            x = block(**settings(row, self.config), **more, dtype=self.dtype, name=flax_name(row.leaf))(
+                x, *inputs[row.kind]
+            )
             if row.pushes:
                 skips = (*skips, x)
         return x, skips
@@ -200,14 +209,15 @@ class UNet(nn.Module):
     """Predicts noise (or velocity) from a noisy latent, its timestep and the text states.
 
     With the collection `FEATURES` mutable, the output of every stage is sown under its name (`down_blocks.0`), and
-    that of every attention block's `proj_out`; `captured` lists them. Otherwise nothing is kept.
+    those of every attention block's `attn1` and `proj_out`; `captured` lists them. Otherwise nothing is kept.
 
-    `attention` is a key of `attention.IMPLEMENTATIONS`.
+    `attention` is a key of `attention.IMPLEMENTATIONS`, `remat` one of `remat.POLICIES`.
     """
 
     config: UNetConfig
     dtype: jnp.dtype = jnp.float32
     attention: str = "auto"
+    remat: str = "none"
 
     @nn.compact
     def __call__(self, latents: jax.Array, timesteps: jax.Array, context: jax.Array) -> jax.Array:
@@ -224,9 +234,10 @@ class UNet(nn.Module):
         rows, unused = block_table(cfg)
         assert not unused, unused
         skips: tuple[jax.Array, ...] = (x,)
+        stage_class = rematerialised(UNetStage, "stage", self.remat)
         for name in cfg.stages():
             stage_rows = tuple(row for row in rows if row.stage == name)
-            stage = UNetStage(stage_rows, cfg, self.dtype, self.attention, name=flax_name(name))
+            stage = stage_class(stage_rows, cfg, self.dtype, self.attention, self.remat, name=flax_name(name))
             x, skips = stage(x, skips, temb, context)
             self.sow(FEATURES, f"{name}_features", x)
         assert not skips
@@ -237,7 +248,8 @@ class UNet(nn.Module):
 def captured(variables: Mapping[str, Any]) -> dict[str, jax.Array]:
     """The features that `UNet.apply(..., mutable=[FEATURES])` sowed, under Diffusers' names.
 
-    Stage outputs are `down_blocks.0`; projections `down_blocks.2.attentions.1.proj_out`. Each is [B, H, W, C].
+    Stage outputs are `down_blocks.0`, projections `down_blocks.2.attentions.1.proj_out`, each [B, H, W, C]; what
+    self-attention adds is `down_blocks.2.attentions.1.transformer_blocks.0.attn1`, [B, H * W, C].
     """
     features = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables[FEATURES]):

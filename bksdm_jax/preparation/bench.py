@@ -163,7 +163,9 @@ def _numbers(
     config = StreamConfig(1, _BATCH, 2, flip=True, seed=0, workers=workers)
     parts = []
     for index in range(processes):
-        stream = training_batches(examples, _numbered_tokens, config, start, (index, processes))
+        share = _BATCH // 2 // processes
+        rows = range(index * share, (index + 1) * share)
+        stream = training_batches(examples, _numbered_tokens, config, start, rows)
         parts.append(np.stack([next(stream)["tokens"][..., 0] for _ in range(steps)]))
     return np.concatenate(parts, axis=2)
 

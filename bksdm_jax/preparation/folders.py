@@ -12,7 +12,8 @@ from typing import Any, BinaryIO
 
 from etils import epath
 
-from bksdm_jax.errors import InputError, nearest
+from bksdm_jax.errors import InputError, in_short, nearest
+from bksdm_jax.places import is_remote
 from bksdm_jax.preparation.pairs import MOST_BYTES, Chunk, Pair, Reject, checked_texts, is_inside
 
 TABLES = ("metadata.csv", "metadata.jsonl")
@@ -38,7 +39,9 @@ class FolderChunk:
             try:
                 yield Pair(name, _file_bytes(self.folder / name), texts)
             except (OSError, ValueError) as error:
-                yield Reject(name, getattr(error, "strerror", None) or str(error))
+                yield Reject(name, in_short(error))
+            except Exception as error:  # of a store's client: of the connection, not of the file
+                raise InputError(f"{self.folder / name}: can't be read ({in_short(error)})") from error
 
 
 class FolderSource:
@@ -94,8 +97,10 @@ class FolderSource:
             raise InputError(f"{self._table}: not {_UNICODE}; save it as UTF-8") from error
         except csv.Error as error:
             raise InputError(f"{self._table}: not a readable CSV file ({error})") from error
-        except OSError as error:
-            raise InputError(f"{self._table}: can't be read ({error.strerror or error})") from error
+        except InputError:
+            raise
+        except Exception as error:  # the system's, or types of a store's client
+            raise InputError(f"{self._table}: can't be read ({in_short(error)})") from error
 
 
 def _mark(name: str) -> bytes:
@@ -176,10 +181,11 @@ def _checked(where: str, row: Any, columns: tuple[str, str]) -> tuple[str, tuple
 
 def _file_bytes(path: epath.Path) -> bytes:
     """Raises `ValueError` or `OSError` if there is no such file, or one too large."""
-    if not path.exists():
-        raise ValueError("no such file")
-    if path.is_dir() or not path.is_file():
-        raise ValueError("no file, but a folder or device")
+    if not is_remote(path):
+        if not path.exists():
+            raise ValueError("no such file")
+        if not path.is_file():
+            raise ValueError("no file, but a folder or device")
     with path.open("rb") as file:
         data = file.read(MOST_BYTES + 1)
     if len(data) > MOST_BYTES:

@@ -12,12 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
-from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from bksdm_jax.data.cached import IDENTITY, latent_features, to_bits
 from bksdm_jax.data.latents import latent_identity
-from bksdm_jax.data.sources import Example, data_folder, fingerprint, is_cached, open_examples, square_image
+from bksdm_jax.data.sources import Example, data_folder, fingerprint, is_cached, open_examples, open_set, square_image
 from bksdm_jax.data.stream import in_one_line
 from bksdm_jax.dtypes import cast_frozen, compute_dtype, exact_products
 from bksdm_jax.errors import InputError, whole_number
@@ -25,8 +24,10 @@ from bksdm_jax.files import make_folder, read_json, require_space, write_json
 from bksdm_jax.images import to_unit
 from bksdm_jax.interrupts import Interrupts
 from bksdm_jax.models.vae import VAE, VAEConfig
+from bksdm_jax.places import AnyPath
 from bksdm_jax.preparation.shards import PartWriters, record_path
 from bksdm_jax.preparation.tfds_folder import INFO, PARTS, clear, write_set
+from bksdm_jax.processes import is_first, meet
 from bksdm_jax.progress import Progress
 from bksdm_jax.weights.load import find_pipeline, load_pipeline
 from bksdm_jax.weights.pipeline import Pipeline
@@ -34,6 +35,7 @@ from bksdm_jax.workdir import claim, require_same
 
 _TEXT = 1000  # bytes of an example besides its latents, about
 _MAY_CHANGE = ("batch_size",)
+_NETWORKS = ("vae",)  # whose weights are needed
 Encode = Callable[[np.ndarray], np.ndarray]
 
 
@@ -93,8 +95,8 @@ def prepare_latents(source: str, config: LatentConfig, resolution: int, chunk: i
     splits = {split: open_examples(folder, split) for split in _split_names(folder)}
     if any(map(is_cached, splits.values())):
         raise InputError(f"{folder}: these are latents already; name the set of images that they were made of")
-    place = find_pipeline(config.pipeline, config.revision, config.variant)
-    pipeline = load_pipeline(place, config.variant, config.tokenizer, config.prediction)
+    place = find_pipeline(config.pipeline, config.revision, config.variant, networks=_NETWORKS)
+    pipeline = load_pipeline(place, config.variant, config.tokenizer, config.prediction, _NETWORKS)
     vae = pipeline.vae.config
     resolution = resolution or pipeline.resolution()
     if resolution % vae.factor:
@@ -111,7 +113,9 @@ def prepare_latents(source: str, config: LatentConfig, resolution: int, chunk: i
     logging.info("the latents will take %.1f MiB", needed / 2**20)
     written = sum(path.stat().st_size for path in workdir.rglob("*.array_record*") if path.is_file())
     require_space(workdir, max(needed - written, 0))
-    claim(workdir, settings)
+    if is_first():
+        claim(workdir, settings)
+    meet("latents claimed")
     chunks = [
         _Chunk(split, start, min(start + chunk, len(examples)))
         for split, examples in splits.items()
@@ -122,11 +126,10 @@ def prepare_latents(source: str, config: LatentConfig, resolution: int, chunk: i
     with exact_products(config.dtype):
         encode = make_encode(vae, cast_frozen(pipeline.vae.params, dtype), dtype, config.flip, config.batch_size)
         done = _encode_all(splits, chunks, parts, features, pipeline, encode, resolution)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("latents")
+    meet("latents encoded")
     if not done:
         return None
-    if jax.process_index() == 0:
+    if is_first():
         write_json(workdir / IDENTITY, dataclasses.asdict(identity))
         records = [read_json(record_path(parts, index)) for index in range(len(chunks))]
         write_set(workdir, "latents", "Latents of images, with captions.", features, records, tuple(splits))
@@ -226,11 +229,8 @@ def _batches(
         yield [example for example, _ in waiting], np.stack([image for _, image in waiting])
 
 
-def _split_names(folder: Path) -> list[str]:
-    try:
-        names = list(tfds.builder_from_directory(folder).info.splits)
-    except Exception as error:  # TFDS raises whatever its parsers do
-        raise InputError(f"{folder}: TFDS can't open this set ({' '.join(str(error).split())[:200]})") from error
+def _split_names(folder: AnyPath) -> list[str]:
+    names = list(open_set(folder).info.splits)
     odd = [name for name in names if not re.fullmatch(r"\w{1,64}", name)]
     if odd or not names:
         raise InputError(f"{folder}: splits {names!r:.200}; expected names of letters and digits, which name files")

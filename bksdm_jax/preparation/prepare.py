@@ -12,6 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
+import jax
 from etils import epath
 
 from bksdm_jax.data.decode import MOST_PIXELS
@@ -19,6 +20,7 @@ from bksdm_jax.data.tables import write_table
 from bksdm_jax.errors import InputError, finite_number, one_of, whole_number
 from bksdm_jax.files import make_folder, read_json, write_json
 from bksdm_jax.interrupts import Interrupts
+from bksdm_jax.places import place
 from bksdm_jax.preparation.folders import TABLES, FolderSource
 from bksdm_jax.preparation.latents import LatentConfig, prepare_latents
 from bksdm_jax.preparation.pairs import Source
@@ -85,11 +87,13 @@ def prepare(config: PrepareConfig, workdir: Path) -> Path | None:
         InputError: a setting or the source can't be used, the disk not written, or too much of the source is rejected.
     """
     _require_settings(config)
+    if not config.latents.pipeline and jax.process_count() > 1:
+        raise InputError(f"{jax.process_count()} processes are for latents; images are prepared by one, with workers")
     if config.latents.pipeline:
         return prepare_latents(config.source, config.latents, config.resolution, config.chunk, workdir)
     source = _open_source(config)
     record = {key: value for key, value in dataclasses.asdict(config).items() if key != "latents"}
-    record |= {"source": str(_place(config.source)), "fingerprint": source.fingerprint}
+    record |= {"source": str(place(config.source)), "fingerprint": source.fingerprint}
     require_same(workdir, record, _MAY_CHANGE)
     if (workdir / INFO).exists():
         clear(workdir)  # a kill may have come before that
@@ -123,13 +127,8 @@ def _require_settings(config: PrepareConfig) -> None:
         finite_number("config", key, getattr(config, key), 0, 1)
 
 
-def _place(name: str) -> epath.Path:
-    place = epath.Path(name).expanduser()
-    return place if "://" in name else place.resolve()
-
-
 def _open_source(config: PrepareConfig) -> Source:
-    folder = _place(config.source)
+    folder = place(config.source)
     if not folder.is_dir():
         raise InputError(f"{config.source}: no such folder")
     kind = config.kind if config.kind != "auto" else _kind(folder)

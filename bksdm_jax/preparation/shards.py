@@ -15,7 +15,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 
 from bksdm_jax.data.decode import is_upright, open_image, to_rgb
-from bksdm_jax.errors import InputError
+from bksdm_jax.errors import InputError, in_short
 from bksdm_jax.files import write_json
 from bksdm_jax.preparation.pairs import Chunk, Pair, Reject, printable, share
 
@@ -131,8 +131,7 @@ class PartWriters:
                 _partial(self._paths[split]).unlink(missing_ok=True)
 
     def _failed(self, error: Exception) -> InputError:
-        reason = " ".join(str(error).split())[:200]
-        return InputError(f"{self._folder}: can't be written; is the disk full? ({reason})")
+        return InputError(f"{self._folder}: can't be written; is the disk full? ({in_short(error)})")
 
 
 def _partial(path: Path) -> Path:
@@ -208,5 +207,5 @@ def storable(data: bytes, config: ShardConfig) -> tuple[bytes, tuple[int, int]]:
     try:
         image.save(buffer, "JPEG" if shrinks else "PNG", quality=_QUALITY)
     except Exception as error:  # Pillow's encoders raise many types
-        raise ValueError(f"can't be stored: {' '.join(str(error).split())}") from error
+        raise ValueError(f"can't be stored: {in_short(error)}") from error
     return buffer.getvalue(), image.size

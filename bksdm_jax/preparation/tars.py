@@ -1,16 +1,18 @@
 """WebDataset archives, as img2dataset writes them: in each `.tar`, files that share a name up to its first dot."""
 
+import concurrent.futures
 import dataclasses
 import hashlib
 import io
 import json
 import tarfile
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 from etils import epath
 
-from bksdm_jax.errors import InputError
+from bksdm_jax.errors import InputError, in_short
+from bksdm_jax.places import size_and_time
 from bksdm_jax.preparation.pairs import MOST_BYTES, Chunk, Pair, Reject, checked_texts, printable
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
@@ -87,7 +89,7 @@ class TarChunk:
                 yield from self._end(file, rest)
         except Exception as error:  # tarfile raises many types besides its own
             yield from self._pair(group)
-            yield Reject(self.path.name, f"no whole archive ({' '.join(str(error).split())[:160]}); the rest is lost")
+            yield Reject(self.path.name, f"no whole archive ({in_short(error)}); the rest is lost")
 
     def _end(self, file: io.RawIOBase, offset: int) -> Iterator[Reject]:
         """What is wrong with the end of an archive."""
@@ -161,11 +163,9 @@ class TarSource:
         if not self._paths:
             raise InputError(f"{folder}: no .tar files")
         self._column, self.total = column, len(self._paths)
-        try:  # of the system, since etils asks for the owner's name too, which may not be known here
-            facts = [Path(path).stat() for path in self._paths]
-        except OSError as error:
-            raise InputError(f"{error.filename}: can't be read ({error.strerror})") from error
-        table = [(path.name, fact.st_size, fact.st_mtime_ns) for path, fact in zip(self._paths, facts, strict=True)]
+        with concurrent.futures.ThreadPoolExecutor(16) as pool:  # each may be a request to a store
+            facts = list(pool.map(size_and_time, self._paths))
+        table = [(path.name, *fact) for path, fact in zip(self._paths, facts, strict=True)]
         self.fingerprint = hashlib.sha256(json.dumps(table).encode()).hexdigest()
 
     def chunks(self) -> Iterator[Chunk]:

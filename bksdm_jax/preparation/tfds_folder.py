@@ -13,7 +13,7 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.core import naming, splits
 
-from bksdm_jax.errors import InputError
+from bksdm_jax.errors import InputError, in_short
 from bksdm_jax.files import atomic_file
 from bksdm_jax.preparation.shards import SPLITS, TRAIN, part_path
 
@@ -129,7 +129,7 @@ def _place(parts: Sequence[Path], target: Path) -> None:
     except InputError:
         raise
     except Exception as error:  # ArrayRecord raises types of its own
-        raise InputError(f"{target}: can't be written ({' '.join(str(error).split())[:200]})") from error
+        raise InputError(f"{target}: can't be written ({in_short(error)})") from error
 
 
 def _join(parts: Sequence[Path], target: Path) -> None:

@@ -10,7 +10,8 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from etils import epath
 
-from bksdm_jax.errors import InputError, nearest, one_of
+from bksdm_jax.data.sources import open_set
+from bksdm_jax.errors import InputError, in_short, nearest, one_of
 from bksdm_jax.preparation.pairs import Chunk, Pair, Reject, checked_texts
 
 _ARRAY_RECORD, _TF_RECORD = "array_record", "tfrecord"
@@ -18,29 +19,33 @@ _ARRAY_RECORD, _TF_RECORD = "array_record", "tfrecord"
 
 @dataclasses.dataclass(frozen=True)
 class TfdsChunk:
-    """A file of a split. An example without a `name` is called by the file and its place in it."""
+    """A file of a split, which has so many examples. One without a `name` is called by the file and its place in it."""
 
     folder: epath.Path
     path: epath.Path
+    examples: int
     columns: tuple[str, str]
 
     def read(self) -> Iterator[Pair | Reject]:
         """As `Chunk.read`."""
-        features = _open(self.folder).info.features
+        features = open_set(self.folder).info.features
         image, text = self.columns
         decoders = {image: tfds.decode.SkipDecoding()}
+        count, damage = 0, "it ends too soon"
         try:
-            records = enumerate(_records(self.path))
-            for index, record in records:
-                name = f"{self.path.name}/{index}"
+            for record in _records(self.path):
+                name = f"{self.path.name}/{count}"
+                count += 1
                 try:
                     example = features.deserialize_example_np(record, decoders=decoders)
                     name = example["name"].decode() if isinstance(example.get("name"), bytes) else name
                     yield Pair(name, example[image], checked_texts(_texts(example, text)))
                 except Exception as error:  # whatever TFDS's parsers raise
-                    yield Reject(name, " ".join(str(error).split())[:200])
+                    yield Reject(name, in_short(error))
         except Exception as error:  # ArrayRecord and TensorFlow raise types of their own
-            yield Reject(self.path.name, f"no whole file ({' '.join(str(error).split())[:160]}); the rest is lost")
+            damage = in_short(error)
+        for index in range(count, self.examples):
+            yield Reject(f"{self.path.name}/{index}", f"no whole file ({damage})")
 
 
 class TfdsSource:
@@ -59,7 +64,7 @@ class TfdsSource:
         Raises:
             InputError: no such split or features, or the set can't be opened.
         """
-        info = _open(folder).info
+        info = open_set(folder).info
         if split not in info.splits:
             raise one_of("split", split, info.splits)
         for column in columns:
@@ -75,19 +80,14 @@ class TfdsSource:
             raise InputError(f"{folder}: {columns[0]} is {image}; expected an image of 8 or 16 bits")
         self.total = info.splits[split].num_examples
         self._folder, self._columns = folder, columns
-        self._files = [epath.Path(path) for path in info.splits[split].filepaths]
+        self._files = list(map(epath.Path, info.splits[split].filepaths))
+        self._lengths = info.splits[split].shard_lengths
         self.fingerprint = hashlib.sha256((folder / "dataset_info.json").read_bytes()).hexdigest()
 
     def chunks(self) -> Iterator[Chunk]:
         """As `Source.chunks`."""
-        return (TfdsChunk(self._folder, path, self._columns) for path in self._files)
-
-
-def _open(folder: epath.Path) -> Any:
-    try:
-        return tfds.builder_from_directory(folder)
-    except Exception as error:  # TFDS raises whatever its parsers do
-        raise InputError(f"{folder}: TFDS can't open this set ({' '.join(str(error).split())[:200]})") from error
+        files = zip(self._files, self._lengths, strict=True)
+        return (TfdsChunk(self._folder, path, examples, self._columns) for path, examples in files)
 
 
 def _records(path: epath.Path) -> Iterator[bytes]:

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from bksdm_jax.errors import InputError, one_of
+from bksdm_jax.errors import InputError, in_short, one_of
 from bksdm_jax.shapes.render import PIXELS, render
 from bksdm_jax.shapes.scenes import caption, draw_scene
 
@@ -84,6 +84,5 @@ def build(folder: Path, name: str) -> Path:
         builder = ShapesWorld(data_dir=folder, config=name, file_format="array_record")
         builder.download_and_prepare()
     except Exception as error:  # TFDS and ArrayRecord raise what their file systems do
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{folder}: the shapes world can't be written here ({reason})") from error
+        raise InputError(f"{folder}: the shapes world can't be written here ({in_short(error)})") from error
     return Path(builder.data_dir)

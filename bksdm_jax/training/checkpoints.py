@@ -6,7 +6,7 @@ from pathlib import Path
 
 import orbax.checkpoint as ocp
 
-from bksdm_jax.errors import InputError
+from bksdm_jax.errors import InputError, in_short
 from bksdm_jax.interrupts import Interrupts
 from bksdm_jax.training.state import TrainState
 
@@ -57,5 +57,4 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            reason = " ".join(str(error).split())[:300]
-            raise InputError(f"{self._folder}: {problem} ({reason})") from error
+            raise InputError(f"{self._folder}: {problem} ({in_short(error, 300)})") from error

@@ -1,122 +1,54 @@
 """Distillation as one call: teacher folder and images with captions in, student pipeline folder out."""
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
+from etils import epath
 from jax.sharding import Mesh
 
+from bksdm_jax.analysis.chips import chip_of
+from bksdm_jax.analysis.cost import unet_cost
 from bksdm_jax.analysis.report import cost_table
 from bksdm_jax.data.cached import CachedExample
 from bksdm_jax.data.latents import CENTRE, latent_identity, require_identity
-from bksdm_jax.data.sources import Example, data_folder, fingerprint, is_cached, open_examples
+from bksdm_jax.data.sources import Example, First, data_folder, fingerprint, has_split, is_cached, open_examples
 from bksdm_jax.data.stream import StreamConfig, training_batches
-from bksdm_jax.dtypes import cast_frozen, compute_dtype, exact_products
-from bksdm_jax.errors import InputError, finite_number, whole_number
-from bksdm_jax.models.attention import require_attention
-from bksdm_jax.models.unet import parameter_shapes
-from bksdm_jax.pipelines.text_to_image import MOST_SEED, SamplerConfig, require_sampler
+from bksdm_jax.dtypes import compute_dtype, exact_products
+from bksdm_jax.errors import InputError
+from bksdm_jax.pipelines.text_to_image import SamplerConfig, require_sampler
+from bksdm_jax.processes import is_first, meet
 from bksdm_jax.progress import waiting
-from bksdm_jax.pruning.plan import RemovalPlan
+from bksdm_jax.pruning.plan import FeaturePair, RemovalPlan
 from bksdm_jax.pruning.prune import StudentInit, card_facts, initial_weights, plan_student
 from bksdm_jax.training.checkpoints import Checkpoints
-from bksdm_jax.training.loop import LoopConfig, run_loop
-from bksdm_jax.training.losses import LossWeights
-from bksdm_jax.training.sharding import batch_sharding, make_mesh, parameter_shardings, place_batch, replicated
-from bksdm_jax.training.sheets import SheetConfig, Sheets
-from bksdm_jax.training.state import OptimizerConfig, TrainState, create_state, make_optimizer
-from bksdm_jax.training.step import Problem, make_train_step
+from bksdm_jax.training.config import (
+    MAY_CHANGE,
+    WEIGHTS,
+    TrainConfig,
+    program_config,
+    require_generation,
+    require_settings,
+    require_whole_batches,
+)
+from bksdm_jax.training.features import shares, weighted_pairs
+from bksdm_jax.training.loop import Hooks, LoopConfig, run_loop
+from bksdm_jax.training.program import Program, make_program, state_shapes
+from bksdm_jax.training.sharding import make_mesh, own_rows, place, place_batch, replicated, whole
+from bksdm_jax.training.sheets import Sheets
+from bksdm_jax.training.state import TrainState, create_state, learning_rate, make_optimizer
+from bksdm_jax.training.validation import make_validation, validate
 from bksdm_jax.weights.load import find_pipeline, load_pipeline
 from bksdm_jax.weights.pipeline import Pipeline
 from bksdm_jax.weights.save import SaveConfig, with_unet, write_pipeline
 from bksdm_jax.workdir import claim, require_same
 
-_MAY_CHANGE = (
-    "steps",
-    "log_every",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "sheets",
-    "fsdp",
-    "attention",
-    "format",
-    "save_dtype",
-    "safety_checker",
-    "workers",
-    "revision",  # the teacher's folder is recorded, with its commit
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """A distillation run.
-
-    Attributes:
-        teacher: pipeline folder, single file, id on the hub, or `shapes_teacher`.
-        revision: branch, tag or commit of a teacher from the hub.
-        variant: of the teacher's weights, `fp16`, `non_ema`, ...; empty: the plain ones.
-        student: a preset, or a comma-separated list of removed blocks.
-        student_init, init_revision, init_variant: `teacher`, `random`, or a pipeline whose U-Net is that student, as
-            `StudentInit` has them: training goes on from it.
-        data: image folder with `metadata.csv`, folder of a TFDS set with `image` and `text` or with cached latents, or
-            `shapes_world/demo`.
-        split: of the TFDS set.
-        resolution: pixels.
-        flip: mirror half of the images.
-        random_crop: crop anywhere along the long side, not in the middle.
-        workers: processes that read and decode images; 0: threads do.
-        seed: of everything random.
-        steps: optimiser updates.
-        batch_size: images per optimiser update.
-        accumulation: micro-batches that an update is made of.
-        dtype: of the networks' computations.
-        attention: of the U-Nets, a key of `attention.IMPLEMENTATIONS`.
-        fsdp: how many devices share one copy of the parameters.
-        log_every, checkpoint_every: optimiser updates.
-        keep_checkpoints: how many of the newest stay; 0: all.
-        format, save_dtype, safety_checker: of the final `model/`, as `SaveConfig` has them.
-        tokenizer, prediction: what a single-file teacher doesn't say: a folder or id on the hub; `epsilon` or
-            `v_prediction`.
-        loss, optimizer, sheets: see there.
-    """
-
-    teacher: str
-    student: str
-    data: str
-    split: str = "train"
-    student_init: str = "teacher"
-    resolution: int = 512
-    flip: bool = True
-    seed: int = 1234
-    steps: int = 50_000
-    batch_size: int = 256
-    accumulation: int = 4
-    dtype: str = "bfloat16"
-    fsdp: int = 1
-    log_every: int = 50
-    checkpoint_every: int = 1000
-    keep_checkpoints: int = 3
-    format: str = "safetensors"
-    loss: LossWeights = LossWeights()
-    optimizer: OptimizerConfig = OptimizerConfig()
-    sheets: SheetConfig = SheetConfig()
-    revision: str = ""
-    variant: str = ""
-    tokenizer: str = ""
-    prediction: str = ""
-    attention: str = "auto"
-    save_dtype: str = ""
-    safety_checker: bool = True
-    init_revision: str = ""
-    init_variant: str = ""
-    random_crop: bool = False
-    workers: int = 0
+_VALIDATION = "validation"
+_LOSS_FACTS = ("task", "output", "feature", "min_snr_gamma", "feature_source", "feature_scales")
 
 
 def distill(config: TrainConfig, workdir: Path) -> Path | None:
@@ -133,19 +65,28 @@ def distill(config: TrainConfig, workdir: Path) -> Path | None:
     save = SaveConfig(config.format, config.save_dtype, config.safety_checker)
     teacher = find_pipeline(config.teacher, config.revision, config.variant, save.extras())
     plan = plan_student(teacher, config.student, _student_init(config), save, config.prediction)
+    require_generation(config, plan.teacher)
+    weighted_pairs(plan, config.loss.feature_source, config.loss.feature_scales)  # raises, where a name is unknown
     mesh = make_mesh(config.fsdp)
-    _require_whole_batches(config, mesh)
+    require_whole_batches(config, mesh.size)
     data = data_folder(config.data)
     examples = open_examples(data, config.split)
+    held_out = _held_out(config, data, examples)
+    cached = is_cached(examples)
+    if config.examples > len(examples):
+        raise InputError(f"examples: {config.examples}, but {data} has {len(examples)}")
+    examples = First(examples, config.examples) if config.examples else examples
     record = _record(config, teacher, data)
-    require_same(workdir, record, _MAY_CHANGE)
+    require_same(workdir, record, MAY_CHANGE)
     pipeline = load_pipeline(teacher, config.variant, config.tokenizer, config.prediction)
     if config.sheets.steps:
         require_sampler(_sheet_sampler(config), pipeline.architectures())
-    if is_cached(examples):
+    if cached:
         crop = "random" if config.random_crop else CENTRE
         require_identity(data, latent_identity(pipeline.vae, pipeline.tokenizer, config.resolution, config.flip, crop))
-    claim(workdir, record)
+    if is_first():
+        claim(workdir, record)
+    meet("claimed")
     _log_start(config, plan, record, len(examples), mesh)
 
     with (
@@ -153,26 +94,41 @@ def distill(config: TrainConfig, workdir: Path) -> Path | None:
         jax.set_mesh(mesh),
         Checkpoints(workdir / "checkpoints", config.keep_checkpoints) as checkpoints,
     ):
-        shapes = _state_shapes(config, plan, mesh)
+        shapes = state_shapes(config.optimizer, plan, mesh)
         if checkpoints.latest() is None:
             state = _initial_state(config, plan, pipeline, shapes)
         else:
             state = checkpoints.restore(shapes)
             logging.info("continuing after step %d", int(state.step))
-        done = _train(config, workdir, plan, pipeline, examples, mesh, state, checkpoints)
+        done = _train(config, workdir, plan, pipeline, examples, mesh, state, checkpoints, held_out, cached)
     if done is None:
         return None
-    params = jax.tree.map(np.asarray, done.ema)
+    params = whole({"ema": done.ema, "raw": done.params}[config.save_weights])
+    if not is_first():
+        meet("written")
+        return workdir / "model"
     facts = card_facts(config.teacher, plan, config.student_init, _training_facts(config, len(examples)))
     extra = {"removal_plan.json": plan.to_json()}
-    return write_pipeline(workdir / "model", with_unet(pipeline, plan.student, params), save, facts, extra)
+    made = write_pipeline(workdir / "model", with_unet(pipeline, plan.student, params), save, facts, extra)
+    meet("written")
+    return made
+
+
+def _held_out(
+    config: TrainConfig, data: epath.Path, examples: Sequence[Example | CachedExample]
+) -> Sequence[Example | CachedExample]:
+    """The split that losses are validated on; empty where there is none."""
+    split = config.validation.split
+    if not config.validation.images or (not split and not has_split(examples, _VALIDATION)):
+        return ()
+    return open_examples(data, split or _VALIDATION)
 
 
 def _training_facts(config: TrainConfig, images: int) -> dict[str, object]:
     """The settings that say what was done, for the model card."""
-    kept = ("steps", "batch_size", "resolution", "flip", "dtype", "seed")
-    facts = {"images": images, **{key: getattr(config, key) for key in kept}}
-    facts |= {f"loss.{key}": getattr(config.loss, key) for key in ("task", "output", "feature", "min_snr_gamma")}
+    kept = ("steps", "batch_size", "resolution", "flip", "caption_dropout", "noise_offset", "dtype", "seed")
+    facts = {"weights": WEIGHTS[config.save_weights], "images": images, **{key: getattr(config, key) for key in kept}}
+    facts |= {f"loss.{key}": getattr(config.loss, key) for key in _LOSS_FACTS}
     optimizer = ("learning_rate", "weight_decay", "warmup_steps", "cosine_steps", "ema_decay")
     return facts | {f"optimizer.{key}": getattr(config.optimizer, key) for key in optimizer}
 
@@ -186,6 +142,8 @@ def _train(
     mesh: Mesh,
     state: TrainState,
     checkpoints: Checkpoints,
+    held_out: Sequence[Example | CachedExample],
+    cached: bool,
 ) -> TrainState | None:
     """From `state` to the last update; None if interrupted before it."""
     first = int(state.step)
@@ -194,26 +152,39 @@ def _train(
     if first == config.steps:
         logging.info("all %d steps are done", config.steps)
         return state
-    dtype = compute_dtype(config.dtype)
-    frozen = _place_frozen(config, pipeline, mesh, dtype)
-    architectures = pipeline.architectures()
-    problem = Problem(
-        plan,
-        architectures.vae,
-        architectures.text_encoder,
-        architectures.schedule,
-        config.loss,
-        config.attention,
-    )
-    optimizer = make_optimizer(config.optimizer)
-    step = make_train_step(problem, optimizer, config.optimizer.ema_decay, config.seed, dtype)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-    train_step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
-    example = _batch_shapes(config, pipeline, mesh, is_cached(examples))
+    empty = tuple(int(token) for token in pipeline.tokenizer([""])[0])
+    settings = program_config(config, cached, empty)
+    program = make_program(settings, plan, pipeline.architectures(), mesh)
+    frozen = _place_frozen(pipeline, program)
     with waiting("compiling the update"):
-        train_step = train_step.lower(state, frozen, example).compile()
-    draw = _sheets(config, workdir, plan, pipeline, examples, frozen) if config.sheets.steps else None
-    stream = StreamConfig(
+        train_step = program.update.lower(state, frozen, program.batch).compile()
+    rows = own_rows(mesh, config.batch_size // config.accumulation)
+    batches = training_batches(examples, pipeline.tokenizer, _stream(config), first, rows)
+    rate = learning_rate(config.optimizer)
+    pairs = _compared(config, plan)
+    hooks = Hooks(
+        _sheets(config, workdir, plan, pipeline, examples, frozen, mesh) if config.sheets.steps else None,
+        _validation(config, pipeline, program, frozen, mesh, held_out) if held_out else None,
+        lambda done, values: {"learning_rate": float(rate(done))} | shares(pairs, values),
+    )
+    chip = chip_of(mesh.devices.flat[0].device_kind)
+    schedule = LoopConfig(
+        steps=config.steps,
+        log_every=config.log_every,
+        checkpoint_every=config.checkpoint_every,
+        sheet_every=config.sheets.every,
+        images_per_step=config.batch_size,
+        validate_every=config.validation.every,
+        flops_per_step=config.batch_size * flops_per_image(plan, config, pipeline.vae.config.factor),
+        peak_flops=chip.flops * mesh.size if chip else 0.0,
+        profile_step=config.profile_step,
+    )
+    state, finished = run_loop(state, frozen, train_step, _placed(mesh, batches), schedule, workdir, checkpoints, hooks)
+    return state if finished else None
+
+
+def _stream(config: TrainConfig) -> StreamConfig:
+    return StreamConfig(
         config.resolution,
         config.batch_size,
         config.accumulation,
@@ -222,22 +193,39 @@ def _train(
         config.random_crop,
         config.workers,
     )
-    process = (jax.process_index(), jax.process_count())
-    batches = training_batches(examples, pipeline.tokenizer, stream, first, process)
-    schedule = LoopConfig(
-        config.steps, config.log_every, config.checkpoint_every, config.sheets.every, config.batch_size
+
+
+def flops_per_image(plan: RemovalPlan, config: TrainConfig, vae_factor: int) -> float:
+    """Of the U-Nets' products in an update: the teacher forward, the student forward and twice backward.
+
+    With all computed anew (`remat`) the student runs forward once more; that isn't counted, since it isn't progress.
+    """
+    size = config.resolution // vae_factor
+    teacher, student = (
+        sum(stage.full_macs for stage in unet_cost(unet, size).values()) for unet in (plan.teacher, plan.student)
     )
-    state, finished = run_loop(
-        state,
-        frozen,
-        train_step,
-        _placed(mesh, batches),
-        schedule,
-        workdir,
-        checkpoints,
-        draw,
-    )
-    return state if finished else None
+    return 2.0 * (teacher * config.loss.distils + 3 * student)
+
+
+def _validation(
+    config: TrainConfig,
+    pipeline: Pipeline,
+    program: Program,
+    frozen: dict[str, Any],
+    mesh: Mesh,
+    examples: Sequence[Example | CachedExample],
+) -> Callable[[TrainState], dict[str, float]]:
+    """Takes the losses on held-out images."""
+    images = config.batch_size // config.accumulation
+    plain = {"flip": False, "random_crop": False, "workers": 0}
+    stream = dataclasses.replace(_stream(config), batch_size=images, accumulation=1, **plain)
+    evaluate = make_validation(program.loss, config.seed, replicated(mesh))
+    count = -(-min(config.validation.images, len(examples)) // images)
+
+    def batches() -> Iterator[dict[str, jax.Array]]:
+        return _placed(mesh, training_batches(examples, pipeline.tokenizer, stream, 0, own_rows(mesh, images)))
+
+    return lambda state: validate(evaluate, state, frozen, batches, count)
 
 
 def _sheets(
@@ -247,6 +235,7 @@ def _sheets(
     pipeline: Pipeline,
     examples: Sequence[Example | CachedExample],
     frozen: dict[str, Any],
+    mesh: Mesh,
 ) -> Callable[[int, TrainState], None]:
     """Draws the sheet of a step."""
     architectures = pipeline.architectures()
@@ -258,49 +247,9 @@ def _sheets(
         architectures,
         dataclasses.replace(architectures, unet=plan.student),
         compute_dtype(config.dtype),
+        replicated(mesh),
     )
-    return lambda number, state: sheets.draw(number, state.ema, frozen)
-
-
-def require_settings(config: TrainConfig) -> None:
-    """Holds every number to its range before anything is read; raises `InputError` with the key."""
-    require_attention(config.attention, compute_dtype(config.dtype))
-    whole = {"steps": 1, "batch_size": 1, "accumulation": 1, "resolution": 1, "fsdp": 1}
-    whole |= {"workers": 0, "log_every": 0, "checkpoint_every": 0, "keep_checkpoints": 0}
-    for key, least in whole.items():
-        whole_number("config", key, getattr(config, key), least)
-    whole_number("config", "seed", config.seed, 0, MOST_SEED)
-    for key in ("every", "steps"):
-        whole_number("config", f"sheets.{key}", getattr(config.sheets, key), 0)
-    for key in ("warmup_steps", "cosine_steps"):
-        whole_number("config", f"optimizer.{key}", getattr(config.optimizer, key), 0)
-    _require_schedule(config)
-    for key in ("task", "output", "feature", "min_snr_gamma"):
-        finite_number("config", f"loss.{key}", getattr(config.loss, key), 0)
-    bounds = {"learning_rate": (0, math.inf), "weight_decay": (0, math.inf), "ema_decay": (0, 1)}
-    bounds |= {"beta1": (0, 1), "beta2": (0, 1), "epsilon": (1e-30, math.inf), "clip_norm": (1e-30, math.inf)}
-    for key, (least, most) in bounds.items():
-        finite_number("config", f"optimizer.{key}", getattr(config.optimizer, key), least, most)
-
-
-def _require_schedule(config: TrainConfig) -> None:
-    warmup, cosine = config.optimizer.warmup_steps, config.optimizer.cosine_steps
-    if 0 < cosine < config.steps:
-        raise InputError(
-            f"optimizer.cosine_steps: {cosine}, fewer than steps {config.steps}: the rest would learn nothing; "
-            "set both alike, or cosine_steps to 0 for a constant rate"
-        )
-    if 0 < cosine <= warmup:
-        raise InputError(f"optimizer.warmup_steps: {warmup}, not below optimizer.cosine_steps {cosine}")
-
-
-def _require_whole_batches(config: TrainConfig, mesh: Mesh) -> None:
-    shards = config.accumulation * mesh.size
-    if config.batch_size % shards:
-        raise InputError(
-            f"batch_size: {config.batch_size} doesn't divide by accumulation {config.accumulation} "
-            f"x {mesh.size} device(s) = {shards}"
-        )
+    return lambda number, state: sheets.draw(number, (state.ema, state.params), frozen)
 
 
 def _record(config: TrainConfig, teacher: Path, data: Path) -> dict[str, Any]:
@@ -315,50 +264,35 @@ def _sheet_sampler(config: TrainConfig) -> SamplerConfig:
     )
 
 
+def _compared(config: TrainConfig, plan: RemovalPlan) -> tuple[tuple[FeaturePair, float], ...]:
+    """The weighted pairs of features that this run compares."""
+    if not config.loss.feature:
+        return ()
+    return weighted_pairs(plan, config.loss.feature_source, config.loss.feature_scales)
+
+
 def _student_init(config: TrainConfig) -> StudentInit:
     return StudentInit(config.student_init, config.init_revision, config.init_variant)
-
-
-def _state_shapes(config: TrainConfig, plan: RemovalPlan, mesh: Mesh) -> TrainState:
-    """The state's shapes, dtypes and shardings."""
-    optimizer = make_optimizer(config.optimizer)
-    shapes = jax.eval_shape(lambda p: create_state(p, optimizer), parameter_shapes(plan.student))
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        shapes,
-        parameter_shardings(mesh, shapes),
-    )
 
 
 def _initial_state(config: TrainConfig, plan: RemovalPlan, pipeline: Pipeline, shapes: TrainState) -> TrainState:
     params = initial_weights(plan, _student_init(config), pipeline.unet.params, config.seed)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
-    params = jax.device_put(params, shardings.params)
+    params = place(params, shardings.params)
     optimizer = make_optimizer(config.optimizer)
     return jax.jit(lambda p: create_state(p, optimizer), out_shardings=shardings)(params)
 
 
-def _place_frozen(config: TrainConfig, pipeline: Pipeline, mesh: Mesh, dtype: jnp.dtype) -> dict[str, Any]:
-    """Teacher, VAE and text encoder on the devices, in the dtype of the computations."""
-    frozen = {
-        "teacher": pipeline.unet.params,
-        "vae": pipeline.vae.params,
-        "text_encoder": pipeline.text_encoder.params,
+def _place_frozen(pipeline: Pipeline, program: Program) -> dict[str, Any]:
+    """Teacher, VAE and text encoder on the devices, as the program takes them."""
+    frozen = {"teacher": pipeline.unet, "vae": pipeline.vae, "text_encoder": pipeline.text_encoder}
+    return {
+        name: place(
+            jax.tree.map(lambda leaf, like: np.asarray(leaf).astype(like.dtype), network.params, program.frozen[name]),
+            jax.tree.map(lambda like: like.sharding, program.frozen[name]),
+        )
+        for name, network in frozen.items()
     }
-    frozen = cast_frozen(frozen, dtype)
-    return jax.device_put(frozen, parameter_shardings(mesh, frozen))
-
-
-def _batch_shapes(config: TrainConfig, pipeline: Pipeline, mesh: Mesh, cached: bool) -> dict[str, jax.ShapeDtypeStruct]:
-    lead = (config.accumulation, config.batch_size // config.accumulation)
-    shapes = {"tokens": ((*lead, pipeline.text_encoder.config.max_length), jnp.int32)}
-    if cached:
-        side, channels = config.resolution // pipeline.vae.config.factor, pipeline.vae.config.latent_channels
-        shapes["moments"] = ((*lead, 2, side, side, channels), jnp.uint16)
-    else:
-        shapes["images"] = ((*lead, config.resolution, config.resolution, 3), jnp.uint8)
-    sharding = batch_sharding(mesh)
-    return {name: jax.ShapeDtypeStruct(*shape, sharding=sharding) for name, shape in shapes.items()}
 
 
 def _placed(mesh: Mesh, batches: Iterator[dict[str, np.ndarray]]) -> Iterator[dict[str, jax.Array]]:
@@ -372,5 +306,5 @@ def _log_start(config: TrainConfig, plan: RemovalPlan, record: dict[str, Any], c
     logging.info("%d examples; %d device(s), mesh %s", count, mesh.size, dict(mesh.shape))
     for line in cost_table(plan, plan.teacher.sample_size or 64).splitlines():
         logging.info("%s", line)
-    for pair in plan.features if config.loss.feature else ():
-        logging.info("feature pair: teacher %s, student %s", pair.teacher, pair.student)
+    for pair, weight in _compared(config, plan):
+        logging.info("feature pair: teacher %s, student %s, weight %g", pair.teacher, pair.student, weight)

@@ -10,20 +10,27 @@ import numpy as np
 
 from bksdm_jax.errors import InputError
 from bksdm_jax.interrupts import Interrupts
+from bksdm_jax.processes import anyone
 from bksdm_jax.progress import Progress
 from bksdm_jax.training.checkpoints import Checkpoints
+from bksdm_jax.training.profile import Profile
 from bksdm_jax.training.state import TrainState
 from bksdm_jax.training.update import Frozen, TrainStep
+
+_PROFILED = 3  # updates that the profiler watches
+_ASK_EVERY = 10  # updates between questions whether to stop, since several processes wait for each other to answer
 
 
 @dataclasses.dataclass(frozen=True)
 class LoopConfig:
-    """When things happen, in optimiser updates; the last update logs, saves and draws a sheet in any case.
+    """When things happen, in optimiser updates; the last update logs, saves, validates and draws a sheet in any case.
 
     Attributes:
         steps: updates in all.
-        log_every, checkpoint_every, sheet_every: periods; 0: only at the end.
-        images_per_step: for the rate.
+        log_every, checkpoint_every, sheet_every, validate_every: periods; 0: only at the end.
+        images_per_step, flops_per_step: for the rates; 0 FLOPs: not known.
+        peak_flops: of all devices together, FLOP/s; 0: not known.
+        profile_step: the first of three updates that the profiler watches; 0: none.
     """
 
     steps: int
@@ -31,6 +38,56 @@ class LoopConfig:
     checkpoint_every: int
     sheet_every: int
     images_per_step: int
+    validate_every: int = 0
+    flops_per_step: float = 0.0
+    peak_flops: float = 0.0
+    profile_step: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Hooks:
+    """What is done besides training.
+
+    Attributes:
+        draw_sheet: called with the step at every one that is due.
+        validate: metrics of held-out images, by name.
+        facts: what is logged besides: follows from the number of updates before, and from their metrics.
+    """
+
+    draw_sheet: Callable[[int, TrainState], None] | None = None
+    validate: Callable[[TrainState], Mapping[str, float]] | None = None
+    facts: Callable[[int, Mapping[str, float]], dict[str, float]] | None = None
+
+
+class Rates:
+    """How fast updates are, over the window since the last question."""
+
+    def __init__(self, config: LoopConfig, step: int) -> None:
+        self._config = config
+        self.begin(step)
+
+    def begin(self, step: int) -> None:
+        """A new window, from after this step."""
+        self._since, self._step, self._waited = time.monotonic(), step, 0.0
+
+    def waiting(self, batches: Iterator[Mapping[str, jax.Array]]) -> Mapping[str, jax.Array]:
+        """The next batch; counts the time that it takes."""
+        start = time.monotonic()
+        batch = next(batches)
+        self._waited += time.monotonic() - start
+        return batch
+
+    def until(self, step: int) -> dict[str, float]:
+        """Images and FLOPs per second, their part of the peak, and what part of the time was spent on waiting."""
+        seconds = time.monotonic() - self._since
+        rate = (step - self._step) / seconds
+        found = {"images_per_second": rate * self._config.images_per_step, "data_wait": self._waited / seconds}
+        if self._config.flops_per_step:
+            found["flops_per_second"] = rate * self._config.flops_per_step
+        if self._config.flops_per_step and self._config.peak_flops:
+            found["part_of_peak"] = found["flops_per_second"] / self._config.peak_flops
+        self.begin(step)
+        return found
 
 
 def run_loop(
@@ -41,11 +98,11 @@ def run_loop(
     config: LoopConfig,
     workdir: Path,
     checkpoints: Checkpoints,
-    draw_sheet: Callable[[int, TrainState], None] | None = None,
+    hooks: Hooks = Hooks(),
 ) -> tuple[TrainState, bool]:
-    """Trains from `state.step` to `config.steps`; `draw_sheet`, where given, is called at every due step.
+    """Trains from `state.step` to `config.steps`.
 
-    Metrics go to `workdir`, as `writers.make_writer` says.
+    Metrics go to `workdir`, as `writers.make_writer` says; what the profiler sees to `profile/` in it.
 
     Returns:
         the state, and whether it got to the end; Ctrl-C or SIGTERM ends it earlier, with a checkpoint.
@@ -57,30 +114,39 @@ def run_loop(
     from bksdm_jax.training.writers import make_writer  # noqa: PLC0415
 
     first = int(state.step)
+    ask_every = 1 if jax.process_count() == 1 else _ASK_EVERY
     writer = make_writer(workdir, first)
+    validation = make_writer(workdir, first, "validation") if hooks.validate else None
     previous: tuple[int, Mapping[str, jax.Array]] | None = None
-    since, counted = time.monotonic(), first  # the window that the rate is taken over
-    with Interrupts() as interrupts, Progress("training", config.steps, done=first) as progress:
+    rates = Rates(config, first)
+    with Interrupts() as interrupts, Progress("training", config.steps, done=first) as progress, Profile() as profile:
         for step in range(first + 1, config.steps + 1):
-            state, metrics = train_step(state, frozen, next(batches))
+            if step == config.profile_step:
+                profile.start(workdir / "profile")
+            state, metrics = train_step(state, frozen, rates.waiting(batches))
+            if step == config.profile_step + _PROFILED - 1:
+                profile.stop(metrics)
             if previous is not None:  # waits for it, so that one update is under way and one being prepared
                 _finite_values(*previous)
             previous = (step, metrics)
             logging_now = _due(step, config.log_every, config.steps)
-            stopping = interrupts.wanted  # read once: a wish that comes later ends the next step, which saves
+            # Read once: a wish that comes later ends a later step, which saves.
+            stopping = _due(step, ask_every, config.steps) and anyone(interrupts.wanted)
             saving = _due(step, config.checkpoint_every, config.steps) or stopping
             note = ""
             if logging_now or saving:
                 values = _finite_values(step, metrics)
                 note = f"loss {values['loss']:.4g}"
             if logging_now:
-                rate = (step - counted) * config.images_per_step / (time.monotonic() - since)
-                writer.write_scalars(step, values | {"images_per_second": rate})
+                facts = hooks.facts(step - 1, values) if hooks.facts else {}
+                writer.write_scalars(step, values | facts | rates.until(step))
                 writer.flush()
-                since, counted = time.monotonic(), step
-            if draw_sheet is not None and _due(step, config.sheet_every, config.steps):
-                draw_sheet(step, state)  # before saving: a run that continues after this step won't draw it again
-                since, counted = time.monotonic(), step
+            if hooks.validate is not None and _due(step, config.validate_every, config.steps):
+                validation.write_scalars(step, hooks.validate(state))
+                rates.begin(step)
+            if hooks.draw_sheet is not None and _due(step, config.sheet_every, config.steps):
+                hooks.draw_sheet(step, state)  # before saving: a run that continues after this step won't draw it again
+                rates.begin(step)
             if saving:
                 checkpoints.save(state)
             progress.advance(note=note)

@@ -13,13 +13,19 @@ from bksdm_jax.pruning.plan import FeaturePair
 class LossWeights:
     """Weights of the terms. Output and feature both 0: training without distillation, the teacher isn't run.
 
-    With `min_snr_gamma` above 0, the task's term weighs each image by its noise level (Hang et al. 2023, section 3.4).
+    Attributes:
+        task, output, feature: of the terms.
+        min_snr_gamma: above 0, the task's term weighs each image by its noise level (Hang et al. 2023, section 3.4).
+        feature_source, feature_scales: which features are compared, and weights of single ones, as `weighted_pairs`
+            has them.
     """
 
     task: float = 1.0
     output: float = 1.0
     feature: float = 1.0
     min_snr_gamma: float = 0.0
+    feature_source: str = "stages"
+    feature_scales: tuple[str, ...] = ()
 
     @property
     def distils(self) -> bool:
@@ -45,20 +51,20 @@ def distillation_terms(
     student_features: Mapping[str, jax.Array],
     teacher: jax.Array | None = None,
     teacher_features: Mapping[str, jax.Array] | None = None,
-    pairs: Sequence[FeaturePair] = (),
+    pairs: Sequence[tuple[FeaturePair, float]] = (),
     image_weights: jax.Array | None = None,
 ) -> dict[str, jax.Array]:
     """Every term by name, unweighted, and their weighted sum as `loss`.
 
     `loss_task` compares prediction and target, `loss_output` the predictions of student and teacher; `loss_feature` is
-    the sum over the pairs of each pair's mean squared error, which stands under `feature/STUDENT NAME`.
+    the weighted sum over the pairs of each pair's mean squared error, which stands under `feature/STUDENT NAME`.
 
     Args:
         weights: of the terms; a term with weight 0 that would need the teacher is left out.
         target: what the student is asked for, [B, H, W, C].
         student, student_features: its prediction, and what it sowed.
         teacher, teacher_features: likewise; None if `weights.distils` is false.
-        pairs: which features are compared.
+        pairs: which features are compared, and their weights.
         image_weights: of the images in the task's term, [B]; None: all 1.
     """
     terms = {"loss_task": _task_loss(student, target, image_weights)}
@@ -71,9 +77,10 @@ def distillation_terms(
             f"feature/{pair.student}": mean_squared_error(
                 student_features[pair.student], teacher_features[pair.teacher]
             )
-            for pair in pairs
+            for pair, _ in pairs
         }
-        terms["loss_feature"] = sum(each.values(), start=jnp.zeros((), jnp.float32))
+        parts = (weight * each[f"feature/{pair.student}"] for pair, weight in pairs)
+        terms["loss_feature"] = sum(parts, start=jnp.zeros((), jnp.float32))
         total += weights.feature * terms["loss_feature"]
         terms |= each
     return {"loss": total, **terms}

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from bksdm_jax.errors import InputError
@@ -44,6 +45,30 @@ def parameter_shardings(mesh: Mesh, tree: Any) -> Any:
         return NamedSharding(mesh, PartitionSpec(*(None,) * axis, "fsdp"))
 
     return jax.tree.map(spec, tree)
+
+
+def place(tree: Any, shardings: Any) -> Any:
+    """Arrays that every process has whole, as global ones: each puts on its devices what is theirs."""
+
+    def put(leaf: Any, sharding: NamedSharding) -> jax.Array:
+        return jax.make_array_from_callback(leaf.shape, sharding, lambda index: np.asarray(leaf[index]))
+
+    return jax.tree.map(put, tree, shardings)
+
+
+def own_rows(mesh: Mesh, micro_batch: int) -> list[int]:
+    """The places in each micro-batch of so many images that this process's devices have, ascending."""
+    parts = batch_sharding(mesh).addressable_devices_indices_map((1, micro_batch)).values()
+    return sorted({row for _, rows in parts for row in range(*rows.indices(micro_batch))})
+
+
+def whole(tree: Any) -> Any:
+    """Global arrays as numpy's, leaf by leaf; all processes must ask."""
+
+    def gather(leaf: jax.Array) -> np.ndarray:
+        return np.asarray(leaf if leaf.is_fully_replicated else multihost_utils.process_allgather(leaf, tiled=True))
+
+    return jax.tree.map(gather, tree)
 
 
 def place_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:

@@ -8,9 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
 from bksdm_jax.images import grid, save_png
 from bksdm_jax.pipelines.text_to_image import Generate, SamplerConfig, generate_images, make_generate
+from bksdm_jax.processes import is_first
 from bksdm_jax.weights.pipeline import Architectures
 from bksdm_jax.weights.tokenizer import Tokenizer
 
@@ -32,7 +34,7 @@ class SheetConfig:
 
 
 class Sheets:
-    """Draws `samples/step_*.png`: the teacher above, the student (its moving average) below."""
+    """Draws `samples/step_*.png`: the teacher above, below it the student's moving average, last its weights."""
 
     def __init__(
         self,
@@ -43,23 +45,31 @@ class Sheets:
         teacher: Architectures,
         student: Architectures,
         dtype: jnp.dtype,
+        whole: NamedSharding,
     ) -> None:
-        """Nothing is compiled before the first sheet; settings that can't work raise `InputError` here."""
+        """Nothing is compiled before the first sheet; settings that can't work raise `InputError` here.
+
+        `whole` is the sharding of images that every process is to have whole.
+        """
         self._folder, self._tokenizer, self._sampler = folder, tokenizer, sampler
         self._prompts = list(enumerate(prompts))
         self._teacher, self._student = (
-            jax.jit(make_generate(networks, sampler, dtype)) for networks in (teacher, student)
+            jax.jit(make_generate(networks, sampler, dtype), out_shardings=whole) for networks in (teacher, student)
         )
         self._teacher_row: np.ndarray | None = None  # stays the same throughout a run
 
-    def draw(self, step: int, student: Any, frozen: Mapping[str, Any]) -> None:
-        """Writes the sheet of `step` from the student's parameters and those of the frozen networks."""
+    def draw(self, step: int, students: Sequence[Any], frozen: Mapping[str, Any]) -> None:
+        """Writes the sheet of `step` from parameters of the student, a row each, and those of the frozen networks.
+
+        Every process has to call it; the first one writes.
+        """
         others = {name: frozen[name] for name in ("vae", "text_encoder")}
         if self._teacher_row is None:
             self._teacher_row = self._row(self._teacher, {"unet": frozen["teacher"], **others})
-        row = self._row(self._student, {"unet": student, **others})
-        self._folder.mkdir(parents=True, exist_ok=True)
-        save_png(self._folder / f"step_{step:06d}.png", grid([self._teacher_row, row]))
+        rows = [self._row(self._student, {"unet": student, **others}) for student in students]
+        if is_first():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            save_png(self._folder / f"step_{step:06d}.png", grid([self._teacher_row, *rows]))
 
     def _row(self, generate: Generate, params: dict[str, Any]) -> np.ndarray:
         images = generate_images(generate, params, self._tokenizer, self._sampler, self._prompts, len(self._prompts))

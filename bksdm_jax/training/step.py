@@ -15,13 +15,41 @@ from bksdm_jax.models.clip import CLIPTextConfig, CLIPTextEncoder
 from bksdm_jax.models.unet import FEATURES, UNet, captured
 from bksdm_jax.models.vae import VAE, VAEConfig, sample_latents
 from bksdm_jax.pruning.plan import RemovalPlan
+from bksdm_jax.training.features import weighted_pairs
 from bksdm_jax.training.losses import LossWeights, distillation_terms, min_snr_weight
-from bksdm_jax.training.update import Batch, Frozen, TrainStep, make_update
+from bksdm_jax.training.update import Batch, Frozen, Loss, TrainStep, make_update
+
+_DROPOUT, _OFFSET = 1, 2  # numbers of the streams that are drawn besides
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """What some add to the paper's training; nothing by default.
+
+    Attributes:
+        caption_dropout: share of images whose caption is the empty one, for guidance (Ho and Salimans 2022).
+        empty_tokens: the empty caption's token ids; needed where captions are dropped.
+        noise_offset: times a normal number for each image and channel, which is added to the noise: pictures become
+            darker and brighter (N. Guttenberg, "Diffusion with Offset Noise", 2023).
+    """
+
+    caption_dropout: float = 0.0
+    empty_tokens: tuple[int, ...] = ()
+    noise_offset: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """What is distilled: the plan, the frozen networks, the schedule, the losses' weights, the U-Nets' attention."""
+    """What is distilled.
+
+    Attributes:
+        plan: teacher and student.
+        vae, text_encoder, schedule: of the teacher's pipeline.
+        weights: of the losses.
+        attention: of the U-Nets.
+        remat: of the student; nothing of the teacher is kept for a backward pass.
+        augmentation: of captions and noise.
+    """
 
     plan: RemovalPlan
     vae: VAEConfig
@@ -29,6 +57,8 @@ class Problem:
     schedule: ScheduleConfig
     weights: LossWeights = LossWeights()
     attention: str = "auto"
+    remat: str = "none"
+    augmentation: Augmentation = Augmentation()
 
 
 @flax.struct.dataclass
@@ -83,6 +113,7 @@ def noise_latents(
         return jax.random.normal(latent_key, shape), jax.random.normal(noise_key, shape), time
 
     latent_noise, noise, timesteps = jax.vmap(each)(keys)
+    tokens, noise = _augmented(problem.augmentation, tokens, noise, keys)
     latents = sample_latents(mean, log_variance, latent_noise, problem.vae.scaling_factor)
     alpha_bar = jnp.asarray(problem.schedule.alphas_cumprod(), jnp.float32)[timesteps]
     context = CLIPTextEncoder(problem.text_encoder, dtype).apply({"params": frozen["text_encoder"]}, tokens)
@@ -90,11 +121,28 @@ def noise_latents(
     return NoisyBatch(add_noise(latents, noise, alpha_bar), timesteps, target, context, alpha_bar)
 
 
+def _augmented(
+    augmentation: Augmentation, tokens: jax.Array, noise: jax.Array, keys: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Drawn with keys of their own, so that what is without them stays as it is."""
+    if augmentation.caption_dropout:
+        gone = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, _DROPOUT)))(keys)
+        empty = jnp.asarray(augmentation.empty_tokens, tokens.dtype)
+        tokens = jnp.where((gone < augmentation.caption_dropout)[:, None], empty, tokens)
+    if augmentation.noise_offset:
+        channels = (1, 1, noise.shape[-1])
+        offset = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, _OFFSET), channels))(keys)
+        noise = noise + augmentation.noise_offset * offset
+    return tokens, noise
+
+
 def make_loss(problem: Problem, dtype: jnp.dtype = jnp.float32) -> Callable[[Any, Frozen, NoisyBatch], tuple[Any, Any]]:
     """Builds (student parameters, frozen, noisy batch) -> (float32 loss [], every term by name, float32 [])."""
     plan = problem.plan
-    student, teacher = (UNet(config, dtype, problem.attention) for config in (plan.student, plan.teacher))
+    student = UNet(plan.student, dtype, problem.attention, problem.remat)
+    teacher = UNet(plan.teacher, dtype, problem.attention)
     weights = problem.weights
+    pairs = weighted_pairs(plan, weights.feature_source, weights.feature_scales)
 
     def run(network: UNet, params: Any, noisy_batch: NoisyBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
         inputs = (noisy_batch.noisy.astype(dtype), noisy_batch.timesteps, noisy_batch.context)
@@ -112,7 +160,7 @@ def make_loss(problem: Problem, dtype: jnp.dtype = jnp.float32) -> Callable[[Any
             our_features,
             theirs,
             their_features,
-            problem.plan.features,
+            pairs,
             min_snr_weight(gamma, prediction, noisy_batch.alpha_bar) if gamma else None,
         )
         return terms["loss"], terms
@@ -120,25 +168,16 @@ def make_loss(problem: Problem, dtype: jnp.dtype = jnp.float32) -> Callable[[Any
     return loss
 
 
-def make_train_step(
-    problem: Problem,
-    optimizer: optax.GradientTransformation,
-    ema_bound: float,
-    seed: int,
-    dtype: jnp.dtype = jnp.float32,
-) -> TrainStep:
-    """Builds one update of distillation.
+def make_batch_loss(problem: Problem, dtype: jnp.dtype = jnp.float32) -> Loss:
+    """Builds the loss of a micro-batch as `training_batches` yields it, in the form that `make_update` takes.
 
     Args:
         problem: what is distilled.
-        optimizer: from `make_optimizer`.
-        ema_bound: upper bound of the moving average's decay.
-        seed: of everything random.
         dtype: of the networks' computations; parameters of the student, losses and noise are float32.
 
     Returns:
-        as `make_update`; frozen are `teacher` (not needed without distillation), `vae` and `text_encoder`, a batch is
-        as `training_batches` yields it; with cached latents the autoencoder isn't run.
+        see `Loss`; frozen are `teacher` (not needed without distillation), `vae` and `text_encoder`; with cached
+        latents the autoencoder isn't run.
     """
     clean = make_loss(problem, dtype)
 
@@ -150,4 +189,15 @@ def make_train_step(
             noisy = draw_noisy_batch(problem, dtype, frozen, batch["images"], batch["tokens"], keys)
         return clean(params, frozen, noisy)
 
-    return make_update(loss, optimizer, ema_bound, seed)
+    return loss
+
+
+def make_train_step(
+    problem: Problem,
+    optimizer: optax.GradientTransformation,
+    ema_bound: float,
+    seed: int,
+    dtype: jnp.dtype = jnp.float32,
+) -> TrainStep:
+    """Builds one update of distillation: `make_update` of `make_batch_loss`, whose arguments these are."""
+    return make_update(make_batch_loss(problem, dtype), optimizer, ema_bound, seed)

@@ -34,7 +34,8 @@ def make_update(loss: Loss, optimizer: optax.GradientTransformation, ema_bound: 
 
     Returns:
         (state, frozen, batch) -> (new state, float32 metrics: losses by name, `grad_norm` before clipping,
-        `update_norm`, `ema_decay`). Not compiled yet.
+        `update_norm`, `ema_decay`, and `ema_distance`, of the moving average from the weights, in parts of their
+        norm). Not compiled yet.
     """
     gradient = jax.value_and_grad(loss, has_aux=True)
 
@@ -68,6 +69,8 @@ def make_update(loss: Loss, optimizer: optax.GradientTransformation, ema_bound: 
             "ema_decay": decay,
         }
         ema = update_ema(state.ema, params, decay)
+        apart = optax.global_norm(jax.tree.map(jnp.subtract, ema, params))
+        metrics["ema_distance"] = apart / optax.global_norm(params)
         return TrainState(state.step + 1, params, ema, opt_state), metrics
 
     return update

@@ -10,6 +10,7 @@ import numpy as np
 from clu import metric_writers
 
 from bksdm_jax.files import atomic_file
+from bksdm_jax.processes import is_first
 
 
 class CsvWriter(metric_writers.MetricWriter):
@@ -78,12 +79,20 @@ class CsvWriter(metric_writers.MetricWriter):
         """Nothing is open."""
 
 
-def make_writer(workdir: Path, last_step: int) -> metric_writers.MultiWriter:
-    """`metrics.csv`, `tensorboard/` and the log at once; `last_step` is the step that the run continues from."""
+def make_writer(workdir: Path, last_step: int, name: str = "") -> metric_writers.MultiWriter:
+    """`metrics.csv`, `tensorboard/` and the log at once, of the first process; nothing of others.
+
+    Args:
+        workdir: the run's.
+        last_step: the step that the run continues from.
+        name: of what isn't training: then the files are `NAME.csv` and those in `tensorboard/NAME/`.
+    """
+    if not is_first():
+        return metric_writers.MultiWriter([])
     return metric_writers.MultiWriter(
         [
-            CsvWriter(workdir / "metrics.csv", last_step),
-            metric_writers.SummaryWriter(str(workdir / "tensorboard")),
+            CsvWriter(workdir / f"{name or 'metrics'}.csv", last_step),
+            metric_writers.SummaryWriter(str(workdir / "tensorboard" / name)),
             metric_writers.LoggingWriter(),
         ]
     )

@@ -19,7 +19,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from bksdm_jax.errors import InputError
+from bksdm_jax.errors import InputError, in_short
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
@@ -55,11 +55,13 @@ def hub_folder(repo: str, revision: str, wanted: Callable[[Collection[str]], Col
     except RevisionNotFoundError as error:
         raise InputError(f"{where}: the hub has no such revision") from error
     except HFValidationError as error:
-        raise InputError(f"{repo}: no such folder here, and no id that the hub could have ({_short(error)})") from error
+        raise InputError(
+            f"{repo}: no such folder here, and no id that the hub could have ({in_short(error)})"
+        ) from error
     except RepositoryNotFoundError as error:
         raise InputError(f"{repo}: no such folder here, and no such model on the hub (or a private one)") from error
     except (HfHubHTTPError, httpx.HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        logging.warning("%s: the hub can't be reached (%s); looking in its cache", repo, _short(error))
+        logging.warning("%s: the hub can't be reached (%s); looking in its cache", repo, in_short(error))
     try:
         return Path(snapshot_download(repo, revision=revision or None, local_files_only=True))
     except IncompleteSnapshotError as error:  # files that no pipeline needs are missing, or its reader will name them
@@ -69,7 +71,3 @@ def hub_folder(repo: str, revision: str, wanted: Callable[[Collection[str]], Col
             f"{where}: no such folder here; as a model of the hub it isn't in the cache, and the hub can't be reached; "
             "fetch it where there is a network (`hf download`), or name a folder"
         ) from error
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:120]

@@ -62,24 +62,34 @@ def find_pipeline(
     return place
 
 
-def load_pipeline(name: str | Path, variant: str = "", tokenizer: str = "", prediction: str = "") -> Pipeline:
+def load_pipeline(
+    name: str | Path,
+    variant: str = "",
+    tokenizer: str = "",
+    prediction: str = "",
+    networks: Collection[str] = NETWORKS,
+) -> Pipeline:
     """Reads a pipeline.
 
     Args:
         name: as `find_pipeline` takes it, or what it returned.
         variant: of a folder's weights, as `read_pipeline_folder` takes it.
         tokenizer, prediction: what a single file doesn't say, as `read_single_file` takes it; empty for folders.
+        networks: those whose weights are read; the others have their config alone.
 
     Raises:
         InputError: a component is missing, damaged, or doesn't fit its config.
     """
-    place = find_pipeline(name)
+    place = find_pipeline(name, networks=networks)
     single = place.is_file()
     _require_folder(place, variant)
     if not single and (tokenizer or prediction):
         key = "tokenizer" if tokenizer else "prediction"
         raise InputError(f"{key}: for single-file checkpoints only; {place} is a folder, which has its own")
-    pipeline = read_single_file(place, tokenizer, prediction) if single else read_pipeline_folder(place, variant)
+    if single:
+        pipeline = read_single_file(place, tokenizer, prediction, networks)
+    else:
+        pipeline = read_pipeline_folder(place, variant, networks)
     require_agreement(pipeline)
     return pipeline
 

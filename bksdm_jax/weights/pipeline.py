@@ -19,7 +19,10 @@ NETWORKS = ("unet", "vae", "text_encoder")
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """One network of a pipeline: its architecture, its parameters (nested by Flax names), its `config.json`."""
+    """One network of a pipeline: its architecture, its parameters (nested by Flax names), its `config.json`.
+
+    Parameters are empty where the pipeline was read without them.
+    """
 
     config: Any
     params: dict[str, Any]

@@ -61,29 +61,30 @@ def require_pipeline_folder(folder: Path) -> None:
         )
 
 
-def read_pipeline_folder(folder: Path, variant: str = "") -> Pipeline:
+def read_pipeline_folder(folder: Path, variant: str = "", networks: Collection[str] = NETWORKS) -> Pipeline:
     """Reads a pipeline folder; each network from `.safetensors`, Flax `.msgpack` or PyTorch `.bin`, the first there is.
 
     Args:
         folder: in Diffusers' layout.
         variant: `fp16`, `non_ema`, ...: the infix of weights' file names. A network that has none of this variant is
             read from its plain files.
+        networks: those whose weights are read; the others have their config alone.
 
     Raises:
         InputError: a component is missing, damaged, or doesn't fit its config.
     """
-    files = _files(folder, variant, NETWORKS)
-    networks = {name: _read_network(folder, name, paths) for name, paths in files.items()}
+    files = _files(folder, variant, networks)
+    found = {name: _read_network(folder, name, files.get(name, ())) for name in NETWORKS}
     scheduler, schedule = _read_scheduler(folder)
     return Pipeline(
         place=folder,
-        unet_files=files["unet"],
-        tokenizer=load_tokenizer(folder / "tokenizer", networks["text_encoder"].config.max_length),
+        unet_files=files.get("unet", ()),
+        tokenizer=load_tokenizer(folder / "tokenizer", found["text_encoder"].config.max_length),
         schedule=schedule,
         scheduler=scheduler,
         parts=read_parts(folder, variant),
         licence=_licence(folder / _CARD),
-        **networks,
+        **found,
     )
 
 
@@ -164,7 +165,7 @@ def write_pipeline_folder(folder: Path, pipeline: Pipeline, suffix: str) -> None
 
 def _read_network(folder: Path, name: str, files: Sequence[Path]) -> Network:
     json, config = _read_config(folder, name)
-    return Network(config, read_weights(files, _LAYOUTS[name].shapes(config)), json)
+    return Network(config, read_weights(files, _LAYOUTS[name].shapes(config)) if files else {}, json)
 
 
 def _read_config(folder: Path, name: str) -> tuple[dict[str, Any], Any]:
@@ -179,10 +180,13 @@ def _read_scheduler(folder: Path) -> tuple[dict[str, Any], ScheduleConfig]:
     return json, schedule_from_diffusers(json, str(path))
 
 
-def _files(folder: Path, variant: str, networks: Sequence[str]) -> dict[str, tuple[Path, ...]]:
-    """The files of these networks' weights, plain ones where there are none of the variant."""
+def _files(folder: Path, variant: str, networks: Collection[str]) -> dict[str, tuple[Path, ...]]:
+    """The files of these networks' weights, plain ones where there are none of the variant.
+
+    A variant that is nowhere is an error where the U-Net is among them: there are some, `non_ema`, of it alone.
+    """
     found = {name: weight_files(folder / name, _LAYOUTS[name].stems, variant) for name in networks}
-    if variant and not any(found.values()):
+    if variant and "unet" in networks and not any(found.values()):
         raise InputError(f"{folder}: no weights of variant {variant!r}; leave the variant empty for the plain ones")
     for name in networks:
         stems = _LAYOUTS[name].stems

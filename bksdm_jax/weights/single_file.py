@@ -32,7 +32,7 @@ from bksdm_jax.weights.original_names import (
     unet_modules,
     vae_modules,
 )
-from bksdm_jax.weights.pipeline import Network, Pipeline
+from bksdm_jax.weights.pipeline import NETWORKS, Network, Pipeline
 from bksdm_jax.weights.safetensors_file import index_safetensors
 from bksdm_jax.weights.stored import StoredTensor
 from bksdm_jax.weights.tokenizer import TOKENIZER_FILES, load_tokenizer
@@ -42,6 +42,12 @@ DEFAULT_TOKENIZER = "openai/clip-vit-large-patch14"
 _SECOND_PAD = "!"
 
 Table = Mapping[str, StoredTensor]
+_FORMS: dict[str, tuple[Callable[[Any], dict[str, Any]], Callable[[Any], dict[str, Any]]]] = {
+    "unet": (parameter_shapes, unet_to_diffusers),
+    "vae": (vae_parameter_shapes, vae_to_diffusers),
+    "text_encoder": (clip_text_parameter_shapes, clip_text_to_transformers),
+}
+"""Network -> its parameters' shapes, and its `config.json`, by its config."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +61,9 @@ class SingleFile:
     tables: dict[str, dict[str, StoredTensor]]
 
 
-def read_single_file(path: Path, tokenizer: str = "", prediction: str = "") -> Pipeline:
+def read_single_file(
+    path: Path, tokenizer: str = "", prediction: str = "", networks: Collection[str] = NETWORKS
+) -> Pipeline:
     """Reads a single-file checkpoint.
 
     Args:
@@ -63,6 +71,7 @@ def read_single_file(path: Path, tokenizer: str = "", prediction: str = "") -> P
         tokenizer: folder (its own or a pipeline's) or id on the hub of the tokenizer, which such a file doesn't hold;
             empty: `DEFAULT_TOKENIZER`. SD 2.x pads with `!`, whatever the tokenizer's files say.
         prediction: as `index_single_file` takes it.
+        networks: those whose weights are read; the others have their config alone.
 
     Raises:
         InputError: the file is damaged or no whole checkpoint, no tokenizer, or no prediction where one is needed.
@@ -77,34 +86,20 @@ def read_single_file(path: Path, tokenizer: str = "", prediction: str = "") -> P
         tokenizer=load_tokenizer(folder, found.text_encoder.max_length, pad),
         schedule=schedule,
         scheduler=schedule_to_diffusers(schedule),
-        unet=_network(path, "unet", found.unet, found.tables, parameter_shapes, unet_to_diffusers),
-        vae=_network(path, "vae", found.vae, found.tables, vae_parameter_shapes, vae_to_diffusers),
-        text_encoder=_network(
-            path,
-            "text_encoder",
-            found.text_encoder,
-            found.tables,
-            clip_text_parameter_shapes,
-            clip_text_to_transformers,
-        ),
+        **{name: _network(path, name, found, name in networks) for name in NETWORKS},
     )
 
 
 def read_single_unet(path: Path) -> Network:
     """Reads the U-Net of a single-file checkpoint; raises `InputError` if it can't."""
     found = index_single_file(path, "epsilon")
-    return _network(path, "unet", found.unet, found.tables, parameter_shapes, unet_to_diffusers)
+    return _network(path, "unet", found, weights=True)
 
 
-def _network(
-    path: Path,
-    name: str,
-    config: Any,
-    tables: Mapping[str, Mapping[str, StoredTensor]],
-    shapes: Callable[[Any], dict[str, Any]],
-    to_json: Callable[[Any], dict[str, Any]],
-) -> Network:
-    return Network(config, read_tensors(f"{path}, {name}", tables[name], shapes(config)), to_json(config))
+def _network(path: Path, name: str, found: SingleFile, weights: bool) -> Network:
+    config, (shapes, to_json) = getattr(found, name), _FORMS[name]
+    params = read_tensors(f"{path}, {name}", found.tables[name], shapes(config)) if weights else {}
+    return Network(config, params, to_json(config))
 
 
 def _tokenizer_folder(path: Path, tokenizer: str) -> Path:

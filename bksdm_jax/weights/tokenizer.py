@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from transformers import CLIPTokenizer
 
-from bksdm_jax.errors import InputError
+from bksdm_jax.errors import InputError, in_short
 from bksdm_jax.files import read_text, write_json
 
 _CONFIG, _SPECIAL = "tokenizer_config.json", "special_tokens_map.json"
@@ -75,8 +75,7 @@ def load_tokenizer(folder: Path, max_length: int, pad: str = "") -> Tokenizer:
         options = {"pad_token": pad} if pad else {}
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True, **options)
     except Exception as error:  # Transformers raises whatever its parsers do
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{folder}: Transformers can't read this tokenizer ({reason})") from error
+        raise InputError(f"{folder}: Transformers can't read this tokenizer ({in_short(error)})") from error
     # In memory, so that a run of days doesn't end without them.
     files = {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()}
     if pad:

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from bksdm_jax.errors import InputError
+from bksdm_jax.errors import InputError, in_short
 from bksdm_jax.weights.stored import FLOATS, StoredTensor
 
 _MOST_PICKLE = 2**21  # bytes; a U-Net's takes about 100 KiB
@@ -90,8 +90,7 @@ def index_torch(path: Path) -> dict[str, StoredTensor]:
     except OSError as error:
         raise InputError(f"{path}: can't be read ({error.strerror})") from error
     except Exception as error:  # zipfile and the disassembler raise many types on bytes that make no sense
-        reason = " ".join(str(error).split())[:120]
-        raise InputError(f"{path}: not a whole PyTorch checkpoint ({reason}); fetch it again") from error
+        raise InputError(f"{path}: not a whole PyTorch checkpoint ({in_short(error)}); fetch it again") from error
 
 
 def _prefix(path: Path, entries: dict[str, zipfile.ZipInfo]) -> str:

@@ -1,0 +1,99 @@
+"""Several distillations, one after the other, and what came of them side by side."""
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+
+import matplotlib
+from absl import logging
+from matplotlib.figure import Figure
+
+from bksdm_jax.data.tables import write_table
+from bksdm_jax.errors import InputError
+from bksdm_jax.files import atomic_file
+from bksdm_jax.training.config import TrainConfig, require_settings
+from bksdm_jax.training.distill import distill
+
+TABLE, PLOT = "sweep.csv", "sweep.png"
+"""Files of a sweep's workdir."""
+_LOSSES = ("loss_task", "loss_output", "loss_feature")
+_COLUMNS = ("run", "status", "updates", *_LOSSES, "held_out_loss", "held_out_loss_task")
+
+
+def sweep(runs: Mapping[str, TrainConfig], workdir: Path) -> Path | None:
+    """Makes, or goes on making, every run in a folder of its name in `workdir`; then `TABLE` and `PLOT`.
+
+    A run that ends in an error is told in the table, and the others are made.
+
+    Returns:
+        the table, or None if interrupted (the same call continues).
+
+    Raises:
+        InputError: no runs, or a setting of one can't be used (before any is made).
+    """
+    if not runs:
+        raise InputError("runs: none; name a sweep, as configs/sweep.py:shapes,rates, or give runs")
+    for name, config in runs.items():
+        try:
+            require_settings(config)
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from error
+    problems: dict[str, str] = {}
+    for number, (name, config) in enumerate(runs.items(), start=1):
+        logging.info("== %d of %d, %s", number, len(runs), name)
+        if _is_made(workdir / name):
+            continue
+        try:
+            if distill(config, workdir / name) is None:
+                return None
+        except InputError as error:
+            logging.error("%s: %s", name, error)
+            problems[name] = str(error)
+        _write(runs, workdir, problems)
+    return _write(runs, workdir, problems)
+
+
+def read_sweep(path: Path) -> list[dict[str, str]]:
+    """The rows of a sweep's table, by column."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _is_made(folder: Path) -> bool:
+    return (folder / "model").is_dir()  # whole or absent
+
+
+def _write(runs: Mapping[str, TrainConfig], workdir: Path, problems: Mapping[str, str]) -> Path:
+    """The table of what there is, and the plot of its losses."""
+    histories = {name: _history(workdir / name / "metrics.csv") for name in runs}
+    rows = []
+    for name in runs:
+        last = histories[name][-1] if histories[name] else {}
+        held_out = (_history(workdir / name / "validation.csv") or [{}])[-1]
+        status = "done" if _is_made(workdir / name) else problems.get(name, "not begun" if not last else "under way")
+        values = [last.get(key, "") for key in ("step", *_LOSSES)]
+        rows.append([name, status, *values, held_out.get("loss", ""), held_out.get("loss_task", "")])
+    write_table(workdir / TABLE, _COLUMNS, rows)
+    _plot({name: rows for name, rows in histories.items() if rows}, workdir / PLOT)
+    return workdir / TABLE
+
+
+def _history(path: Path) -> list[dict[str, str]]:
+    return read_sweep(path) if path.is_file() else []
+
+
+def _plot(histories: Mapping[str, list[dict[str, str]]], path: Path) -> None:
+    """The task's loss of every run over its updates: the one term that all runs have."""
+    figure = Figure(figsize=(8, 4.5 + 0.2 * len(histories)), layout="constrained", dpi=120)
+    axes = figure.add_subplot()
+    styles = matplotlib.color_sequences["tab10"]
+    for index, (name, rows) in enumerate(histories.items()):
+        steps, losses = ([float(row[key]) for row in rows] for key in ("step", "loss_task"))
+        axes.plot(steps, losses, color=styles[index % len(styles)], label=name, linestyle="-" if index < 10 else "--")
+    axes.set_yscale("log")
+    axes.set_xlabel("optimiser updates")
+    axes.set_ylabel("task loss")
+    axes.grid(alpha=0.25)
+    figure.legend(frameon=False, fontsize=9, loc="outside upper left")
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format="png")

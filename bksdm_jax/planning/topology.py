@@ -1,0 +1,44 @@
+"""Devices to compile for: those of this machine, or of a TPU topology that is nowhere near."""
+
+import importlib.util
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+
+from bksdm_jax.analysis.chips import TPUS, Chip, chip_of
+from bksdm_jax.errors import InputError, in_short, one_of
+from bksdm_jax.planning.environment import expect_no_tpu
+
+
+def devices_of(topology: str) -> tuple[Sequence[Any], Chip | None]:
+    """The devices to compile for, and what chips they are, where that is known.
+
+    Args:
+        topology: `v4:2x2x4`, a generation and its chips along each axis, or `v4:1x1x1` for one of them; empty: this
+            machine's devices.
+
+    Raises:
+        InputError: no such topology, or no compiler for it.
+    """
+    if not topology:
+        devices = jax.devices()
+        return devices, chip_of(devices[0].device_kind)
+    generation, _, shape = topology.partition(":")
+    if generation not in TPUS:
+        raise one_of("topology", generation, TPUS)
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", shape):
+        raise InputError(f"topology: {topology!r}; expected a generation and its chips along each axis, as v4:2x2x4")
+    chip = TPUS[generation]
+    alone = math.prod(map(int, shape.split("x"))) == 1  # of the smallest topology that there is
+    whole = f"{generation}:{'x'.join(['2', '2', *['1'] * (shape.count('x') - 1)])}" if alone else topology
+    expect_no_tpu()
+    try:
+        found = topologies.get_topology_desc(platform="tpu", topology_name=whole, **dict(chip.options))
+    except Exception as error:  # JAX and the compiler's library raise many types
+        hint = "" if importlib.util.find_spec("libtpu") else "; the compiler is missing: pip install libtpu"
+        raise InputError(f"topology: {topology} can't be had ({in_short(error)}){hint}") from error
+    return found.devices[:1] if alone else found.devices, chip

@@ -1,0 +1,34 @@
+"""A profiler's trace of a few updates, for TensorBoard and XProf."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from bksdm_jax.processes import is_first
+
+
+class Profile:
+    """At most one trace, of the first process; use as a context manager, whose end ends it."""
+
+    def __init__(self) -> None:
+        self._running = False
+
+    def __enter__(self) -> "Profile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop(None)
+
+    def start(self, folder: Path) -> None:
+        """Begins to watch."""
+        if is_first():
+            jax.profiler.start_trace(folder)
+            self._running = True
+
+    def stop(self, result: Any) -> None:
+        """Writes the trace, once `result` is there."""
+        if self._running:
+            jax.block_until_ready(result)
+            jax.profiler.stop_trace()
+            self._running = False

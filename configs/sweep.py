@@ -1,0 +1,52 @@
+"""Several runs of `configs/distill.py`, one after the other, and a table and a plot of them all.
+
+  python -m launch.sweep --config=configs/sweep.py:shapes,rates --workdir=runs/rates
+  python -m launch.sweep --config=configs/sweep.py:v2_base,ablation --config.settings="('teacher=DIR', 'data=DIR')" \
+    --workdir=DIR
+
+Generation: v1, v2_base, v2, shapes (shapes if none is named: a run takes about a quarter of an hour on two CPU cores)
+Which runs (one of them):
+  students   bk_base, bk_small, bk_tiny
+  batches    bk_small at three batch sizes
+  ablation   bk_small from random and from the teacher's weights; task alone, with output KD, with feature KD (Table 4)
+  no_kd      the three students without distillation (Table 3)
+  rates      bk_small at five learning rates (Table 13)
+  volumes    bk_small on three volumes of data (Fig. 11)
+  mid        without the mid stage alone, with and without distillation (Tables 10, 11)
+"""
+
+from ml_collections import config_dict
+
+GENERATIONS = ("v1", "v2_base", "v2", "shapes")
+RUNS = {
+    "students": ("bk_base", "bk_small", "bk_tiny"),
+    "batches": ("bk_small,batch_64", "bk_small,batch_128", "bk_small,batch_256"),
+    "ablation": (
+        "bk_small,random_init,no_kd",
+        "bk_small,random_init,no_feature",
+        "bk_small,random_init",
+        "bk_small,no_kd",
+        "bk_small,no_feature",
+        "bk_small",
+    ),
+    "no_kd": ("bk_base,no_kd", "bk_small,no_kd", "bk_tiny,no_kd"),
+    "rates": tuple(f"bk_small,lr_{rate}" for rate in ("1e-5", "2.5e-5", "5e-5", "1e-4", "2.5e-4")),
+    "volumes": ("bk_small,pairs_11k", "bk_small,pairs_213k", "bk_small,pairs_2.3m"),
+    "mid": ("no_mid", "no_mid,no_kd"),
+}
+
+
+def get_config(variants: str = "") -> config_dict.ConfigDict:
+    """The runs of a generation and a name of `RUNS`, separated by a comma."""
+    names = [name.strip() for name in variants.split(",") if name.strip()]
+    unknown = [name for name in names if name not in (*GENERATIONS, *RUNS)]
+    if unknown:
+        raise ValueError(f"unknown variant {unknown[0]!r}; known: {', '.join((*GENERATIONS, *RUNS))}")
+    generation = next((name for name in names if name in GENERATIONS), "shapes")
+    chosen = [name for name in names if name in RUNS]
+    if len(names) - len(chosen) > 1 or len(chosen) > 1:
+        raise ValueError(f"variants {', '.join(names)}: expected one generation and one of {', '.join(RUNS)}")
+    config = config_dict.ConfigDict()
+    config.runs = tuple(f"{generation},{run}" for run in (RUNS[chosen[0]] if chosen else ()))  # of configs/distill.py
+    config.settings = ()  # ("steps=100", "teacher=DIR"): what is the same in all runs
+    return config

@@ -1,0 +1,31 @@
+"""What a training run will need, before it is paid for: memory, work, traffic, time, and whether it fits.
+
+  python -m launch.plan --config=configs/distill.py:v1,bk_base --config.topology=v4:2x2x4 --config.accumulation=1
+
+Compiles the very update of the run, for a TPU topology (on any machine; `pip install 'bksdm_jax[libtpu]'` brings the
+compiler) or, without `topology`, for this machine's devices. No weights and no data are needed: `--config.teacher`
+may name a pipeline, whose configs alone are read. Full size takes minutes on two cores, each compilation.
+"""
+
+import sys
+
+from bksdm_jax.planning.environment import expect_no_tpu
+
+if any(argument.startswith("--config.topology") for argument in sys.argv):
+    expect_no_tpu()
+
+from launch.command import quiet_libraries, run_without_workdir
+
+quiet_libraries()
+
+from bksdm_jax.planning.plan import plan_run  # noqa: E402
+from bksdm_jax.training.config import TrainConfig  # noqa: E402
+
+
+def main(config: TrainConfig) -> None:
+    """Prints the plan."""
+    print(plan_run(config))
+
+
+if __name__ == "__main__":
+    run_without_workdir(TrainConfig, main, may_be_empty=("teacher", "data"))

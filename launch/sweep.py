@@ -1,0 +1,73 @@
+"""Several distillations, one after the other, in one table and plot.
+
+  python -m launch.sweep --config=configs/sweep.py:shapes,rates --workdir=runs/rates
+
+An interrupted sweep continues with the same command; a run that fails is told in the table, and the others are made.
+The workdir then holds a folder for each run, as `launch.train` makes it, `sweep.csv` and `sweep.png`.
+"""
+
+import dataclasses
+import re
+from pathlib import Path
+
+from launch.command import quiet_libraries, run, tell, to_dataclass
+
+quiet_libraries()
+
+from ml_collections import config_dict  # noqa: E402
+
+from bksdm_jax.errors import InputError, nearest  # noqa: E402
+from bksdm_jax.experiments.sweep import read_sweep, sweep  # noqa: E402
+from bksdm_jax.training.config import TrainConfig  # noqa: E402
+from configs.distill import get_config  # noqa: E402
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepConfig:
+    """Runs as variants of `configs/distill.py`, and settings that all of them share, `KEY=VALUE` each."""
+
+    runs: tuple[str, ...]
+    settings: tuple[str, ...] = ()
+
+
+def read_run(variants: str, settings: tuple[str, ...]) -> TrainConfig:
+    """The run that variants and settings mean; raises `InputError` if they mean none."""
+    try:
+        config = get_config(variants)
+    except ValueError as error:
+        raise InputError(f"runs: {variants!r}: {error}") from error
+    for entry in settings:
+        _set(config, entry)
+    return to_dataclass(TrainConfig, config)
+
+
+def _set(config: config_dict.ConfigDict, entry: str) -> None:
+    path, mark, text = entry.partition("=")
+    *groups, key = path.split(".")
+    inner = config
+    for group in groups:
+        inner = inner.get(group) if isinstance(inner, config_dict.ConfigDict) else None
+    if not mark or not isinstance(inner, config_dict.ConfigDict) or key not in inner:
+        known = list(config) if inner is None else list(inner)
+        raise InputError(f"settings: {entry!r}; expected KEY=VALUE of a run{nearest(key, known)}")
+    kind = type(inner[key])
+    try:
+        inner[key] = {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
+    except (KeyError, ValueError, TypeError) as error:
+        raise InputError(f"settings: {entry!r}; expected {kind.__name__}") from error
+
+
+def main(config: SweepConfig, workdir: Path) -> None:
+    """Makes the runs and prints the table."""
+    runs = {re.sub(r"[^\w.-]+", "_", name): read_run(name, config.settings) for name in config.runs}
+    made = sweep(runs, workdir)
+    if made is not None:
+        rows = read_sweep(made)
+        widths = {key: max(len(key), *(len(row[key]) for row in rows)) for key in rows[0]}
+        for row in [{key: key for key in widths}, *rows]:
+            print("  ".join(f"{row[key]:{width}}" for key, width in widths.items()).rstrip())
+    tell(made, workdir)
+
+
+if __name__ == "__main__":
+    run(SweepConfig, main)

@@ -1,0 +1,142 @@
+"""Every run that the configs name can be had, and is what its name says."""
+
+import dataclasses
+import re
+
+import pytest
+
+from bksdm_jax.errors import InputError
+from bksdm_jax.models.presets import TEACHERS
+from bksdm_jax.models.unet_json import unet_from_diffusers
+from bksdm_jax.pruning.plan import plan_removal, removed_blocks
+from bksdm_jax.training.config import TrainConfig, require_generation, require_settings
+from bksdm_jax.training.features import weighted_pairs
+from bksdm_jax.weights.load import load_unet_config
+from configs import distill as runs
+from configs import sweep as sweeps
+from launch.command import to_dataclass
+from launch.sweep import read_run
+
+NAMED = ("teacher=DIR", "data=DIR")
+
+
+def run(variants: str) -> TrainConfig:
+    return read_run(variants, NAMED)
+
+
+@pytest.mark.parametrize("name", runs.VARIANTS)
+def test_every_variant_is_a_run(name: str) -> None:
+    require_settings(run(name))
+
+
+def test_the_manual_names_runs_only() -> None:
+    named = re.findall(r"\b(?:v1|v2_base)(?:,[\w.\-]+)+", runs.__doc__)
+    assert len(named) > 15
+    for variants in named:
+        require_settings(run(variants))
+    for name in runs.VARIANTS:
+        assert name in runs.__doc__, name
+
+
+@pytest.mark.parametrize("generation", runs.GENERATIONS)
+@pytest.mark.parametrize("name", sweeps.RUNS)
+def test_every_sweep_has_runs_for_every_generation(generation: str, name: str) -> None:
+    config = sweeps.get_config(f"{generation},{name}")
+    found = [read_run(variants, NAMED) for variants in config.runs]
+    assert len(found) == len(sweeps.RUNS[name])
+    assert len({dataclasses.astuple(run) for run in found}) == len(found)
+    teacher = {"v1": "v1", "v2_base": "v2", "v2": "v2"}.get(generation)
+    unet = unet_from_diffusers(TEACHERS[teacher]) if teacher else load_unet_config("shapes_teacher")
+    for one in found:
+        require_settings(one)
+        assert one.batch_size % one.accumulation == 0
+        assert plan_removal(unet, removed_blocks(one.student)).removed
+        assert one.generation == (teacher or "")
+
+
+def test_runs_are_what_they_are_called() -> None:
+    assert (run("v1,batch_64").batch_size, run("v1,batch_64").accumulation) == (64, 1)
+    assert (run("v2_base,batch_64").batch_size, run("v2_base,batch_64").accumulation) == (64, 2)
+    assert run("batch_64,shapes").batch_size == 8
+    assert run("lr_2.5e-4,v1").optimizer.learning_rate == 2.5e-4
+    assert run("lr_2.5e-4,shapes").optimizer.learning_rate == pytest.approx(2.5e-3)
+    assert run("v1,pairs_213k").examples == 212_776
+    assert run("v1,no_kd").loss.distils is False
+    assert run("v1,no_feature").loss.output == 1
+    assert run("runlocal,v2").resolution == 64
+
+
+@pytest.mark.parametrize(
+    ("variants", "settings", "said"),
+    [
+        ("v1,batch_64,batch_128", (), "batch_64 and batch_128 exclude each other"),
+        ("v1,lr_1e-6", (), "unknown variant 'lr_1e-6'.*did you mean"),
+        ("v1", ("stepz=3",), r"settings: 'stepz=3'; expected KEY=VALUE of a run \(did you mean 'steps'"),
+        ("v1", ("steps=many",), "settings: 'steps=many'; expected int"),
+        ("v1", ("loss.tusk=1",), "did you mean 'task'"),
+        ("v1", ("flip=perhaps",), "'flip=perhaps'; expected bool"),
+        ("v1", ("steps",), "expected KEY=VALUE"),
+    ],
+)
+def test_mistakes_are_one_line(variants: str, settings: tuple[str, ...], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        read_run(variants, (*NAMED, *settings))
+
+
+@pytest.mark.parametrize("variants", ["shapes,rates,batches", "v1,v2,rates", "v3,rates"])
+def test_no_such_sweep(variants: str) -> None:
+    with pytest.raises(ValueError, match=r"unknown variant|expected one generation"):
+        sweeps.get_config(variants)
+
+
+@pytest.mark.parametrize(
+    ("scales", "said"),
+    [
+        (("up_blocks.9=1",), r"no feature 'up_blocks.9' \(did you mean 'up_blocks"),
+        (("up_blocks.1",), "expected NAME=WEIGHT"),
+        (("up_blocks.1=-1",), "expected NAME=WEIGHT"),
+        (("up_blocks.1=nan",), "expected NAME=WEIGHT"),
+        (("=1",), "no feature ''"),
+    ],
+)
+def test_weights_of_features_are_checked(scales: tuple[str, ...], said: str) -> None:
+    plan = plan_removal(unet_from_diffusers(TEACHERS["v1"]), removed_blocks("bk_small"))
+    with pytest.raises(InputError, match=said):
+        weighted_pairs(plan, "stages", scales)
+    with pytest.raises(InputError, match=r"loss\.feature_source: unknown name 'attention'"):
+        weighted_pairs(plan, "attention", ())
+
+
+def test_weights_of_features_stand_for_stages_too() -> None:
+    plan = plan_removal(unet_from_diffusers(TEACHERS["v1"]), removed_blocks("bk_tiny"))
+    found = {
+        pair.student: weight for pair, weight in weighted_pairs(plan, "stages", ("down_blocks.2=3", "up_blocks.0=0"))
+    }
+    assert found == {
+        "down_blocks.0": 1,
+        "down_blocks.1": 1,
+        "down_blocks.2.attentions.0.proj_out": 3,
+        "up_blocks.0": 0,
+        "up_blocks.1": 1,
+        "up_blocks.2": 1,
+    }
+
+
+def test_a_ready_config_stays_what_it_was() -> None:
+    """`launch.train` reads the same config as `launch.sweep`."""
+    config = runs.get_config("v1,bk_small")
+    config.teacher = config.data = "DIR"
+    assert to_dataclass(TrainConfig, config) == run("v1,bk_small")
+
+
+@pytest.mark.parametrize("settings", ["v1", "v2"])
+def test_a_teacher_of_the_other_generation_is_refused(settings: str) -> None:
+    config = dataclasses.replace(run("v1"), generation=settings)
+    for teacher, facts in TEACHERS.items():
+        if teacher == settings:
+            require_generation(config, unet_from_diffusers(facts))
+            continue
+        with pytest.raises(InputError, match=f"as Stable Diffusion {teacher}, and these settings are for {settings}"):
+            require_generation(config, unet_from_diffusers(facts))
+    require_generation(config, load_unet_config("shapes_teacher"))  # is neither
+    require_generation(dataclasses.replace(config, generation=""), unet_from_diffusers(TEACHERS["v2"]))

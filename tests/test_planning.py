@@ -1,0 +1,162 @@
+"""Plans of runs: the compiled program's text, topologies, work, and a whole plan for the devices at hand."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import pytest
+
+from bksdm_jax.analysis.chips import TPUS, chip_of
+from bksdm_jax.analysis.pipeline_cost import stable_diffusion
+from bksdm_jax.errors import InputError
+from bksdm_jax.planning import topology
+from bksdm_jax.planning.hlo import Traffic, array_bytes, collectives, custom_call_bytes
+from bksdm_jax.planning.plan import plan_run
+from bksdm_jax.planning.topology import devices_of
+from bksdm_jax.planning.work import count_work
+from bksdm_jax.pruning.plan import plan_removal, removed_blocks
+from bksdm_jax.training.config import PlanConfig, TrainConfig
+from tests import tiny
+
+PROGRAM = """HloModule jit_update
+
+%add (x: f32[], y: f32[]) -> f32[] {
+  ROOT %sum = f32[] add(%x, %y)
+}
+
+%inner (p: bf16[8,4]) -> bf16[8,4] {
+  %kernel.1 = bf16[8,4]{1,0:T(8,128)(2,1)} custom-call(%p, %p), TARGET, OPERANDS, frontend_attributes={}
+  ROOT %other = bf16[8,4]{1,0} custom-call(%kernel.1), custom_call_target="Sharding"
+}
+
+%body (state: (s32[], f32[10])) -> (s32[], f32[10]) {
+  %reduced = f32[10]{0} all-reduce(%value), to_apply=%add
+  %call = bf16[8,4]{1,0} call(%p), to_apply=%inner
+  ROOT %tuple = (s32[], f32[10]) tuple(%count, %reduced)
+}
+
+%condition (state: (s32[], f32[10])) -> pred[] {
+  ROOT %less = pred[] compare(%count, %four), direction=LT
+}
+
+ENTRY %main (a: f32[16,2], b: f32[10]) -> f32[10] {
+  %gathered = (f32[16,2]{1,0}, f32[64,2]{1,0}) all-gather-start(%a), dimensions={0}
+  %done = f32[64,2]{1,0} all-gather-done(%gathered)
+  %both = (f32[10]{0}, bf16[3]{0}) all-reduce(%b, %c), to_apply=%add
+  %loop = (s32[], f32[10]) while(%init), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"4"}}
+}
+""".replace("OPERANDS", "operand_layout_constraints={bf16[8,4]{1,0}, bf16[8,4]{1,0}}").replace(
+    "TARGET", 'custom_call_target="tpu_custom_call"'
+)
+
+
+def test_collectives_in_loops_count_as_often_as_they_turn() -> None:
+    assert collectives(PROGRAM) == {
+        "all-reduce": Traffic(1 + 4, (10 * 4 + 3 * 2) + 4 * 10 * 4),
+        "all-gather": Traffic(1, 64 * 2 * 4),
+    }
+
+
+def test_kernels_count_what_they_read_and_write() -> None:
+    assert custom_call_bytes(PROGRAM) == 4 * 3 * (8 * 4 * 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("f32[]", 4),
+        ("(s32[2,3]{1,0}, pred[5])", 29),
+        ("bf16[2,2]{1,0:T(8,128)(2,1)}", 8),
+        ("f8e4m3fn[4]", 4),
+        ("token[]", 0),
+    ],
+)
+def test_sizes_of_arrays(text: str, size: int) -> None:
+    assert array_bytes(text) == size
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("v9:2x2x1", "topology: unknown name 'v9'.*known: v4, v5e, v5p, v6e"),
+        ("v4", "expected a generation and its chips along each axis"),
+        ("v4:2x2xtwo", "expected a generation and its chips along each axis"),
+        ("v4:0x2x1", "expected a generation and its chips along each axis"),
+    ],
+)
+def test_topologies_that_cannot_be(name: str, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        devices_of(name)
+
+
+def test_a_missing_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(topology, "expect_no_tpu", lambda: None)
+    monkeypatch.setattr(topology.importlib.util, "find_spec", lambda name: None)
+
+    def refuse(**options: object) -> None:
+        raise RuntimeError("no TPU\nplugin")
+
+    monkeypatch.setattr(topology.topologies, "get_topology_desc", refuse)
+    with pytest.raises(InputError, match=r"v4:2x2x1 can't be had \(no TPU plugin\); .*pip install libtpu"):
+        devices_of("v4:2x2x1")
+
+
+def test_chips_are_known_by_the_names_that_devices_have() -> None:
+    assert chip_of("TPU v5 lite") == TPUS["v5e"]
+    assert chip_of("NVIDIA A100-SXM4-80GB").memory == 80e9
+    assert chip_of("NVIDIA H200").flops == 989e12
+    assert chip_of("cpu") is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_work_is_that_of_the_passes(remat: str) -> None:
+    """At full size; nothing is compiled."""
+    networks = stable_diffusion("v1")
+    plan = plan_removal(networks.unet, removed_blocks("bk_base"))
+    config = TrainConfig("", "bk_base", "", dtype="bfloat16", remat=remat)
+    work = count_work(config, plan, networks)
+    assert work.update / work.passes == pytest.approx(1.0, abs=0.03)  # `full` spares the last product of each stage
+    encoder = count_work(dataclasses.replace(config, plan=PlanConfig(cached=False)), plan, networks)
+    assert encoder.update > work.update + 1e12  # only without the cache
+
+
+@pytest.mark.slow
+def test_a_plan_for_the_devices_at_hand(micro_teacher: Path) -> None:
+    config = TrainConfig(
+        str(micro_teacher),
+        tiny.MICRO_STUDENT,
+        "",
+        resolution=16,
+        batch_size=16,
+        accumulation=2,
+        fsdp=2,
+        dtype="float32",
+    )
+    assert len(jax.devices()) == 8
+    text = plan_run(config)
+    for part in (
+        "16 images an update: 2 micro-batch(es), 8 device(s) of 1",
+        "data 4 x fsdp 2",
+        "all-reduce",
+        "all-gather",
+        "fits: not known",
+    ):
+        assert part in text
+    rows = {
+        line[:22].strip(): float(line[22:]) for line in text.splitlines() if line.startswith("  ") and " x," not in line
+    }
+    assert rows["in all"] == pytest.approx(sum(size for name, size in rows.items() if name != "in all"), abs=0.03)
+
+
+def test_runs_that_cannot_be_planned_are_one_line(micro_teacher: Path) -> None:
+    config = TrainConfig(str(micro_teacher), tiny.MICRO_STUDENT, "", resolution=16, batch_size=16, accumulation=1)
+    for changes, said in (
+        ({"fsdp": 3}, "fsdp: 3 doesn't divide the 8 devices"),
+        ({"batch_size": 12}, "batch_size: 12 doesn't divide by accumulation 1 x 8"),
+        ({"plan": PlanConfig(price=-1.0)}, "plan.price is -1.0"),
+        ({"teacher": "", "generation": "v3"}, "generation: unknown name 'v3'"),
+        ({"teacher": ""}, "generation: unknown name ''"),
+    ):
+        with pytest.raises(InputError, match=said):
+            plan_run(dataclasses.replace(config, **changes))
