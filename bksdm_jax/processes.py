@@ -2,14 +2,19 @@
 
 import dataclasses
 import re
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from orbax.checkpoint import multihost
 
 from bksdm_jax.errors import InputError, in_short, whole_number
 
 NONE, AUTO = "none", "auto"
+_PATIENCE = 24 * 3600  # seconds to wait for processes that live; one that died is found out by its missing heartbeats
+_SHUTDOWN = 60  # seconds that the end of a process waits for the ends of the others
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +47,7 @@ def connect(config: ProcessConfig) -> None:
         )
     if config.distributed == NONE:
         return
-    options: dict[str, object] = {"initialization_timeout": config.timeout}
+    options: dict[str, object] = {"initialization_timeout": config.timeout, "shutdown_timeout_seconds": _SHUTDOWN}
     if explicit:
         if not re.fullmatch(r".+:\d+", config.distributed):
             raise InputError(f"--distributed: {config.distributed!r}; expected none, auto, or HOST:PORT")
@@ -66,9 +71,28 @@ def is_first() -> bool:
 
 
 def meet(what: str) -> None:
-    """Waits until all processes are here; `what` tells places apart."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(what)
+    """Waits until all processes are here; `what` tells places apart.
+
+    The processes' coordinator is asked, not the devices: these give up on others within seconds on some platforms.
+    """
+    multihost.sync_global_processes(what, timeout=_PATIENCE, processes=set(range(jax.process_count())))
+
+
+def together(jitted: Any) -> Callable[..., Any]:
+    """A jitted function that is called with the same shapes only; all processes begin their first call at one time.
+
+    One process may take the program from the compilation cache where another compiles it for minutes.
+    """
+    compiled = None
+
+    def call(*arguments: Any) -> Any:
+        nonlocal compiled
+        if compiled is None:
+            compiled = jitted.lower(*arguments).compile()
+            meet("compiled")
+        return compiled(*arguments)
+
+    return call
 
 
 def anyone(wish: bool) -> bool:

@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from tests import tiny
-from tests.conftest import ROOT
+from tests.conftest import QUICK_XLA, ROOT
 
 
 def command(verb: str, config: str, workdir: Path, **settings: object) -> list[str]:
@@ -28,8 +28,8 @@ def command(verb: str, config: str, workdir: Path, **settings: object) -> list[s
 
 
 def environment() -> dict[str, str]:
-    """One CPU device, and no hub."""
-    return os.environ | {"XLA_FLAGS": "", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+    """One CPU device, quick compilation, and no hub."""
+    return os.environ | {"XLA_FLAGS": QUICK_XLA, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
 
 
 def run(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:

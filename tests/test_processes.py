@@ -13,7 +13,7 @@ import pytest
 from bksdm_jax.errors import InputError
 from bksdm_jax.processes import ProcessConfig, connect
 from tests import tiny
-from tests.conftest import ROOT
+from tests.conftest import QUICK_XLA, ROOT
 from tests.test_binaries import command, environment, rows, succeed
 
 
@@ -58,7 +58,7 @@ def start(arguments: list[str], count: int) -> list[subprocess.Popen[str]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         place = f"127.0.0.1:{free.getsockname()[1]}"
-    several = environment() | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    several = environment() | {"XLA_FLAGS": f"--xla_force_host_platform_device_count=2 {QUICK_XLA}"}
     flags = [[f"--distributed={place}", f"--processes={count}", f"--process_id={index}"] for index in range(count)]
     return [
         subprocess.Popen(
@@ -105,9 +105,7 @@ def test_losses_are_those_of_one_process(
 
 
 @pytest.mark.slow
-def test_what_one_is_told_all_do(
-    alone: list[dict[str, str]], micro_teacher: Path, photographs: Path, tmp_path: Path
-) -> None:
+def test_what_one_is_told_all_do(micro_teacher: Path, photographs: Path, tmp_path: Path) -> None:
     arguments = training(micro_teacher, photographs, tmp_path / "run", steps=2000, checkpoint_every=0)
     processes = start(arguments, 2)
     while len(rows(tmp_path / "run")) < 3 and all(process.poll() is None for process in processes):

@@ -10,7 +10,7 @@ import numpy as np
 
 from bksdm_jax.errors import InputError
 from bksdm_jax.interrupts import Interrupts
-from bksdm_jax.processes import anyone
+from bksdm_jax.processes import anyone, meet
 from bksdm_jax.progress import Progress
 from bksdm_jax.training.checkpoints import Checkpoints
 from bksdm_jax.training.profile import Profile
@@ -118,6 +118,7 @@ def run_loop(
     writer = make_writer(workdir, first)
     validation = make_writer(workdir, first, "validation") if hooks.validate else None
     previous: tuple[int, Mapping[str, jax.Array]] | None = None
+    meet("ready to train")  # all have compiled, and the first has what it writes with
     rates = Rates(config, first)
     with Interrupts() as interrupts, Progress("training", config.steps, done=first) as progress, Profile() as profile:
         for step in range(first + 1, config.steps + 1):

@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding
 
 from bksdm_jax.images import grid, save_png
 from bksdm_jax.pipelines.text_to_image import Generate, SamplerConfig, generate_images, make_generate
-from bksdm_jax.processes import is_first
+from bksdm_jax.processes import is_first, together
 from bksdm_jax.weights.pipeline import Architectures
 from bksdm_jax.weights.tokenizer import Tokenizer
 
@@ -54,7 +54,8 @@ class Sheets:
         self._folder, self._tokenizer, self._sampler = folder, tokenizer, sampler
         self._prompts = list(enumerate(prompts))
         self._teacher, self._student = (
-            jax.jit(make_generate(networks, sampler, dtype), out_shardings=whole) for networks in (teacher, student)
+            together(jax.jit(make_generate(networks, sampler, dtype), out_shardings=whole))
+            for networks in (teacher, student)
         )
         self._teacher_row: np.ndarray | None = None  # stays the same throughout a run
 

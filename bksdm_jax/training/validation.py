@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
+from bksdm_jax.processes import together
 from bksdm_jax.training.state import TrainState
 from bksdm_jax.training.update import Batch, Frozen, Loss
 
@@ -15,7 +16,9 @@ _STREAM = 2**32 - 2  # keeps the keys of validation apart from those of training
 
 
 def make_validation(loss: Loss, seed: int, whole: NamedSharding) -> Any:
-    """Builds what takes the losses of a batch, jitted: (weights, frozen, batch, its number) -> every term by name.
+    """Builds what takes the losses of a batch: (weights, frozen, batch, its number) -> every term by name.
+
+    It is compiled at its first call.
 
     Args:
         loss: as `make_update` takes it.
@@ -29,7 +32,7 @@ def make_validation(loss: Loss, seed: int, whole: NamedSharding) -> Any:
         keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(jnp.arange(share))
         return loss(params, frozen, {name: value[0] for name, value in batch.items()}, keys)[1]
 
-    return jax.jit(evaluate, out_shardings=whole)
+    return together(jax.jit(evaluate, out_shardings=whole))
 
 
 def validate(
