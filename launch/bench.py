@@ -1,4 +1,4 @@
-"""Time a U-Net and a guided image on this machine's device, with arbitrary weights.
+"""Time a U-Net, a guided image or an update of distillation on this machine's device, with arbitrary weights.
 
   python -m launch.bench --config=configs/bench.py:v1,bk_small
   python -m launch.bench --config=configs/bench.py --config.dtype=bfloat16 --config.batch_size=8
@@ -6,6 +6,12 @@
 Prints, for one U-Net call and for one image with guidance: compile time, the median of the repeats, images per second,
 FLOP/s (two for each multiply-add of convolutions, linear layers and attention) and, where the device's peak is known,
 its fraction. Nothing is read or written.
+
+  python -m launch.bench --config=configs/bench.py:update,bk_base --config.dtype=bfloat16 --config.batch_size=64
+  python -m launch.bench --config=configs/bench.py:update,small,bk_base
+
+The same for an update of distillation from cached latents, teacher and losses included and the text encoder left out;
+`small` is a network of a tenth of the widths, 32 images of 64x64 pixels, for a CPU.
 
   python -m launch.bench --config=configs/bench.py:data
 
@@ -17,11 +23,15 @@ from launch.command import quiet_libraries, run_without_workdir
 
 quiet_libraries()
 
-from bksdm_jax.analysis.bench import BenchConfig, bench  # noqa: E402
+from bksdm_jax.analysis.bench import BenchConfig, bench, bench_update  # noqa: E402
 from bksdm_jax.errors import known_name  # noqa: E402
 from bksdm_jax.preparation.bench import bench_data  # noqa: E402
 
-BENCHES = {"unet": bench, "data": lambda config: bench_data(config.resolution, config.repeats)}
+BENCHES = {
+    "unet": bench,
+    "update": bench_update,
+    "data": lambda config: bench_data(config.resolution, config.repeats),
+}
 """What there is to time."""
 
 

@@ -1,6 +1,7 @@
 """What a pipeline costs: against the paper's figures, PyTorch's parameters, and formulas of its own."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import torch
 from diffusers import AutoencoderKL
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from bksdm_jax.analysis.bench import BenchConfig, bench
+from bksdm_jax.analysis.bench import BenchConfig, bench, bench_update
 from bksdm_jax.analysis.cost import NOTHING, layer_counts, total
 from bksdm_jax.analysis.pipeline_cost import (
     CostConfig,
@@ -114,8 +115,32 @@ def test_bench_prints_rates(monkeypatch: pytest.MonkeyPatch) -> None:
         ScheduleConfig(),
     )
     monkeypatch.setattr("bksdm_jax.analysis.bench.stable_diffusion", lambda generation: small)
-    monkeypatch.setattr("bksdm_jax.analysis.bench.PEAKS", {"cpu": {"float32": 1e12}})
     table = bench(BenchConfig(student="bk_tiny", batch_size=2, resolution=64, steps=2, repeats=2)).splitlines()
     assert table[0].startswith("bk_tiny of SD v1, batch 2, float32, 64x64 pixels, on cpu")
     assert [line.split("  ")[0] for line in table[2:]] == ["U-Net call", "image, 2 steps"]
-    assert all(line.endswith("%") for line in table[2:])
+    assert all(line.endswith("-") for line in table[2:])  # no peak is known
+
+
+@pytest.mark.slow
+def test_bench_times_an_update() -> None:
+    config = BenchConfig("update", student="bk_base", widths=(32, 64, 128, 128), batch_size=2, resolution=64, repeats=2)
+    table = bench_update(config).splitlines()
+    assert table[0].startswith("bk_base of SD v1, widths 32-64-128-128, batch 2, float32, 64x64 pixels, on cpu")
+    assert len(table) == 3
+    assert table[2].startswith("update")
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"widths": (32, 64)}, r"widths is \(32, 64\); expected 4 multiples of 32"),
+        ({"widths": (32, 64, 128, "128")}, "expected 4 multiples of 32"),
+        ({"widths": (32, 64, 128, 100)}, "expected 4 multiples of 32"),
+        ({"remat": "ful"}, "did you mean 'full'"),
+        ({"attention": "flsh"}, "did you mean 'flash'"),
+        ({"batch_size": 0}, "batch_size is 0"),
+    ],
+)
+def test_what_cannot_be_timed(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        bench_update(BenchConfig("update", **settings))

@@ -1,39 +1,33 @@
-"""One U-Net call and one guided image, timed on the present device with arbitrary weights."""
+"""A U-Net call, a guided image and an update of distillation, timed on one device with arbitrary weights."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from bksdm_jax.analysis.chips import chip_of
 from bksdm_jax.analysis.cost import NOTHING, Cost, unet_cost
 from bksdm_jax.analysis.pipeline_cost import decoder_cost, stable_diffusion, text_encoder_cost
-from bksdm_jax.analysis.timing import Timing, arbitrary_weights, time_program
+from bksdm_jax.analysis.timing import Timing, arbitrary_weights, time_calls, time_program
 from bksdm_jax.dtypes import compute_dtype, exact_products
-from bksdm_jax.errors import known_name, whole_number
+from bksdm_jax.errors import InputError, known_name, whole_number
+from bksdm_jax.models.attention import require_attention
 from bksdm_jax.models.clip import clip_text_parameter_shapes
 from bksdm_jax.models.presets import TEACHERS
+from bksdm_jax.models.remat import require_remat
 from bksdm_jax.models.unet import UNet, parameter_shapes
+from bksdm_jax.models.unet_json import unet_from_diffusers
 from bksdm_jax.models.vae import vae_parameter_shapes
 from bksdm_jax.pipelines.text_to_image import SamplerConfig, make_generate
-from bksdm_jax.pruning.plan import plan_removal, removed_blocks
+from bksdm_jax.pruning.plan import RemovalPlan, plan_removal, removed_blocks
+from bksdm_jax.training.losses import LossWeights
+from bksdm_jax.training.program import ProgramConfig, make_program
+from bksdm_jax.training.sharding import make_mesh
+from bksdm_jax.training.state import OptimizerConfig, create_state, make_optimizer
 from bksdm_jax.weights.pipeline import Architectures
-
-PEAKS = {
-    "NVIDIA A100": {"bfloat16": 312e12},
-    "NVIDIA H100 80GB HBM3": {"bfloat16": 989e12},
-    "NVIDIA H100 PCIe": {"bfloat16": 756e12},
-    "NVIDIA H200 NVL": {"bfloat16": 835e12},
-    "NVIDIA H200": {"bfloat16": 989e12},
-    "TPU v4": {"bfloat16": 275e12},
-    "TPU v5 lite": {"bfloat16": 197e12},
-    "TPU v5": {"bfloat16": 459e12},  # v5p
-    "TPU v6 lite": {"bfloat16": 918e12},
-}
-"""Beginning of a device's kind -> number format -> FLOP/s of its dense matrix units, by the makers' data sheets.
-
-The first that fits counts.
-"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,10 +35,11 @@ class BenchConfig:
     """What to time.
 
     Attributes:
-        what: `unet`, a U-Net call and an image; or `data`, the reading of data, of which `resolution` and `repeats` are
-            the only settings.
+        what: `unet`, a U-Net call and an image; `update`, of distillation; or `data`, the reading of data, of which
+            `resolution` and `repeats` are the only settings.
         generation: `v1` or `v2`.
         student: a preset, or a comma-separated list of removed blocks; `sd`: the teacher.
+        widths: channels of the U-Net's stages; empty: Stable Diffusion's.
         batch_size: images.
         dtype: of the computations.
         resolution: pixels.
@@ -52,11 +47,13 @@ class BenchConfig:
         guidance_scale: above 1 the U-Net sees every image twice.
         repeats: timed calls.
         attention: of the U-Net, a key of `attention.IMPLEMENTATIONS`.
+        remat: of an update, a key of `remat.POLICIES`.
     """
 
     what: str = "unet"
     generation: str = "v1"
     student: str = "sd"
+    widths: tuple[int, ...] = ()
     batch_size: int = 1
     dtype: str = "float32"
     resolution: int = 512
@@ -64,6 +61,7 @@ class BenchConfig:
     guidance_scale: float = 7.5
     repeats: int = 5
     attention: str = "auto"
+    remat: str = "none"
 
 
 def bench(config: BenchConfig) -> str:
@@ -72,27 +70,20 @@ def bench(config: BenchConfig) -> str:
     Raises:
         InputError: a setting that can't be used.
     """
-    known_name("config", "generation", config.generation, TEACHERS)
-    for key, least in (("batch_size", 1), ("resolution", 8), ("steps", 0), ("repeats", 1)):
-        whole_number("config", key, getattr(config, key), least)
+    models, plan = _networks(config)
+    whole_number("config", "steps", config.steps, 0)
     dtype = compute_dtype(config.dtype)
-    models = stable_diffusion(config.generation)
-    unet = plan_removal(models.unet, removed_blocks(config.student)).student
-    networks = dataclasses.replace(models, unet=unet)
+    networks = dataclasses.replace(models, unet=plan.student)
     sampler = SamplerConfig(max(config.steps, 1), config.guidance_scale, config.resolution, attention=config.attention)
     generate = make_generate(networks, sampler, dtype)
     size = config.resolution // models.vae.factor
-    each = sum(unet_cost(unet, size).values(), NOTHING)
-    params = {"unet": arbitrary_weights(parameter_shapes(unet), dtype)}
-    lines = [
-        f"{config.student} of SD {config.generation}, batch {config.batch_size}, {config.dtype}, "
-        f"{config.resolution}x{config.resolution} pixels, on {jax.devices()[0].device_kind}",
-        _HEADING.format("", "compiling", "median", "images/s", "TFLOP/s", "of peak"),
-    ]
+    each = sum(unet_cost(plan.student, size).values(), NOTHING)
+    params = {"unet": arbitrary_weights(parameter_shapes(plan.student), dtype)}
+    lines = _heading(config)
     with exact_products(config.dtype):
         timing = time_program(
             "U-Net calls",
-            _unet_call(UNet(unet, dtype, config.attention)),
+            _unet_call(UNet(plan.student, dtype, config.attention)),
             params["unet"],
             *_inputs(config, networks, size),
             repeats=config.repeats,
@@ -108,6 +99,74 @@ def bench(config: BenchConfig) -> str:
             whole = text_encoder_cost(models.text_encoder) + each.times(calls) + decoder_cost(models.vae, size)
             lines.append(_row(f"image, {config.steps} steps", timing, config, whole))
     return "\n".join(lines)
+
+
+def bench_update(config: BenchConfig) -> str:
+    """Times an update of distillation from cached latents, and returns the table.
+
+    The text encoder is left out: text states come from its embeddings alone. FLOP/s count the teacher forward and the
+    student forward and twice backward.
+
+    Raises:
+        InputError: a setting that can't be used.
+    """
+    models, plan = _networks(config)
+    dtype = compute_dtype(config.dtype)
+    require_remat(config.remat)
+    size = config.resolution // models.vae.factor
+    networks = dataclasses.replace(models, text_encoder=dataclasses.replace(models.text_encoder, layers=0))
+    settings = ProgramConfig(
+        config.resolution,
+        config.batch_size,
+        1,
+        True,
+        dtype,
+        config.attention,
+        config.remat,
+        0,
+        LossWeights(),
+        OptimizerConfig(),
+    )
+    mesh = make_mesh(1, jax.devices()[:1])
+    program = make_program(settings, plan, networks, mesh)
+    params = arbitrary_weights(program.state.params, np.dtype(np.float32))
+    frozen = jax.device_put(arbitrary_weights(program.frozen, dtype))
+    generator = np.random.default_rng(0)
+    moments = generator.standard_normal(program.batch["moments"].shape, np.float32).astype(jnp.bfloat16)
+    tokens = np.zeros(program.batch["tokens"].shape, np.int32)
+    batch = jax.device_put({"moments": moments.view(np.uint16), "tokens": tokens})
+    state = jax.device_put(create_state(params, make_optimizer(settings.optimizer)))
+
+    def build() -> Callable[[], Any]:
+        compiled = program.update.lower(state, frozen, batch).compile()
+
+        def call() -> Any:
+            nonlocal state
+            state, metrics = compiled(state, frozen, batch)  # which takes the former state's memory
+            return metrics
+
+        return call
+
+    with exact_products(config.dtype), jax.set_mesh(mesh):
+        timing = time_calls("updates", build, config.repeats)
+    teacher, student = (sum(unet_cost(unet, size).values(), NOTHING) for unet in (plan.teacher, plan.student))
+    return "\n".join([*_heading(config), _row("update", timing, config, teacher + student.times(3))])
+
+
+def _networks(config: BenchConfig) -> tuple[Architectures, RemovalPlan]:
+    """The networks of a generation, with the widths that are asked for, and the student; the settings are checked."""
+    known_name("config", "generation", config.generation, TEACHERS)
+    for key, least in (("batch_size", 1), ("resolution", 8), ("repeats", 1)):
+        whole_number("config", key, getattr(config, key), least)
+    require_attention(config.attention, compute_dtype(config.dtype))
+    models = stable_diffusion(config.generation)
+    if config.widths:
+        stages = len(models.unet.down)
+        if len(config.widths) != stages or any(width not in range(32, 2**14, 32) for width in config.widths):
+            raise InputError(f"config: widths is {config.widths}; expected {stages} multiples of 32")
+        facts = TEACHERS[config.generation] | {"block_out_channels": list(config.widths)}
+        models = dataclasses.replace(models, unet=unet_from_diffusers(facts))
+    return models, plan_removal(models.unet, removed_blocks(config.student))
 
 
 def _unet_call(unet: UNet) -> Any:
@@ -126,13 +185,22 @@ def _inputs(config: BenchConfig, networks: Architectures, size: int) -> tuple[np
     return latents.astype(dtype), np.full(config.batch_size, 500, np.int32), context.astype(dtype)
 
 
-_HEADING = "{:<18}{:>12}{:>12}{:>12}{:>12}{:>10}"
+def _heading(config: BenchConfig) -> list[str]:
+    widths = f", widths {'-'.join(map(str, config.widths))}" if config.widths else ""
+    return [
+        f"{config.student} of SD {config.generation}{widths}, batch {config.batch_size}, {config.dtype}, "
+        f"{config.resolution}x{config.resolution} pixels, on {jax.devices()[0].device_kind}",
+        _COLUMNS.format("", "compiling", "median", "images/s", "TFLOP/s", "of peak"),
+    ]
+
+
+_COLUMNS = "{:<18}{:>12}{:>12}{:>12}{:>12}{:>10}"
 
 
 def _row(name: str, timing: Timing, config: BenchConfig, each: Cost) -> str:
     rate = 2 * each.full_macs * config.batch_size / timing.median
-    kind = jax.devices()[0].device_kind
-    peak = next((peaks.get(config.dtype) for start, peaks in PEAKS.items() if kind.startswith(start)), None)
+    chip = chip_of(jax.devices()[0].device_kind)
+    peak = chip.flops if chip and config.dtype == "bfloat16" else None
     cells = (
         f"{timing.compiling:.1f} s",
         f"{timing.median * 1e3:,.1f} ms",
@@ -140,4 +208,4 @@ def _row(name: str, timing: Timing, config: BenchConfig, each: Cost) -> str:
         f"{rate / 1e12:.3g}",
         f"{rate / peak:.1%}" if peak else "-",
     )
-    return _HEADING.format(name, *cells)
+    return _COLUMNS.format(name, *cells)

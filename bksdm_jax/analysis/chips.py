@@ -39,7 +39,10 @@ _GPUS = {
     "A100-SXM4-40GB": Chip("A100 40 GB", 312e12, 40e9, 1555e9, 300e9),
     "A100-SXM4-80GB": Chip("A100 80 GB", 312e12, 80e9, 2039e9, 300e9),
     "A100 80GB PCIe": Chip("A100 80 GB PCIe", 312e12, 80e9, 1935e9),
+    "A100-PCIE-40GB": Chip("A100 40 GB PCIe", 312e12, 40e9, 1555e9),
     "H100 80GB HBM3": Chip("H100 SXM", 989e12, 80e9, 3350e9, 450e9),
+    "H100 PCIe": Chip("H100 PCIe", 756e12, 80e9, 2000e9),
+    "H200 NVL": Chip("H200 NVL", 835e12, 141e9, 4800e9, 450e9),
     "H200": Chip("H200", 989e12, 141e9, 4800e9, 450e9),
 }
 _KINDS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p"}

@@ -1,6 +1,7 @@
 """How long a compiled program takes on the present device."""
 
 import dataclasses
+import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -26,25 +27,29 @@ class Timing:
 
 
 def time_program(what: str, program: Callable[..., Any], *inputs: Any, repeats: int) -> Timing:
-    """Compiles `program` for `inputs`, runs it once to warm up, and then `repeats` times, each to its end.
+    """Times a function of arrays, as `time_calls` does; pytrees of `inputs` are put on the device first."""
+    inputs = jax.block_until_ready(jax.device_put(inputs))
+    return time_calls(what, lambda: functools.partial(jax.jit(program).lower(*inputs).compile(), *inputs), repeats)
+
+
+def time_calls(what: str, build: Callable[[], Callable[[], Any]], repeats: int) -> Timing:
+    """Builds a call, makes it once to warm up, and then `repeats` times, each to its end.
 
     Args:
         what: its name, for progress.
-        program: a function of arrays.
-        *inputs: pytrees of arrays; they are put on the device first.
+        build: compiles and returns what is to be called, which returns a pytree of arrays.
         repeats: at least 1.
     """
-    inputs = jax.block_until_ready(jax.device_put(inputs))
     start = time.perf_counter()
     with waiting(f"compiling {what}"):
-        compiled = jax.jit(program).lower(*inputs).compile()
+        call = build()
     compiling = time.perf_counter() - start
-    jax.block_until_ready(compiled(*inputs))
+    jax.block_until_ready(call())
     seconds = []
     with Progress(what, repeats) as progress:
         for _ in range(repeats):
             start = time.perf_counter()
-            jax.block_until_ready(compiled(*inputs))
+            jax.block_until_ready(call())
             seconds.append(time.perf_counter() - start)
             progress.advance()
     return Timing(compiling, tuple(seconds))

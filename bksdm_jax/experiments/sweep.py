@@ -1,8 +1,10 @@
 """Several distillations, one after the other, and what came of them side by side."""
 
 import csv
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from absl import logging
@@ -10,9 +12,10 @@ from matplotlib.figure import Figure
 
 from bksdm_jax.data.tables import write_table
 from bksdm_jax.errors import InputError
-from bksdm_jax.files import atomic_file
-from bksdm_jax.training.config import TrainConfig, require_settings
+from bksdm_jax.files import atomic_file, read_json
+from bksdm_jax.training.config import MAY_CHANGE, TrainConfig, require_settings
 from bksdm_jax.training.distill import distill
+from bksdm_jax.workdir import claim, require_same
 
 TABLE, PLOT = "sweep.csv", "sweep.png"
 """Files of a sweep's workdir."""
@@ -23,13 +26,13 @@ _COLUMNS = ("run", "status", "updates", *_LOSSES, "held_out_loss", "held_out_los
 def sweep(runs: Mapping[str, TrainConfig], workdir: Path) -> Path | None:
     """Makes, or goes on making, every run in a folder of its name in `workdir`; then `TABLE` and `PLOT`.
 
-    A run that ends in an error is told in the table, and the others are made.
+    A run that ends in an error is told in the table, and the others are made. Runs may be added to those of `workdir`.
 
     Returns:
         the table, or None if interrupted (the same call continues).
 
     Raises:
-        InputError: no runs, or a setting of one can't be used (before any is made).
+        InputError: no runs, a setting of one can't be used, or `workdir` isn't such a sweep's (before any is made).
     """
     if not runs:
         raise InputError("runs: none; name a sweep, as configs/sweep.py:shapes,rates, or give runs")
@@ -38,10 +41,11 @@ def sweep(runs: Mapping[str, TrainConfig], workdir: Path) -> Path | None:
             require_settings(config)
         except InputError as error:
             raise InputError(f"{name}: {error}") from error
+    _claim(workdir, runs)
     problems: dict[str, str] = {}
     for number, (name, config) in enumerate(runs.items(), start=1):
         logging.info("== %d of %d, %s", number, len(runs), name)
-        if _is_made(workdir / name):
+        if _is_made(workdir / name, config):
             continue
         try:
             if distill(config, workdir / name) is None:
@@ -59,18 +63,32 @@ def read_sweep(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def _is_made(folder: Path) -> bool:
-    return (folder / "model").is_dir()  # whole or absent
+def _claim(workdir: Path, runs: Mapping[str, TrainConfig]) -> None:
+    """Records the runs in `workdir`, beside those of the same sweep that aren't asked for now."""
+    settings = {name: dataclasses.asdict(config).items() for name, config in runs.items()}
+    record: dict[str, Any] = {"program": "launch.sweep"}  # tells it from a run's own workdir
+    record |= {f"{name}.{key}": value for name, items in settings.items() for key, value in items}
+    former: dict[str, Any] = read_json(workdir / "config.json") if (workdir / "config.json").is_file() else {}
+    other = (former.keys() ^ record.keys()) - {"program"}
+    require_same(workdir, record, other | {key for key in record if key.rpartition(".")[2] in MAY_CHANGE})
+    claim(workdir, former | record)
+
+
+def _is_made(folder: Path, config: TrainConfig) -> bool:
+    made = _history(folder / "metrics.csv")
+    return (folder / "model").is_dir() and bool(made) and int(made[-1]["step"]) == config.steps
 
 
 def _write(runs: Mapping[str, TrainConfig], workdir: Path, problems: Mapping[str, str]) -> Path:
     """The table of what there is, and the plot of its losses."""
     histories = {name: _history(workdir / name / "metrics.csv") for name in runs}
     rows = []
-    for name in runs:
+    for name, config in runs.items():
         last = histories[name][-1] if histories[name] else {}
         held_out = (_history(workdir / name / "validation.csv") or [{}])[-1]
-        status = "done" if _is_made(workdir / name) else problems.get(name, "not begun" if not last else "under way")
+        status = (
+            "done" if _is_made(workdir / name, config) else problems.get(name, "not begun" if not last else "under way")
+        )
         values = [last.get(key, "") for key in ("step", *_LOSSES)]
         rows.append([name, status, *values, held_out.get("loss", ""), held_out.get("loss_task", "")])
     write_table(workdir / TABLE, _COLUMNS, rows)
@@ -94,6 +112,7 @@ def _plot(histories: Mapping[str, list[dict[str, str]]], path: Path) -> None:
     axes.set_xlabel("optimiser updates")
     axes.set_ylabel("task loss")
     axes.grid(alpha=0.25)
-    figure.legend(frameon=False, fontsize=9, loc="outside upper left")
+    if histories:
+        figure.legend(frameon=False, fontsize=9, loc="outside upper left")
     with atomic_file(path) as temporary:
         figure.savefig(temporary, format="png")

@@ -1,0 +1,116 @@
+"""A sweep makes its runs one after the other, goes on where it stopped, and keeps what belongs to it."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from bksdm_jax.errors import InputError
+from bksdm_jax.experiments import sweep as module
+from bksdm_jax.experiments.sweep import PLOT, read_sweep, sweep
+from bksdm_jax.training.config import TrainConfig
+from tests.test_configs import run
+
+CONSTANT = dataclasses.replace(run("shapes").optimizer, cosine_steps=0)  # so that runs can be prolonged
+RUNS = {
+    name: dataclasses.replace(run(f"shapes,{name}"), optimizer=CONSTANT) for name in ("bk_base", "bk_small", "bk_tiny")
+}
+
+
+class Trainer:
+    """Stands in for `distill`: writes what a run leaves, and fails or is interrupted where it is told to."""
+
+    def __init__(self) -> None:
+        self.made: list[str] = []
+        self.fails: set[str] = set()
+        self.interrupted: set[str] = set()
+
+    def __call__(self, config: TrainConfig, workdir: Path) -> Path | None:
+        self.made.append(workdir.name)
+        if workdir.name in self.fails:
+            raise InputError("the loss is not finite")
+        workdir.mkdir(parents=True, exist_ok=True)
+        done = config.steps // 2 if workdir.name in self.interrupted else config.steps
+        rows = "".join(f"{step},{1 / step},0.5,7\n" for step in range(1, done + 1))
+        (workdir / "metrics.csv").write_text(f"step,loss_task,loss_output,loss_feature\n{rows}")
+        if done < config.steps:
+            return None
+        (workdir / "model").mkdir(exist_ok=True)
+        return workdir / "model"
+
+
+@pytest.fixture
+def trainer(monkeypatch: pytest.MonkeyPatch) -> Trainer:
+    trainer = Trainer()
+    monkeypatch.setattr(module, "distill", trainer)
+    return trainer
+
+
+def statuses(workdir: Path) -> dict[str, str]:
+    return {row["run"]: row["status"] for row in read_sweep(workdir / "sweep.csv")}
+
+
+def test_every_run_is_made_once(trainer: Trainer, tmp_path: Path) -> None:
+    table = sweep(RUNS, tmp_path / "runs")
+    assert trainer.made == list(RUNS)
+    rows = read_sweep(table)
+    steps = str(RUNS["bk_base"].steps)
+    assert [(row["run"], row["status"], row["updates"]) for row in rows] == [(name, "done", steps) for name in RUNS]
+    assert rows[0]["loss_task"] == str(1 / int(steps))
+    with Image.open(tmp_path / "runs" / PLOT) as plot:
+        assert plot.size[0] > 500
+    assert sweep(RUNS, tmp_path / "runs") == table
+    assert trainer.made == list(RUNS)
+
+
+def test_an_interrupted_sweep_goes_on(trainer: Trainer, tmp_path: Path) -> None:
+    trainer.interrupted = {"bk_small"}
+    assert sweep(RUNS, tmp_path / "runs") is None
+    assert trainer.made == ["bk_base", "bk_small"]
+    trainer.interrupted = set()
+    assert sweep(RUNS, tmp_path / "runs")
+    assert trainer.made == ["bk_base", "bk_small", "bk_small", "bk_tiny"]
+
+
+def test_a_failed_run_is_told_and_the_others_are_made(trainer: Trainer, tmp_path: Path) -> None:
+    trainer.fails = {"bk_base"}
+    sweep(RUNS, tmp_path / "runs")
+    told = {"bk_base": "the loss is not finite", "bk_small": "done", "bk_tiny": "done"}
+    assert statuses(tmp_path / "runs") == told
+
+
+def test_runs_may_be_added_and_prolonged(trainer: Trainer, tmp_path: Path) -> None:
+    first = {"bk_base": RUNS["bk_base"]}
+    sweep(first, tmp_path / "runs")
+    sweep(RUNS, tmp_path / "runs")
+    assert trainer.made == list(RUNS)
+    longer = dataclasses.replace(RUNS["bk_base"], steps=RUNS["bk_base"].steps + 1)
+    sweep({"bk_base": longer}, tmp_path / "runs")
+    assert trainer.made == [*RUNS, "bk_base"]
+    sweep(RUNS | {"bk_base": longer}, tmp_path / "runs")
+    assert trainer.made == [*RUNS, "bk_base"]
+
+
+def test_other_settings_are_refused_before_anything_is_made(trainer: Trainer, tmp_path: Path) -> None:
+    sweep(RUNS, tmp_path / "runs")
+    other = RUNS | {"bk_small": dataclasses.replace(RUNS["bk_small"], batch_size=8)}
+    with pytest.raises(InputError, match=r"has bk_small\.batch_size 32, not 8; choose another workdir"):
+        sweep(other, tmp_path / "runs")
+    assert trainer.made == list(RUNS)
+
+
+def test_the_workdir_of_a_single_run_is_refused(trainer: Trainer, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"teacher": "shapes_teacher"}')
+    with pytest.raises(InputError, match=r"has program None, not 'launch\.sweep'"):
+        sweep(RUNS, tmp_path)
+    assert not trainer.made
+
+
+def test_a_bad_setting_names_its_run(trainer: Trainer, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="bk_tiny: config: steps is 0"):
+        sweep(RUNS | {"bk_tiny": dataclasses.replace(RUNS["bk_tiny"], steps=0)}, tmp_path / "runs")
+    with pytest.raises(InputError, match="runs: none"):
+        sweep({}, tmp_path / "runs")
+    assert not trainer.made
+    assert not (tmp_path / "runs").exists()
