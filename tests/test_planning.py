@@ -10,7 +10,7 @@ from bksdm_jax.analysis.chips import TPUS, chip_of
 from bksdm_jax.analysis.pipeline_cost import stable_diffusion
 from bksdm_jax.errors import InputError
 from bksdm_jax.planning import topology
-from bksdm_jax.planning.hlo import Traffic, array_bytes, collectives, custom_call_bytes
+from bksdm_jax.planning.hlo import Program, Traffic, array_bytes
 from bksdm_jax.planning.plan import plan_run
 from bksdm_jax.planning.topology import devices_of
 from bksdm_jax.planning.work import count_work
@@ -18,6 +18,7 @@ from bksdm_jax.pruning.plan import plan_removal, removed_blocks
 from bksdm_jax.training.config import PlanConfig, TrainConfig
 from tests import tiny
 
+NOTE = ', backend_config={"known_trip_count":{"n":"4"}}'
 PROGRAM = """HloModule jit_update
 
 %add (x: f32[], y: f32[]) -> f32[] {
@@ -36,12 +37,14 @@ PROGRAM = """HloModule jit_update
 }
 
 %condition (state: (s32[], f32[10])) -> pred[] {
+  %four = s32[]{:T(128)} constant(4)
   ROOT %less = pred[] compare(%count, %four), direction=LT
 }
 
 ENTRY %main (a: f32[16,2], b: f32[10]) -> f32[10] {
   %gathered = (f32[16,2]{1,0}, f32[64,2]{1,0}) all-gather-start(%a), dimensions={0}
   %done = f32[64,2]{1,0} all-gather-done(%gathered)
+  %several = ((f32[2]{0}, bf16[3]{0}), (f32[4]{0}, bf16[6]{0})) all-gather-start(%c, %d), dimensions={0}
   %both = (f32[10]{0}, bf16[3]{0}) all-reduce(%b, %c), to_apply=%add
   %loop = (s32[], f32[10]) while(%init), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"4"}}
 }
@@ -50,15 +53,29 @@ ENTRY %main (a: f32[16,2], b: f32[10]) -> f32[10] {
 )
 
 
-def test_collectives_in_loops_count_as_often_as_they_turn() -> None:
-    assert collectives(PROGRAM) == {
+@pytest.mark.parametrize("noted", [True, False], ids=["noted", "compared"])
+def test_what_is_in_loops_counts_as_often_as_they_turn(noted: bool) -> None:
+    assert NOTE in PROGRAM
+    program = Program(PROGRAM if noted else PROGRAM.replace(NOTE, ""))
+    assert program.collectives() == {
         "all-reduce": Traffic(1 + 4, (10 * 4 + 3 * 2) + 4 * 10 * 4),
-        "all-gather": Traffic(1, 64 * 2 * 4),
+        "all-gather": Traffic(2, 64 * 2 * 4 + (4 * 4 + 6 * 2)),
     }
+    kernel, other = 3 * (8 * 4 * 2), 2 * (8 * 4 * 2)
+    assert program.custom_call_bytes() == 4 * kernel
+    # In the entry: both all-gathers, the end of one, an all-reduce; some of their operands are nowhere defined.
+    gathered = 4 * (16 * 2 + 64 * 2)
+    entry = gathered + (gathered + 4 * 64 * 2) + (8 + 6 + 16 + 12) + (10 * 4 + 3 * 2)
+    turn = 10 * 4 + (kernel - 2 * (8 * 4 * 2)) + other
+    assert program.loop_factor() == pytest.approx((entry + 4 * turn) / (entry + turn))
 
 
-def test_kernels_count_what_they_read_and_write() -> None:
-    assert custom_call_bytes(PROGRAM) == 4 * 3 * (8 * 4 * 2)
+def test_a_loop_of_unknown_length_counts_once() -> None:
+    text = PROGRAM.replace(', backend_config={"known_trip_count":{"n":"4"}}', "").replace(
+        "direction=LT", "direction=NE"
+    )
+    assert Program(text).collectives()["all-reduce"].count == 2
+    assert Program(text).loop_factor() == 1
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ import jax
 
 from bksdm_jax.dtypes import exact_products
 from bksdm_jax.errors import in_short
-from bksdm_jax.planning.hlo import Traffic, collectives, custom_call_bytes
+from bksdm_jax.planning.hlo import Program as CompiledProgram
+from bksdm_jax.planning.hlo import Traffic
 from bksdm_jax.progress import waiting
 from bksdm_jax.pruning.plan import RemovalPlan
 from bksdm_jax.training.config import TrainConfig, program_config
@@ -65,13 +66,13 @@ def compile_update(config: TrainConfig, plan: RemovalPlan, networks: Architectur
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             return Compiled(images, parts, None, refused=in_short(error, 300))
-    memory, text = compiled.memory_analysis(), compiled.as_text()
+    memory, told = compiled.memory_analysis(), CompiledProgram(compiled.as_text())
     return Compiled(
         images,
         parts,
         memory.temp_size_in_bytes + max(0, memory.output_size_in_bytes - memory.alias_size_in_bytes),
-        compiled.cost_analysis()["bytes accessed"] + custom_call_bytes(text),
-        collectives(text),
+        compiled.cost_analysis()["bytes accessed"] * told.loop_factor() + told.custom_call_bytes(),
+        told.collectives(),
     )
 
 
