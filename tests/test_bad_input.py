@@ -83,8 +83,10 @@ def test_a_folder_with_other_things_is_not_a_workdir(settings: TrainConfig, tmp_
 def test_an_unreadable_image_is_named(settings: TrainConfig, photographs: Path, tmp_path: Path) -> None:
     data = shutil.copytree(photographs, tmp_path / "data")
     (data / "coffee.png").write_bytes(b"not an image")
+    alone = LossWeights(output=0.0, feature=0.0)
+    config = dataclasses.replace(settings, data=str(data), steps=6, dtype="float32", loss=alone)
     with pytest.raises(InputError, match=r"coffee\.png: not a readable image"):
-        distill(dataclasses.replace(settings, data=str(data), steps=6, dtype="float32"), tmp_path / "run")
+        distill(config, tmp_path / "run")
 
 
 @pytest.mark.parametrize(

@@ -219,7 +219,7 @@ def test_an_epoch_shows_every_image_once_and_flips_half(photographs: Path) -> No
     assert 60 < sum(flipped) < 120
 
 
-@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_workers_change_nothing(photographs: Path, workers: int) -> None:
     """Captions' lengths name the examples, epochs and batches don't divide, and the second part begins anywhere."""
     expected = first(photographs, 9)

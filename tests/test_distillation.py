@@ -216,7 +216,7 @@ def plain(micro: Micro) -> tuple[Any, list[dict[str, float]]]:
 
 @pytest.mark.parametrize(
     ("parts", "devices", "fsdp"),
-    [(4, 1, 1), (1, 8, 2)],
+    [(4, 1, 1), pytest.param(1, 8, 2, marks=pytest.mark.slow)],
     ids=["accumulation 4 x 2", "eight devices, data 4 and fsdp 2"],
 )
 def test_accumulation_and_devices_change_nothing(micro: Micro, plain: Any, parts: int, devices: int, fsdp: int) -> None:
