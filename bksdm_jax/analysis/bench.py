@@ -116,16 +116,16 @@ def bench_update(config: BenchConfig) -> str:
     size = config.resolution // models.vae.factor
     networks = dataclasses.replace(models, text_encoder=dataclasses.replace(models.text_encoder, layers=0))
     settings = ProgramConfig(
-        config.resolution,
-        config.batch_size,
-        1,
-        True,
-        dtype,
-        config.attention,
-        config.remat,
-        0,
-        LossWeights(),
-        OptimizerConfig(),
+        resolution=config.resolution,
+        batch_size=config.batch_size,
+        accumulation=1,
+        cached=True,
+        dtype=dtype,
+        attention=config.attention,
+        remat=config.remat,
+        seed=0,
+        loss=LossWeights(),
+        optimizer=OptimizerConfig(),
     )
     mesh = make_mesh(1, jax.devices()[:1])
     program = make_program(settings, plan, networks, mesh)
