@@ -56,7 +56,7 @@ def _base() -> config_dict.ConfigDict:
     config.variant = ""  # of the weights: fp16, non_ema, ...
     config.tokenizer = ""  # of a single file: folder or id on the hub; empty: CLIP's, from the hub
     config.prediction = ""  # of a single file of SD 2.x: epsilon or v_prediction
-    config.generation = "v1"  # or v2; a teacher of the other is refused; empty: any
+    config.generation = "v1"  # or v2_base, v2; a teacher of another is refused; empty: any
     config.student = "bk_base"  # preset, or comma-separated names of removed blocks
     config.student_init = "teacher"  # or random, or a pipeline with that student
     config.init_revision = ""  # of that pipeline on the hub
@@ -147,7 +147,7 @@ def _v1(config: config_dict.ConfigDict) -> None:
 
 def _v2_base(config: config_dict.ConfigDict) -> None:
     config.resolution, config.batch_size = 512, 128
-    config.generation = "v2"
+    config.generation = "v2_base"
 
 
 def _v2(config: config_dict.ConfigDict) -> None:

@@ -5,13 +5,15 @@ import re
 
 import pytest
 
+from bksdm_jax.analysis.pipeline_cost import stable_diffusion
+from bksdm_jax.diffusion.schedule import ScheduleConfig
 from bksdm_jax.errors import InputError
-from bksdm_jax.models.presets import TEACHERS
+from bksdm_jax.models.presets import GENERATIONS, TEACHERS
 from bksdm_jax.models.unet_json import unet_from_diffusers
 from bksdm_jax.pruning.plan import plan_removal, removed_blocks
 from bksdm_jax.training.config import TrainConfig, require_generation, require_settings
 from bksdm_jax.training.features import weighted_pairs
-from bksdm_jax.weights.load import load_unet_config
+from bksdm_jax.weights.load import load_architectures, load_unet_config
 from configs import distill as runs
 from configs import sweep as sweeps
 from launch.command import to_dataclass
@@ -45,13 +47,13 @@ def test_every_sweep_has_runs_for_every_generation(generation: str, name: str) -
     found = [read_run(variants, NAMED) for variants in config.runs]
     assert len(found) == len(sweeps.RUNS[name])
     assert len({dataclasses.astuple(run) for run in found}) == len(found)
-    teacher = {"v1": "v1", "v2_base": "v2", "v2": "v2"}.get(generation)
-    unet = unet_from_diffusers(TEACHERS[teacher]) if teacher else load_unet_config("shapes_teacher")
+    teacher = GENERATIONS.get(generation)
+    unet = unet_from_diffusers(TEACHERS[teacher[0]]) if teacher else load_unet_config("shapes_teacher")
     for one in found:
         require_settings(one)
         assert one.batch_size % one.accumulation == 0
         assert plan_removal(unet, removed_blocks(one.student)).removed
-        assert one.generation == (teacher or "")
+        assert one.generation == (generation if teacher else "")
 
 
 def test_runs_are_what_they_are_called() -> None:
@@ -129,14 +131,24 @@ def test_a_ready_config_stays_what_it_was() -> None:
     assert to_dataclass(TrainConfig, config) == run("v1,bk_small")
 
 
-@pytest.mark.parametrize("settings", ["v1", "v2"])
-def test_a_teacher_of_the_other_generation_is_refused(settings: str) -> None:
-    config = dataclasses.replace(run("v1"), generation=settings)
-    for teacher, facts in TEACHERS.items():
-        if teacher == settings:
-            require_generation(config, unet_from_diffusers(facts))
+@pytest.mark.parametrize(
+    ("unet", "predicts", "fits"),
+    [
+        ("v1", "epsilon", {"v1"}),
+        ("v1", "v_prediction", {"v1"}),
+        ("v2", "epsilon", {"v2_base"}),
+        ("v2", "v_prediction", {"v2"}),
+    ],
+)
+def test_a_teacher_of_another_generation_is_refused(unet: str, predicts: str, fits: set[str]) -> None:
+    teacher = dataclasses.replace(stable_diffusion(unet), schedule=ScheduleConfig(prediction=predicts))
+    for name in runs.GENERATIONS[:3]:
+        config = run(name)
+        if name in fits:
+            require_generation(config, teacher)
             continue
-        with pytest.raises(InputError, match=f"as Stable Diffusion {teacher}, and these settings are for {settings}"):
-            require_generation(config, unet_from_diffusers(facts))
-    require_generation(config, load_unet_config("shapes_teacher"))  # is neither
-    require_generation(dataclasses.replace(config, generation=""), unet_from_diffusers(TEACHERS["v2"]))
+        message = f"predicts {predicts}, as Stable Diffusion {next(iter(fits))}, and these settings are for {name};"
+        with pytest.raises(InputError, match=message):
+            require_generation(config, teacher)
+    require_generation(dataclasses.replace(config, generation=""), teacher)
+    require_generation(config, load_architectures("shapes_teacher"))  # is none of them

@@ -10,7 +10,7 @@ import jax
 from bksdm_jax.analysis.chips import Chip
 from bksdm_jax.analysis.pipeline_cost import stable_diffusion
 from bksdm_jax.errors import finite_number, known_name
-from bksdm_jax.models.presets import TEACHERS
+from bksdm_jax.models.presets import GENERATIONS
 from bksdm_jax.planning.topology import devices_of
 from bksdm_jax.planning.update import Compiled, compile_update
 from bksdm_jax.planning.work import Work, count_work
@@ -52,10 +52,10 @@ def plan_run(config: TrainConfig) -> str:
 def _networks(config: TrainConfig) -> Architectures:
     if config.teacher:
         networks = load_architectures(config.teacher, config.prediction)
-        require_generation(config, networks.unet)
+        require_generation(config, networks)
         return networks
-    known_name("config", "generation", config.generation, TEACHERS)
-    return stable_diffusion(config.generation)
+    known_name("config", "generation", config.generation, GENERATIONS)
+    return stable_diffusion(GENERATIONS[config.generation][0])
 
 
 def _about(config: TrainConfig, plan: RemovalPlan, devices: int, chip: Chip | None) -> list[str]:

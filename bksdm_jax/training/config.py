@@ -6,15 +6,15 @@ import math
 from bksdm_jax.dtypes import compute_dtype
 from bksdm_jax.errors import InputError, finite_number, known_name, whole_number
 from bksdm_jax.models.attention import require_attention
-from bksdm_jax.models.presets import TEACHERS
+from bksdm_jax.models.presets import GENERATIONS, TEACHERS
 from bksdm_jax.models.remat import require_remat
-from bksdm_jax.models.unet import UNetConfig
 from bksdm_jax.pipelines.text_to_image import MOST_SEED
 from bksdm_jax.training.losses import LossWeights
 from bksdm_jax.training.program import ProgramConfig
 from bksdm_jax.training.sheets import SheetConfig
 from bksdm_jax.training.state import OptimizerConfig
 from bksdm_jax.training.step import Augmentation
+from bksdm_jax.weights.pipeline import Architectures
 
 MAY_CHANGE = (
     "steps",
@@ -89,8 +89,8 @@ class TrainConfig:
         data: image folder with `metadata.csv`, folder of a TFDS set with `image` and `text` or with cached latents, or
             `shapes_world/demo`.
         split: of the TFDS set.
-        generation: `v1` or `v2`, of Stable Diffusion, that the settings are meant for: a teacher of the other one is
-            refused, and `launch.plan` takes its networks where no teacher is named; empty: any.
+        generation: of Stable Diffusion, a key of `presets.GENERATIONS`, that the settings are meant for: a teacher of
+            another one is refused, and `launch.plan` takes its networks where no teacher is named; empty: any.
         examples: train on the first so many; 0: on all.
         resolution: pixels.
         flip: mirror half of the images.
@@ -165,7 +165,7 @@ def require_settings(config: TrainConfig) -> None:
     known_name("config", "save_weights", config.save_weights, WEIGHTS)
     require_remat(config.remat)
     if config.generation:
-        known_name("config", "generation", config.generation, TEACHERS)
+        known_name("config", "generation", config.generation, GENERATIONS)
     whole = {"steps": 1, "batch_size": 1, "accumulation": 1, "resolution": 1, "fsdp": 1}
     whole |= {"examples": 0, "workers": 0, "log_every": 0, "checkpoint_every": 0, "keep_checkpoints": 0}
     for key, least in whole.items():
@@ -227,12 +227,18 @@ def program_config(config: TrainConfig, cached: bool, empty_tokens: tuple[int, .
     )
 
 
-def require_generation(config: TrainConfig, teacher: UNetConfig) -> None:
-    """Raises `InputError` if the teacher is of the other generation than the settings; their text states tell."""
-    widths = {name: facts["cross_attention_dim"] for name, facts in TEACHERS.items()}
-    others = [name for name, width in widths.items() if width == teacher.context_width]
-    if config.generation and others and config.generation not in others:
+def require_generation(config: TrainConfig, teacher: Architectures) -> None:
+    """Raises `InputError` if the teacher is of another generation than the settings.
+
+    Text states tell SD 1.x from 2.x, and what the U-Net predicts the two sizes of 2.x; a teacher with text states of
+    neither width may be anything.
+    """
+    width, predicts = teacher.unet.context_width, teacher.schedule.prediction
+    of_width = {name: pair for name, pair in GENERATIONS.items() if TEACHERS[pair[0]]["cross_attention_dim"] == width}
+    fitting = [name for name, (_, prediction) in of_width.items() if prediction in ("", predicts)]
+    if config.generation and fitting and config.generation not in fitting:
         raise InputError(
-            f"teacher: {config.teacher} takes text states of {teacher.context_width} channels, as Stable Diffusion "
-            f"{others[0]}, and these settings are for {config.generation}; name the variant {others[0]} in --config"
+            f"teacher: {config.teacher} takes text states of {width} channels and predicts {predicts}, as Stable "
+            f"Diffusion {fitting[0]}, and these settings are for {config.generation}; name the variant {fitting[0]} "
+            "in --config, or take any teacher with --config.generation="
         )

@@ -42,7 +42,7 @@ from bksdm_jax.training.sharding import make_mesh, own_rows, place, place_batch,
 from bksdm_jax.training.sheets import Sheets
 from bksdm_jax.training.state import TrainState, create_state, learning_rate, make_optimizer
 from bksdm_jax.training.validation import make_validation, validate
-from bksdm_jax.weights.load import find_pipeline, load_pipeline
+from bksdm_jax.weights.load import find_pipeline, load_architectures, load_pipeline
 from bksdm_jax.weights.pipeline import Pipeline
 from bksdm_jax.weights.save import SaveConfig, with_unet, write_pipeline
 from bksdm_jax.workdir import claim, require_same
@@ -65,7 +65,7 @@ def distill(config: TrainConfig, workdir: Path) -> Path | None:
     save = SaveConfig(config.format, config.save_dtype, config.safety_checker)
     teacher = find_pipeline(config.teacher, config.revision, config.variant, save.extras())
     plan = plan_student(teacher, config.student, _student_init(config), save, config.prediction)
-    require_generation(config, plan.teacher)
+    require_generation(config, load_architectures(teacher, config.prediction))
     weighted_pairs(plan, config.loss.feature_source, config.loss.feature_scales)  # raises, where a name is unknown
     mesh = make_mesh(config.fsdp)
     require_whole_batches(config, mesh.size)
