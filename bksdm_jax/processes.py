@@ -1,8 +1,10 @@
 """The processes of one run: one for each host of a TPU pod, or for each node; on one machine there is one."""
 
 import dataclasses
+import itertools
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -15,6 +17,7 @@ from bksdm_jax.errors import InputError, in_short, whole_number
 NONE, AUTO = "none", "auto"
 _PATIENCE = 24 * 3600  # seconds to wait for processes that live; one that died is found out by its missing heartbeats
 _SHUTDOWN = 60  # seconds that the end of a process waits for the ends of the others
+_meetings = itertools.count()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,11 +61,23 @@ def connect(config: ProcessConfig) -> None:
             "num_processes": config.processes,
             "process_id": config.process_id,
         }
+    elif gpus := _gpus_of_a_lone_task(os.environ):
+        options["local_device_ids"] = gpus
+    # Otherwise the runtime catches SIGTERM for a protocol of its own, and a process that isn't in the training loop,
+    # which listens itself, would go on.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(**options)
     except Exception as error:  # the runtime's types, and those of the clusters' detection
         where = f"at {config.distributed}" if explicit else "as this cluster says"
         raise InputError(f"--distributed: the processes can't be joined {where} ({in_short(error)})") from error
+
+
+def _gpus_of_a_lone_task(environment: Mapping[str, str]) -> list[int] | None:
+    """All GPUs of the node, for a SLURM task that has it to itself: JAX would take one GPU a task."""
+    alone = re.fullmatch(r"1(\(x\d+\))?", environment.get("SLURM_STEP_TASKS_PER_NODE", ""))
+    gpus = environment.get("SLURM_GPUS_ON_NODE", "")
+    return list(range(int(gpus))) if alone and gpus.isdigit() and "JAX_LOCAL_DEVICE_IDS" not in environment else None
 
 
 def is_first() -> bool:
@@ -75,7 +90,8 @@ def meet(what: str) -> None:
 
     The processes' coordinator is asked, not the devices: these give up on others within seconds on some platforms.
     """
-    multihost.sync_global_processes(what, timeout=_PATIENCE, processes=set(range(jax.process_count())))
+    name = f"{what} {next(_meetings)}"  # used once, as the coordinator wants it
+    multihost.sync_global_processes(name, timeout=_PATIENCE, processes=set(range(jax.process_count())))
 
 
 def together(jitted: Any) -> Callable[..., Any]:
@@ -95,8 +111,9 @@ def together(jitted: Any) -> Callable[..., Any]:
     return call
 
 
-def anyone(wish: bool) -> bool:
-    """Whether any process wishes so; all of them must ask."""
+def largest(*values: float) -> tuple[float, ...]:
+    """Each value's largest among all processes; all of them must ask."""
     if jax.process_count() == 1:
-        return wish
-    return bool(multihost_utils.process_allgather(np.array(wish)).any())
+        return values
+    found = multihost_utils.process_allgather(np.array(values, np.float32))
+    return tuple(float(value) for value in found.max(axis=0))

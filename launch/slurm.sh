@@ -31,7 +31,7 @@ fi
 
 again() {
   echo "the time is nearly over: the training saves its state"
-  kill -TERM "$training"
+  scancel --signal=TERM "$SLURM_JOB_ID" # to the steps; srun itself would answer a SIGTERM by killing them
   wait "$training" || true
   scontrol requeue "$SLURM_JOB_ID"
   exit 0

@@ -47,6 +47,30 @@ def test_a_cluster_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch
         connect(ProcessConfig("127.0.0.1:1", 2, 0))
 
 
+@pytest.mark.parametrize(
+    ("tasks", "devices"), [("1(x4)", {"local_device_ids": list(range(8))}), ("1", {"local_device_ids": list(range(8))})]
+)
+def test_a_task_that_has_a_node_to_itself_has_all_its_gpus(
+    monkeypatch: pytest.MonkeyPatch, tasks: str, devices: dict[str, list[int]]
+) -> None:
+    assert joined(monkeypatch, tasks) == devices
+
+
+@pytest.mark.parametrize("tasks", ["8(x4)", ""])
+def test_tasks_that_share_a_node_are_left_to_jax(monkeypatch: pytest.MonkeyPatch, tasks: str) -> None:
+    assert joined(monkeypatch, tasks) == {}
+
+
+def joined(monkeypatch: pytest.MonkeyPatch, tasks: str) -> dict[str, object]:
+    """What JAX's runtime is told of devices on a node with eight GPUs, with so many tasks a node."""
+    told: dict[str, object] = {}
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **options: told.update(options))
+    monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", tasks)
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", "8")
+    connect(ProcessConfig("auto"))
+    return {name: value for name, value in told.items() if name == "local_device_ids"}
+
+
 def training(teacher: Path, data: Path, workdir: Path, **settings: object) -> list[str]:
     """A run of seconds, whose losses are those of the reference run's rate, in float32."""
     fixed = {"student": tiny.MICRO_STUDENT, "resolution": 16, "batch_size": 8, "steps": 20, "sheets__steps": 0}

@@ -14,16 +14,29 @@ from tests.conftest import ROOT
 SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
 STAND_IN = '#!/usr/bin/env bash\nprintf "%s\\n" "$(basename "$0")" "$@" "" >>"$CALLS"\n'
 
+# Runs its command without the last flag, which is JAX's.
+SRUN = """
+shift
+"${@:1:$#-1}" &
+echo $! >"$CALLS.pid"
+trap 'kill -KILL $(cat "$CALLS.pid")' TERM
+wait $!
+"""
+
 
 @pytest.fixture
 def stand_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Makes `gcloud`, `srun` and `scontrol` write down what they were called with; returns that file."""
+    """Makes `gcloud` and SLURM's commands write down what they were called with; returns that file.
+
+    `srun` kills its command when it gets a SIGTERM, as SLURM's does; `scancel` hands one to the command.
+    """
     (tmp_path / "bin").mkdir()
     for name in ("gcloud", "scontrol"):
         (tmp_path / "bin" / name).write_text(STAND_IN)
         (tmp_path / "bin" / name).chmod(0o755)
-    (tmp_path / "bin" / "srun").write_text(STAND_IN + 'shift; exec "${@:1:$#-1}"\n')  # runs it, without its last flag
-    (tmp_path / "bin" / "srun").chmod(0o755)
+    for name, does in (("srun", SRUN), ("scancel", 'kill -TERM "$(cat "$CALLS.pid")"\n')):
+        (tmp_path / "bin" / name).write_text(STAND_IN + does)
+        (tmp_path / "bin" / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
     for name in ("ZONE", "PROJECT", "SPOT", "VERSION", "SLURM_JOB_ID"):
@@ -150,7 +163,7 @@ def test_a_job_whose_time_is_over_is_queued_again(stand_ins: Path) -> None:
     said, _ = job.communicate(timeout=60)
     assert job.returncode == 0
     assert "saved" in said
-    assert calls(stand_ins)[-1] == ["scontrol", "requeue", "7"]
+    assert calls(stand_ins)[-2:] == [["scancel", "--signal=TERM", "7"], ["scontrol", "requeue", "7"]]
 
 
 @pytest.mark.parametrize(("command", "job", "said"), [([], "7", "no command"), (["true"], "", "not a SLURM job")])

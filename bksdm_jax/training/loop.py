@@ -10,7 +10,7 @@ import numpy as np
 
 from bksdm_jax.errors import InputError
 from bksdm_jax.interrupts import Interrupts
-from bksdm_jax.processes import anyone, meet
+from bksdm_jax.processes import largest, meet
 from bksdm_jax.progress import Progress
 from bksdm_jax.training.checkpoints import Checkpoints
 from bksdm_jax.training.profile import Profile
@@ -18,7 +18,7 @@ from bksdm_jax.training.state import TrainState
 from bksdm_jax.training.update import Frozen, TrainStep
 
 _PROFILED = 3  # updates that the profiler watches
-_ASK_EVERY = 10  # updates between questions whether to stop, since several processes wait for each other to answer
+_ASK_SECONDS, _ASK_MOST = 2.0, 100  # time and updates between questions whether to stop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,9 +85,32 @@ class Rates:
         if self._config.flops_per_step:
             found["flops_per_second"] = rate * self._config.flops_per_step
         if self._config.flops_per_step and self._config.peak_flops:
-            found["part_of_peak"] = found["flops_per_second"] / self._config.peak_flops
+            found["mfu"] = found["flops_per_second"] / self._config.peak_flops
         self.begin(step)
         return found
+
+
+class Stop:
+    """Whether to stop, which all processes must decide alike.
+
+    Several are asked every two seconds only, since each waits for the others' answers; they agree on when by the
+    slowest one's updates.
+    """
+
+    def __init__(self, step: int) -> None:
+        self._asked, self._next, self._since = step, step + 1, time.monotonic()
+
+    def after(self, step: int, wanted: bool) -> bool:
+        """Asked after every step, with what this process was told."""
+        if jax.process_count() == 1:
+            return wanted
+        if step < self._next:
+            return False
+        now = time.monotonic()
+        wish, seconds = largest(wanted, (now - self._since) / (step - self._asked))
+        self._next = step + max(1, min(round(_ASK_SECONDS / max(seconds, 1e-6)), _ASK_MOST))
+        self._asked, self._since = step, now
+        return bool(wish)
 
 
 def run_loop(
@@ -114,12 +137,11 @@ def run_loop(
     from bksdm_jax.training.writers import make_writer  # noqa: PLC0415
 
     first = int(state.step)
-    ask_every = 1 if jax.process_count() == 1 else _ASK_EVERY
     writer = make_writer(workdir, first)
     validation = make_writer(workdir, first, "validation") if hooks.validate else None
     previous: tuple[int, Mapping[str, jax.Array]] | None = None
     meet("ready to train")  # all have compiled, and the first has what it writes with
-    rates = Rates(config, first)
+    rates, stop = Rates(config, first), Stop(first)
     with Interrupts() as interrupts, Progress("training", config.steps, done=first) as progress, Profile() as profile:
         for step in range(first + 1, config.steps + 1):
             if step == config.profile_step:
@@ -132,7 +154,7 @@ def run_loop(
             previous = (step, metrics)
             logging_now = _due(step, config.log_every, config.steps)
             # Read once: a wish that comes later ends a later step, which saves.
-            stopping = _due(step, ask_every, config.steps) and anyone(interrupts.wanted)
+            stopping = stop.after(step, interrupts.wanted)
             saving = _due(step, config.checkpoint_every, config.steps) or stopping
             note = ""
             if logging_now or saving:
