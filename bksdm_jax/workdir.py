@@ -1,6 +1,7 @@
 """A workdir belongs to the settings of one run, which `config.json` in it records."""
 
 import json
+import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from bksdm_jax.files import read_json, write_json
 
 COMPILED = ".compiled"
 """Name of a workdir's folder of XLA's compiled programs, which may be there before the workdir is claimed."""
+
+_LATE = 60  # seconds after which a shared disk shows what another machine wrote
 
 
 def require_same(workdir: Path, settings: Mapping[str, Any], may_change: Collection[str]) -> None:
@@ -58,6 +61,18 @@ def claim(workdir: Path, settings: Mapping[str, Any]) -> None:
         write_json(workdir / "config.json", settings)
     except OSError as error:
         raise InputError(f"{workdir}: can't be written ({error.strerror}); choose another workdir") from error
+
+
+def require_shared(workdir: Path) -> None:
+    """Raises `InputError` if what the first process of a run recorded isn't there, for as long as disks may take."""
+    deadline = time.monotonic() + _LATE
+    while not (workdir / "config.json").is_file():
+        if time.monotonic() > deadline:
+            raise InputError(
+                f"{workdir}: the run's first process has written here, and this one sees nothing of it; choose a "
+                "workdir that all processes see"
+            )
+        time.sleep(1)
 
 
 def _short(value: Any) -> str:

@@ -122,7 +122,7 @@ def _add_groups(config: config_dict.ConfigDict) -> None:
         {
             "every": 1000,  # updates; 0: once at the end
             "images": 512,  # 0: no validation
-            "split": "",  # of the TFDS set; empty: validation, where there is one
+            "split": "",  # of the TFDS set; empty: validation or heldout, where there is one
         }
     )
     config.plan = config_dict.ConfigDict(
@@ -174,6 +174,7 @@ def _shapes(config: config_dict.ConfigDict) -> None:
     config.optimizer.cosine_steps = 750
     config.seed, config.dtype = 0, "float32"
     config.sheets.every, config.sheets.guidance_scale = 0, 3.0
+    config.validation.images = 256
 
 
 def _batch(size: int) -> Callable[[config_dict.ConfigDict], None]:

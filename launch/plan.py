@@ -7,11 +7,12 @@ compiler) or, without `topology`, for this machine's devices. No weights and no 
 may name a pipeline, whose configs alone are read. Full size takes minutes on two cores, each compilation.
 """
 
+import re
 import sys
 
 from bksdm_jax.planning.environment import expect_no_tpu
 
-if any(argument.startswith("--config.topology") for argument in sys.argv):
+if any(re.match(r"--?config\.topology(=.|$)", argument) for argument in sys.argv):
     expect_no_tpu()
 
 from launch.command import quiet_libraries, run_without_workdir

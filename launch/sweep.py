@@ -2,12 +2,15 @@
 
   python -m launch.sweep --config=configs/sweep.py:shapes,rates --workdir=runs/rates
 
-An interrupted sweep continues with the same command; a run that fails is told in the table, and the others are made.
+An interrupted sweep continues with the same command; a run that fails is told in the table, and the others are made;
+the status is then 1. On several hosts the same command runs on each, as that of `launch.train`.
 The workdir then holds a folder for each run, as `launch.train` makes it, `sweep.csv` and `sweep.png`.
 """
 
+import ast
 import dataclasses
 import re
+import sys
 from pathlib import Path
 
 from launch.command import quiet_libraries, run, tell, to_dataclass
@@ -38,6 +41,9 @@ def read_run(variants: str, settings: tuple[str, ...]) -> TrainConfig:
         raise InputError(f"runs: {variants!r}: {error}") from error
     for entry in settings:
         _set(config, entry)
+    for key in ("teacher", "data"):
+        if not config[key]:
+            raise InputError(f"runs: {variants}: no {key}; give --config.settings=\"('{key}=DIR',)\"")
     return to_dataclass(TrainConfig, config)
 
 
@@ -51,10 +57,18 @@ def _set(config: config_dict.ConfigDict, entry: str) -> None:
         known = list(config) if inner is None else list(inner)
         raise InputError(f"settings: {entry!r}; expected KEY=VALUE of a run{nearest(key, known)}")
     kind = type(inner[key])
+    read = {bool: lambda text: {"true": True, "false": False}[text.lower()], tuple: _tuple}.get(kind, kind)
     try:
-        inner[key] = {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
-    except (KeyError, ValueError, TypeError) as error:
+        inner[key] = read(text)
+    except (KeyError, ValueError, TypeError, SyntaxError) as error:
         raise InputError(f"settings: {entry!r}; expected {kind.__name__}") from error
+
+
+def _tuple(text: str) -> tuple[object, ...]:
+    value = ast.literal_eval(text)
+    if not isinstance(value, tuple):
+        raise TypeError(text)
+    return value
 
 
 def main(config: SweepConfig, workdir: Path) -> None:
@@ -66,8 +80,11 @@ def main(config: SweepConfig, workdir: Path) -> None:
         widths = {key: max(len(key), *(len(row[key]) for row in rows)) for key in rows[0]}
         for row in [{key: key for key in widths}, *rows]:
             print("  ".join(f"{row[key]:{width}}" for key, width in widths.items()).rstrip())
+        failed = [row["run"] for row in rows if row["status"] != "done"]
+        if failed:
+            sys.exit(f"error: {len(failed)} of {len(rows)} runs aren't done ({', '.join(failed)}); {made} says why")
     tell(made, workdir)
 
 
 if __name__ == "__main__":
-    run(SweepConfig, main)
+    run(SweepConfig, main, distributed=True)

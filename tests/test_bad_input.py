@@ -9,7 +9,7 @@ import pytest
 
 from bksdm_jax.errors import InputError
 from bksdm_jax.pipelines.sample import SampleConfig, sample
-from bksdm_jax.training import distill as distill_module
+from bksdm_jax.training import run as run_module
 from bksdm_jax.training.config import TrainConfig, ValidationConfig
 from bksdm_jax.training.distill import distill
 from bksdm_jax.training.losses import LossWeights
@@ -22,7 +22,7 @@ from tests import tiny
 @pytest.fixture
 def settings(micro_teacher: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
     """A run that would work, on one device."""
-    monkeypatch.setattr(distill_module, "make_mesh", lambda fsdp: make_mesh(fsdp, jax.devices()[:1]))
+    monkeypatch.setattr(run_module, "make_mesh", lambda fsdp: make_mesh(fsdp, jax.devices()[:1]))
     return TrainConfig(
         str(micro_teacher), tiny.MICRO_STUDENT, str(photographs), resolution=16, batch_size=2, accumulation=1
     )
@@ -62,6 +62,12 @@ def settings(micro_teacher: Path, photographs: Path, monkeypatch: pytest.MonkeyP
         ({"loss": LossWeights(feature_source="attn")}, "loss.feature_source: unknown name 'attn'"),
         ({"loss": LossWeights(feature_scales=("mid_block=2",))}, "no feature 'mid_block'"),
         ({"validation": ValidationConfig(images=-1)}, "validation.images is -1"),
+        ({"validation": ValidationConfig(split="test")}, "is an image folder, which has no splits"),
+        ({"validation": ValidationConfig(split="train")}, "'train' is what is trained on"),
+        ({"profile_step": 50_000}, "profile_step: 50000, 3 updates from there on"),
+        ({"optimizer": OptimizerConfig(beta2=1.0)}, "optimizer.beta2 is 1.0"),
+        ({"sheets": SheetConfig(prompts=(1, 2))}, "sheets.prompts: (1, 2); expected texts"),
+        ({"resolution": 13, "sheets": SheetConfig(steps=0)}, "resolution: 13 pixels; this model needs a multiple of"),
         ({"fsdp": 2}, "fsdp: 2 doesn't divide the 1 devices"),
     ],
 )

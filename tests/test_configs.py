@@ -78,11 +78,18 @@ def test_runs_are_what_they_are_called() -> None:
         ("v1", ("loss.tusk=1",), "did you mean 'task'"),
         ("v1", ("flip=perhaps",), "'flip=perhaps'; expected bool"),
         ("v1", ("steps",), "expected KEY=VALUE"),
+        ("v1", ("loss.feature_scales=up_blocks.1",), "expected tuple"),
+        ("v1", ("teacher=",), r"v1: no teacher; give --config.settings=\"\('teacher=DIR',\)\""),
     ],
 )
 def test_mistakes_are_one_line(variants: str, settings: tuple[str, ...], said: str) -> None:
     with pytest.raises(InputError, match=said):
         read_run(variants, (*NAMED, *settings))
+
+
+def test_settings_may_be_tuples() -> None:
+    config = read_run("v1", (*NAMED, "loss.feature_scales=('up_blocks.1=2',)"))
+    assert config.loss.feature_scales == ("up_blocks.1=2",)
 
 
 @pytest.mark.parametrize("variants", ["shapes,rates,batches", "v1,v2,rates", "v3,rates"])

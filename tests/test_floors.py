@@ -13,6 +13,7 @@ FLOORS = {
     "places": 0,
     "processes": 0,
     "images": 0,
+    "memory": 0,
     "interrupts": 0,
     "progress": 0,
     "trees": 0,

@@ -9,7 +9,8 @@ from PIL import Image
 from bksdm_jax.errors import InputError
 from bksdm_jax.experiments import sweep as module
 from bksdm_jax.experiments.sweep import PLOT, read_sweep, sweep
-from bksdm_jax.training.config import TrainConfig
+from bksdm_jax.files import write_json
+from bksdm_jax.training.config import TrainConfig, require_settings
 from tests.test_configs import run
 
 CONSTANT = dataclasses.replace(run("shapes").optimizer, cosine_steps=0)  # so that runs can be prolonged
@@ -31,6 +32,7 @@ class Trainer:
         if workdir.name in self.fails:
             raise InputError("the loss is not finite")
         workdir.mkdir(parents=True, exist_ok=True)
+        write_json(workdir / "config.json", dataclasses.asdict(config))
         done = config.steps // 2 if workdir.name in self.interrupted else config.steps
         rows = "".join(f"{step},{1 / step},0.5,7\n" for step in range(1, done + 1))
         (workdir / "metrics.csv").write_text(f"step,loss_task,loss_output,loss_feature\n{rows}")
@@ -44,6 +46,7 @@ class Trainer:
 def trainer(monkeypatch: pytest.MonkeyPatch) -> Trainer:
     trainer = Trainer()
     monkeypatch.setattr(module, "distill", trainer)
+    monkeypatch.setattr(module, "open_run", require_settings)
     return trainer
 
 
@@ -88,8 +91,30 @@ def test_runs_may_be_added_and_prolonged(trainer: Trainer, tmp_path: Path) -> No
     longer = dataclasses.replace(RUNS["bk_base"], steps=RUNS["bk_base"].steps + 1)
     sweep({"bk_base": longer}, tmp_path / "runs")
     assert trainer.made == [*RUNS, "bk_base"]
+    assert statuses(tmp_path / "runs") == dict.fromkeys(RUNS, "done")  # also those that weren't asked for
     sweep(RUNS | {"bk_base": longer}, tmp_path / "runs")
     assert trainer.made == [*RUNS, "bk_base"]
+
+
+def test_a_student_that_is_wanted_in_another_form_is_written_again(trainer: Trainer, tmp_path: Path) -> None:
+    sweep(RUNS, tmp_path / "runs")
+    sweep(RUNS | {"bk_tiny": dataclasses.replace(RUNS["bk_tiny"], save_weights="raw")}, tmp_path / "runs")
+    assert trainer.made == [*RUNS, "bk_tiny"]
+
+
+def test_a_row_that_was_cut_off_is_left_out(trainer: Trainer, tmp_path: Path) -> None:
+    sweep(RUNS, tmp_path / "runs")
+    with (tmp_path / "runs/bk_base/metrics.csv").open("a") as file:
+        file.write("751,0.")
+    assert sweep(RUNS, tmp_path / "runs")
+    assert trainer.made == list(RUNS)
+
+
+def test_a_teacher_that_is_not_there_is_told_before_anything_is_made(tmp_path: Path) -> None:
+    runs = {"bk_tiny": dataclasses.replace(RUNS["bk_tiny"], teacher="/no/such")}
+    with pytest.raises(InputError, match=r"bk_tiny: .*/no/such"):
+        sweep(runs, tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_other_settings_are_refused_before_anything_is_made(trainer: Trainer, tmp_path: Path) -> None:

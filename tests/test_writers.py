@@ -17,6 +17,15 @@ def test_rows_after_the_checkpoint_are_written_again(tmp_path: Path) -> None:
     assert path.read_text() == "step,loss,grad_norm\n1,0.333333333,1\n2,0.666666667,1\n3,9,2\n"
 
 
+def test_what_another_device_has_to_tell_is_a_new_column(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    CsvWriter(path, 0).write_scalars(1, {"loss": 2.0})
+    writer = CsvWriter(path, 1)
+    writer.write_scalars(2, {"loss": 1.0, "mfu": 0.5})
+    writer.write_scalars(3, {"loss": 0.5})
+    assert path.read_text() == "step,loss,mfu\n1,2,\n2,1,0.5\n3,0.5,\n"
+
+
 def test_a_table_cut_off_in_its_header_begins_anew(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
     path.write_text("step,lo")

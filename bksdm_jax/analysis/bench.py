@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bksdm_jax.analysis.chips import chip_of
+from bksdm_jax.analysis.chips import chip_of, peak_flops
 from bksdm_jax.analysis.cost import NOTHING, Cost, unet_cost
 from bksdm_jax.analysis.pipeline_cost import decoder_cost, stable_diffusion, text_encoder_cost
 from bksdm_jax.analysis.timing import Timing, arbitrary_weights, time_calls, time_program
@@ -21,7 +21,7 @@ from bksdm_jax.models.remat import require_remat
 from bksdm_jax.models.unet import UNet, parameter_shapes
 from bksdm_jax.models.unet_json import unet_from_diffusers
 from bksdm_jax.models.vae import vae_parameter_shapes
-from bksdm_jax.pipelines.text_to_image import SamplerConfig, make_generate
+from bksdm_jax.pipelines.text_to_image import SamplerConfig, make_generate, require_resolution
 from bksdm_jax.pruning.plan import RemovalPlan, plan_removal, removed_blocks
 from bksdm_jax.training.losses import LossWeights
 from bksdm_jax.training.program import ProgramConfig, make_program
@@ -166,6 +166,7 @@ def _networks(config: BenchConfig) -> tuple[Architectures, RemovalPlan]:
             raise InputError(f"config: widths is {config.widths}; expected {stages} multiples of 32")
         facts = TEACHERS[config.generation] | {"block_out_channels": list(config.widths)}
         models = dataclasses.replace(models, unet=unet_from_diffusers(facts))
+    require_resolution(config.resolution, models)
     return models, plan_removal(models.unet, removed_blocks(config.student))
 
 
@@ -199,8 +200,7 @@ _COLUMNS = "{:<18}{:>12}{:>12}{:>12}{:>12}{:>10}"
 
 def _row(name: str, timing: Timing, config: BenchConfig, each: Cost) -> str:
     rate = 2 * each.full_macs * config.batch_size / timing.median
-    chip = chip_of(jax.devices()[0].device_kind)
-    peak = chip.flops if chip and config.dtype == "bfloat16" else None
+    peak = peak_flops(chip_of(jax.devices()[0].device_kind), config.dtype)
     cells = (
         f"{timing.compiling:.1f} s",
         f"{timing.median * 1e3:,.1f} ms",

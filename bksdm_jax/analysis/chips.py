@@ -54,3 +54,8 @@ def chip_of(kind: str) -> Chip | None:
     if kind in _KINDS:
         return TPUS[_KINDS[kind]]
     return next((chip for name, chip in _GPUS.items() if kind.endswith(name)), None)
+
+
+def peak_flops(chip: Chip | None, dtype: str) -> float | None:
+    """Peak of products in `dtype`, FLOP/s; None where it isn't known: the makers state bfloat16's."""
+    return chip.flops if chip and dtype == "bfloat16" else None

@@ -98,6 +98,11 @@ def is_cached(examples: Sequence[Example | CachedExample]) -> bool:
     return isinstance(examples, TfdsExamples) and examples.cached
 
 
+def is_set(examples: Sequence[Example | CachedExample]) -> bool:
+    """Whether these are of a TFDS set, which may have several splits."""
+    return isinstance(examples, TfdsExamples)
+
+
 def has_split(examples: Sequence[Example | CachedExample], split: str) -> bool:
     """Whether the TFDS set that these are of has that split too."""
     return isinstance(examples, TfdsExamples) and split in examples.splits

@@ -21,7 +21,7 @@ from bksdm_jax.pruning.prune import PruneConfig, StudentInit, plan_student, prun
 from bksdm_jax.reports.page import write_page
 from bksdm_jax.shapes.render import PIXELS
 from bksdm_jax.shapes.world import ShapesWorld, build
-from bksdm_jax.training.config import TrainConfig, require_settings
+from bksdm_jax.training.config import TrainConfig, ValidationConfig, require_settings
 from bksdm_jax.training.distill import distill
 from bksdm_jax.training.losses import LossWeights
 from bksdm_jax.training.sheets import SheetConfig
@@ -181,6 +181,7 @@ def _training(config: ComparisonConfig, row: Row, data: Path) -> TrainConfig:
             learning_rate=config.learning_rate, warmup_steps=config.warmup_steps, cosine_steps=config.steps
         ),
         sheets=SheetConfig(every=0, steps=0),
+        validation=ValidationConfig(images=0),  # its students are scored
     )
 
 

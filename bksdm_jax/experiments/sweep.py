@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import matplotlib
 from absl import logging
 from matplotlib.figure import Figure
@@ -13,35 +14,42 @@ from matplotlib.figure import Figure
 from bksdm_jax.data.tables import write_table
 from bksdm_jax.errors import InputError
 from bksdm_jax.files import atomic_file, read_json
-from bksdm_jax.training.config import MAY_CHANGE, TrainConfig, require_settings
+from bksdm_jax.processes import is_first, meet
+from bksdm_jax.training.config import MAY_CHANGE, TrainConfig
 from bksdm_jax.training.distill import distill
+from bksdm_jax.training.run import open_run
 from bksdm_jax.workdir import claim, require_same
 
 TABLE, PLOT = "sweep.csv", "sweep.png"
 """Files of a sweep's workdir."""
 _LOSSES = ("loss_task", "loss_output", "loss_feature")
+_WRITTEN = ("format", "save_dtype", "save_weights", "safety_checker")  # settings of what is written at the end
 _COLUMNS = ("run", "status", "updates", *_LOSSES, "held_out_loss", "held_out_loss_task")
 
 
 def sweep(runs: Mapping[str, TrainConfig], workdir: Path) -> Path | None:
     """Makes, or goes on making, every run in a folder of its name in `workdir`; then `TABLE` and `PLOT`.
 
-    A run that ends in an error is told in the table, and the others are made. Runs may be added to those of `workdir`.
+    A run that ends in an error is told in the table, and the others are made; of several processes one may know of an
+    error alone, so there it ends the sweep. Runs may be added to those of `workdir`.
 
     Returns:
         the table, or None if interrupted (the same call continues).
 
     Raises:
-        InputError: no runs, a setting of one can't be used, or `workdir` isn't such a sweep's (before any is made).
+        InputError: no runs, a setting, teacher or data of one can't be used, or `workdir` isn't such a sweep's (before
+            any is made).
     """
     if not runs:
         raise InputError("runs: none; name a sweep, as configs/sweep.py:shapes,rates, or give runs")
     for name, config in runs.items():
         try:
-            require_settings(config)
+            open_run(config)
         except InputError as error:
             raise InputError(f"{name}: {error}") from error
-    _claim(workdir, runs)
+    if is_first():
+        _claim(workdir, runs)
+    meet("claimed")
     problems: dict[str, str] = {}
     for number, (name, config) in enumerate(runs.items(), start=1):
         logging.info("== %d of %d, %s", number, len(runs), name)
@@ -51,10 +59,14 @@ def sweep(runs: Mapping[str, TrainConfig], workdir: Path) -> Path | None:
             if distill(config, workdir / name) is None:
                 return None
         except InputError as error:
+            if jax.process_count() > 1:
+                raise
             logging.error("%s: %s", name, error)
             problems[name] = str(error)
         _write(runs, workdir, problems)
-    return _write(runs, workdir, problems)
+    _write(runs, workdir, problems)
+    meet("written")
+    return workdir / TABLE
 
 
 def read_sweep(path: Path) -> list[dict[str, str]]:
@@ -75,12 +87,18 @@ def _claim(workdir: Path, runs: Mapping[str, TrainConfig]) -> None:
 
 
 def _is_made(folder: Path, config: TrainConfig) -> bool:
+    """Whether a run made all its updates, and its student is written as it is wanted now."""
     made = _history(folder / "metrics.csv")
-    return (folder / "model").is_dir() and bool(made) and int(made[-1]["step"]) == config.steps
+    if not (folder / "model").is_dir() or not made or int(made[-1]["step"]) != config.steps:
+        return False
+    written = read_json(folder / "config.json")
+    return all(written[key] == getattr(config, key) for key in _WRITTEN)
 
 
-def _write(runs: Mapping[str, TrainConfig], workdir: Path, problems: Mapping[str, str]) -> Path:
-    """The table of what there is, and the plot of its losses."""
+def _write(runs: Mapping[str, TrainConfig], workdir: Path, problems: Mapping[str, str]) -> None:
+    """The table of what there is, and the plot of its losses; rows of runs that aren't asked for now stay."""
+    if not is_first():
+        return
     histories = {name: _history(workdir / name / "metrics.csv") for name in runs}
     rows = []
     for name, config in runs.items():
@@ -91,13 +109,16 @@ def _write(runs: Mapping[str, TrainConfig], workdir: Path, problems: Mapping[str
         )
         values = [last.get(key, "") for key in ("step", *_LOSSES)]
         rows.append([name, status, *values, held_out.get("loss", ""), held_out.get("loss_task", "")])
-    write_table(workdir / TABLE, _COLUMNS, rows)
+    others = [row for row in _history(workdir / TABLE) if row["run"] not in runs]
+    write_table(workdir / TABLE, _COLUMNS, [*rows, *([row[key] for key in _COLUMNS] for row in others)])
+    histories |= {row["run"]: _history(workdir / row["run"] / "metrics.csv") for row in others}
     _plot({name: rows for name, rows in histories.items() if rows}, workdir / PLOT)
-    return workdir / TABLE
 
 
 def _history(path: Path) -> list[dict[str, str]]:
-    return read_sweep(path) if path.is_file() else []
+    """The whole rows of a table; none if there is none."""
+    rows = read_sweep(path) if path.is_file() else []
+    return [row for row in rows if None not in row.values()]  # a kill may have cut the last one off
 
 
 def _plot(histories: Mapping[str, list[dict[str, str]]], path: Path) -> None:

@@ -60,9 +60,14 @@ def require_sampler(config: SamplerConfig, networks: Architectures) -> None:
     timesteps(networks.schedule, config.steps)
     finite_number("config", "guidance_scale", config.guidance_scale, 0)
     whole_number("config", "seed", config.seed, 0, MOST_SEED)
+    require_resolution(config.resolution, networks)
+
+
+def require_resolution(resolution: int, networks: Architectures) -> None:
+    """Raises `InputError` if the networks can't halve so many pixels as often as they do."""
     multiple = networks.vae.factor * 2 ** sum(stage.sampler for stage in networks.unet.down)
-    if config.resolution < multiple or config.resolution % multiple:
-        raise InputError(f"resolution: {config.resolution} pixels; this model needs a multiple of {multiple}")
+    if resolution < multiple or resolution % multiple:
+        raise InputError(f"resolution: {resolution} pixels; this model needs a multiple of {multiple}")
 
 
 def starting_noise(seed: int, indices: jax.Array, shape: tuple[int, ...]) -> jax.Array:

@@ -21,6 +21,7 @@ MAY_CHANGE = (
     "log_every",
     "checkpoint_every",
     "keep_checkpoints",
+    "accumulation",
     "sheets",
     "validation",
     "profile_step",
@@ -38,6 +39,9 @@ MAY_CHANGE = (
 )
 """Keys that don't change what is trained, and so may differ when a run goes on."""
 
+PROFILED = 3
+"""Updates that the profiler watches."""
+_BELOW_1 = math.nextafter(1, 0)
 
 WEIGHTS = {"ema": "the moving average", "raw": "those of the last update"}
 """The student's weights that `model/` may hold -> what the model card calls them."""
@@ -50,7 +54,7 @@ class ValidationConfig:
     Attributes:
         every: optimiser updates between them; 0: once at the end.
         images: how many, rounded up to whole micro-batches; 0: no validation.
-        split: of the TFDS set; empty: `validation`, where there is one.
+        split: of the TFDS set; empty: `validation` or `heldout`, where there is one.
     """
 
     every: int = 1000
@@ -176,6 +180,12 @@ def require_settings(config: TrainConfig) -> None:
     for key in ("every", "images"):
         whole_number("config", f"validation.{key}", getattr(config.validation, key), 0)
     whole_number("config", "profile_step", config.profile_step, 0)
+    if config.profile_step > max(config.steps - PROFILED + 1, 0):
+        raise InputError(
+            f"profile_step: {config.profile_step}, {PROFILED} updates from there on aren't in {config.steps}"
+        )
+    if any(not isinstance(prompt, str) for prompt in config.sheets.prompts):
+        raise InputError(f"sheets.prompts: {config.sheets.prompts}; expected texts")
     for key in ("warmup_steps", "cosine_steps"):
         whole_number("config", f"optimizer.{key}", getattr(config.optimizer, key), 0)
     _require_schedule(config)
@@ -184,7 +194,12 @@ def require_settings(config: TrainConfig) -> None:
     finite_number("config", "caption_dropout", config.caption_dropout, 0, 1)
     finite_number("config", "noise_offset", config.noise_offset, 0)
     bounds = {"learning_rate": (0, math.inf), "weight_decay": (0, math.inf), "ema_decay": (0, 1)}
-    bounds |= {"beta1": (0, 1), "beta2": (0, 1), "epsilon": (1e-30, math.inf), "clip_norm": (1e-30, math.inf)}
+    bounds |= {
+        "beta1": (0, _BELOW_1),
+        "beta2": (0, _BELOW_1),
+        "epsilon": (1e-30, math.inf),
+        "clip_norm": (1e-30, math.inf),
+    }
     for key, (least, most) in bounds.items():
         finite_number("config", f"optimizer.{key}", getattr(config.optimizer, key), least, most)
 

@@ -1,53 +1,50 @@
 """Distillation as one call: teacher folder and images with captions in, student pipeline folder out."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from absl import logging
-from etils import epath
 from jax.sharding import Mesh
 
-from bksdm_jax.analysis.chips import chip_of
+from bksdm_jax.analysis.chips import chip_of, peak_flops
 from bksdm_jax.analysis.cost import unet_cost
 from bksdm_jax.analysis.report import cost_table
-from bksdm_jax.data.cached import CachedExample
 from bksdm_jax.data.latents import CENTRE, latent_identity, require_identity
-from bksdm_jax.data.sources import Example, First, data_folder, fingerprint, has_split, is_cached, open_examples
+from bksdm_jax.data.sources import (
+    fingerprint,
+)
 from bksdm_jax.data.stream import StreamConfig, training_batches
 from bksdm_jax.dtypes import compute_dtype, exact_products
 from bksdm_jax.errors import InputError
-from bksdm_jax.pipelines.text_to_image import SamplerConfig, require_sampler
+from bksdm_jax.memory import exhaustion_told, give_back
 from bksdm_jax.processes import is_first, meet
 from bksdm_jax.progress import waiting
 from bksdm_jax.pruning.plan import FeaturePair, RemovalPlan
-from bksdm_jax.pruning.prune import StudentInit, card_facts, initial_weights, plan_student
+from bksdm_jax.pruning.prune import card_facts, initial_weights
 from bksdm_jax.training.checkpoints import Checkpoints
 from bksdm_jax.training.config import (
     MAY_CHANGE,
     WEIGHTS,
     TrainConfig,
     program_config,
-    require_generation,
-    require_settings,
-    require_whole_batches,
 )
 from bksdm_jax.training.features import shares, weighted_pairs
 from bksdm_jax.training.loop import Hooks, LoopConfig, run_loop
 from bksdm_jax.training.program import Program, make_program, state_shapes
-from bksdm_jax.training.sharding import make_mesh, own_rows, place, place_batch, replicated, whole
+from bksdm_jax.training.run import Run, open_run, save_config, sheet_sampler, student_init
+from bksdm_jax.training.sharding import own_rows, place, place_batch, replicated, whole
 from bksdm_jax.training.sheets import Sheets
 from bksdm_jax.training.state import TrainState, create_state, learning_rate, make_optimizer
 from bksdm_jax.training.validation import make_validation, validate
-from bksdm_jax.weights.load import find_pipeline, load_architectures, load_pipeline
+from bksdm_jax.weights.load import load_pipeline
 from bksdm_jax.weights.pipeline import Pipeline
-from bksdm_jax.weights.save import SaveConfig, with_unet, write_pipeline
-from bksdm_jax.workdir import claim, require_same
+from bksdm_jax.weights.save import with_unet, write_pipeline
+from bksdm_jax.workdir import claim, require_same, require_shared
 
-_VALIDATION = "validation"
 _LOSS_FACTS = ("task", "output", "feature", "min_snr_gamma", "feature_source", "feature_scales")
 
 
@@ -59,69 +56,50 @@ def distill(config: TrainConfig, workdir: Path) -> Path | None:
 
     Raises:
         InputError: a setting, file or folder can't be used (found before the workdir is touched, where it can be
-            known then), or training meets an unreadable image or a loss that is not finite.
+            known then), or training meets an unreadable image, a loss that is not finite, or devices with too little
+            memory.
     """
-    require_settings(config)
-    save = SaveConfig(config.format, config.save_dtype, config.safety_checker)
-    teacher = find_pipeline(config.teacher, config.revision, config.variant, save.extras())
-    plan = plan_student(teacher, config.student, _student_init(config), save, config.prediction)
-    require_generation(config, load_architectures(teacher, config.prediction))
-    weighted_pairs(plan, config.loss.feature_source, config.loss.feature_scales)  # raises, where a name is unknown
-    mesh = make_mesh(config.fsdp)
-    require_whole_batches(config, mesh.size)
-    data = data_folder(config.data)
-    examples = open_examples(data, config.split)
-    held_out = _held_out(config, data, examples)
-    cached = is_cached(examples)
-    if config.examples > len(examples):
-        raise InputError(f"examples: {config.examples}, but {data} has {len(examples)}")
-    examples = First(examples, config.examples) if config.examples else examples
-    record = _record(config, teacher, data)
+    run = open_run(config)
+    record = _record(config, run.teacher, run.data)
     require_same(workdir, record, MAY_CHANGE)
-    pipeline = load_pipeline(teacher, config.variant, config.tokenizer, config.prediction)
-    if config.sheets.steps:
-        require_sampler(_sheet_sampler(config), pipeline.architectures())
-    if cached:
+    pipeline = load_pipeline(run.teacher, config.variant, config.tokenizer, config.prediction)
+    if run.cached:
         crop = "random" if config.random_crop else CENTRE
-        require_identity(data, latent_identity(pipeline.vae, pipeline.tokenizer, config.resolution, config.flip, crop))
+        identity = latent_identity(pipeline.vae, pipeline.tokenizer, config.resolution, config.flip, crop)
+        require_identity(run.data, identity)
     if is_first():
         claim(workdir, record)
     meet("claimed")
-    _log_start(config, plan, record, len(examples), mesh)
+    require_shared(workdir)
+    _log_start(config, run, record)
 
     with (
+        exhaustion_told(
+            "raise accumulation, fsdp or remat, or lower batch_size, and run it again; launch.plan tells what is needed"
+        ),
         exact_products(config.dtype),
-        jax.set_mesh(mesh),
+        jax.set_mesh(run.mesh),
         Checkpoints(workdir / "checkpoints", config.keep_checkpoints) as checkpoints,
     ):
-        shapes = state_shapes(config.optimizer, plan, mesh)
+        shapes = state_shapes(config.optimizer, run.plan, run.mesh)
         if checkpoints.latest() is None:
-            state = _initial_state(config, plan, pipeline, shapes)
+            state = _initial_state(config, run.plan, pipeline, shapes)
         else:
             state = checkpoints.restore(shapes)
             logging.info("continuing after step %d", int(state.step))
-        done = _train(config, workdir, plan, pipeline, examples, mesh, state, checkpoints, held_out, cached)
+        done = _train(config, workdir, run, pipeline, state, checkpoints)
     if done is None:
         return None
     params = whole({"ema": done.ema, "raw": done.params}[config.save_weights])
     if not is_first():
         meet("written")
         return workdir / "model"
-    facts = card_facts(config.teacher, plan, config.student_init, _training_facts(config, len(examples)))
-    extra = {"removal_plan.json": plan.to_json()}
-    made = write_pipeline(workdir / "model", with_unet(pipeline, plan.student, params), save, facts, extra)
+    facts = card_facts(config.teacher, run.plan, config.student_init, _training_facts(config, len(run.examples)))
+    student = with_unet(pipeline, run.plan.student, params)
+    extra = {"removal_plan.json": run.plan.to_json()}
+    made = write_pipeline(workdir / "model", student, save_config(config), facts, extra)
     meet("written")
     return made
-
-
-def _held_out(
-    config: TrainConfig, data: epath.Path, examples: Sequence[Example | CachedExample]
-) -> Sequence[Example | CachedExample]:
-    """The split that losses are validated on; empty where there is none."""
-    split = config.validation.split
-    if not config.validation.images or (not split and not has_split(examples, _VALIDATION)):
-        return ()
-    return open_examples(data, split or _VALIDATION)
 
 
 def _training_facts(config: TrainConfig, images: int) -> dict[str, object]:
@@ -136,14 +114,10 @@ def _training_facts(config: TrainConfig, images: int) -> dict[str, object]:
 def _train(
     config: TrainConfig,
     workdir: Path,
-    plan: RemovalPlan,
+    run: Run,
     pipeline: Pipeline,
-    examples: Sequence[Example | CachedExample],
-    mesh: Mesh,
     state: TrainState,
     checkpoints: Checkpoints,
-    held_out: Sequence[Example | CachedExample],
-    cached: bool,
 ) -> TrainState | None:
     """From `state` to the last update; None if interrupted before it."""
     first = int(state.step)
@@ -153,18 +127,20 @@ def _train(
         logging.info("all %d steps are done", config.steps)
         return state
     empty = tuple(int(token) for token in pipeline.tokenizer([""])[0])
-    settings = program_config(config, cached, empty)
-    program = make_program(settings, plan, pipeline.architectures(), mesh)
+    settings = program_config(config, run.cached, empty)
+    plan, mesh = run.plan, run.mesh
+    program = make_program(settings, plan, run.networks, mesh)
     frozen = _place_frozen(pipeline, program)
     with waiting("compiling the update"):
         train_step = program.update.lower(state, frozen, program.batch).compile()
+    give_back()
     rows = own_rows(mesh, config.batch_size // config.accumulation)
-    batches = training_batches(examples, pipeline.tokenizer, _stream(config), first, rows)
+    batches = training_batches(run.examples, pipeline.tokenizer, _stream(config), first, rows)
     rate = learning_rate(config.optimizer)
     pairs = _compared(config, plan)
     hooks = Hooks(
-        _sheets(config, workdir, plan, pipeline, examples, frozen, mesh) if config.sheets.steps else None,
-        _validation(config, pipeline, program, frozen, mesh, held_out) if held_out else None,
+        _sheets(config, workdir, run, pipeline, frozen) if config.sheets.steps else None,
+        _validation(config, run, pipeline, program, frozen) if run.held_out else None,
         lambda done, values: {"learning_rate": float(rate(done))} | shares(pairs, values),
     )
     chip = chip_of(mesh.devices.flat[0].device_kind)
@@ -175,8 +151,8 @@ def _train(
         sheet_every=config.sheets.every,
         images_per_step=config.batch_size,
         validate_every=config.validation.every,
-        flops_per_step=config.batch_size * flops_per_image(plan, config, pipeline.vae.config.factor),
-        peak_flops=chip.flops * mesh.size if chip else 0.0,
+        flops_per_step=config.batch_size * flops_per_image(plan, config, run.networks.vae.factor),
+        peak_flops=(peak_flops(chip, config.dtype) or 0.0) * mesh.size,
         profile_step=config.profile_step,
     )
     state, finished = run_loop(state, frozen, train_step, _placed(mesh, batches), schedule, workdir, checkpoints, hooks)
@@ -208,46 +184,36 @@ def flops_per_image(plan: RemovalPlan, config: TrainConfig, vae_factor: int) -> 
 
 
 def _validation(
-    config: TrainConfig,
-    pipeline: Pipeline,
-    program: Program,
-    frozen: dict[str, Any],
-    mesh: Mesh,
-    examples: Sequence[Example | CachedExample],
+    config: TrainConfig, run: Run, pipeline: Pipeline, program: Program, frozen: dict[str, Any]
 ) -> Callable[[TrainState], dict[str, float]]:
     """Takes the losses on held-out images."""
     images = config.batch_size // config.accumulation
     plain = {"flip": False, "random_crop": False, "workers": 0}
     stream = dataclasses.replace(_stream(config), batch_size=images, accumulation=1, **plain)
-    evaluate = make_validation(program.loss, config.seed, replicated(mesh))
-    count = -(-min(config.validation.images, len(examples)) // images)
+    evaluate = make_validation(program.plain_loss, config.seed, replicated(run.mesh))
+    count = -(-min(config.validation.images, len(run.held_out)) // images)
 
     def batches() -> Iterator[dict[str, jax.Array]]:
-        return _placed(mesh, training_batches(examples, pipeline.tokenizer, stream, 0, own_rows(mesh, images)))
+        rows = own_rows(run.mesh, images)
+        return _placed(run.mesh, training_batches(run.held_out, pipeline.tokenizer, stream, 0, rows))
 
     return lambda state: validate(evaluate, state, frozen, batches, count)
 
 
 def _sheets(
-    config: TrainConfig,
-    workdir: Path,
-    plan: RemovalPlan,
-    pipeline: Pipeline,
-    examples: Sequence[Example | CachedExample],
-    frozen: dict[str, Any],
-    mesh: Mesh,
+    config: TrainConfig, workdir: Path, run: Run, pipeline: Pipeline, frozen: dict[str, Any]
 ) -> Callable[[int, TrainState], None]:
     """Draws the sheet of a step."""
-    architectures = pipeline.architectures()
+    captions = [run.examples[index].texts[0] for index in range(min(4, len(run.examples)))]
     sheets = Sheets(
         workdir / "samples",
         pipeline.tokenizer,
-        config.sheets.prompts or [examples[index].texts[0] for index in range(min(4, len(examples)))],
-        _sheet_sampler(config),
-        architectures,
-        dataclasses.replace(architectures, unet=plan.student),
+        config.sheets.prompts or captions,
+        sheet_sampler(config),
+        run.networks,
+        dataclasses.replace(run.networks, unet=run.plan.student),
         compute_dtype(config.dtype),
-        replicated(mesh),
+        replicated(run.mesh),
     )
     return lambda number, state: sheets.draw(number, (state.ema, state.params), frozen)
 
@@ -257,13 +223,6 @@ def _record(config: TrainConfig, teacher: Path, data: Path) -> dict[str, Any]:
     return dataclasses.asdict(config) | {"teacher": str(teacher), "data": str(data), "data_sha256": fingerprint(data)}
 
 
-def _sheet_sampler(config: TrainConfig) -> SamplerConfig:
-    sheets = config.sheets
-    return SamplerConfig(
-        sheets.steps, sheets.guidance_scale, config.resolution, seed=config.seed, attention=config.attention
-    )
-
-
 def _compared(config: TrainConfig, plan: RemovalPlan) -> tuple[tuple[FeaturePair, float], ...]:
     """The weighted pairs of features that this run compares."""
     if not config.loss.feature:
@@ -271,12 +230,8 @@ def _compared(config: TrainConfig, plan: RemovalPlan) -> tuple[tuple[FeaturePair
     return weighted_pairs(plan, config.loss.feature_source, config.loss.feature_scales)
 
 
-def _student_init(config: TrainConfig) -> StudentInit:
-    return StudentInit(config.student_init, config.init_revision, config.init_variant)
-
-
 def _initial_state(config: TrainConfig, plan: RemovalPlan, pipeline: Pipeline, shapes: TrainState) -> TrainState:
-    params = initial_weights(plan, _student_init(config), pipeline.unet.params, config.seed)
+    params = initial_weights(plan, student_init(config), pipeline.unet.params, config.seed)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
     params = place(params, shardings.params)
     optimizer = make_optimizer(config.optimizer)
@@ -300,11 +255,11 @@ def _placed(mesh: Mesh, batches: Iterator[dict[str, np.ndarray]]) -> Iterator[di
         yield place_batch(mesh, batch)
 
 
-def _log_start(config: TrainConfig, plan: RemovalPlan, record: dict[str, Any], count: int, mesh: Mesh) -> None:
+def _log_start(config: TrainConfig, run: Run, record: dict[str, Any]) -> None:
     for key, value in record.items():
         logging.info("config.%s = %s", key, value)
-    logging.info("%d examples; %d device(s), mesh %s", count, mesh.size, dict(mesh.shape))
-    for line in cost_table(plan, plan.teacher.sample_size or 64).splitlines():
+    logging.info("%d examples; %d device(s), mesh %s", len(run.examples), run.mesh.size, dict(run.mesh.shape))
+    for line in cost_table(run.plan, run.plan.teacher.sample_size or 64).splitlines():
         logging.info("%s", line)
-    for pair, weight in _compared(config, plan):
+    for pair, weight in _compared(config, run.plan):
         logging.info("feature pair: teacher %s, student %s, weight %g", pair.teacher, pair.student, weight)

@@ -10,14 +10,15 @@ import numpy as np
 
 from bksdm_jax.errors import InputError
 from bksdm_jax.interrupts import Interrupts
+from bksdm_jax.memory import give_back, resident
 from bksdm_jax.processes import largest, meet
 from bksdm_jax.progress import Progress
 from bksdm_jax.training.checkpoints import Checkpoints
+from bksdm_jax.training.config import PROFILED
 from bksdm_jax.training.profile import Profile
 from bksdm_jax.training.state import TrainState
 from bksdm_jax.training.update import Frozen, TrainStep
 
-_PROFILED = 3  # updates that the profiler watches
 _ASK_SECONDS, _ASK_MOST = 2.0, 100  # time and updates between questions whether to stop
 
 
@@ -147,7 +148,7 @@ def run_loop(
             if step == config.profile_step:
                 profile.start(workdir / "profile")
             state, metrics = train_step(state, frozen, rates.waiting(batches))
-            if step == config.profile_step + _PROFILED - 1:
+            if step == config.profile_step + PROFILED - 1:
                 profile.stop(metrics)
             if previous is not None:  # waits for it, so that one update is under way and one being prepared
                 _finite_values(*previous)
@@ -162,15 +163,17 @@ def run_loop(
                 note = f"loss {values['loss']:.4g}"
             if logging_now:
                 facts = hooks.facts(step - 1, values) if hooks.facts else {}
-                writer.write_scalars(step, values | facts | rates.until(step))
+                writer.write_scalars(step, values | facts | rates.until(step) | {"host_memory": resident() / 2**30})
                 writer.flush()
             if hooks.validate is not None and _due(step, config.validate_every, config.steps):
                 validation.write_scalars(step, hooks.validate(state))
+                validation.flush()
                 rates.begin(step)
             if hooks.draw_sheet is not None and _due(step, config.sheet_every, config.steps):
                 hooks.draw_sheet(step, state)  # before saving: a run that continues after this step won't draw it again
                 rates.begin(step)
             if saving:
+                give_back()
                 checkpoints.save(state)
             progress.advance(note=note)
             if stopping:

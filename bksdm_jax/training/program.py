@@ -45,11 +45,12 @@ class ProgramConfig:
 class Program:
     """One update, jitted and not compiled, and its arguments as `ShapeDtypeStruct` with shardings.
 
-    The state is donated, and comes back in the same shardings. `loss` is what the update minimises.
+    The state is donated, and comes back in the same shardings. `plain_loss` is what the update minimises without its
+    options, so that runs can be compared: captions and noise are as they are, and every noise level weighs the same.
     """
 
     update: Any
-    loss: Loss
+    plain_loss: Loss
     state: TrainState
     frozen: dict[str, Any]
     batch: dict[str, jax.ShapeDtypeStruct]
@@ -84,8 +85,12 @@ def make_program(config: ProgramConfig, plan: RemovalPlan, networks: Architectur
     state = state_shapes(config.optimizer, plan, mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     update = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+    plain = dataclasses.replace(
+        problem, weights=dataclasses.replace(config.loss, min_snr_gamma=0.0), augmentation=Augmentation()
+    )
+    plain_loss = make_batch_loss(plain, config.dtype)
     return Program(
-        update, loss, state, frozen_shapes(config, plan, networks, mesh), batch_shapes(config, networks, mesh)
+        update, plain_loss, state, frozen_shapes(config, plan, networks, mesh), batch_shapes(config, networks, mesh)
     )
 
 

@@ -22,14 +22,14 @@ def make_validation(loss: Loss, seed: int, whole: NamedSharding) -> Any:
 
     Args:
         loss: as `make_update` takes it.
-        seed: of the noise, which follows from it and from an image's place.
+        seed: of the noise, which follows from it and from an image's place, whatever the size of a batch.
         whole: the sharding of the terms.
     """
 
     def evaluate(params: Any, frozen: Frozen, batch: Batch, number: jax.Array) -> dict[str, jax.Array]:
         _, share = next(iter(batch.values())).shape[:2]
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), jnp.uint32(_STREAM)), number)
-        keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(jnp.arange(share))
+        key = jax.random.fold_in(jax.random.key(seed), jnp.uint32(_STREAM))
+        keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(number * share + jnp.arange(share))
         return loss(params, frozen, {name: value[0] for name, value in batch.items()}, keys)[1]
 
     return together(jax.jit(evaluate, out_shardings=whole))

@@ -14,7 +14,7 @@ from bksdm_jax.processes import is_first
 
 
 class CsvWriter(metric_writers.MetricWriter):
-    """Scalars as `metrics.csv`: a row per step, `step` first, then every name of the first row.
+    """Scalars as `metrics.csv`: a row per step, `step` first, then every name that a row had.
 
     Rows of a former part of the run stay, up to `last_step`; later ones came after the checkpoint that the run
     continues from, and will be written again.
@@ -31,6 +31,8 @@ class CsvWriter(metric_writers.MetricWriter):
         new = self._columns is None
         if self._columns is None:
             self._columns = ["step", *scalars]
+        elif new_names := [name for name in scalars if name not in self._columns]:
+            self._widen(new_names)
         row = {"step": step} | {name: f"{float(np.asarray(value)):.9g}" for name, value in scalars.items()}
         buffer = io.StringIO(newline="")
         writer = csv.DictWriter(buffer, self._columns, lineterminator="\n")
@@ -39,6 +41,16 @@ class CsvWriter(metric_writers.MetricWriter):
         writer.writerow(row)
         with self._path.open("a", encoding="utf-8", newline="") as file:
             file.write(buffer.getvalue())
+
+    def _widen(self, names: list[str]) -> None:
+        """Adds columns, as when a run goes on where another kind of device has more to tell."""
+        self._columns += names
+        with self._path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        with atomic_file(self._path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, self._columns, restval="", lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
 
     def _keep_until(self, last_step: int) -> None:
         with self._path.open(encoding="utf-8", newline="") as file:

@@ -103,9 +103,9 @@ def load_unet_config(name: str | Path, prediction: str = "", revision: str = "")
     return index_single_file(place, prediction).unet if place.is_file() else read_unet_config(place)
 
 
-def load_architectures(name: str | Path, prediction: str = "") -> Architectures:
-    """Reads the configs of a pipeline, and fetches no weights; arguments and errors as `load_pipeline`."""
-    place = find_pipeline(name, networks=())
+def load_architectures(name: str | Path, prediction: str = "", revision: str = "") -> Architectures:
+    """Reads the configs of a pipeline, and fetches no weights; arguments and errors as `load_unet_config`."""
+    place = find_pipeline(name, revision, networks=())
     if not place.is_file():
         return read_architectures(place)
     found = index_single_file(place, prediction)
