@@ -11,9 +11,10 @@ from bksdm_jax.analysis.pipeline_cost import stable_diffusion
 from bksdm_jax.errors import InputError
 from bksdm_jax.planning import topology
 from bksdm_jax.planning.hlo import Program, Traffic, array_bytes
-from bksdm_jax.planning.plan import plan_run
-from bksdm_jax.planning.topology import devices_of
-from bksdm_jax.planning.work import count_work
+from bksdm_jax.planning.plan import largest_lines, memory_lines, plan_run, work_lines
+from bksdm_jax.planning.topology import Target, target_of
+from bksdm_jax.planning.update import Compiled
+from bksdm_jax.planning.work import Work, count_work
 from bksdm_jax.pruning.plan import plan_removal, removed_blocks
 from bksdm_jax.training.config import PlanConfig, TrainConfig
 from tests import tiny
@@ -31,7 +32,7 @@ PROGRAM = """HloModule jit_update
 }
 
 %body (state: (s32[], f32[10])) -> (s32[], f32[10]) {
-  %reduced = f32[10]{0} all-reduce(%value), to_apply=%add
+  %reduced = f32[10]{0} all-reduce(%value), replica_groups={{0,1},{2,3}}, to_apply=%add
   %call = bf16[8,4]{1,0} call(%p), to_apply=%inner
   ROOT %tuple = (s32[], f32[10]) tuple(%count, %reduced)
 }
@@ -42,10 +43,13 @@ PROGRAM = """HloModule jit_update
 }
 
 ENTRY %main (a: f32[16,2], b: f32[10]) -> f32[10] {
-  %gathered = (f32[16,2]{1,0}, f32[64,2]{1,0}) all-gather-start(%a), dimensions={0}
+  %a = f32[16,2]{1,0} parameter(0)
+  %b = f32[10]{0} parameter(1)
+  %gathered = (f32[16,2]{1,0}, f32[64,2]{1,0}) all-gather-start(%a), replica_groups=[1,4]<=[4], dimensions={0}
   %done = f32[64,2]{1,0} all-gather-done(%gathered)
-  %several = ((f32[2]{0}, bf16[3]{0}), (f32[4]{0}, bf16[6]{0})) all-gather-start(%c, %d), dimensions={0}
+  %several = ((f32[2]{0}, bf16[3]{0}), (f32[4]{0}, bf16[6]{0})) all-gather-start(%c, %d), replica_groups=[2,2]<=[4]
   %both = (f32[10]{0}, bf16[3]{0}) all-reduce(%b, %c), to_apply=%add
+  %scattered = f32[5]{0} reduce-scatter(%b), replica_groups={{0,1},{2,3}}, to_apply=%add
   %loop = (s32[], f32[10]) while(%init), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"4"}}
 }
 """.replace("OPERANDS", "operand_layout_constraints={bf16[8,4]{1,0}, bf16[8,4]{1,0}}").replace(
@@ -56,16 +60,20 @@ ENTRY %main (a: f32[16,2], b: f32[10]) -> f32[10] {
 @pytest.mark.parametrize("noted", [True, False], ids=["noted", "compared"])
 def test_what_is_in_loops_counts_as_often_as_they_turn(noted: bool) -> None:
     assert NOTE in PROGRAM
-    program = Program(PROGRAM if noted else PROGRAM.replace(NOTE, ""))
+    program = Program(PROGRAM if noted else PROGRAM.replace(NOTE, ""), 4)
     assert program.collectives() == {
-        "all-reduce": Traffic(1 + 4, (10 * 4 + 3 * 2) + 4 * 10 * 4),
-        "all-gather": Traffic(2, 64 * 2 * 4 + (4 * 4 + 6 * 2)),
+        # Among four, each sends three quarters of all there is, twice; among two, half.
+        "all-reduce": Traffic(1 + 4, (10 * 4 + 3 * 2) + 4 * 10 * 4, 2 * 46 * 3 // 4 + 4 * 40),
+        "all-gather": Traffic(2, 64 * 2 * 4 + (4 * 4 + 6 * 2), 64 * 2 * 4 * 3 // 4 + (4 * 4 + 6 * 2) // 2),
+        "reduce-scatter": Traffic(1, 5 * 4, 5 * 4),
     }
+    assert program.parameter_bytes() == 16 * 2 * 4 + 10 * 4
     kernel, other = 3 * (8 * 4 * 2), 2 * (8 * 4 * 2)
     assert program.custom_call_bytes() == 4 * kernel
-    # In the entry: both all-gathers, the end of one, an all-reduce; some of their operands are nowhere defined.
+    # In the entry: both all-gathers, the end of one, an all-reduce, a reduce-scatter; some operands aren't defined.
     gathered = 4 * (16 * 2 + 64 * 2)
-    entry = gathered + (gathered + 4 * 64 * 2) + (8 + 6 + 16 + 12) + (10 * 4 + 3 * 2)
+    entry = gathered + 4 * 16 * 2 + (gathered + 4 * 64 * 2) + (8 + 6 + 16 + 12) + (10 * 4 + 3 * 2) + 10 * 4
+    entry += 5 * 4 + 10 * 4
     turn = 10 * 4 + (kernel - 2 * (8 * 4 * 2)) + other
     assert program.loop_factor() == pytest.approx((entry + 4 * turn) / (entry + turn))
 
@@ -74,8 +82,8 @@ def test_a_loop_of_unknown_length_counts_once() -> None:
     text = PROGRAM.replace(', backend_config={"known_trip_count":{"n":"4"}}', "").replace(
         "direction=LT", "direction=NE"
     )
-    assert Program(text).collectives()["all-reduce"].count == 2
-    assert Program(text).loop_factor() == 1
+    assert Program(text, 4).collectives()["all-reduce"].count == 2
+    assert Program(text, 4).loop_factor() == 1
 
 
 @pytest.mark.parametrize(
@@ -103,7 +111,7 @@ def test_sizes_of_arrays(text: str, size: int) -> None:
 )
 def test_topologies_that_cannot_be(name: str, said: str) -> None:
     with pytest.raises(InputError, match=said):
-        devices_of(name)
+        target_of(name)
 
 
 def test_a_missing_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,7 +123,7 @@ def test_a_missing_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(topology.topologies, "get_topology_desc", refuse)
     with pytest.raises(InputError, match=r"v4:2x2x1 can't be had \(no TPU plugin\); .*pip install libtpu"):
-        devices_of("v4:2x2x1")
+        target_of("v4:2x2x1")
 
 
 def test_chips_are_known_by_the_names_that_devices_have() -> None:
@@ -123,6 +131,74 @@ def test_chips_are_known_by_the_names_that_devices_have() -> None:
     assert chip_of("NVIDIA A100-SXM4-80GB").memory == 80e9
     assert chip_of("NVIDIA H200").flops == 989e12
     assert chip_of("cpu") is None
+
+
+GIB = 2**30
+SIXTEEN = Target([None] * 16, TPUS["v4"], 30 * GIB)
+CONFIG = TrainConfig("", "bk_base", "", batch_size=64, accumulation=1, steps=1000, plan=PlanConfig(price=2.0))
+
+
+def compiled(images: int) -> Compiled:
+    """Ten GiB, and two for each image; what takes more than 30 is refused."""
+    if 10 + 2 * images > 30:
+        return Compiled(images, {"student": 10 * GIB}, None, refused="too much")
+    traffic = {"all-reduce": Traffic(1, 30_000_000_000, 300_000_000)}
+    return Compiled(images, {"student": 10 * GIB}, 2 * images * GIB, 1228e9 * 2, traffic)
+
+
+def test_memory_is_held_to_what_may_be_used() -> None:
+    assert memory_lines(compiled(4), SIXTEEN)[-1] == "fits: yes; 30.0 of 32.0 GiB may be used, 12.00 are left"
+    tight = dataclasses.replace(SIXTEEN, memory=17 * GIB)
+    assert memory_lines(compiled(4), tight)[-1] == "fits: no; 17.0 of 32.0 GiB may be used, 1.00 are missing"
+    assert memory_lines(compiled(11), SIXTEEN)[-1] == "fits: no (too much)"
+    assert memory_lines(compiled(4), Target([None], None, None))[-1].startswith("fits: not known")
+
+
+def test_time_and_money_follow_the_roofline() -> None:
+    work = Work(image=275e12, update=275e12, passes=275e12)  # a second of a chip each
+    lines = work_lines(CONFIG, work, compiled(4), SIXTEEN)
+    # Four images and one optimiser a chip: five seconds; twice the memory's bytes in a second; a thousandth of links.
+    assert lines[0] == "279.297 TFLOP an image; teacher forward, student forward and backward 275.000 (+1.6%)"
+    assert lines[2] == "an update at the chips' peaks: compute 5.000 s, memory 2.000 s, communication 0.001 s"
+    assert lines[3] == "so 5.000 s by the roofline, compute-bound: 12.8 images/s"
+    assert lines[4] == "1,000 updates: 0.06 days by the roofline, 0.14 if compute has 40% of peak"
+    assert lines[5] == "money at 2 a chip and hour: 44 and 111"
+    single = work_lines(dataclasses.replace(CONFIG, dtype="float32"), work, compiled(4), SIXTEEN)
+    assert single[-1] == "time and money: not known, as the peak of TPU v4 in float32 isn't"
+
+
+@pytest.mark.parametrize(
+    ("images", "memory", "said", "asked"),
+    [
+        (4, 30, "takes 2.00 GiB more, so that 10 a device fit: 160 at once, updates of 160", [2]),
+        (1, 30, "so that 10 a device fit", [2]),
+        (16, 30, "so that 10 a device fit", [8, 4]),  # refused at first
+        (11, 40, "so that 10 a device fit", [5, 2]),  # room for more by the line, which the compiler refuses
+        (4, 17, "so that 3 a device fit", [2]),
+    ],
+)
+def test_the_largest_batch_is_on_a_line(images: int, memory: int, said: str, asked: list[int]) -> None:
+    calls = []
+
+    def compile_with(count: int) -> Compiled:
+        calls.append(count)
+        return compiled(count)
+
+    (line,) = largest_lines(CONFIG, compiled(images), dataclasses.replace(SIXTEEN, memory=memory * GIB), compile_with)
+    assert said in line
+    assert calls == asked
+
+
+def test_where_not_one_image_fits_it_is_said() -> None:
+    never = Compiled(1, {}, None, refused="too much")
+    lines = largest_lines(CONFIG, compiled(11), SIXTEEN, lambda images: dataclasses.replace(never, images=images))
+    assert lines == ["largest batch: not even one image of a micro-batch fits on a device"]
+
+
+def test_the_largest_batch_is_confirmed() -> None:
+    config = dataclasses.replace(CONFIG, plan=PlanConfig(confirm=True))
+    *_, last = largest_lines(config, compiled(4), SIXTEEN, compiled)
+    assert last == "compiled with 10 a device: 30.00 GiB; fits: yes"
 
 
 @pytest.mark.slow
@@ -133,9 +209,10 @@ def test_work_is_that_of_the_passes(remat: str) -> None:
     plan = plan_removal(networks.unet, removed_blocks("bk_base"))
     config = TrainConfig("", "bk_base", "", dtype="bfloat16", remat=remat)
     work = count_work(config, plan, networks)
-    assert work.update / work.passes == pytest.approx(1.0, abs=0.03)  # `full` spares the last product of each stage
+    assert work.image / work.passes == pytest.approx(1.0, abs=0.03)  # `full` spares the last product of each stage
+    assert 20 < work.update / 579e6 < 40  # operations on each parameter: AdamW, clipping, moving average, norms
     encoder = count_work(dataclasses.replace(config, plan=PlanConfig(cached=False)), plan, networks)
-    assert encoder.update > work.update + 1e12  # only without the cache
+    assert encoder.image > work.image + 1e12  # only without the cache
 
 
 @pytest.mark.slow
@@ -174,6 +251,7 @@ def test_runs_that_cannot_be_planned_are_one_line(micro_teacher: Path) -> None:
         ({"plan": PlanConfig(price=-1.0)}, "plan.price is -1.0"),
         ({"teacher": "", "generation": "v3"}, "generation: unknown name 'v3'"),
         ({"teacher": ""}, "generation: unknown name ''"),
+        ({"resolution": 13}, "resolution: 13 pixels"),
     ):
         with pytest.raises(InputError, match=said):
             plan_run(dataclasses.replace(config, **changes))

@@ -4,10 +4,9 @@ import dataclasses
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 _BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "c64": 64, "c128": 128}  # others end in theirs: f32, s8
 _ARRAY = re.compile(r"\b(pred|bf16|c64|c128|[fsu]\d+)(?:e\w+)?\[([\d,]*)\]")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
@@ -18,15 +17,32 @@ _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _CONDITION = re.compile(r"condition=%?([\w.\-]+)")
 _OPERANDS = re.compile(r"operand_layout_constraints=\{(.*?)\}, (?:frontend_attributes|metadata|backend_config)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_GROUPS = re.compile(r"replica_groups=(?:\{\{([\d,]+)\}|\[\d+,(\d+)\])")  # {{0,1},{2,3}}, or [2,2]<=[4]
+# Kind -> (bytes of its result on one device, devices that take part) -> bytes that a device sends in a ring.
+_SENT: dict[str, Callable[[int, int], int]] = {
+    "all-reduce": lambda size, among: 2 * size * (among - 1) // among,
+    "all-gather": lambda size, among: size * (among - 1) // among,
+    "reduce-scatter": lambda size, among: size * (among - 1),
+    "all-to-all": lambda size, among: size * (among - 1) // among,
+    "collective-permute": lambda size, among: size,
+}
+COLLECTIVES = tuple(_SENT)
 _NO_TRAFFIC = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-    """How often a collective runs in one update, and the bytes of its results on one device."""
+    """A collective, in one update.
+
+    Attributes:
+        count: how often it runs.
+        bytes: of its results, on one device.
+        sent: bytes that a device sends in it, where rings are used.
+    """
 
     count: int
     bytes: int
+    sent: int
 
 
 def array_bytes(text: str) -> int:
@@ -50,8 +66,9 @@ class _Instruction(NamedTuple):
 class Program:
     """A compiled program; what is inside its loops counts as often as they turn."""
 
-    def __init__(self, text: str) -> None:
-        """Reads `compiled.as_text()`."""
+    def __init__(self, text: str, devices: int) -> None:
+        """Reads `compiled.as_text()` of a program for so many devices."""
+        self._devices = devices
         self._computations: dict[str, list[_Instruction]] = {}
         self._entry = current = ""
         for line in text.splitlines():
@@ -67,13 +84,28 @@ class Program:
         """Collectives by kind."""
         counts: Counter[str] = Counter()
         sizes: Counter[str] = Counter()
+        sent: Counter[str] = Counter()
         for computation, instructions in self._computations.items():
             for instruction in instructions:
                 kind = instruction.kind.removesuffix("-start")
                 if kind in COLLECTIVES:
-                    counts[kind] += self._times[computation]
-                    sizes[kind] += self._times[computation] * _result_bytes(instruction)
-        return {kind: Traffic(counts[kind], sizes[kind]) for kind in COLLECTIVES if counts[kind]}
+                    times, size = self._times[computation], _result_bytes(instruction)
+                    counts[kind] += times
+                    sizes[kind] += times * size
+                    sent[kind] += times * _SENT[kind](size, self._among(instruction))
+        return {kind: Traffic(counts[kind], sizes[kind], sent[kind]) for kind in COLLECTIVES if counts[kind]}
+
+    def parameter_bytes(self) -> int:
+        """Bytes of the program's arguments, without the padding that a device may add."""
+        instructions = self._computations.get(self._entry, ())
+        return sum(array_bytes(one.shape) for one in instructions if one.kind == "parameter")
+
+    def _among(self, instruction: _Instruction) -> int:
+        """How many devices take part in each group of a collective; all where it doesn't say."""
+        found = _GROUPS.search(instruction.rest)
+        if not found:
+            return self._devices
+        return len(found[1].split(",")) if found[1] else int(found[2])
 
     def custom_call_bytes(self) -> int:
         """Bytes that the program's own kernels read and write, which XLA's cost analysis leaves out."""

@@ -2,19 +2,17 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable
 
-import jax
-
-from bksdm_jax.analysis.chips import Chip
+from bksdm_jax.analysis.chips import peak_flops
 from bksdm_jax.analysis.pipeline_cost import stable_diffusion
 from bksdm_jax.errors import finite_number, known_name
 from bksdm_jax.models.presets import GENERATIONS
-from bksdm_jax.planning.topology import devices_of
+from bksdm_jax.pipelines.text_to_image import require_resolution
+from bksdm_jax.planning.topology import Target, target_of
 from bksdm_jax.planning.update import Compiled, compile_update
 from bksdm_jax.planning.work import Work, count_work
-from bksdm_jax.pruning.plan import RemovalPlan, plan_removal, removed_blocks
+from bksdm_jax.pruning.plan import plan_removal, removed_blocks
 from bksdm_jax.training.config import TrainConfig, require_generation, require_settings, require_whole_batches
 from bksdm_jax.training.features import weighted_pairs
 from bksdm_jax.training.sharding import make_mesh
@@ -22,7 +20,6 @@ from bksdm_jax.weights.load import load_architectures
 from bksdm_jax.weights.pipeline import Architectures
 
 _LIKELY = 0.4  # of the peak: an assumption, which nothing here has measured
-_RESERVED = 0.03  # of a device's memory: the runtime's, and what sheets and transfers take
 
 
 def plan_run(config: TrainConfig) -> str:
@@ -34,43 +31,53 @@ def plan_run(config: TrainConfig) -> str:
     require_settings(config)
     finite_number("config", "plan.price", config.plan.price, 0)
     networks = _networks(config)
+    require_resolution(config.resolution, networks)
     plan = plan_removal(networks.unet, removed_blocks(config.student))
     weighted_pairs(plan, config.loss.feature_source, config.loss.feature_scales)  # raises, where a name is unknown
-    devices, chip = devices_of(config.topology)
-    make_mesh(config.fsdp, list(devices))  # raises, where they don't divide
-    require_whole_batches(config, len(devices))
+    target = target_of(config.topology)
+    devices = len(target.devices)
+    make_mesh(config.fsdp, list(target.devices))  # raises, where they don't divide
+    require_whole_batches(config, devices)
     work = count_work(config, plan, networks)
-    compiled = compile_update(config, plan, networks, devices)
-    lines = [*_about(config, plan, len(devices), chip), "", *_memory(compiled, chip), ""]
-    lines += [*_work(config, work, compiled, len(devices), chip), ""]
-    lines += _traffic(compiled)
-    if chip and config.plan.largest:
-        lines += ["", *_largest(config, plan, networks, devices, chip, compiled)]
+
+    def compile_with(images: int) -> Compiled:
+        """With so many images of a micro-batch on each device."""
+        sized = dataclasses.replace(config, batch_size=images * config.accumulation * devices)
+        return compile_update(sized, plan, networks, target.devices)
+
+    compiled = compile_with(config.batch_size // config.accumulation // devices)
+    lines = [*_about(config, target), "", *memory_lines(compiled, target), ""]
+    lines += [*work_lines(config, work, compiled, target), "", *_traffic(compiled)]
+    if target.memory and config.plan.largest:
+        lines += ["", *largest_lines(config, compiled, target, compile_with)]
     return "\n".join(lines)
 
 
 def _networks(config: TrainConfig) -> Architectures:
     if config.teacher:
-        networks = load_architectures(config.teacher, config.prediction)
+        networks = load_architectures(config.teacher, config.prediction, config.revision)
         require_generation(config, networks)
         return networks
     known_name("config", "generation", config.generation, GENERATIONS)
     return stable_diffusion(GENERATIONS[config.generation][0])
 
 
-def _about(config: TrainConfig, plan: RemovalPlan, devices: int, chip: Chip | None) -> list[str]:
+def _about(config: TrainConfig, target: Target) -> list[str]:
+    devices = len(target.devices)
     images = config.batch_size // config.accumulation // devices
-    name = chip.name if chip else jax.devices()[0].device_kind
+    name = target.chip.name if target.chip else target.devices[0].device_kind
     where = f" ({config.topology})" if config.topology else ""
     return [
         f"{config.student} of {config.teacher or f'Stable Diffusion {config.generation}'}, "
-        f"{config.resolution} px, {config.dtype}, attention {config.attention}, remat {config.remat}",
+        f"{config.resolution} px from {'cached latents' if config.plan.cached else 'images'}, {config.dtype}, "
+        f"attention {config.attention}, remat {config.remat}",
         f"{devices} x {name}{where}, data {devices // config.fsdp} x fsdp {config.fsdp}",
         f"{config.batch_size} images an update: {config.accumulation} micro-batch(es), {devices} device(s) of {images}",
     ]
 
 
-def _memory(compiled: Compiled, chip: Chip | None) -> list[str]:
+def memory_lines(compiled: Compiled, target: Target) -> list[str]:
+    """What a device's memory holds, by part, and whether it fits."""
     lines = ["memory of one device, GiB"]
     rows = dict(compiled.arguments)
     if compiled.temporaries is not None:
@@ -79,42 +86,50 @@ def _memory(compiled: Compiled, chip: Chip | None) -> list[str]:
     if compiled.temporaries is None:
         return [*lines, f"fits: no ({compiled.refused})"]
     lines.append(f"  {'in all':20} {compiled.needed / 2**30:8.2f}")
-    if chip is None:
+    if not target.memory:
         return [*lines, "fits: not known, as the device's memory isn't"]
-    free = chip.memory * (1 - _RESERVED) - compiled.needed
+    free = target.memory - compiled.needed
     answer = "yes" if free >= 0 else "no"
+    whole = f" of {target.chip.memory / 2**30:.1f}" if target.chip else ""
     return [
         *lines,
-        f"fits: {answer}, of {chip.memory / 2**30:.1f} GiB, {_RESERVED:.0%} of them the runtime's, "
-        f"{abs(free) / 2**30:.2f} {'are left' if free >= 0 else 'are missing'}",
+        f"fits: {answer}; {target.memory / 2**30:.1f}{whole} GiB may be used, {abs(free) / 2**30:.2f} "
+        f"{'are left' if free >= 0 else 'are missing'}",
     ]
 
 
-def _work(config: TrainConfig, work: Work, compiled: Compiled, devices: int, chip: Chip | None) -> list[str]:
+def work_lines(config: TrainConfig, work: Work, compiled: Compiled, target: Target) -> list[str]:
+    """FLOPs and bytes, and the time and money that they take by the roofline of the chips' peaks."""
+    devices, chip = len(target.devices), target.chip
+    passes = "teacher forward, " if config.loss.distils else ""
+    passes += f"student {'twice ' if config.remat == 'full' else ''}forward and backward"
     share = config.batch_size / devices
+    each = work.of(config.batch_size) / config.batch_size
     lines = [
-        f"{work.update / 1e12:.3f} TFLOP an image; teacher forward and student forward and backward alone "
-        f"{work.passes / 1e12:.3f} ({work.update / work.passes - 1:+.1%})",
+        f"{each / 1e12:.3f} TFLOP an image; {passes} {work.passes / 1e12:.3f} ({each / work.passes - 1:+.1%})",
     ]
-    if compiled.temporaries is not None:
-        lines.append(
-            f"{compiled.bytes_accessed / share / 1e9:.2f} GB accessed an image, "
-            f"{compiled.temporaries / compiled.images / 2**30:.2f} GiB of temporaries for each in a micro-batch"
-        )
-    if chip is None or compiled.temporaries is None:
+    if compiled.temporaries is None:
         return lines
-    sent = sum(traffic.bytes for traffic in compiled.traffic.values())
-    times = {"products": share * work.update / chip.flops, "memory": compiled.bytes_accessed / chip.bandwidth}
+    lines.append(
+        f"{compiled.bytes_accessed / share / 1e9:.2f} GB accessed an image, "
+        f"{compiled.temporaries / compiled.images / 2**30:.2f} GiB of temporaries for each in a micro-batch"
+    )
+    peak = peak_flops(chip, config.dtype)
+    if not peak:
+        name = chip.name if chip else target.devices[0].device_kind
+        return [*lines, f"time and money: not known, as the peak of {name} in {config.dtype} isn't"]
+    flops = share * work.image + work.update / config.fsdp
+    times = {"compute": flops / peak, "memory": compiled.bytes_accessed / chip.bandwidth}
     if chip.links:
-        times["links"] = 2 * sent / chip.links  # a ring sends what it reduces twice
+        times["communication"] = sum(traffic.sent for traffic in compiled.traffic.values()) / chip.links
     bound = max(times, key=lambda name: times[name])
     step = times[bound]
     days = config.steps * step / 86_400
-    likely = max(days, config.steps * config.batch_size * work.update / (devices * chip.flops * _LIKELY) / 86_400)
+    likely = max(days, config.steps * flops / (peak * _LIKELY) / 86_400)
     lines += [
         "an update at the chips' peaks: " + ", ".join(f"{name} {seconds:.3f} s" for name, seconds in times.items()),
-        f"so at least {step:.3f} s, bound by {bound}: at most {config.batch_size / step:.1f} images/s",
-        f"{config.steps:,} updates: {days:.2f} days at the least, {likely:.2f} with products at {_LIKELY:.0%} of peak",
+        f"so {step:.3f} s by the roofline, {bound}-bound: {config.batch_size / step:.1f} images/s",
+        f"{config.steps:,} updates: {days:.2f} days by the roofline, {likely:.2f} if compute has {_LIKELY:.0%} of peak",
     ]
     if config.plan.price:
         least, more = (24 * amount * devices * config.plan.price for amount in (days, likely))
@@ -125,41 +140,46 @@ def _work(config: TrainConfig, work: Work, compiled: Compiled, devices: int, chi
 def _traffic(compiled: Compiled) -> list[str]:
     if not compiled.traffic:
         return ["no collectives"]
-    lines = ["collectives of an update, on one device"]
+    lines = ["collectives of an update, on one device: results, and bytes sent around rings"]
     for kind, traffic in compiled.traffic.items():
-        lines.append(f"  {kind:20} {traffic.count:6} x, {traffic.bytes / 2**30:8.3f} GiB")
+        size, sent = traffic.bytes / 2**30, traffic.sent / 2**30
+        lines.append(f"  {kind:20} {traffic.count:6} x, {size:8.3f} GiB, {sent:8.3f} GiB")
     return lines
 
 
-def _largest(
-    config: TrainConfig,
-    plan: RemovalPlan,
-    networks: Architectures,
-    devices: Sequence[Any],
-    chip: Chip,
-    compiled: Compiled,
+def largest_lines(
+    config: TrainConfig, compiled: Compiled, target: Target, compile_with: Callable[[int], Compiled]
 ) -> list[str]:
-    """By a line through what two micro-batches need."""
+    """The largest micro-batch, by a line through what two of them need.
 
-    def of(images: int) -> TrainConfig:
-        return dataclasses.replace(config, batch_size=images * config.accumulation * len(devices))
-
-    other = compiled.images * 2 if compiled.images == 1 or compiled.temporaries is None else compiled.images // 2
-    if compiled.temporaries is None:
-        return ["largest batch: not known; give a smaller one"]
-    second = compile_update(of(other), plan, networks, devices)
-    if second.temporaries is None:
+    Args:
+        config: the run.
+        compiled: its update.
+        target: the devices, whose memory is known.
+        compile_with: compiles the update with other micro-batches.
+    """
+    refused = None
+    while compiled.temporaries is None:
+        refused = compiled.images
+        if refused == 1:
+            return ["largest batch: not even one image of a micro-batch fits on a device"]
+        compiled = compile_with(refused // 2)
+    other = compiled.images * 2 if compiled.images == 1 else compiled.images // 2
+    second = compile_with(other) if other != refused else None
+    if second is None or second.temporaries is None:
         return [f"largest micro-batch: {compiled.images} image(s) a device; {other} don't fit"]
     slope = (second.needed - compiled.needed) / (second.images - compiled.images)
-    room = chip.memory * (1 - _RESERVED) - compiled.needed
-    images = max(compiled.images + math.floor(room / slope), 0) if slope > 0 else compiled.images
+    images = compiled.images
+    if slope > 0:
+        images = max(images + math.floor((target.memory - compiled.needed) / slope), 0)
+    images = min(images, refused - 1) if refused else images
     lines = [
         f"each image of a micro-batch takes {slope / 2**30:.2f} GiB more, so that {images} a device fit: "
-        f"{images * len(devices)} at once, updates of {images * len(devices) * config.accumulation}"
+        f"{images * len(target.devices)} at once, updates of {images * len(target.devices) * config.accumulation}"
     ]
     if config.plan.confirm and images:
-        third = compile_update(of(images), plan, networks, devices)
-        fits = third.needed <= chip.memory * (1 - _RESERVED)
+        third = compile_with(images)
         said = "refused by the compiler" if third.temporaries is None else f"{third.needed / 2**30:.2f} GiB"
-        lines.append(f"compiled with {images} a device: {said}; fits: {'yes' if fits else 'no'}")
+        answer = "yes" if third.needed <= target.memory else "no"
+        lines.append(f"compiled with {images} a device: {said}; fits: {answer}")
     return lines

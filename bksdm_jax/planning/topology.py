@@ -1,5 +1,6 @@
 """Devices to compile for: those of this machine, or of a TPU topology that is nowhere near."""
 
+import dataclasses
 import importlib.util
 import math
 import re
@@ -13,9 +14,28 @@ from bksdm_jax.analysis.chips import TPUS, Chip, chip_of
 from bksdm_jax.errors import InputError, in_short, one_of
 from bksdm_jax.planning.environment import expect_no_tpu
 
+_RESERVED = 0.03  # of a chip's memory: the runtime's, and what sheets and transfers take
 
-def devices_of(topology: str) -> tuple[Sequence[Any], Chip | None]:
-    """The devices to compile for, and what chips they are, where that is known.
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """What to compile for.
+
+    Attributes:
+        devices: JAX's.
+        chip: what they are, where that is known.
+        memory: bytes of one that a run may use; None if not known.
+    """
+
+    devices: Sequence[Any]
+    chip: Chip | None
+    memory: float | None
+
+
+def target_of(topology: str) -> Target:
+    """The devices to compile for.
+
+    Those of this machine say what JAX may use of their memory; of others it is all but 3%.
 
     Args:
         topology: `v4:2x2x4`, a generation and its chips along each axis, or `v4:1x1x1` for one of them; empty: this
@@ -26,7 +46,8 @@ def devices_of(topology: str) -> tuple[Sequence[Any], Chip | None]:
     """
     if not topology:
         devices = jax.devices()
-        return devices, chip_of(devices[0].device_kind)
+        chip, told = chip_of(devices[0].device_kind), devices[0].memory_stats() or {}
+        return Target(devices, chip, told.get("bytes_limit") or _usable(chip))
     generation, _, shape = topology.partition(":")
     if generation not in TPUS:
         raise one_of("topology", generation, TPUS)
@@ -41,4 +62,8 @@ def devices_of(topology: str) -> tuple[Sequence[Any], Chip | None]:
     except Exception as error:  # JAX and the compiler's library raise many types
         hint = "" if importlib.util.find_spec("libtpu") else "; the compiler is missing: pip install libtpu"
         raise InputError(f"topology: {topology} can't be had ({in_short(error)}){hint}") from error
-    return found.devices[:1] if alone else found.devices, chip
+    return Target(found.devices[:1] if alone else found.devices, chip, _usable(chip))
+
+
+def _usable(chip: Chip | None) -> float | None:
+    return chip.memory * (1 - _RESERVED) if chip else None

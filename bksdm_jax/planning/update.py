@@ -25,7 +25,7 @@ class Compiled:
 
     Attributes:
         images: in a micro-batch, on one device.
-        arguments: bytes by part of what stays in memory.
+        arguments: bytes by part of what stays in memory, the program itself included.
         temporaries: bytes that the update takes besides; None if it doesn't fit.
         bytes_accessed: of an update, custom calls' included.
         traffic: collectives by kind.
@@ -66,10 +66,11 @@ def compile_update(config: TrainConfig, plan: RemovalPlan, networks: Architectur
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             return Compiled(images, parts, None, refused=in_short(error, 300))
-    memory, told = compiled.memory_analysis(), CompiledProgram(compiled.as_text())
+    memory, told = compiled.memory_analysis(), CompiledProgram(compiled.as_text(), len(devices))
+    padding = max(0, memory.argument_size_in_bytes - told.parameter_bytes())  # arrays fill whole tiles
     return Compiled(
         images,
-        parts,
+        parts | {"padding, program": padding + memory.generated_code_size_in_bytes},
         memory.temp_size_in_bytes + max(0, memory.output_size_in_bytes - memory.alias_size_in_bytes),
         compiled.cost_analysis()["bytes accessed"] * told.loop_factor() + told.custom_call_bytes(),
         told.collectives(),
