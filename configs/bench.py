@@ -10,6 +10,7 @@ from ml_collections import config_dict
 
 GENERATIONS = ("v1", "v2")
 WHAT = ("unet", "update", "data")
+STUDENTS = ("sd", "bk_base", "bk_small", "bk_tiny", "no_mid")
 
 
 def get_config(variants: str = "") -> config_dict.ConfigDict:
@@ -27,13 +28,15 @@ def get_config(variants: str = "") -> config_dict.ConfigDict:
     config.steps = 25  # PNDM steps of the image; 0: the U-Net call only
     config.guidance_scale = 7.5
     config.repeats = 5
-    for name in (name.strip() for name in variants.split(",") if name.strip()):
-        if name in GENERATIONS:
-            config.generation = name
-        elif name in WHAT:
-            config.what = name
-        elif name == "small":  # seconds on a CPU
-            config.widths, config.batch_size, config.resolution = (32, 64, 128, 128), 32, 64
-        else:
-            config.student = name
+    names = [name.strip() for name in variants.split(",") if name.strip()]
+    for name in names:
+        if name not in (*GENERATIONS, *WHAT, *STUDENTS, "small"):
+            raise ValueError(f"unknown variant {name!r}; known: {', '.join((*GENERATIONS, *WHAT, 'small', *STUDENTS))}")
+    for key, group in (("generation", GENERATIONS), ("what", WHAT), ("student", STUDENTS)):
+        chosen = [name for name in names if name in group]
+        if len(chosen) > 1:
+            raise ValueError(f"variants {' and '.join(chosen)} exclude each other")
+        config[key] = chosen[0] if chosen else config[key]
+    if "small" in names:  # seconds on a CPU
+        config.widths, config.batch_size, config.resolution = (32, 64, 128, 128), 32, 64
     return config

@@ -38,8 +38,8 @@ The ablation (Table 4) on v2_base,bk_small:
 Learning rates (Table 13) on v2_base,bk_small:
   lr_1e-5   15.24 / 29.77 / .2844   lr_2.5e-5  15.69 / 31.64 / .2906   lr_5e-5    16.61 / 31.73 / .2901
   lr_1e-4   17.43 / 30.58 / .2871   lr_2.5e-4  18.93 / 28.90 / .2775
-The mid block alone (Tables 10, 11): v1,no_mid goes on from what `launch.prune` makes, which without any training has
-15.60 / 32.33, beside the teacher's 13.05 / 36.76.
+The mid block alone (Tables 10, 11): SD v1.4 has 13.05 / 36.76 (FID / IS); without it and without any training, as
+`launch.prune --config.student=no_mid` writes it, 15.60 / 32.33. A training with v1,no_mid goes on from there.
 v2 (768 px) isn't in the paper's tables. A run of batch 256 took about 300 hours and 53 GB on one A100 80G, one of batch
 64 60 hours and 28 GB; `launch.plan` says what one takes elsewhere.
 """

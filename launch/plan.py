@@ -1,8 +1,8 @@
 """What a training run will need, before it is paid for: memory, work, traffic, time, and whether it fits.
 
-  python -m launch.plan --config=configs/distill.py:v1,bk_base --config.topology=v4:2x2x4 --config.accumulation=1
+  python -m launch.plan --config=configs/distill.py:v1,bk_base --config.topology=v4:2x2x4
 
-Compiles the very update of the run, for a TPU topology (on any machine; `pip install 'bksdm_jax[libtpu]'` brings the
+Compiles the very update of the run, for a TPU topology (on any machine; `pip install --editable '.[libtpu]'` brings the
 compiler) or, without `topology`, for this machine's devices. No weights and no data are needed: `--config.teacher`
 may name a pipeline, whose configs alone are read. Full size takes minutes on two cores, each compilation.
 """

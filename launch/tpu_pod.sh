@@ -2,7 +2,7 @@
 # A TPU pod slice on Google Cloud, from nothing to nothing. `gcloud` must be there and logged in.
 #
 #   launch/tpu_pod.sh create  NAME TYPE     TYPE: v4-32, v5litepod-16, v5p-32, v6e-16, ...
-#   launch/tpu_pod.sh install NAME          this checkout, with JAX for TPUs, on every worker
+#   launch/tpu_pod.sh install NAME          what is committed here, with JAX for TPUs, on every worker
 #   launch/tpu_pod.sh run     NAME COMMAND  on every worker, in the background; goes on when this machine doesn't
 #   launch/tpu_pod.sh logs    NAME          of the first worker, as they come
 #   launch/tpu_pod.sh stop    NAME          SIGTERM to every worker: a training saves its state and ends
@@ -11,12 +11,13 @@
 # For example
 #   launch/tpu_pod.sh create bk v4-32
 #   launch/tpu_pod.sh install bk
-#   launch/tpu_pod.sh run bk python -m launch.train --config=configs/distill.py:v1,bk_base --config.accumulation=1 \
+#   launch/tpu_pod.sh run bk python -m launch.train --config=configs/distill.py:v1,bk_base \
 #     --config.teacher=/mnt/bk/teacher --config.data=gs://bucket/latents --workdir=/mnt/bk/base --distributed=auto
 #
 # A training's workdir must be a folder that all workers see: Filestore, or a bucket mounted by gcsfuse.
 # ZONE (default us-central2-b), PROJECT (default: gcloud's), VERSION (of the runtime; default by TYPE) are environment
-# variables. SPOT=1 asks for a machine that may be taken back: `run` again continues where its checkpoint was.
+# variables. SPOT=1 asks for a machine that may be taken back: then `delete`, `create`, `install` and the same `run`
+# again, which continues from the last checkpoint.
 set -euo pipefail
 
 ZONE=${ZONE:-us-central2-b}
@@ -69,6 +70,7 @@ case $VERB in
     ;;
   install)
     [ -f pyproject.toml ] || fail "pyproject.toml: not here; run from the folder that has it"
+    [ -z "$(git status --porcelain)" ] || echo "warning: what isn't committed stays behind" >&2
     archive=$(mktemp --suffix=.tar.gz)
     trap 'rm -f "$archive"' EXIT
     git archive --format=tar.gz --prefix="$FOLDER/" HEAD >"$archive"

@@ -13,9 +13,11 @@ On several hosts the same command runs on each, with `--distributed=auto` on TPU
 The workdir then holds
   config.json          the settings of the run
   metrics.csv          a row per logged step, every loss term by name; the same in tensorboard/
+  validation.csv       losses on held-out images, where there are such
   checkpoints/STEP/    the training state
-  samples/step_*.png   teacher above, student below, from the same starting noise
-  model/               at the end: the student as a whole pipeline (moving-average weights), with a model card
+  samples/step_*.png   teacher, student's moving average, student's weights, from the same starting noise
+  profile/             what the profiler saw, if asked for
+  model/               at the end: the student as a whole pipeline, with a model card that says which weights it holds
 """
 
 from pathlib import Path

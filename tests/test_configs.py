@@ -14,6 +14,7 @@ from bksdm_jax.pruning.plan import plan_removal, removed_blocks
 from bksdm_jax.training.config import TrainConfig, require_generation, require_settings
 from bksdm_jax.training.features import weighted_pairs
 from bksdm_jax.weights.load import load_architectures, load_unet_config
+from configs import bench as benchmarks
 from configs import distill as runs
 from configs import sweep as sweeps
 from launch.command import to_dataclass
@@ -85,6 +86,20 @@ def test_runs_are_what_they_are_called() -> None:
 def test_mistakes_are_one_line(variants: str, settings: tuple[str, ...], said: str) -> None:
     with pytest.raises(InputError, match=said):
         read_run(variants, (*NAMED, *settings))
+
+
+@pytest.mark.parametrize(
+    ("variants", "said"),
+    [("update,smal,bk_base", "unknown variant 'smal'"), ("v1,v2", "v1 and v2 exclude"), ("data,update", "exclude")],
+)
+def test_no_such_benchmark(variants: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        benchmarks.get_config(variants)
+
+
+def test_a_benchmark_is_what_it_is_called() -> None:
+    config = benchmarks.get_config("bk_base,small,update")
+    assert (config.what, config.student, config.widths) == ("update", "bk_base", (32, 64, 128, 128))
 
 
 def test_settings_may_be_tuples() -> None:

@@ -122,7 +122,7 @@ def test_a_missing_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None
         raise RuntimeError("no TPU\nplugin")
 
     monkeypatch.setattr(topology.topologies, "get_topology_desc", refuse)
-    with pytest.raises(InputError, match=r"v4:2x2x1 can't be had \(no TPU plugin\); .*pip install libtpu"):
+    with pytest.raises(InputError, match=r"v4:2x2x1 can't be had \(no TPU plugin\); .*pip install --editable"):
         target_of("v4:2x2x1")
 
 
