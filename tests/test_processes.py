@@ -10,8 +10,10 @@ from pathlib import Path
 import jax
 import pytest
 
+from bksdm_jax import workdir as workdirs
 from bksdm_jax.errors import InputError
 from bksdm_jax.processes import ProcessConfig, connect
+from bksdm_jax.training import loop
 from tests import tiny
 from tests.conftest import QUICK_XLA, ROOT
 from tests.test_binaries import command, environment, rows, succeed
@@ -69,6 +71,33 @@ def joined(monkeypatch: pytest.MonkeyPatch, tasks: str) -> dict[str, object]:
     monkeypatch.setenv("SLURM_GPUS_ON_NODE", "8")
     connect(ProcessConfig("auto"))
     return {name: value for name, value in told.items() if name == "local_device_ids"}
+
+
+@pytest.mark.parametrize(("seconds", "asked"), [(0.5, [1, 5, 9]), (11.0, list(range(1, 11))), (0.001, [1])])
+def test_processes_ask_each_other_by_the_clock(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, asked: list[int]
+) -> None:
+    now, questions = [0.0], []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(loop, "largest", lambda *values: questions.append(step) or values)
+    stop = loop.Stop(0)
+    for step in range(1, 11):
+        now[0] += seconds
+        assert stop.after(step, wanted=False) is False
+    assert questions == asked
+
+
+def test_one_process_stops_at_once() -> None:
+    assert loop.Stop(0).after(1, wanted=True) is True
+
+
+def test_a_workdir_that_the_others_do_not_see_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(workdirs, "_LATE", 0)
+    with pytest.raises(InputError, match="choose a workdir that all processes see"):
+        workdirs.require_shared(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    workdirs.require_shared(tmp_path)
 
 
 def training(teacher: Path, data: Path, workdir: Path, **settings: object) -> list[str]:
