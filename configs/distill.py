@@ -41,7 +41,9 @@ Learning rates (Table 13) on v2_base,bk_small:
 The mid block alone (Tables 10, 11): SD v1.4 has 13.05 / 36.76 (FID / IS); without it and without any training, as
 `launch.prune --config.student=no_mid` writes it, 15.60 / 32.33. A training with v1,no_mid goes on from there.
 v2 (768 px) isn't in the paper's tables. A run of batch 256 took about 300 hours and 53 GB on one A100 80G, one of batch
-64 60 hours and 28 GB; `launch.plan` says what one takes elsewhere.
+64 60 hours and 28 GB, in the authors' code. `launch.plan` says what one needs elsewhere: by the roofline sixteen v4
+chips (`v4:2x2x4`) take 0.28 days for v1,bk_base and as long for v2,bk_base. The shapes' twins take a quarter of an hour
+each on two CPU cores, those of smaller batches less.
 """
 
 import difflib

@@ -92,7 +92,7 @@ def _is_made(folder: Path, config: TrainConfig) -> bool:
     if not (folder / "model").is_dir() or not made or int(made[-1]["step"]) != config.steps:
         return False
     written = read_json(folder / "config.json")
-    return all(written[key] == getattr(config, key) for key in _WRITTEN)
+    return all(written.get(key) == getattr(config, key) for key in _WRITTEN)
 
 
 def _write(runs: Mapping[str, TrainConfig], workdir: Path, problems: Mapping[str, str]) -> None:
