@@ -60,11 +60,8 @@ def target_of(topology: str) -> Target:
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=whole, **dict(chip.options))
     except Exception as error:  # JAX and the compiler's library raise many types
-        hint = (
-            ""
-            if importlib.util.find_spec("libtpu")
-            else "; the compiler is missing: pip install --editable '.[libtpu]'"
-        )
+        missing = "; the compiler is missing: pip install --editable '.[libtpu]'"
+        hint = "" if importlib.util.find_spec("libtpu") else missing
         raise InputError(f"topology: {topology} can't be had ({in_short(error)}){hint}") from error
     return Target(found.devices[:1] if alone else found.devices, chip, _usable(chip))
 

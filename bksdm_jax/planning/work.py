@@ -22,7 +22,7 @@ class Work:
     """FLOPs of an update.
 
     Attributes:
-        image: for each image;
+        image: for each image, with what differentiating does once for the parameters;
         update: besides, however many images: clipping, optimiser, moving average;
         passes: of an image, of the passes that it can't do without.
     """

@@ -74,9 +74,7 @@ def distill(config: TrainConfig, workdir: Path) -> Path | None:
     _log_start(config, run, record)
 
     with (
-        exhaustion_told(
-            "raise accumulation, fsdp or remat, or lower batch_size, and run it again; launch.plan tells what is needed"
-        ),
+        exhaustion_told("raise accumulation, fsdp or remat and run it again; launch.plan tells what is needed"),
         exact_products(config.dtype),
         jax.set_mesh(run.mesh),
         Checkpoints(workdir / "checkpoints", config.keep_checkpoints) as checkpoints,

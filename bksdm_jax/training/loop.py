@@ -102,7 +102,7 @@ class Stop:
         self._asked, self._next, self._since = step, step + 1, time.monotonic()
 
     def after(self, step: int, wanted: bool) -> bool:
-        """Asked after every step, with what this process was told."""
+        """Asked after every step, with whether this process was told to stop; the same answer in all of them."""
         if jax.process_count() == 1:
             return wanted
         if step < self._next:
