@@ -23,9 +23,9 @@ from launch.command import quiet_libraries, run_without_workdir
 
 quiet_libraries()
 
-from bksdm_jax.analysis.bench import BenchConfig, bench, bench_update  # noqa: E402
-from bksdm_jax.errors import known_name  # noqa: E402
-from bksdm_jax.preparation.bench import bench_data  # noqa: E402
+from bksdm_jax.base.errors import known_name  # noqa: E402
+from bksdm_jax.perf.bench import BenchConfig, bench, bench_update  # noqa: E402
+from bksdm_jax.perf.data_bench import bench_data  # noqa: E402
 
 BENCHES = {
     "unet": bench,

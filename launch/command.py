@@ -16,9 +16,9 @@ from absl import app, flags, logging
 from ml_collections import config_dict, config_flags
 
 import bksdm_jax
-from bksdm_jax.errors import InputError, nearest
-from bksdm_jax.processes import ProcessConfig, connect, is_first
-from bksdm_jax.workdir import COMPILED
+from bksdm_jax.base.distributed import ProcessConfig, connect, is_first
+from bksdm_jax.base.errors import InputError, nearest
+from bksdm_jax.base.workdir import COMPILED
 
 
 def run(config_class: type, call: Callable[[Any, Path], None], distributed: bool = False) -> None:

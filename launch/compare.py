@@ -17,7 +17,7 @@ from launch.command import quiet_libraries, run
 quiet_libraries()
 
 try:
-    from bksdm_jax.interop.compare import CompareConfig, compare, difference_table
+    from bksdm_jax.interop.parity import CompareConfig, compare, difference_table
 except ModuleNotFoundError as error:
     if error.name not in ("torch", "diffusers"):
         raise

@@ -13,7 +13,7 @@ from launch.command import quiet_libraries, run_without_workdir
 
 quiet_libraries()
 
-from bksdm_jax.analysis.pipeline_cost import CostConfig, cost_report  # noqa: E402
+from bksdm_jax.perf.cost_report import CostConfig, cost_report  # noqa: E402
 
 
 def main(config: CostConfig) -> None:

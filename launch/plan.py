@@ -10,7 +10,7 @@ may name a pipeline, whose configs alone are read. Full size takes minutes on tw
 import re
 import sys
 
-from bksdm_jax.planning.environment import expect_no_tpu
+from bksdm_jax.perf.environment import expect_no_tpu
 
 if any(re.match(r"--?config\.topology(=.|$)", argument) for argument in sys.argv):
     expect_no_tpu()
@@ -19,8 +19,8 @@ from launch.command import quiet_libraries, run_without_workdir
 
 quiet_libraries()
 
-from bksdm_jax.planning.plan import plan_run  # noqa: E402
-from bksdm_jax.training.config import TrainConfig  # noqa: E402
+from bksdm_jax.perf.plan import plan_run  # noqa: E402
+from bksdm_jax.tasks.distill.config import TrainConfig  # noqa: E402
 
 
 def main(config: TrainConfig) -> None:

@@ -11,8 +11,8 @@ quiet_libraries()
 
 from pathlib import Path  # noqa: E402
 
-from bksdm_jax.files import read_json  # noqa: E402
-from bksdm_jax.preparation.prepare import REJECTS, SHEET, SUMMARY, PrepareConfig, prepare  # noqa: E402
+from bksdm_jax.base.files import read_json  # noqa: E402
+from bksdm_jax.data.prepare.prepare import REJECTS, SHEET, SUMMARY, PrepareConfig, prepare  # noqa: E402
 from launch.command import run, tell  # noqa: E402
 
 

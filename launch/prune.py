@@ -18,8 +18,9 @@ from launch.command import quiet_libraries, run
 
 quiet_libraries()
 
-from bksdm_jax.analysis.report import cost_table, plan_text  # noqa: E402
+from bksdm_jax.cost.table import cost_table  # noqa: E402
 from bksdm_jax.pruning.prune import PruneConfig, prune  # noqa: E402
+from bksdm_jax.pruning.removal import plan_text  # noqa: E402
 
 
 def main(config: PruneConfig, workdir: Path) -> None:
@@ -27,7 +28,7 @@ def main(config: PruneConfig, workdir: Path) -> None:
     plan, student = prune(config, workdir)
     print(plan_text(plan))
     print()
-    print(cost_table(plan, plan.teacher.sample_size or 64))
+    print(cost_table(plan.teacher, plan.student, plan.blocks, plan.teacher.sample_size or 64))
     print(f"\n{student}")
 
 

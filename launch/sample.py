@@ -16,7 +16,7 @@ from launch.command import quiet_libraries, run
 
 quiet_libraries()
 
-from bksdm_jax.pipelines.sample import SampleConfig, sample  # noqa: E402
+from bksdm_jax.sampling.run import SampleConfig, sample  # noqa: E402
 
 
 def main(config: SampleConfig, workdir: Path) -> None:

@@ -19,9 +19,9 @@ quiet_libraries()
 
 from ml_collections import config_dict  # noqa: E402
 
-from bksdm_jax.errors import InputError, nearest  # noqa: E402
+from bksdm_jax.base.errors import InputError, nearest  # noqa: E402
 from bksdm_jax.experiments.sweep import read_sweep, sweep  # noqa: E402
-from bksdm_jax.training.config import TrainConfig  # noqa: E402
+from bksdm_jax.tasks.distill.config import TrainConfig  # noqa: E402
 from configs.distill import get_config  # noqa: E402
 
 

@@ -26,8 +26,8 @@ from launch.command import quiet_libraries, run, tell
 
 quiet_libraries()
 
-from bksdm_jax.training.config import TrainConfig  # noqa: E402
-from bksdm_jax.training.distill import distill  # noqa: E402
+from bksdm_jax.tasks.distill.config import TrainConfig  # noqa: E402
+from bksdm_jax.tasks.distill.run import distill  # noqa: E402
 
 
 def main(config: TrainConfig, workdir: Path) -> None:

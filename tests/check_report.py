@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from bksdm_jax.base.files import read_json
 from bksdm_jax.experiments.demo import ROWS
-from bksdm_jax.files import read_json
 
 
 def problems(workdir: Path) -> list[str]:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from bksdm_jax.data.prepare.prepare import REJECTS, PrepareConfig
 from bksdm_jax.data.sources import open_examples
-from bksdm_jax.preparation.prepare import REJECTS, PrepareConfig
 
 
 def picture(seed: int = 0, size: tuple[int, int] = (20, 16), mode: str = "RGB") -> Image.Image:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bksdm_jax.errors import InputError
+from bksdm_jax.base.errors import InputError
 from bksdm_jax.models import attention
 from bksdm_jax.models.attention import attend, require_attention
 from bksdm_jax.training.sharding import make_mesh

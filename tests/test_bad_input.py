@@ -7,14 +7,14 @@ from pathlib import Path
 import jax
 import pytest
 
-from bksdm_jax.errors import InputError
-from bksdm_jax.pipelines.sample import SampleConfig, sample
-from bksdm_jax.training import run as run_module
-from bksdm_jax.training.config import TrainConfig, ValidationConfig
-from bksdm_jax.training.distill import distill
-from bksdm_jax.training.losses import LossWeights
+from bksdm_jax.base.errors import InputError
+from bksdm_jax.sampling.run import SampleConfig, sample
+from bksdm_jax.tasks.distill import inputs as run_module
+from bksdm_jax.tasks.distill.config import TrainConfig, ValidationConfig
+from bksdm_jax.tasks.distill.losses import LossWeights
+from bksdm_jax.tasks.distill.run import distill
+from bksdm_jax.training.sample_grids import SheetConfig
 from bksdm_jax.training.sharding import make_mesh
-from bksdm_jax.training.sheets import SheetConfig
 from bksdm_jax.training.state import OptimizerConfig
 from tests import tiny
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from etils.epath import backend
 
+from bksdm_jax.base.errors import InputError
+from bksdm_jax.base.paths import place
+from bksdm_jax.data.loader import StreamConfig, training_batches
+from bksdm_jax.data.prepare.prepare import prepare
 from bksdm_jax.data.sources import data_folder, fingerprint, open_examples
-from bksdm_jax.data.stream import StreamConfig, training_batches
-from bksdm_jax.errors import InputError
-from bksdm_jax.places import place
-from bksdm_jax.preparation.prepare import prepare
 from tests.fake_bucket import NAME, fake_bucket
 from tests.pairs_on_disk import config, encoded, folder_of, many, names, picture, rejects
 

@@ -7,13 +7,14 @@ import torch
 from transformers import CLIPConfig as TheirConfig
 from transformers import CLIPModel
 
-from bksdm_jax import trees
-from bksdm_jax.errors import InputError
+from bksdm_jax.base import trees
+from bksdm_jax.base.errors import InputError
+from bksdm_jax.formats import names
+from bksdm_jax.formats.clip_json import clip_from_transformers, clip_to_transformers
 from bksdm_jax.metrics.clip_features import clip_cosines, clip_features
-from bksdm_jax.models.clip_pair import CLIP, clip_from_transformers, clip_parameter_shapes, clip_to_transformers
-from bksdm_jax.weights import names
-from bksdm_jax.weights.clip_folder import load_clip, write_clip
-from bksdm_jax.weights.tokenizer import load_tokenizer, write_tokenizer
+from bksdm_jax.models.clip_pair import CLIP, clip_parameter_shapes
+from bksdm_jax.pipelines.clip_folder import load_clip, write_clip
+from bksdm_jax.pipelines.tokenizer import load_tokenizer, write_tokenizer
 from tests import tiny
 from tests.test_unet import require_close
 

@@ -12,7 +12,9 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from bksdm_jax.interop.compare import CompareConfig, compare, difference_table
+from bksdm_jax.formats.clip_json import clip_text_from_transformers
+from bksdm_jax.formats.unet_json import unet_from_diffusers
+from bksdm_jax.formats.weights import read_weights
 from bksdm_jax.interop.components import (
     decoder_difference,
     difference,
@@ -20,12 +22,11 @@ from bksdm_jax.interop.components import (
     text_encoder_difference,
     unet_difference,
 )
-from bksdm_jax.models.clip import clip_text_from_transformers, clip_text_parameter_shapes
-from bksdm_jax.models.presets import TEACHERS, TEXT_ENCODERS
+from bksdm_jax.interop.parity import CompareConfig, compare, difference_table
+from bksdm_jax.models.clip import clip_text_parameter_shapes
 from bksdm_jax.models.unet import parameter_shapes
-from bksdm_jax.models.unet_json import unet_from_diffusers
 from bksdm_jax.models.vae import VAEConfig, vae_parameter_shapes
-from bksdm_jax.weights.files import read_weights
+from bksdm_jax.pipelines.stable_diffusion import TEACHERS, TEXT_ENCODERS
 
 
 def test_pytorchs_folder_agrees(torch_teacher: Path, tmp_path: Path) -> None:

@@ -8,16 +8,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from bksdm_jax.errors import InputError
+from bksdm_jax.base.errors import InputError
+from bksdm_jax.base.files import read_json, write_json
+from bksdm_jax.base.images import save_png
 from bksdm_jax.experiments import comparison
 from bksdm_jax.experiments.ablation import ROWS as ABLATION_ROWS
 from bksdm_jax.experiments.comparison import ComparisonConfig
 from bksdm_jax.experiments.demo import ROWS, demo
-from bksdm_jax.files import read_json, write_json
-from bksdm_jax.images import save_png
-from bksdm_jax.models.unet_json import unet_from_diffusers
+from bksdm_jax.formats.unet_json import unet_from_diffusers
 from bksdm_jax.shapes.world import ShapesConfig, ShapesWorld, example
-from bksdm_jax.training.losses import LossWeights
+from bksdm_jax.tasks.distill.losses import LossWeights
 from tests import tiny
 
 

@@ -5,15 +5,14 @@ import re
 
 import pytest
 
-from bksdm_jax.analysis.pipeline_cost import stable_diffusion
+from bksdm_jax.base.errors import InputError
 from bksdm_jax.diffusion.schedule import ScheduleConfig
-from bksdm_jax.errors import InputError
-from bksdm_jax.models.presets import GENERATIONS, TEACHERS
-from bksdm_jax.models.unet_json import unet_from_diffusers
-from bksdm_jax.pruning.plan import plan_removal, removed_blocks
-from bksdm_jax.training.config import TrainConfig, require_generation, require_settings
-from bksdm_jax.training.features import weighted_pairs
-from bksdm_jax.weights.load import load_architectures, load_unet_config
+from bksdm_jax.formats.unet_json import unet_from_diffusers
+from bksdm_jax.pipelines.load import load_architectures, load_unet_config
+from bksdm_jax.pipelines.stable_diffusion import GENERATIONS, TEACHERS, stable_diffusion
+from bksdm_jax.pruning.removal import plan_removal, removed_blocks
+from bksdm_jax.tasks.distill.config import TrainConfig, require_generation, require_settings
+from bksdm_jax.tasks.distill.features import weighted_pairs
 from configs import bench as benchmarks
 from configs import distill as runs
 from configs import sweep as sweeps

@@ -10,25 +10,20 @@ import torch
 from diffusers import AutoencoderKL
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from bksdm_jax.analysis.bench import BenchConfig, bench, bench_update
-from bksdm_jax.analysis.cost import NOTHING, layer_counts, total
-from bksdm_jax.analysis.pipeline_cost import (
-    CostConfig,
-    cost_report,
-    decoder_cost,
-    image_cost,
-    stable_diffusion,
-    text_encoder_cost,
-)
+from bksdm_jax.base.errors import InputError
+from bksdm_jax.cost.counts import NOTHING, layer_counts, total
+from bksdm_jax.cost.pipeline import decoder_cost, image_cost, text_encoder_cost
 from bksdm_jax.diffusion.schedule import ScheduleConfig
-from bksdm_jax.errors import InputError
+from bksdm_jax.formats.clip_json import clip_text_from_transformers
+from bksdm_jax.formats.unet_json import unet_from_diffusers
+from bksdm_jax.formats.vae_json import vae_from_diffusers
 from bksdm_jax.models.attention import Attention
-from bksdm_jax.models.clip import clip_text_from_transformers
-from bksdm_jax.models.presets import PRESETS, TEXT_ENCODERS
-from bksdm_jax.models.unet_json import unet_from_diffusers
-from bksdm_jax.models.vae import vae_from_diffusers
-from bksdm_jax.pruning.plan import plan_removal
-from bksdm_jax.weights.pipeline import Architectures
+from bksdm_jax.perf.bench import BenchConfig, bench, bench_update
+from bksdm_jax.perf.cost_report import CostConfig, cost_report
+from bksdm_jax.pipelines.pipeline import Architectures
+from bksdm_jax.pipelines.stable_diffusion import TEXT_ENCODERS, stable_diffusion
+from bksdm_jax.pruning.presets import PRESETS
+from bksdm_jax.pruning.removal import plan_removal
 from tests import tiny
 
 
@@ -115,7 +110,7 @@ def test_bench_prints_rates(monkeypatch: pytest.MonkeyPatch) -> None:
         clip_text_from_transformers(tiny.text_encoder().config.to_dict()),
         ScheduleConfig(),
     )
-    monkeypatch.setattr("bksdm_jax.analysis.bench.stable_diffusion", lambda generation: small)
+    monkeypatch.setattr("bksdm_jax.perf.bench.stable_diffusion", lambda generation: small)
     table = bench(BenchConfig(student="bk_tiny", batch_size=2, resolution=64, steps=2, repeats=2)).splitlines()
     assert table[0].startswith("bk_tiny of SD v1, batch 2, float32, 64x64 pixels, on cpu")
     assert [line.split("  ")[0] for line in table[2:]] == ["U-Net call", "image, 2 steps"]

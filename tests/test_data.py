@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bksdm_jax.base.errors import InputError
 from bksdm_jax.data.image_folder import load_image, read_image_folder
-from bksdm_jax.data.stream import StreamConfig, training_batches
+from bksdm_jax.data.loader import StreamConfig, training_batches
 from bksdm_jax.data.tables import read_prompts
-from bksdm_jax.errors import InputError
 from tests import tiny
 
 

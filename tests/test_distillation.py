@@ -12,22 +12,30 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch.nn import functional
 
-from bksdm_jax import trees
-from bksdm_jax.diffusion.schedule import TARGETS, add_noise, schedule_from_diffusers
-from bksdm_jax.dtypes import cast_frozen
+from bksdm_jax.base import trees
+from bksdm_jax.base.precision import cast_frozen
+from bksdm_jax.diffusion.schedule import TARGETS, add_noise
+from bksdm_jax.formats import names
+from bksdm_jax.formats.scheduler_json import schedule_from_diffusers
+from bksdm_jax.formats.unet_json import unet_from_diffusers
 from bksdm_jax.models.clip import CLIPTextConfig, CLIPTextEncoder
-from bksdm_jax.models.presets import PRESETS
 from bksdm_jax.models.unet import FEATURES, UNet, captured, example_inputs, parameter_shapes
-from bksdm_jax.models.unet_json import unet_from_diffusers
 from bksdm_jax.models.vae import VAE, VAEConfig
-from bksdm_jax.pruning.plan import FeaturePair, plan_removal, removed_blocks
+from bksdm_jax.pruning.presets import PRESETS
+from bksdm_jax.pruning.removal import FeaturePair, plan_removal, removed_blocks
 from bksdm_jax.pruning.weights import copy_weights, random_weights
-from bksdm_jax.training.features import shares, weighted_pairs
-from bksdm_jax.training.losses import LossWeights, distillation_terms, min_snr_weight
+from bksdm_jax.tasks.distill.features import shares, weighted_pairs
+from bksdm_jax.tasks.distill.losses import LossWeights, distillation_terms, min_snr_weight
+from bksdm_jax.tasks.distill.objective import (
+    Augmentation,
+    NoisyBatch,
+    Problem,
+    draw_noisy_batch,
+    make_loss,
+    make_train_step,
+)
 from bksdm_jax.training.sharding import make_mesh, parameter_shardings, place_batch
 from bksdm_jax.training.state import OptimizerConfig, create_state, ema_decay, learning_rate, make_optimizer
-from bksdm_jax.training.step import Augmentation, NoisyBatch, Problem, draw_noisy_batch, make_loss, make_train_step
-from bksdm_jax.weights import names
 from tests import surgery, tiny
 
 

@@ -1,4 +1,4 @@
-"""Imports point down the floors, and all but `interop` does without PyTorch and Diffusers."""
+"""Imports point strictly down the floors, siblings stay apart, and all but `interop` does without PyTorch."""
 
 import ast
 from pathlib import Path
@@ -6,35 +6,26 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FLOORS = {
-    "errors": 0,
-    "dtypes": 0,
-    "files": 0,
-    "places": 0,
-    "processes": 0,
-    "images": 0,
-    "memory": 0,
-    "interrupts": 0,
-    "progress": 0,
-    "trees": 0,
-    "workdir": 0,
-    "models": 1,
-    "diffusion": 1,
-    "weights": 2,
-    "pruning": 2,
-    "data": 3,
-    "preparation": 4,
-    "pipelines": 3,
-    "shapes": 3,
-    "metrics": 3,
-    "training": 4,
-    "analysis": 4,
-    "shapes_teacher": 4,
-    "planning": 5,
-    "reports": 5,
-    "interop": 5,
-    "experiments": 6,
-}
+FLOORS = (  # from the ground up; packages of one row are siblings
+    ("base",),
+    ("diffusion",),
+    ("models",),
+    ("shapes",),
+    ("formats",),
+    ("pipelines",),
+    ("pruning", "cost"),
+    ("data",),
+    ("data.prepare",),
+    ("reports",),
+    ("sampling", "metrics"),
+    ("training",),
+    ("tasks",),
+    ("analysis",),
+    ("shapes_teacher",),
+    ("perf",),
+    ("experiments", "interop"),
+)
+LEVELS = {package: level for level, row in enumerate(FLOORS) for package in row}
 MODULES = sorted((ROOT / "bksdm_jax").rglob("*.py"))
 
 
@@ -48,17 +39,32 @@ def imported(path: Path) -> list[str]:
     return names
 
 
+def package_of(parts: tuple[str, ...]) -> str:
+    return ".".join(parts[:2]) if ".".join(parts[:2]) in LEVELS else parts[0]
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_point_down(path: Path) -> None:
-    own = path.relative_to(ROOT / "bksdm_jax").parts[0].removesuffix(".py")
+    own = package_of(path.relative_to(ROOT / "bksdm_jax").parts)
     for name in imported(path):
         package, *rest = name.split(".")
         assert package not in ("launch", "configs", "tests"), name
         assert own == "interop" or package not in ("torch", "diffusers"), name
-        if package == "bksdm_jax" and own != "__init__":
-            assert rest[0] in FLOORS, f"{rest[0]} has no floor yet"
-            assert FLOORS[rest[0]] <= FLOORS[own], f"{own} imports {name}"
-            assert {own, rest[0]} != {"models", "diffusion"}, "networks and noise schedules don't know each other"
+        if package == "bksdm_jax" and own != "__init__.py":
+            other = package_of(tuple(rest))
+            assert other in LEVELS, f"{other} has no floor"
+            assert other == own or LEVELS[other] < LEVELS[own], f"{own} imports {name}"
+            assert not (own == "models" and other == "diffusion"), "networks and noise schedules don't know each other"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "bksdm_jax" / "models").glob("*.py")), ids=lambda path: path.name)
+def test_networks_know_no_files(path: Path) -> None:
+    assert not {"json", "pathlib"} & {name.split(".")[0] for name in imported(path)}
+
+
+def test_training_knows_no_task() -> None:
+    for path in (ROOT / "bksdm_jax" / "training").glob("*.py"):
+        assert not any(name.startswith("bksdm_jax.pruning") for name in imported(path)), path
 
 
 def test_reports_do_without_jax() -> None:

@@ -6,9 +6,11 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from bksdm_jax.errors import InputError
-from bksdm_jax.models.clip import CLIPTextEncoder, clip_text_from_transformers, clip_text_parameter_shapes
-from bksdm_jax.models.vae import VAE, sample_latents, vae_from_diffusers, vae_parameter_shapes
+from bksdm_jax.base.errors import InputError
+from bksdm_jax.formats.clip_json import clip_text_from_transformers
+from bksdm_jax.formats.vae_json import vae_from_diffusers
+from bksdm_jax.models.clip import CLIPTextEncoder, clip_text_parameter_shapes
+from bksdm_jax.models.vae import VAE, sample_latents, vae_parameter_shapes
 from tests import tiny
 from tests.test_unet import require_close
 

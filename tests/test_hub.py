@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-from bksdm_jax.weights.pipeline_folder import needed_files
-from bksdm_jax.weights.save import SaveConfig
+from bksdm_jax.pipelines.folder import needed_files
+from bksdm_jax.pipelines.save import SaveConfig
 from tests.conftest import ROOT
 from tests.fake_hub import COMMIT, REPOSITORY
 
 ASK = """
 import sys
 from bksdm_jax.errors import InputError
-from bksdm_jax.weights.load import find_pipeline, load_architectures, load_pipeline, load_unet
+from bksdm_jax.pipelines.load import find_pipeline, load_architectures, load_pipeline, load_unet
 for question in sys.argv[1:]:
     try:
         if question.startswith("configs of "):

@@ -13,23 +13,23 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from bksdm_jax.base.errors import InputError
+from bksdm_jax.base.images import to_unit
 from bksdm_jax.data.cached import IDENTITY
 from bksdm_jax.data.latents import latent_identity, require_identity
+from bksdm_jax.data.loader import StreamConfig, training_batches
+from bksdm_jax.data.prepare import latents
+from bksdm_jax.data.prepare.latents import LatentConfig, prepare_latents
+from bksdm_jax.data.prepare.prepare import PrepareConfig, prepare
+from bksdm_jax.data.prepare.shards import PartWriters, pair_features
+from bksdm_jax.data.prepare.tfds_folder import write_set
 from bksdm_jax.data.sources import open_examples
-from bksdm_jax.data.stream import StreamConfig, training_batches
-from bksdm_jax.errors import InputError
-from bksdm_jax.images import to_unit
 from bksdm_jax.models.vae import VAE, sample_latents
-from bksdm_jax.preparation import latents
-from bksdm_jax.preparation.latents import LatentConfig, prepare_latents
-from bksdm_jax.preparation.prepare import PrepareConfig, prepare
-from bksdm_jax.preparation.shards import PartWriters, pair_features
-from bksdm_jax.preparation.tfds_folder import write_set
-from bksdm_jax.training.config import TrainConfig, ValidationConfig
-from bksdm_jax.training.distill import distill
-from bksdm_jax.training.losses import LossWeights
-from bksdm_jax.training.sheets import SheetConfig
-from bksdm_jax.weights.load import load_pipeline, load_unet
+from bksdm_jax.pipelines.load import load_pipeline, load_unet
+from bksdm_jax.tasks.distill.config import TrainConfig, ValidationConfig
+from bksdm_jax.tasks.distill.losses import LossWeights
+from bksdm_jax.tasks.distill.run import distill
+from bksdm_jax.training.sample_grids import SheetConfig
 
 RESOLUTION = 16
 

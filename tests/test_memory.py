@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from bksdm_jax.errors import InputError
-from bksdm_jax.memory import exhaustion_told, give_back, resident
+from bksdm_jax.base.errors import InputError
+from bksdm_jax.base.memory import exhaustion_told, give_back, resident
 
 _MIB = 2**20
 

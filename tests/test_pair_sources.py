@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from bksdm_jax.base.errors import InputError
+from bksdm_jax.data.prepare.prepare import prepare
 from bksdm_jax.data.sources import open_examples
-from bksdm_jax.errors import InputError
-from bksdm_jax.preparation.prepare import prepare
 from tests.pairs_on_disk import config, encoded, folder_of, names, picture, rejects
 
 

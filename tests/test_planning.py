@@ -6,17 +6,17 @@ from pathlib import Path
 import jax
 import pytest
 
-from bksdm_jax.analysis.chips import TPUS, chip_of
-from bksdm_jax.analysis.pipeline_cost import stable_diffusion
-from bksdm_jax.errors import InputError
-from bksdm_jax.planning import topology
-from bksdm_jax.planning.hlo import Program, Traffic, array_bytes
-from bksdm_jax.planning.plan import largest_lines, memory_lines, plan_run, work_lines
-from bksdm_jax.planning.topology import Target, target_of
-from bksdm_jax.planning.update import Compiled
-from bksdm_jax.planning.work import Work, count_work
-from bksdm_jax.pruning.plan import plan_removal, removed_blocks
-from bksdm_jax.training.config import PlanConfig, TrainConfig
+from bksdm_jax.base.errors import InputError
+from bksdm_jax.cost.chips import TPUS, chip_of
+from bksdm_jax.perf import topology
+from bksdm_jax.perf.compiled_step import Compiled
+from bksdm_jax.perf.hlo import Program, Traffic, array_bytes
+from bksdm_jax.perf.plan import largest_lines, memory_lines, plan_run, work_lines
+from bksdm_jax.perf.topology import Target, target_of
+from bksdm_jax.perf.work import Work, count_work
+from bksdm_jax.pipelines.stable_diffusion import stable_diffusion
+from bksdm_jax.pruning.removal import plan_removal, removed_blocks
+from bksdm_jax.tasks.distill.config import PlanConfig, TrainConfig
 from tests import tiny
 
 NOTE = ', backend_config={"known_trip_count":{"n":"4"}}'

@@ -16,13 +16,14 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from bksdm_jax.base.errors import InputError
+from bksdm_jax.data.prepare import folders
+from bksdm_jax.data.prepare import prepare as preparing
+from bksdm_jax.data.prepare.pairs import share
+from bksdm_jax.data.prepare.prepare import SHEET, SUMMARY, prepare
+from bksdm_jax.data.prepare.shards import record_path
 from bksdm_jax.data.sources import open_examples
-from bksdm_jax.errors import InputError
-from bksdm_jax.preparation import bench, folders
-from bksdm_jax.preparation import prepare as preparing
-from bksdm_jax.preparation.pairs import share
-from bksdm_jax.preparation.prepare import SHEET, SUMMARY, prepare
-from bksdm_jax.preparation.shards import record_path
+from bksdm_jax.perf import data_bench as bench
 from tests.conftest import ROOT
 from tests.pairs_on_disk import config, encoded, folder_of, many, names, picture, rejects
 

@@ -9,16 +9,16 @@ import pytest
 import torch
 from diffusers import FlaxAutoencoderKL, FlaxUNet2DConditionModel, StableDiffusionPipeline
 
+from bksdm_jax.base.images import save_png
 from bksdm_jax.data.tables import write_table
-from bksdm_jax.images import save_png
 from bksdm_jax.metrics.attributes import attribute_scores
-from bksdm_jax.pipelines.text_to_image import SamplerConfig, generate_images, make_generate, starting_noise
+from bksdm_jax.pipelines.embedded import teacher_folder
+from bksdm_jax.pipelines.load import load_pipeline
+from bksdm_jax.pipelines.save import SaveConfig, write_pipeline
+from bksdm_jax.sampling.text_to_image import SamplerConfig, generate_images, make_generate, starting_noise
 from bksdm_jax.shapes.reader import read_scene
 from bksdm_jax.shapes.scenes import parse_caption
 from bksdm_jax.shapes.world import example
-from bksdm_jax.weights.embedded import teacher_folder
-from bksdm_jax.weights.load import load_pipeline
-from bksdm_jax.weights.save import SaveConfig, write_pipeline
 from configs.demo import get_config
 from tests.test_binaries import command, fail, succeed
 from tests.test_weights import require_equal

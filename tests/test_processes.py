@@ -10,9 +10,9 @@ from pathlib import Path
 import jax
 import pytest
 
-from bksdm_jax import workdir as workdirs
-from bksdm_jax.errors import InputError
-from bksdm_jax.processes import ProcessConfig, connect
+from bksdm_jax.base import workdir as workdirs
+from bksdm_jax.base.distributed import ProcessConfig, connect
+from bksdm_jax.base.errors import InputError
 from bksdm_jax.training import loop
 from tests import tiny
 from tests.conftest import QUICK_XLA, ROOT

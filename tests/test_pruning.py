@@ -5,15 +5,16 @@ import numpy as np
 import pytest
 from diffusers import UNet2DConditionModel
 
-from bksdm_jax import trees
-from bksdm_jax.analysis.cost import unet_cost
-from bksdm_jax.errors import InputError
-from bksdm_jax.models.presets import PRESETS, TEACHERS
+from bksdm_jax.base import trees
+from bksdm_jax.base.errors import InputError
+from bksdm_jax.cost.counts import unet_cost
+from bksdm_jax.formats import names
+from bksdm_jax.formats.unet_json import unet_from_diffusers, unet_to_diffusers
 from bksdm_jax.models.unet import parameter_shapes
-from bksdm_jax.models.unet_json import unet_from_diffusers, unet_to_diffusers
-from bksdm_jax.pruning.plan import plan_removal, removed_blocks
+from bksdm_jax.pipelines.stable_diffusion import TEACHERS
+from bksdm_jax.pruning.presets import PRESETS
+from bksdm_jax.pruning.removal import plan_removal, removed_blocks
 from bksdm_jax.pruning.weights import copy_weights, random_weights
-from bksdm_jax.weights import names
 from tests import surgery, tiny
 
 

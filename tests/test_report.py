@@ -8,8 +8,8 @@ import shutil
 import numpy as np
 import pytest
 
-from bksdm_jax.files import write_json
-from bksdm_jax.images import save_png
+from bksdm_jax.base.files import write_json
+from bksdm_jax.base.images import save_png
 from bksdm_jax.metrics.bootstrap import Score
 from bksdm_jax.reports.page import write_page
 

@@ -9,18 +9,19 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, PNDMScheduler, StableDiffusionPipeline
 
+from bksdm_jax.base.errors import InputError
 from bksdm_jax.diffusion.samplers import SAMPLERS, timesteps
-from bksdm_jax.diffusion.schedule import SPACINGS, ScheduleConfig, schedule_from_diffusers
-from bksdm_jax.errors import InputError
-from bksdm_jax.pipelines.text_to_image import (
+from bksdm_jax.diffusion.schedule import SPACINGS, ScheduleConfig
+from bksdm_jax.formats.scheduler_json import schedule_from_diffusers
+from bksdm_jax.pipelines.load import load_pipeline
+from bksdm_jax.pipelines.pipeline import Pipeline
+from bksdm_jax.sampling.text_to_image import (
     Architectures,
     SamplerConfig,
     generate_images,
     make_generate,
     starting_noise,
 )
-from bksdm_jax.weights.load import load_pipeline
-from bksdm_jax.weights.pipeline import Pipeline
 from tests import tiny
 
 SCHEDULERS = {

@@ -17,17 +17,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import CLIPConfig, CLIPImageProcessor
 
-from bksdm_jax import trees
-from bksdm_jax.errors import InputError
-from bksdm_jax.models.presets import PRESETS, TEACHERS
-from bksdm_jax.models.unet_json import unet_from_diffusers
-from bksdm_jax.pruning.plan import plan_removal
+from bksdm_jax.base import trees
+from bksdm_jax.base.errors import InputError
+from bksdm_jax.formats.unet_json import unet_from_diffusers
+from bksdm_jax.formats.weights import write_tensors
+from bksdm_jax.pipelines.load import load_pipeline
+from bksdm_jax.pipelines.model_card import tools_text
+from bksdm_jax.pipelines.pipeline import NETWORKS
+from bksdm_jax.pipelines.save import FORMATS, SaveConfig, write_pipeline
+from bksdm_jax.pipelines.stable_diffusion import TEACHERS
+from bksdm_jax.pruning.presets import PRESETS
 from bksdm_jax.pruning.prune import PruneConfig, StudentInit, initial_weights, plan_student, prune
-from bksdm_jax.weights.files import write_tensors
-from bksdm_jax.weights.load import load_pipeline
-from bksdm_jax.weights.model_card import tools_text
-from bksdm_jax.weights.pipeline import NETWORKS
-from bksdm_jax.weights.save import FORMATS, SaveConfig, write_pipeline
+from bksdm_jax.pruning.removal import plan_removal
 from tests import tiny
 from tests.test_weights import require_equal
 
@@ -68,7 +69,7 @@ def test_a_full_disk_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.Mon
     def full(*args: object, **options: object) -> None:
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("bksdm_jax.weights.files.save_file", full)
+    monkeypatch.setattr("bksdm_jax.formats.weights.save_file", full)
     with pytest.raises(OSError, match="No space left on device") as error:
         write_tensors(tmp_path / "a.safetensors", {})
     assert error.value.errno == errno.ENOSPC

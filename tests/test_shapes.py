@@ -8,15 +8,15 @@ import pytest
 import tensorflow_datasets as tfds
 from scipy import ndimage
 
+from bksdm_jax.base.errors import InputError
 from bksdm_jax.data.sources import open_examples
-from bksdm_jax.errors import InputError
+from bksdm_jax.pipelines import embedded
+from bksdm_jax.pipelines.load import find_pipeline
 from bksdm_jax.shapes import scenes
 from bksdm_jax.shapes.reader import read_scene
 from bksdm_jax.shapes.render import render
 from bksdm_jax.shapes.scenes import Scene, Thing, agreeing_facts, caption, draw_scene, held_out, parse_caption
 from bksdm_jax.shapes.world import ShapesConfig, ShapesWorld, example
-from bksdm_jax.weights import embedded
-from bksdm_jax.weights.load import find_pipeline
 
 
 def shown(asked: Scene, picture: np.ndarray) -> list[tuple[str, bool]]:

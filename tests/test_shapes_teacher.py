@@ -11,16 +11,16 @@ import pytest
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
-from bksdm_jax.errors import InputError
-from bksdm_jax.models.clip_pair import clip_from_transformers
+from bksdm_jax.base.errors import InputError
+from bksdm_jax.formats.clip_json import clip_from_transformers
 from bksdm_jax.models.vae import VAE, VAEConfig
+from bksdm_jax.pipelines.tokenizer import load_tokenizer, write_tokenizer
 from bksdm_jax.shapes.scenes import caption, parse_caption, words
 from bksdm_jax.shapes.world import example
 from bksdm_jax.shapes_teacher.autoencoder import CROP, KL_WEIGHT, OBJECT_WEIGHT, autoencoder_loss, object_crops
 from bksdm_jax.shapes_teacher.contrastive import GROUP, contrastive_loss, flattened, groups
 from bksdm_jax.shapes_teacher.denoiser import unet_config
 from bksdm_jax.shapes_teacher.fit import Phase, fit, shuffled
-from bksdm_jax.weights.tokenizer import load_tokenizer, write_tokenizer
 from tests.test_clip_pair import flax_params, theirs  # noqa: F401
 
 

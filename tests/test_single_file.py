@@ -19,16 +19,15 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from bksdm_jax.analysis.pipeline_cost import stable_diffusion
-from bksdm_jax.errors import InputError
-from bksdm_jax.models.presets import TEACHERS
-from bksdm_jax.models.unet_json import unet_from_diffusers
+from bksdm_jax.base.errors import InputError
+from bksdm_jax.formats import names
+from bksdm_jax.formats.infer import infer_architectures
+from bksdm_jax.formats.unet_json import unet_from_diffusers
+from bksdm_jax.pipelines.load import load_pipeline, load_unet_config
+from bksdm_jax.pipelines.save import SINGLE_FILE, SaveConfig, write_pipeline
+from bksdm_jax.pipelines.stable_diffusion import TEACHERS, stable_diffusion
+from bksdm_jax.pipelines.write_single_file import original_shapes, require_single_file
 from bksdm_jax.pruning.prune import PruneConfig, prune
-from bksdm_jax.weights import names
-from bksdm_jax.weights.infer import infer_architectures
-from bksdm_jax.weights.load import load_pipeline, load_unet_config
-from bksdm_jax.weights.save import SINGLE_FILE, SaveConfig, write_pipeline
-from bksdm_jax.weights.write_single_file import original_shapes, require_single_file
 from tests import tiny
 from tests.test_weights import require_equal
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from bksdm_jax.errors import InputError
+from bksdm_jax.base.errors import InputError
+from bksdm_jax.base.files import write_json
 from bksdm_jax.experiments import sweep as module
 from bksdm_jax.experiments.sweep import PLOT, read_sweep, sweep
-from bksdm_jax.files import write_json
-from bksdm_jax.training.config import TrainConfig, require_settings
+from bksdm_jax.tasks.distill.config import TrainConfig, require_settings
 from tests.test_configs import run
 
 CONSTANT = dataclasses.replace(run("shapes").optimizer, cosine_steps=0)  # so that runs can be prolonged

@@ -7,10 +7,10 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from bksdm_jax.errors import InputError
+from bksdm_jax.base.errors import InputError
+from bksdm_jax.formats.unet_json import unet_from_diffusers, unet_to_diffusers
 from bksdm_jax.models.unet import FEATURES, UNet, captured, parameter_shapes
-from bksdm_jax.models.unet_json import unet_from_diffusers, unet_to_diffusers
-from bksdm_jax.pruning.plan import plan_removal, removed_blocks
+from bksdm_jax.pruning.removal import plan_removal, removed_blocks
 from bksdm_jax.pruning.weights import copy_weights
 from tests import surgery, tiny
 

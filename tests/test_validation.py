@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bksdm_jax.pruning.plan import plan_removal, removed_blocks
+from bksdm_jax.pipelines.load import load_architectures
+from bksdm_jax.pruning.removal import plan_removal, removed_blocks
+from bksdm_jax.tasks.distill.config import TrainConfig, program_config
+from bksdm_jax.tasks.distill.losses import LossWeights
+from bksdm_jax.tasks.distill.objective import Augmentation
 from bksdm_jax.training import program
-from bksdm_jax.training.config import TrainConfig, program_config
-from bksdm_jax.training.losses import LossWeights
 from bksdm_jax.training.sharding import make_mesh, replicated
-from bksdm_jax.training.step import Augmentation
 from bksdm_jax.training.validation import make_validation, validate
-from bksdm_jax.weights.load import load_architectures
 from tests import tiny
 
 

@@ -20,11 +20,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from bksdm_jax import trees
-from bksdm_jax.errors import InputError
-from bksdm_jax.weights.files import INDEXERS
-from bksdm_jax.weights.load import load_pipeline
-from bksdm_jax.weights.locate import choose_files, weight_files
+from bksdm_jax.base import trees
+from bksdm_jax.base.errors import InputError
+from bksdm_jax.formats.locate import choose_files, weight_files
+from bksdm_jax.formats.weights import INDEXERS
+from bksdm_jax.pipelines.load import load_pipeline
 from tests.test_weights import require_equal
 
 TENSORS = {

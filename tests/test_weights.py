@@ -19,13 +19,13 @@ from flax import serialization
 from safetensors.numpy import load_file, save_file
 from transformers import CLIPTextModel
 
-from bksdm_jax import trees
-from bksdm_jax.errors import InputError
-from bksdm_jax.pruning.plan import plan_removal, removed_blocks
+from bksdm_jax.base import trees
+from bksdm_jax.base.errors import InputError
+from bksdm_jax.pipelines.load import load_pipeline
+from bksdm_jax.pipelines.save import SaveConfig, with_unet, write_pipeline
 from bksdm_jax.pruning.prune import PruneConfig, prune
+from bksdm_jax.pruning.removal import plan_removal, removed_blocks
 from bksdm_jax.pruning.weights import copy_weights
-from bksdm_jax.weights.load import load_pipeline
-from bksdm_jax.weights.save import SaveConfig, with_unet, write_pipeline
 from tests import tiny
 
 

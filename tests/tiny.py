@@ -28,8 +28,8 @@ from flax import serialization, traverse_util  # noqa: E402
 from PIL import Image  # noqa: E402
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer  # noqa: E402
 
-from bksdm_jax import trees  # noqa: E402
-from bksdm_jax.weights import names  # noqa: E402
+from bksdm_jax.base import trees  # noqa: E402
+from bksdm_jax.formats import names  # noqa: E402
 
 WIDTHS = (32, 32, 64, 64)
 CONTEXT = 32

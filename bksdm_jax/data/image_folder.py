@@ -6,10 +6,10 @@ from pathlib import PurePath
 import numpy as np
 from PIL import Image
 
+from bksdm_jax.base.errors import InputError
+from bksdm_jax.base.paths import AnyPath, place, read_bytes
 from bksdm_jax.data.decode import fit_square, open_image, to_rgb
 from bksdm_jax.data.tables import read_table
-from bksdm_jax.errors import InputError
-from bksdm_jax.places import AnyPath, place, read_bytes
 
 
 @dataclasses.dataclass(frozen=True)

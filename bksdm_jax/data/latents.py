@@ -5,13 +5,13 @@ import hashlib
 
 import numpy as np
 
-from bksdm_jax import trees
+from bksdm_jax.base import trees
+from bksdm_jax.base.errors import InputError
+from bksdm_jax.base.files import read_json
+from bksdm_jax.base.paths import AnyPath
 from bksdm_jax.data.cached import IDENTITY
-from bksdm_jax.errors import InputError
-from bksdm_jax.files import read_json
-from bksdm_jax.places import AnyPath
-from bksdm_jax.weights.pipeline import Network
-from bksdm_jax.weights.tokenizer import Tokenizer
+from bksdm_jax.pipelines.pipeline import Network
+from bksdm_jax.pipelines.tokenizer import Tokenizer
 
 CENTRE = "centre"
 _PROBE = ["a photo of a cat", "A 3D render, 1920x1080: \u732b & caf\u00e9!", ""]  # captions that tell tokenizers apart

@@ -12,12 +12,12 @@ import tensorflow_datasets as tfds
 from etils import epath
 from PIL import Image
 
+from bksdm_jax.base.distributed import is_first, meet
+from bksdm_jax.base.errors import InputError, in_short, one_of
+from bksdm_jax.base.paths import AnyPath, place, read_bytes
 from bksdm_jax.data.cached import IDENTITY, CachedExample
 from bksdm_jax.data.decode import fit_square, open_image, to_rgb
 from bksdm_jax.data.image_folder import read_image_folder
-from bksdm_jax.errors import InputError, in_short, one_of
-from bksdm_jax.places import AnyPath, place, read_bytes
-from bksdm_jax.processes import is_first, meet
 from bksdm_jax.shapes.world import ShapesWorld, build
 
 _INFO = "dataset_info.json"  # what makes a folder a TFDS set

@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from bksdm_jax.errors import InputError, nearest
-from bksdm_jax.files import atomic_file, read_text
-from bksdm_jax.places import AnyPath
+from bksdm_jax.base.errors import InputError, nearest
+from bksdm_jax.base.files import atomic_file, read_text
+from bksdm_jax.base.paths import AnyPath
 
 
 def read_table(path: AnyPath, columns: tuple[str, ...]) -> list[dict[str, str]]:

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bksdm_jax.base.errors import InputError
 from bksdm_jax.diffusion.schedule import ScheduleConfig
-from bksdm_jax.errors import InputError
 
 Predict = Callable[[jax.Array, jax.Array], jax.Array]
 """(latents [B, H, W, C], timestep []) -> the network's output, [B, H, W, C]."""

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from bksdm_jax.experiments.comparison import ComparisonConfig, Row, compare
-from bksdm_jax.training.losses import LossWeights
+from bksdm_jax.tasks.distill.losses import LossWeights
 
 _TERMS = {
     "task": ("task", LossWeights(1.0, 0.0, 0.0)),

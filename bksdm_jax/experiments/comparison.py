@@ -8,28 +8,28 @@ from typing import Any
 import jax
 from absl import logging
 
-from bksdm_jax.analysis.cost import unet_cost
+from bksdm_jax.base.errors import known_name, whole_number
+from bksdm_jax.base.files import read_json, require_space, write_json
+from bksdm_jax.base.workdir import claim, require_same
+from bksdm_jax.cost.counts import unet_cost
 from bksdm_jax.data.sources import open_examples
 from bksdm_jax.data.tables import write_table
-from bksdm_jax.errors import known_name, whole_number
-from bksdm_jax.files import read_json, require_space, write_json
 from bksdm_jax.metrics.score import make_judge, score_folder
 from bksdm_jax.models.unet import parameter_shapes
-from bksdm_jax.pipelines.sample import SampleConfig, sample
-from bksdm_jax.pipelines.text_to_image import SamplerConfig, require_sampler
+from bksdm_jax.pipelines.embedded import TEACHER, pretrained_identity
+from bksdm_jax.pipelines.load import find_pipeline, load_pipeline, load_unet_config
+from bksdm_jax.pipelines.save import SaveConfig
 from bksdm_jax.pruning.prune import PruneConfig, StudentInit, plan_student, prune
 from bksdm_jax.reports.page import write_page
+from bksdm_jax.sampling.run import SampleConfig, sample
+from bksdm_jax.sampling.text_to_image import SamplerConfig, require_sampler
 from bksdm_jax.shapes.render import PIXELS
 from bksdm_jax.shapes.world import ShapesWorld, build
-from bksdm_jax.training.config import TrainConfig, ValidationConfig, require_settings
-from bksdm_jax.training.distill import distill
-from bksdm_jax.training.losses import LossWeights
-from bksdm_jax.training.sheets import SheetConfig
+from bksdm_jax.tasks.distill.config import TrainConfig, ValidationConfig, require_settings
+from bksdm_jax.tasks.distill.losses import LossWeights
+from bksdm_jax.tasks.distill.run import distill
+from bksdm_jax.training.sample_grids import SheetConfig
 from bksdm_jax.training.state import OptimizerConfig
-from bksdm_jax.weights.embedded import TEACHER, pretrained_identity
-from bksdm_jax.weights.load import find_pipeline, load_pipeline, load_unet_config
-from bksdm_jax.weights.save import SaveConfig
-from bksdm_jax.workdir import claim, require_same
 
 _OTHER_SPACE = 100 * 2**20  # bytes: the set, compiled programs, images, metrics
 

@@ -11,14 +11,14 @@ import matplotlib
 from absl import logging
 from matplotlib.figure import Figure
 
+from bksdm_jax.base.distributed import is_first, meet
+from bksdm_jax.base.errors import InputError
+from bksdm_jax.base.files import atomic_file, read_json
+from bksdm_jax.base.workdir import claim, require_same
 from bksdm_jax.data.tables import write_table
-from bksdm_jax.errors import InputError
-from bksdm_jax.files import atomic_file, read_json
-from bksdm_jax.processes import is_first, meet
-from bksdm_jax.training.config import MAY_CHANGE, TrainConfig
-from bksdm_jax.training.distill import distill
-from bksdm_jax.training.run import open_run
-from bksdm_jax.workdir import claim, require_same
+from bksdm_jax.tasks.distill.config import MAY_CHANGE, TrainConfig
+from bksdm_jax.tasks.distill.inputs import open_run
+from bksdm_jax.tasks.distill.run import distill
 
 TABLE, PLOT = "sweep.csv", "sweep.png"
 """Files of a sweep's workdir."""

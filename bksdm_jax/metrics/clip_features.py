@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bksdm_jax.dtypes import exact_products
-from bksdm_jax.images import to_unit
+from bksdm_jax.base.images import to_unit
+from bksdm_jax.base.precision import exact_products
 from bksdm_jax.models.clip_pair import CLIP, CLIPConfig, unit_length
-from bksdm_jax.weights.clip_folder import LoadedCLIP
+from bksdm_jax.pipelines.clip_folder import LoadedCLIP
 
 
 def clip_features(loaded: LoadedCLIP, images: np.ndarray, batch_size: int = 64) -> np.ndarray:

@@ -6,20 +6,20 @@ from typing import Any
 
 import numpy as np
 
+from bksdm_jax.base.errors import InputError, whole_number
+from bksdm_jax.base.files import make_folder, write_json
+from bksdm_jax.base.progress import Progress
 from bksdm_jax.data.image_folder import FileExample, load_image, read_image_folder
-from bksdm_jax.errors import InputError, whole_number
-from bksdm_jax.files import make_folder, write_json
 from bksdm_jax.metrics.attributes import attribute_scores, unreadable_share
 from bksdm_jax.metrics.bootstrap import bootstrap
 from bksdm_jax.metrics.clip_features import clip_cosines, clip_features
 from bksdm_jax.metrics.frechet import Normal, fit_normal, frechet_distance
-from bksdm_jax.progress import Progress
+from bksdm_jax.pipelines.clip_folder import LoadedCLIP, load_clip
+from bksdm_jax.pipelines.embedded import clip_folder
 from bksdm_jax.shapes.reader import read_scene
 from bksdm_jax.shapes.render import PIXELS
 from bksdm_jax.shapes.scenes import Scene, parse_caption
 from bksdm_jax.shapes.world import example
-from bksdm_jax.weights.clip_folder import LoadedCLIP, load_clip
-from bksdm_jax.weights.embedded import clip_folder
 
 _FEWEST = 2  # images that have a spread
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import PartitionSpec
 
-from bksdm_jax.errors import InputError, known_name, one_of
+from bksdm_jax.base.errors import InputError, known_name, one_of
 from bksdm_jax.models.layers import Dense, GroupNorm, LayerNorm, conv
 
 _CHUNK = 512  # queries

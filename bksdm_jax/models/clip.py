@@ -1,14 +1,12 @@
 """CLIP's text encoder as Stable Diffusion uses it: token ids to the states that the U-Net attends to."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from bksdm_jax.errors import InputError, finite_number, known_name, whole_number
 from bksdm_jax.models.abstract import parameter_shapes_of
 from bksdm_jax.models.attention import attend
 from bksdm_jax.models.layers import Dense, LayerNorm
@@ -42,54 +40,6 @@ class CLIPTextConfig:
     max_length: int = 77
     activation: str = "quick_gelu"
     epsilon: float = 1e-5
-
-
-def clip_text_from_transformers(json: Mapping[str, Any], source: str = "config.json") -> CLIPTextConfig:
-    """Reads `config.json` of Transformers' `CLIPTextModel`.
-
-    Raises:
-        InputError: a missing key, or an activation that isn't known here.
-    """
-    keys = {
-        "vocab_size": "vocab_size",
-        "width": "hidden_size",
-        "mlp_width": "intermediate_size",
-        "layers": "num_hidden_layers",
-        "heads": "num_attention_heads",
-        "max_length": "max_position_embeddings",
-    }
-    numbers = {field: whole_number(source, key, json.get(key)) for field, key in keys.items()}
-    activation = known_name(source, "hidden_act", json.get("hidden_act", "quick_gelu"), ACTIVATIONS)
-    config = CLIPTextConfig(
-        **numbers,
-        activation=activation,
-        epsilon=finite_number(source, "layer_norm_eps", json.get("layer_norm_eps", 1e-5), 0),
-    )
-    if config.width % config.heads:
-        raise InputError(f"{source}: hidden_size {config.width} is no multiple of {config.heads} attention heads")
-    return config
-
-
-def clip_text_to_transformers(config: CLIPTextConfig) -> dict[str, Any]:
-    """The `config.json` with which Transformers' `CLIPTextModel` builds the same network.
-
-    The last two token ids are taken for the start and the end of a text, as CLIP's tokenizer has them.
-    """
-    return {
-        "architectures": ["CLIPTextModel"],
-        "model_type": "clip_text_model",
-        "bos_token_id": config.vocab_size - 2,
-        "eos_token_id": config.vocab_size - 1,
-        "pad_token_id": config.vocab_size - 1,
-        "hidden_act": config.activation,
-        "hidden_size": config.width,
-        "intermediate_size": config.mlp_width,
-        "layer_norm_eps": config.epsilon,
-        "max_position_embeddings": config.max_length,
-        "num_attention_heads": config.heads,
-        "num_hidden_layers": config.layers,
-        "vocab_size": config.vocab_size,
-    }
 
 
 class Embeddings(nn.Module):

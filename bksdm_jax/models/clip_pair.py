@@ -1,24 +1,14 @@
 """Both towers of CLIP with their projections: captions and images as directions in one space (Radford et al. 2021)."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from bksdm_jax.errors import InputError, finite_number, known_name, whole_number
 from bksdm_jax.models.abstract import parameter_shapes_of
-from bksdm_jax.models.clip import (
-    ACTIVATIONS,
-    CLIPTextConfig,
-    Encoder,
-    TextTransformer,
-    clip_text_from_transformers,
-    clip_text_to_transformers,
-    norm,
-)
+from bksdm_jax.models.clip import CLIPTextConfig, Encoder, TextTransformer, norm
 from bksdm_jax.models.layers import Dense
 
 
@@ -43,61 +33,6 @@ class CLIPConfig:
     text: CLIPTextConfig
     vision: CLIPVisionConfig
     projection: int = 768
-
-
-def clip_from_transformers(json: Mapping[str, Any], source: str = "config.json") -> CLIPConfig:
-    """Reads `config.json` of Transformers' `CLIPModel`.
-
-    Raises:
-        InputError: a missing key, or an activation that isn't known here.
-    """
-    for part in ("text_config", "vision_config"):
-        if not isinstance(json.get(part), Mapping):
-            raise InputError(f"{source}: {part} is {json.get(part)!r}; expected an object")
-    vision = json["vision_config"]
-    keys = {
-        "image_size": "image_size",
-        "patch_size": "patch_size",
-        "width": "hidden_size",
-        "mlp_width": "intermediate_size",
-        "layers": "num_hidden_layers",
-        "heads": "num_attention_heads",
-    }
-    numbers = {field: whole_number(source, f"vision_config.{key}", vision.get(key)) for field, key in keys.items()}
-    if numbers["width"] % numbers["heads"] or numbers["image_size"] % numbers["patch_size"]:
-        raise InputError(f"{source}: vision_config needs widths that divide by the heads, and whole patches")
-    return CLIPConfig(
-        text=clip_text_from_transformers(json["text_config"], f"{source}: text_config"),
-        vision=CLIPVisionConfig(
-            **numbers,
-            activation=known_name(source, "hidden_act", vision.get("hidden_act", "quick_gelu"), ACTIVATIONS),
-            epsilon=finite_number(source, "layer_norm_eps", vision.get("layer_norm_eps", 1e-5), 0),
-        ),
-        projection=whole_number(source, "projection_dim", json.get("projection_dim", 512)),
-    )
-
-
-def clip_to_transformers(config: CLIPConfig) -> dict[str, Any]:
-    """The `config.json` with which Transformers' `CLIPModel` builds the same network."""
-    vision = config.vision
-    return {
-        "architectures": ["CLIPModel"],
-        "model_type": "clip",
-        "projection_dim": config.projection,
-        "text_config": clip_text_to_transformers(config.text) | {"projection_dim": config.projection},
-        "vision_config": {
-            "model_type": "clip_vision_model",
-            "hidden_act": vision.activation,
-            "hidden_size": vision.width,
-            "image_size": vision.image_size,
-            "intermediate_size": vision.mlp_width,
-            "layer_norm_eps": vision.epsilon,
-            "num_attention_heads": vision.heads,
-            "num_hidden_layers": vision.layers,
-            "patch_size": vision.patch_size,
-            "projection_dim": config.projection,
-        },
-    }
 
 
 class VisionEmbeddings(nn.Module):

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from bksdm_jax.errors import known_name
+from bksdm_jax.base.errors import known_name
 
 _PRODUCTS = ("dot_general", "conv_general_dilated")
 Policy = Callable[..., Any]

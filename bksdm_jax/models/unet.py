@@ -14,15 +14,7 @@ from flax import linen as nn
 
 from bksdm_jax.models.abstract import parameter_shapes_of
 from bksdm_jax.models.attention import SpatialTransformer
-from bksdm_jax.models.layers import (
-    Downsample,
-    GroupNorm,
-    ResnetBlock,
-    TimestepMLP,
-    Upsample,
-    conv,
-    timestep_embedding,
-)
+from bksdm_jax.models.layers import Downsample, GroupNorm, ResnetBlock, TimestepMLP, Upsample, conv, timestep_embedding
 from bksdm_jax.models.remat import rematerialised
 
 FEATURES = "features"

@@ -8,14 +8,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from bksdm_jax.errors import InputError, one_of
-from bksdm_jax.pruning.plan import RemovalPlan, plan_removal, removed_blocks
+from bksdm_jax.base.errors import InputError, one_of
+from bksdm_jax.base.workdir import is_used
+from bksdm_jax.pipelines.hub import is_hub_id
+from bksdm_jax.pipelines.load import find_pipeline, load_architectures, load_pipeline, load_unet, load_unet_config
+from bksdm_jax.pipelines.model_card import CardFacts, parent_name
+from bksdm_jax.pipelines.save import SaveConfig, require_savable, with_unet, write_pipeline
+from bksdm_jax.pruning.presets import preset_of
+from bksdm_jax.pruning.removal import RemovalPlan, plan_removal, removed_blocks
 from bksdm_jax.pruning.weights import copy_weights, random_weights
-from bksdm_jax.weights.hub import is_hub_id
-from bksdm_jax.weights.load import find_pipeline, load_architectures, load_pipeline, load_unet, load_unet_config
-from bksdm_jax.weights.model_card import CardFacts, parent_name
-from bksdm_jax.weights.save import SaveConfig, require_savable, with_unet, write_pipeline
-from bksdm_jax.workdir import is_used
 
 
 def _from_teacher(plan: RemovalPlan, teacher: dict[str, Any], seed: int) -> dict[str, Any]:
@@ -141,7 +142,11 @@ def card_facts(teacher: str, plan: RemovalPlan, student_init: str, training: Map
     """What a student's model card says beyond the networks; `training` may be empty."""
     start = {"teacher": "the parent's weights for the blocks that stay", "random": "random weights"}
     return CardFacts(
-        teacher, plan.removed, start.get(student_init, f"the U-Net of `{parent_name(student_init)}`"), training
+        teacher,
+        plan.removed,
+        start.get(student_init, f"the U-Net of `{parent_name(student_init)}`"),
+        training,
+        preset_of(plan.removed),
     )
 
 

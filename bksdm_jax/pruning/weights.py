@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from bksdm_jax import trees
+from bksdm_jax.base import trees
 from bksdm_jax.models.unet import UNetConfig, flax_name, parameter_shapes
-from bksdm_jax.pruning.plan import RemovalPlan
+from bksdm_jax.pruning.removal import RemovalPlan
 
 
 def copy_weights(plan: RemovalPlan, teacher: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import jinja2
 
-from bksdm_jax.files import atomic_file, read_json
+from bksdm_jax.base.files import atomic_file, read_json
 from bksdm_jax.reports.figures import Curve, line_plot, read_metrics
 
 COLUMNS = 8

@@ -13,7 +13,7 @@ import re
 
 import numpy as np
 
-from bksdm_jax.errors import InputError
+from bksdm_jax.base.errors import InputError
 
 SHAPES = ("circle", "square", "triangle", "diamond", "cross", "star")
 COLOURS = {

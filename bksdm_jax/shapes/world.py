@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from bksdm_jax.errors import InputError, in_short, one_of
+from bksdm_jax.base.errors import InputError, in_short, one_of
 from bksdm_jax.shapes.render import PIXELS, render
 from bksdm_jax.shapes.scenes import caption, draw_scene
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bksdm_jax.images import to_unit
+from bksdm_jax.base.images import to_unit
 from bksdm_jax.models.vae import VAE, VAEConfig
 from bksdm_jax.shapes.render import PIXELS
 from bksdm_jax.shapes.scenes import PLACES, parse_caption

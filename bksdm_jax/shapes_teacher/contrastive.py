@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bksdm_jax.images import to_unit
+from bksdm_jax.base.images import to_unit
 from bksdm_jax.models.clip import CLIPTextConfig
 from bksdm_jax.models.clip_pair import CLIP, CLIPConfig, CLIPVisionConfig
+from bksdm_jax.pipelines.tokenizer import Tokenizer
 from bksdm_jax.shapes.render import PIXELS, render
 from bksdm_jax.shapes.scenes import Scene, caption, neighbour, parse_caption
 from bksdm_jax.training.update import Batch, Frozen, Loss
-from bksdm_jax.weights.tokenizer import Tokenizer
 
 WIDTH = 64
 GROUP = 4

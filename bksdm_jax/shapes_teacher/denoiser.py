@@ -10,9 +10,9 @@ from bksdm_jax.diffusion.schedule import ScheduleConfig
 from bksdm_jax.models.clip import CLIPTextConfig
 from bksdm_jax.models.unet import Stage, UNetConfig
 from bksdm_jax.models.vae import VAEConfig
-from bksdm_jax.pruning.plan import plan_removal
-from bksdm_jax.training.losses import LossWeights
-from bksdm_jax.training.step import Problem, make_loss, noise_latents
+from bksdm_jax.pruning.removal import plan_removal
+from bksdm_jax.tasks.distill.losses import LossWeights
+from bksdm_jax.tasks.distill.objective import Problem, make_loss, noise_latents
 from bksdm_jax.training.update import Batch, Frozen, Loss
 
 WIDTHS = (64, 64, 96, 96)

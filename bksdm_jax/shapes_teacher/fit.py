@@ -9,9 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from bksdm_jax.errors import InputError
-from bksdm_jax.files import make_folder
-from bksdm_jax.progress import waiting
+from bksdm_jax.base.errors import InputError
+from bksdm_jax.base.files import make_folder
+from bksdm_jax.base.progress import waiting
 from bksdm_jax.training.checkpoints import Checkpoints
 from bksdm_jax.training.loop import LoopConfig, run_loop
 from bksdm_jax.training.state import OptimizerConfig, create_state, make_optimizer

@@ -12,17 +12,25 @@ import jax.numpy as jnp
 import numpy as np
 import tensorflow_datasets as tfds
 
-from bksdm_jax.diffusion.schedule import ScheduleConfig, schedule_to_diffusers
-from bksdm_jax.errors import finite_number, whole_number
-from bksdm_jax.files import atomic_file, atomic_folder
-from bksdm_jax.images import to_unit
-from bksdm_jax.models.clip import clip_text_to_transformers
+from bksdm_jax.base.errors import finite_number, whole_number
+from bksdm_jax.base.files import atomic_file, atomic_folder
+from bksdm_jax.base.images import to_unit
+from bksdm_jax.base.progress import Progress
+from bksdm_jax.base.workdir import claim, require_same
+from bksdm_jax.diffusion.schedule import ScheduleConfig
+from bksdm_jax.formats.clip_json import clip_text_to_transformers
+from bksdm_jax.formats.scheduler_json import schedule_to_diffusers
+from bksdm_jax.formats.unet_json import unet_to_diffusers
+from bksdm_jax.formats.vae_json import vae_to_diffusers
 from bksdm_jax.models.clip_pair import CLIP, CLIPConfig
 from bksdm_jax.models.unet import UNet, UNetConfig, example_inputs
-from bksdm_jax.models.unet_json import unet_to_diffusers
-from bksdm_jax.models.vae import VAE, VAEConfig, vae_to_diffusers
-from bksdm_jax.pipelines.text_to_image import MOST_SEED
-from bksdm_jax.progress import Progress
+from bksdm_jax.models.vae import VAE, VAEConfig
+from bksdm_jax.pipelines.clip_folder import write_clip
+from bksdm_jax.pipelines.embedded import write_checksums
+from bksdm_jax.pipelines.pipeline import Network, Pipeline
+from bksdm_jax.pipelines.save import SaveConfig, write_pipeline
+from bksdm_jax.pipelines.tokenizer import Tokenizer, load_tokenizer, write_tokenizer
+from bksdm_jax.sampling.text_to_image import MOST_SEED
 from bksdm_jax.shapes.scenes import words
 from bksdm_jax.shapes.world import build
 from bksdm_jax.shapes_teacher.autoencoder import VAE_CONFIG, autoencoder_loss, object_crops, whole_images
@@ -31,12 +39,6 @@ from bksdm_jax.shapes_teacher.contrastive import contrastive_loss, flattened, gr
 from bksdm_jax.shapes_teacher.denoiser import denoising_loss
 from bksdm_jax.shapes_teacher.denoiser import unet_config as small_unet
 from bksdm_jax.shapes_teacher.fit import Phase, fit, shuffled
-from bksdm_jax.weights.clip_folder import write_clip
-from bksdm_jax.weights.embedded import write_checksums
-from bksdm_jax.weights.pipeline import Network, Pipeline
-from bksdm_jax.weights.save import SaveConfig, write_pipeline
-from bksdm_jax.weights.tokenizer import Tokenizer, load_tokenizer, write_tokenizer
-from bksdm_jax.workdir import claim, require_same
 
 _ENCODED_AT_ONCE = 250
 

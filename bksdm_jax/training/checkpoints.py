@@ -6,8 +6,8 @@ from pathlib import Path
 
 import orbax.checkpoint as ocp
 
-from bksdm_jax.errors import InputError, in_short
-from bksdm_jax.interrupts import Interrupts
+from bksdm_jax.base.errors import InputError, in_short
+from bksdm_jax.base.signals import Interrupts
 from bksdm_jax.training.state import TrainState
 
 

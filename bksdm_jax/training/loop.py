@@ -8,14 +8,13 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from bksdm_jax.errors import InputError
-from bksdm_jax.interrupts import Interrupts
-from bksdm_jax.memory import give_back, resident
-from bksdm_jax.processes import largest, meet
-from bksdm_jax.progress import Progress
+from bksdm_jax.base.distributed import largest, meet
+from bksdm_jax.base.errors import InputError
+from bksdm_jax.base.memory import give_back, resident
+from bksdm_jax.base.progress import Progress
+from bksdm_jax.base.signals import Interrupts
 from bksdm_jax.training.checkpoints import Checkpoints
-from bksdm_jax.training.config import PROFILED
-from bksdm_jax.training.profile import Profile
+from bksdm_jax.training.profile import PROFILED, Profile
 from bksdm_jax.training.state import TrainState
 from bksdm_jax.training.update import Frozen, TrainStep
 

@@ -5,7 +5,10 @@ from typing import Any
 
 import jax
 
-from bksdm_jax.processes import is_first
+from bksdm_jax.base.distributed import is_first
+
+PROFILED = 3
+"""Updates that the profiler watches."""
 
 
 class Profile:

@@ -10,13 +10,13 @@ from jax.sharding import Mesh
 from bksdm_jax.models.clip import clip_text_parameter_shapes
 from bksdm_jax.models.unet import parameter_shapes
 from bksdm_jax.models.vae import vae_parameter_shapes
-from bksdm_jax.pruning.plan import RemovalPlan
-from bksdm_jax.training.losses import LossWeights
+from bksdm_jax.pipelines.pipeline import Architectures
+from bksdm_jax.pruning.removal import RemovalPlan
+from bksdm_jax.tasks.distill.losses import LossWeights
+from bksdm_jax.tasks.distill.objective import Augmentation, Problem, make_batch_loss
 from bksdm_jax.training.sharding import batch_sharding, parameter_shardings, replicated
 from bksdm_jax.training.state import OptimizerConfig, TrainState, create_state, make_optimizer
-from bksdm_jax.training.step import Augmentation, Problem, make_batch_loss
 from bksdm_jax.training.update import Loss, make_update
-from bksdm_jax.weights.pipeline import Architectures
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from bksdm_jax.processes import together
+from bksdm_jax.base.distributed import together
 from bksdm_jax.training.state import TrainState
 from bksdm_jax.training.update import Batch, Frozen, Loss
 

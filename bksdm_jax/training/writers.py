@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from clu import metric_writers
 
-from bksdm_jax.files import atomic_file
-from bksdm_jax.processes import is_first
+from bksdm_jax.base.distributed import is_first
+from bksdm_jax.base.files import atomic_file
 
 
 class CsvWriter(metric_writers.MetricWriter):

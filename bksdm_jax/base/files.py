@@ -1,0 +1,145 @@
+"""Writing so that nothing half-written is ever taken for whole, and reading text people really have."""
+
+import codecs
+import contextlib
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bksdm_jax.base.errors import InputError
+from bksdm_jax.base.paths import AnyPath, read_bytes
+
+_BOMS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark is its beginning
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+@contextlib.contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """Yields an empty folder beside `target` that takes its name when the block ends without an error.
+
+    An existing `target` is replaced as a whole; after an error it is as it was. A kill leaves at most a hidden
+    `.NAME.partial` beside it, which the next call clears, or, between two renames, the former folder as `.NAME.old`.
+
+    Raises:
+        InputError: the place can't be written, or an operating system's error in the block.
+    """
+    target = Path(target).resolve()
+    temporary, old = (target.with_name(f".{target.name}.{ending}") for ending in ("partial", "old"))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        yield temporary
+        shutil.rmtree(old, ignore_errors=True)
+        if target.exists():
+            target.rename(old)
+        try:
+            temporary.rename(target)
+        except OSError:
+            if old.exists():
+                old.rename(target)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise InputError(f"{target}: can't be written ({error.strerror or error}); choose another place") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def atomic_file(target: Path) -> Iterator[Path]:
+    """Yields a path beside `target`; what was written there takes its name when the block ends without an error.
+
+    Raises:
+        InputError: an operating system's error in the block, as of a full disk.
+    """
+    target = Path(target)
+    temporary = target.with_name(f".{target.name}.partial")
+    try:
+        yield temporary
+        temporary.replace(target)
+    except OSError as error:
+        raise InputError(f"{target}: can't be written ({error.strerror or error})") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hex; raises `InputError` if it can't be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path}: can't be read ({error.strerror})") from error
+
+
+def make_folder(path: Path) -> Path:
+    """Makes a folder and those above it, unless they are there; raises `InputError` if it can't be made."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path}: can't be made ({error.strerror})") from error
+    return path
+
+
+def require_space(folder: Path, needed: int) -> None:
+    """Raises `InputError` if the disk on which `folder` is, or is to be, has fewer than `needed` bytes free."""
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        raise InputError(
+            f"{folder}: {free / 2**20:.0f} MiB free on its disk, {needed / 2**20:.0f} MiB needed; "
+            "make room, or choose another workdir"
+        )
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes `value` as indented JSON with sorted keys, atomically; no number in it may be infinite or NaN."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: AnyPath) -> dict[str, Any]:
+    """The JSON object in `path`.
+
+    Raises:
+        InputError: no such file, no JSON, or no object.
+    """
+    text = read_text(path)
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def read_text(path: AnyPath) -> str:
+    """The text of `path`: UTF-8, or whatever its byte order mark names (UTF-8, UTF-16, UTF-32).
+
+    Raises:
+        InputError: no such file, or bytes that aren't text in that encoding; the line is named.
+    """
+    data = read_bytes(path)
+    encoding = next((name for mark, name in _BOMS if data.startswith(mark)), "utf-8")
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise InputError(
+            f"{path}: line {line} is not {encoding} (byte 0x{data[error.start]:02x}); save the file as UTF-8"
+        ) from error
+    if "\0" in text:
+        line = text[: text.index("\0")].count("\n") + 1
+        raise InputError(f"{path}: line {line} has a NUL character; is it UTF-16? save the file as UTF-8")
+    return text

@@ -1,0 +1,29 @@
+"""The number formats that networks may compute in."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bksdm_jax.base.errors import one_of
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def compute_dtype(name: str) -> jnp.dtype:
+    """The format called `name`; an unknown one raises `InputError` with the known ones."""
+    if name not in DTYPES:
+        raise one_of("dtype", name, DTYPES)
+    return DTYPES[name]
+
+
+def cast_frozen(params: Any, dtype: jnp.dtype) -> Any:
+    """Parameters that are only read, as numpy arrays: matrices and kernels in `dtype`, vectors in float32."""
+    return jax.tree.map(lambda leaf: np.asarray(leaf).astype(dtype if leaf.ndim > 1 else np.float32), params)
+
+
+def exact_products(name: str) -> AbstractContextManager[None]:
+    """While entered, float32 means float32: GPUs and TPUs multiply float32 in shorter formats unless told."""
+    return jax.default_matmul_precision("highest") if name == "float32" else nullcontext()

@@ -1,0 +1,52 @@
+"""Named pytrees: nested dictionaries of arrays as flat `{"a/b/c": leaf}` tables, and back."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from flax import traverse_util
+
+from bksdm_jax.base.errors import InputError
+
+
+def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """`{"a": {"b": x}}` -> `{"a/b": x}`; the order of the leaves is kept."""
+    return traverse_util.flatten_dict(tree, sep="/")
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `flatten`."""
+    return traverse_util.unflatten_dict(dict(flat), sep="/")
+
+
+def count(tree: Any) -> int:
+    """How many numbers the leaves of `tree` (arrays or `jax.ShapeDtypeStruct`) hold."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def require_same(source: str, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Holds a table of shapes to the expected one.
+
+    Args:
+        source: what `found` was read from; the error begins with it.
+        found: name -> shape.
+        expected: name -> shape.
+
+    Raises:
+        InputError: one line with every missing, unexpected and mis-shaped name.
+    """
+    missing = [name for name in expected if name not in found]
+    unexpected = [name for name in found if name not in expected]
+    misshaped = [
+        f"{name} is {tuple(found[name])}, expected {tuple(expected[name])}"
+        for name in expected
+        if name in found and tuple(found[name]) != tuple(expected[name])
+    ]
+    parts = [
+        f"{len(names)} {kind}: {', '.join(names)}"
+        for kind, names in (("missing", missing), ("unexpected", unexpected), ("mis-shaped", misshaped))
+        if names
+    ]
+    if parts:
+        raise InputError(f"{source}: weights don't fit the config beside them; " + "; ".join(parts))

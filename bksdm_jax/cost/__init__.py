@@ -1,0 +1,1 @@
+"""What a network costs, in numbers and in time."""

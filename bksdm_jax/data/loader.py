@@ -1,0 +1,130 @@
+"""The stream of training batches: a Grain pipeline whose every batch follows from the seed and the step alone."""
+
+import dataclasses
+import re
+import signal
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+import grain
+import numpy as np
+from absl import flags
+
+from bksdm_jax.base.errors import InputError
+from bksdm_jax.data.cached import CachedExample
+from bksdm_jax.data.sources import Example, square_image
+from bksdm_jax.pipelines.tokenizer import Tokenizer
+
+_ENDLESS = 2**48  # examples; Grain counts them all
+_THREADS = 16
+_Entry = TypeVar("_Entry")
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamConfig:
+    """How examples become batches.
+
+    Attributes:
+        resolution: pixels.
+        batch_size: images per optimiser update, over all processes.
+        accumulation: micro-batches that an update is made of.
+        flip: mirror half of the images.
+        seed: of order, captions, crops and flips.
+        random_crop: crop anywhere along the long side, not in the middle.
+        workers: processes that read and decode; 0: threads of this one do.
+    """
+
+    resolution: int
+    batch_size: int
+    accumulation: int
+    flip: bool
+    seed: int
+    random_crop: bool = False
+    workers: int = 0
+
+
+def training_batches(
+    examples: Sequence[Example | CachedExample],
+    tokenizer: Tokenizer,
+    config: StreamConfig,
+    start_step: int = 0,
+    rows: Sequence[int] | None = None,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Endless batches from `start_step` on; every epoch has its own order.
+
+    The examples of a batch, their order, captions, crops and flips follow from `examples`, `seed` and the step alone,
+    whatever the numbers of processes and workers.
+
+    Args:
+        examples: images, or cached latents, with captions.
+        tokenizer: of the text encoder; cached latents have token ids already.
+        config: see there.
+        start_step: the first batch is the one that an undisturbed run would see at this step.
+        rows: places in each micro-batch that this process reads, ascending; None: all.
+
+    Yields:
+        with A micro-batches of M images for this process, `tokens` int32 [A, M, T], and `images` uint8 [A, M, H, W, 3]
+        or, of cached latents, `moments` uint16 [A, M, 2, h, w, C]: mean and log-variance, the bits of bfloat16.
+
+    Raises:
+        InputError: the batch doesn't divide, or (while iterating) an unreadable image.
+    """
+    micro_batch, rest = divmod(config.batch_size, config.accumulation)
+    if rest or not micro_batch:
+        raise InputError(f"batch_size: {config.batch_size} doesn't divide by accumulation {config.accumulation}")
+    rows = range(micro_batch) if rows is None else rows
+    share = len(rows)
+
+    def load(example: Example | CachedExample, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        caption = int(rng.integers(len(example.texts))) if len(example.texts) > 1 else 0
+        if isinstance(example, CachedExample):
+            mirrored = config.flip and rng.random() < 0.5
+            return {"moments": example.moments(mirrored), "tokens": example.tokens(caption)}
+        where = (float(rng.random()), float(rng.random())) if config.random_crop else (0.5, 0.5)
+        mirrored = config.flip and rng.random() < 0.5
+        pixels = square_image(example, config.resolution, where, mirrored)
+        return {"images": pixels, "tokens": tokenizer([example.texts[caption]])[0]}
+
+    epochs = max(1, _ENDLESS // len(examples))
+    loaded = grain.MapDataset.source(examples).seed(config.seed).shuffle().repeat(epochs).random_map(load)
+    batch, workers = config.accumulation * share, max(config.workers, 1)
+
+    def own(position: int) -> dict[str, np.ndarray]:
+        """This process's rows of each micro-batch, so that an image meets the same noise on any number of them."""
+        turn, worker = divmod(position, workers)  # Grain deals positions out to workers, and takes batches in turn
+        step, offset = divmod(turn, batch)
+        part, row = divmod(offset, share)
+        step = start_step + step * workers + worker
+        return loaded[step * config.batch_size + part * micro_batch + rows[row]]
+
+    length = (len(loaded) // config.batch_size - start_step) // workers * workers * batch
+    examples_ahead = grain.ReadOptions(num_threads=_THREADS if not config.workers else 1, prefetch_buffer_size=256)
+    stream = grain.MapDataset.range(length).map(own).to_iter_dataset(examples_ahead)
+    stream = stream.batch(share).batch(config.accumulation)
+    if config.workers:
+        if not flags.FLAGS.is_parsed():  # Grain asks for one of its own when it starts a process
+            flags.FLAGS.mark_as_parsed()
+        stream = stream.mp_prefetch(
+            grain.MultiprocessingOptions(config.workers, per_worker_buffer_size=2), _start_worker
+        )
+    return in_one_line(iter(stream))
+
+
+def _start_worker(index: int, count: int) -> None:
+    """A Ctrl-C goes to the parent, which saves and then ends its workers."""
+    del index, count
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def in_one_line(entries: Iterator[_Entry]) -> Iterator[_Entry]:
+    """An error as the one line that it began with: Grain adds advice to it, and wraps that of a worker."""
+    try:
+        yield from entries
+    except Exception as error:
+        said = str(error)
+        if not isinstance(error, InputError):
+            wrapped = re.findall(rf"{InputError.__module__}\.{InputError.__name__}: (.+)", said)
+            if not wrapped:
+                raise
+            said = wrapped[-1]
+        raise InputError(said.splitlines()[0]) from error

@@ -1,0 +1,1 @@
+"""Makes datasets for training of images and captions."""

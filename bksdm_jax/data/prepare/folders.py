@@ -1,0 +1,193 @@
+"""A folder of images with a table of captions: `metadata.csv` or `metadata.jsonl`."""
+
+import codecs
+import csv
+import dataclasses
+import hashlib
+import io
+import json
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+from typing import Any, BinaryIO
+
+from etils import epath
+
+from bksdm_jax.base.errors import InputError, in_short, nearest
+from bksdm_jax.base.paths import is_remote
+from bksdm_jax.data.prepare.pairs import MOST_BYTES, Chunk, Pair, Reject, checked_texts, is_inside
+
+TABLES = ("metadata.csv", "metadata.jsonl")
+_MARKS = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_UTF = ("utf-32", "utf-32", "utf-16", "utf-16")
+_MOST_LINE = 2**22  # letters
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderChunk:
+    """Some rows of a table."""
+
+    folder: epath.Path
+    rows: tuple[tuple[str, tuple[str, ...]] | Reject, ...]
+
+    def read(self) -> Iterator[Pair | Reject]:
+        """As `Chunk.read`."""
+        for row in self.rows:
+            if isinstance(row, Reject):
+                yield row
+                continue
+            name, texts = row
+            try:
+                yield Pair(name, _file_bytes(self.folder / name), texts)
+            except (OSError, ValueError) as error:
+                yield Reject(name, in_short(error))
+            except Exception as error:  # of a store's client: of the connection, not of the file
+                raise InputError(f"{self.folder / name}: can't be read ({in_short(error)})") from error
+
+
+class FolderSource:
+    """A folder; its table is read as it is needed, so that it may be of any length."""
+
+    unit = "pairs"
+
+    def __init__(self, folder: epath.Path, columns: tuple[str, str], chunk: int) -> None:
+        """Reads the table once, to count its rows.
+
+        Args:
+            folder: with one of `TABLES`.
+            columns: of the file name and of the caption.
+            chunk: rows that are read together.
+
+        Raises:
+            InputError: no table, one without these columns, or that can't be read.
+        """
+        found = [folder / name for name in TABLES if (folder / name).exists()]
+        if not found:
+            raise InputError(f"{folder}: no {' or '.join(TABLES)}; expected images and such a table")
+        if len(found) > 1:
+            raise InputError(f"{folder}: both {' and '.join(TABLES)}; move one away")
+        self._folder, self._table, self._columns, self._chunk = folder, found[0], columns, chunk
+        self.total = sum(1 for _ in self._rows())
+        if not self.total:
+            raise InputError(f"{self._table}: no rows")
+        with self._table.open("rb") as file:
+            self.fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
+
+    def chunks(self) -> Iterator[Chunk]:
+        """As `Source.chunks`; a name that was there before is a reject."""
+        seen: set[bytes] = set()  # hashes, of which two alike are one in 10^19, since names may be long
+        rows: list[tuple[str, tuple[str, ...]] | Reject] = []
+        for row in self._rows():
+            mark = b"" if isinstance(row, Reject) else _mark(row[0])
+            rows.append(Reject(row[0], "listed before") if mark in seen else row)
+            if mark:
+                seen.add(mark)
+            if len(rows) == self._chunk:
+                yield FolderChunk(self._folder, tuple(rows))
+                rows = []
+        if rows:
+            yield FolderChunk(self._folder, tuple(rows))
+
+    def _rows(self) -> Iterator[tuple[str, tuple[str, ...]] | Reject]:
+        read = _csv_rows if self._table.suffix == ".csv" else _json_rows
+        try:
+            with self._table.open("rb") as file, _text(file) as text:
+                for where, row in read(self._table, text, self._columns):
+                    yield _checked(where, row, self._columns)
+        except UnicodeError as error:
+            raise InputError(f"{self._table}: not {_UNICODE}; save it as UTF-8") from error
+        except csv.Error as error:
+            raise InputError(f"{self._table}: not a readable CSV file ({error})") from error
+        except InputError:
+            raise
+        except Exception as error:  # the system's, or types of a store's client
+            raise InputError(f"{self._table}: can't be read ({in_short(error)})") from error
+
+
+def _mark(name: str) -> bytes:
+    return hashlib.blake2b(str(PurePosixPath(name)).encode(), digest_size=8).digest()
+
+
+_UNICODE = "UTF-8, nor UTF-16 or UTF-32 with its mark"
+
+
+def _text(file: BinaryIO) -> io.TextIOWrapper:
+    head = file.read(4)
+    file.seek(0)
+    encoding = next((utf for mark, utf in zip(_MARKS, _UTF, strict=True) if head.startswith(mark)), "utf-8-sig")
+    return io.TextIOWrapper(file, encoding=encoding, newline="")
+
+
+def _csv_rows(table: epath.Path, text: io.TextIOWrapper, columns: tuple[str, str]) -> Iterator[tuple[str, Any]]:
+    lines = _bounded_lines(table, text)
+    csv.field_size_limit(_MOST_LINE)
+    reader = csv.reader(lines, strict=True)
+    header = [name.strip() for name in next(reader, [])]
+    for column in columns:
+        if column not in header:
+            found = ", ".join(name[:40] for name in header) or "nothing"
+            raise InputError(f"{table}: no column {column!r}{nearest(column, header)}; its first line has {found:.300}")
+    for row in reader:
+        if not row:
+            continue
+        where = f"line {reader.line_num} of {table.name}"
+        if len(row) != len(header):
+            yield where, f"{len(row)} fields; expected {len(header)} (a caption with a comma goes in quotes)"
+        else:
+            yield where, dict(zip(header, row, strict=True))
+
+
+def _json_rows(table: epath.Path, text: io.TextIOWrapper, columns: tuple[str, str]) -> Iterator[tuple[str, Any]]:
+    known = False
+    for number, line in enumerate(_bounded_lines(table, text), start=1):
+        if not line.strip():
+            continue
+        where = f"line {number} of {table.name}"
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            yield where, "no JSON"
+            continue
+        if not isinstance(row, dict):
+            yield where, f"{type(row).__name__}; expected an object"
+            continue
+        if not known:  # the first whole line says which columns there are
+            for column in columns:
+                if column not in row:
+                    found = ", ".join(map(str, row))
+                    raise InputError(f"{table}: no {column!r}{nearest(column, row)} in line {number}, but {found:.300}")
+            known = True
+        yield where, row
+
+
+def _bounded_lines(table: epath.Path, text: io.TextIOWrapper) -> Iterator[str]:
+    while line := text.readline(_MOST_LINE):
+        if len(line) == _MOST_LINE:
+            raise InputError(f"{table}: a line of more than {_MOST_LINE} letters; is it the table?")
+        yield line
+
+
+def _checked(where: str, row: Any, columns: tuple[str, str]) -> tuple[str, tuple[str, ...]] | Reject:
+    """A row, held to what it must be."""
+    if isinstance(row, str):
+        return Reject(where, row)
+    name, texts = (row.get(column) for column in columns)
+    if not isinstance(name, str) or not is_inside(name):
+        return Reject(where, f"{columns[0]} {name!r:.200} names no file in the folder")
+    try:
+        return name, checked_texts(texts if isinstance(texts, list) else [texts])
+    except ValueError as error:
+        return Reject(name, str(error))
+
+
+def _file_bytes(path: epath.Path) -> bytes:
+    """Raises `ValueError` or `OSError` if there is no such file, or one too large."""
+    if not is_remote(path):
+        if not path.exists():
+            raise ValueError("no such file")
+        if not path.is_file():
+            raise ValueError("no file, but a folder or device")
+    with path.open("rb") as file:
+        data = file.read(MOST_BYTES + 1)
+    if len(data) > MOST_BYTES:
+        raise ValueError(f"more than {MOST_BYTES} bytes")
+    return data

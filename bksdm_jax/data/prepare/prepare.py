@@ -1,0 +1,240 @@
+"""What people have on disk, made a TFDS set: one call, over processes, that a kill doesn't lose."""
+
+import concurrent.futures
+import dataclasses
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import threading
+from collections.abc import Container, Iterator, Mapping
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+import jax
+from etils import epath
+
+from bksdm_jax.base.errors import InputError, finite_number, one_of, whole_number
+from bksdm_jax.base.files import make_folder, read_json, write_json
+from bksdm_jax.base.paths import place
+from bksdm_jax.base.progress import Progress
+from bksdm_jax.base.signals import Interrupts
+from bksdm_jax.base.workdir import claim, require_same
+from bksdm_jax.data.decode import MOST_PIXELS
+from bksdm_jax.data.prepare.folders import TABLES, FolderSource
+from bksdm_jax.data.prepare.latents import LatentConfig, prepare_latents
+from bksdm_jax.data.prepare.pairs import Source
+from bksdm_jax.data.prepare.shards import SPLITS, ShardConfig, pair_features, record_path, write_shard
+from bksdm_jax.data.prepare.summary import rejected, summary, write_contact_sheet
+from bksdm_jax.data.prepare.tars import TarSource
+from bksdm_jax.data.prepare.tfds_folder import INFO, PARTS, clear, write_set
+from bksdm_jax.data.prepare.tfds_sets import TfdsSource
+from bksdm_jax.data.tables import write_table
+
+KINDS = ("auto", "folder", "tars", "tfds")
+REJECTS, SUMMARY, SHEET = "rejects.csv", "summary.json", "contact_sheet.png"
+"""Files beside a prepared set."""
+_ENOUGH = 1000  # pairs, from which on too many rejects end the work at once
+_MAY_CHANGE = ("workers", "most_rejects")
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareConfig:
+    """A set to make.
+
+    Attributes:
+        source: a folder of images with `metadata.csv` or `metadata.jsonl`, a folder of WebDataset `.tar` files, or the
+            folder of a TFDS set.
+        kind: which of them, one of `KINDS`; `auto` looks.
+        split: of a TFDS set.
+        image_column, text_column: names of the table's columns, or of the set's features (`captions/text` for one
+            inside another); of `.json` members in archives the caption's. Empty: `file_name` and `text`, `image` and
+            `text`, `caption`.
+        validation: share of the examples that are kept out of training, by a hash of their names.
+        resolution: the short side in pixels that larger images are shrunk to; 0: all stay as they are.
+        most_pixels: width times height above which an image is a reject.
+        most_rejects: share of rejects above which the whole is given up.
+        chunk: rows of a table that a worker takes at a time; each chunk makes a file of the set.
+        workers: processes; 0: as many as there are cores.
+        latents: for a set of cached latents, of a source that is a TFDS set; then `resolution` is the latents' (0: the
+            pipeline's own), and of the rest only `chunk` counts.
+    """
+
+    source: str
+    kind: str = "auto"
+    split: str = "train"
+    image_column: str = ""
+    text_column: str = ""
+    validation: float = 0.01
+    resolution: int = 0
+    most_pixels: int = MOST_PIXELS
+    most_rejects: float = 0.1
+    chunk: int = 1000
+    workers: int = 0
+    latents: LatentConfig = LatentConfig()
+
+
+def prepare(config: PrepareConfig, workdir: Path) -> Path | None:
+    """Makes, or goes on making, a set in `workdir`, which `tfds.builder_from_directory` opens.
+
+    Its splits are `train` and `validation`; beside it lie `rejects.csv`, `summary.json` and `contact_sheet.png`.
+
+    Returns:
+        the folder; None if the work was interrupted (the same call continues it).
+
+    Raises:
+        InputError: a setting or the source can't be used, the disk not written, or too much of the source is rejected.
+    """
+    _require_settings(config)
+    if not config.latents.pipeline and jax.process_count() > 1:
+        raise InputError(f"{jax.process_count()} processes are for latents; images are prepared by one, with workers")
+    if config.latents.pipeline:
+        return prepare_latents(config.source, config.latents, config.resolution, config.chunk, workdir)
+    source = _open_source(config)
+    record = {key: value for key, value in dataclasses.asdict(config).items() if key != "latents"}
+    record |= {"source": str(place(config.source)), "fingerprint": source.fingerprint}
+    require_same(workdir, record, _MAY_CHANGE)
+    if (workdir / INFO).exists():
+        clear(workdir)  # a kill may have come before that
+        return workdir
+    claim(workdir, record)
+    parts = make_folder(workdir / PARTS)
+    shard = ShardConfig(config.validation, config.resolution, config.most_pixels)
+    count = _run(config, source, shard, parts)
+    if count is None:
+        return None
+    records = [read_json(record_path(parts, index)) for index in range(count)]
+    _tell_rejects(parts)
+    found = summary(records)
+    _require_few_rejects(config, parts, sum(found["examples"].values()), found["rejects"])
+    if not sum(found["examples"].values()):
+        raise InputError(f"{config.source}: no pair of image and caption that can be used; see {workdir / REJECTS}")
+    if not (workdir / SHEET).exists():
+        write_contact_sheet(workdir / SHEET, parts, pair_features(), records)
+    write_json(workdir / SUMMARY, found)
+    write_set(workdir, "pairs", "Images with captions.", pair_features(), records)
+    return workdir
+
+
+def _require_settings(config: PrepareConfig) -> None:
+    if config.kind not in KINDS:
+        raise one_of("kind", config.kind, KINDS)
+    for key, least in {"resolution": 0, "chunk": 1, "workers": 0}.items():
+        whole_number("config", key, getattr(config, key), least)
+    whole_number("config", "most_pixels", config.most_pixels, 1, MOST_PIXELS)
+    for key in ("validation", "most_rejects"):
+        finite_number("config", key, getattr(config, key), 0, 1)
+
+
+def _open_source(config: PrepareConfig) -> Source:
+    folder = place(config.source)
+    if not folder.is_dir():
+        raise InputError(f"{config.source}: no such folder")
+    kind = config.kind if config.kind != "auto" else _kind(folder)
+    columns = (config.image_column or ("image" if kind == "tfds" else "file_name"), config.text_column or "text")
+    if kind == "tfds":
+        return TfdsSource(folder, config.split, columns)
+    if kind == "tars":
+        return TarSource(folder, config.text_column or "caption")
+    return FolderSource(folder, columns, config.chunk)
+
+
+def _kind(folder: epath.Path) -> str:
+    if (folder / INFO).exists():
+        return "tfds"
+    if any((folder / name).exists() for name in TABLES):
+        return "folder"
+    if any(path.name.endswith(".tar") for path in folder.iterdir()):
+        return "tars"
+    raise InputError(f"{folder}: neither {' nor '.join(TABLES)}, nor .tar files, nor a TFDS set's {INFO} in it")
+
+
+def _run(config: PrepareConfig, source: Source, shard: ShardConfig, parts: Path) -> int | None:
+    """Has the workers make the parts of all chunks that are missing; the number of chunks, or None if interrupted."""
+    former = {int(path.stem): read_json(path) for path in sorted(parts.glob("[0-9]*.json"))}
+    accepted, bad = (sum(map(counted, former.values())) for counted in (_accepted, _rejected))
+    done, count = accepted + bad if source.unit == "pairs" else len(former), max(former, default=-1) + 1
+    with Interrupts() as interrupts, Progress(source.unit, source.total, done) as progress:
+        try:
+            for index, record in _records(config, source, shard, parts, former):
+                accepted, bad = accepted + _accepted(record), bad + _rejected(record)
+                made = _accepted(record) + _rejected(record) if source.unit == "pairs" else 1
+                progress.advance(made, f"{bad} rejects")
+                count = max(count, index + 1)
+                if accepted + bad >= _ENOUGH:
+                    _require_few_rejects(config, parts, accepted, bad)
+                if interrupts.wanted:
+                    return None
+        except BrokenProcessPool as error:
+            if interrupts.wanted:  # the workers met the signal too
+                return None
+            raise InputError("a worker was killed, for want of memory perhaps; the same command continues") from error
+    return count
+
+
+def _accepted(record: Mapping[str, Any]) -> int:
+    return sum(record["splits"][split][0] for split in SPLITS)
+
+
+def _rejected(record: Mapping[str, Any]) -> int:
+    return len(record["rejects"])
+
+
+def _records(
+    config: PrepareConfig, source: Source, shard: ShardConfig, parts: Path, former: Container[int]
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The record of every chunk that isn't among the former ones, as it is done."""
+    missing = ((index, chunk) for index, chunk in enumerate(source.chunks()) if index not in former)
+    workers = config.workers or os.cpu_count() or 1
+    if workers == 1:
+        for index, chunk in missing:
+            yield index, write_shard(parts, index, chunk, shard)
+        return
+    context = multiprocessing.get_context("spawn")  # forks of a process with threads can hang
+    pool = concurrent.futures.ProcessPoolExecutor(workers, context, initializer=_start_worker)
+    running: dict[concurrent.futures.Future[dict[str, Any]], int] = {}
+    try:
+        for index, chunk in missing:
+            running[pool.submit(write_shard, parts, index, chunk, shard)] = index
+            if len(running) >= 2 * workers:  # so that a table of any length is never held whole
+                yield from _finished(running)
+        while running:
+            yield from _finished(running)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _finished(running: dict[Any, int]) -> Iterator[tuple[int, dict[str, Any]]]:
+    done, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
+    for future in done:
+        yield running.pop(future), future.result()
+
+
+def _start_worker() -> None:
+    """A Ctrl-C goes to the parent, which lets the chunks at hand be finished; without a parent a worker ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def follow() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+def _require_few_rejects(config: PrepareConfig, parts: Path, accepted: int, bad: int) -> None:
+    if bad > config.most_rejects * (accepted + bad):
+        told = _tell_rejects(parts)
+        raise InputError(
+            f"{config.source}: {bad} of {accepted + bad} pairs can't be used, for the reasons in {told}; "
+            f"to go on without them, set most_rejects above {config.most_rejects:g}"
+        )
+
+
+def _tell_rejects(parts: Path) -> Path:
+    """Writes the list of all rejects so far; returns its path."""
+    path = parts.parent / REJECTS
+    records = (read_json(record) for record in sorted(parts.glob("[0-9]*.json")))
+    write_table(path, ("name", "reason"), rejected(records))
+    return path

@@ -1,0 +1,211 @@
+"""What a worker makes of a chunk: one file of examples for each split, and a record of what came out."""
+
+import dataclasses
+import heapq
+import io
+import math
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordWriter
+from PIL import Image
+
+from bksdm_jax.base.errors import InputError, in_short
+from bksdm_jax.base.files import write_json
+from bksdm_jax.data.decode import is_upright, open_image, to_rgb
+from bksdm_jax.data.prepare.pairs import Chunk, Pair, Reject, printable, share
+
+TRAIN, VALIDATION = SPLITS = ("train", "validation")
+SHOWN = 48
+"""Images on the contact sheet."""
+_MOST_RATIO = 64  # of the sides
+_KEPT = ("JPEG", "MPO", "PNG", "WEBP")  # formats whose bytes are stored as they are
+_QUALITY = 95  # of the JPEG files that shrunken images become
+_MOST_REASON = 300  # letters
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardConfig:
+    """What becomes of each pair.
+
+    Attributes:
+        validation: share of the examples, by a hash of their names, that are kept out of training.
+        resolution: the short side that larger images are shrunk to; 0: all stay as they are.
+        most_pixels: images with more are rejects.
+    """
+
+    validation: float
+    resolution: int
+    most_pixels: int
+
+
+def pair_features() -> tfds.features.FeaturesDict:
+    """What an example of a prepared set has: its name, the image's file, one or more captions."""
+    return tfds.features.FeaturesDict(
+        {
+            "name": tfds.features.Text(),
+            "image": tfds.features.Image(shape=(None, None, 3)),
+            "text": tfds.features.Sequence(tfds.features.Text()),
+        }
+    )
+
+
+def part_path(folder: Path, index: int, split: str) -> Path:
+    """A chunk's examples of a split."""
+    return folder / f"{index:06d}.{split}.array_record"
+
+
+def record_path(folder: Path, index: int) -> Path:
+    """What came out of a chunk. It is written last, so that a chunk that has one is done."""
+    return folder / f"{index:06d}.json"
+
+
+def write_shard(folder: Path, index: int, chunk: Chunk, config: ShardConfig) -> dict[str, Any]:
+    """Reads a chunk, and writes its parts and its record.
+
+    Raises:
+        InputError: the source can't be read, or the folder written.
+    """
+    features, tally = pair_features(), Tally()
+    with PartWriters(folder, index) as writers:
+        for pair in chunk.read():
+            try:
+                if isinstance(pair, Reject):
+                    raise ValueError(pair.reason)
+                data, size = storable(pair.data, config)
+                row = features.serialize_example({"name": pair.name, "image": data, "text": list(pair.texts)})
+            except ValueError as error:
+                tally.reject(pair.name, str(error))
+                continue
+            split = VALIDATION if share(pair.name) < config.validation else TRAIN
+            tally.accept(pair, split, size, len(row), writers.write(split, row))
+    record = tally.to_json()
+    write_json(record_path(folder, index), record)
+    return record
+
+
+class PartWriters:
+    """The files of one chunk, under their names only when all is written; use as a context manager."""
+
+    def __init__(self, folder: Path, index: int, splits: Sequence[str] = SPLITS) -> None:
+        self._folder = folder
+        self._paths = {split: part_path(folder, index, split) for split in splits}
+        self._open: dict[str, ArrayRecordWriter] = {}
+        self._counts: Counter[str] = Counter()
+        self._dropped = False
+
+    def __enter__(self) -> "PartWriters":
+        return self
+
+    def write(self, split: str, row: bytes) -> int:
+        """Adds an example to a split; returns its place."""
+        try:
+            if split not in self._open:
+                self._open[split] = ArrayRecordWriter(str(_partial(self._paths[split])), "group_size:1")
+            self._open[split].write(row)
+        except Exception as error:  # types of its own
+            raise self._failed(error) from error
+        self._counts[split] += 1
+        return self._counts[split] - 1
+
+    def drop(self) -> None:
+        """Nothing of what was written is to be kept."""
+        self._dropped = True
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            for writer in self._open.values():
+                writer.close()
+            if kind is None and not self._dropped:
+                for split in self._open:
+                    _partial(self._paths[split]).replace(self._paths[split])
+        except Exception as error:
+            if kind is None:
+                raise self._failed(error) from error
+        finally:
+            for split in self._open:
+                _partial(self._paths[split]).unlink(missing_ok=True)
+
+    def _failed(self, error: Exception) -> InputError:
+        return InputError(f"{self._folder}: can't be written; is the disk full? ({in_short(error)})")
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.partial")  # its own, should a former worker still be at work
+
+
+class Tally:
+    """Counts of what came out of a chunk, of a size that doesn't grow with it but for the rejects."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, list[int]] = {split: [0, 0] for split in SPLITS}  # examples, bytes
+        self._rejects: list[tuple[str, str]] = []
+        self._sides: Counter[int] = Counter()
+        self._letters: Counter[int] = Counter()
+        self._captions = 0
+        self._shown: list[tuple[float, str, int]] = []
+
+    def reject(self, name: str, reason: str) -> None:
+        """One more that can't be used."""
+        self._rejects.append((printable(name), printable(reason[:_MOST_REASON])))
+
+    def accept(self, pair: Pair, split: str, size: tuple[int, int], count: int, place: int) -> None:
+        """One more example, of `count` bytes, in its split's file at `place`."""
+        self._counts[split][0] += 1
+        self._counts[split][1] += count
+        self._sides[bucket(min(size))] += 1
+        self._captions += len(pair.texts)
+        for text in pair.texts:
+            self._letters[bucket(len(text))] += 1
+        heapq.heappush(self._shown, (-share(f"shown {pair.name}"), split, place))
+        if len(self._shown) > SHOWN:
+            heapq.heappop(self._shown)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return {
+            "splits": self._counts,
+            "rejects": self._rejects,
+            "captions": self._captions,
+            "short_side": {str(least): count for least, count in sorted(self._sides.items())},
+            "caption_letters": {str(least): count for least, count in sorted(self._letters.items())},
+            "shown": [(-order, split, place) for order, split, place in self._shown],
+        }
+
+
+def bucket(number: int) -> int:
+    """The power of two at or below a positive number."""
+    return 2 ** int(math.log2(max(number, 1)))
+
+
+def storable(data: bytes, config: ShardConfig) -> tuple[bytes, tuple[int, int]]:
+    """The image file to store, and its width and height.
+
+    JPEG, PNG and WebP files in 8-bit RGB, upright, stay as they are; others become PNG, pixel for pixel, and those that
+    are shrunk JPEG.
+
+    Raises:
+        ValueError: an image that can't be used.
+    """
+    file = open_image(data, config.most_pixels)
+    short = min(file.size)
+    if max(file.size) > _MOST_RATIO * short:
+        raise ValueError(f"{file.size[0]} x {file.size[1]} pixels: too narrow to be brought to a square")
+    shrinks = 0 < config.resolution < short
+    image = to_rgb(file)  # also to know that it is whole
+    if file.format in _KEPT and file.mode == "RGB" and is_upright(file) and not shrinks:
+        return data, file.size
+    if shrinks:
+        size = tuple(max(1, round(length * config.resolution / short)) for length in image.size)
+        image = image.resize(size, Image.Resampling.BILINEAR)
+    buffer = io.BytesIO()
+    image.info = {}  # profiles and comments of another format
+    try:
+        image.save(buffer, "JPEG" if shrinks else "PNG", quality=_QUALITY)
+    except Exception as error:  # Pillow's encoders raise many types
+        raise ValueError(f"can't be stored: {in_short(error)}") from error
+    return buffer.getvalue(), image.size

@@ -1,0 +1,89 @@
+"""What came out of a preparation: numbers to read, and a contact sheet to look at."""
+
+import heapq
+import textwrap
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+from PIL import Image, ImageDraw, ImageFont
+
+from bksdm_jax.base.files import atomic_file
+from bksdm_jax.data.decode import open_image, to_rgb
+from bksdm_jax.data.prepare.shards import SHOWN, SPLITS, part_path
+from bksdm_jax.data.prepare.tfds_folder import read_part
+
+_COLUMNS, _SIDE, _LINES, _LETTERS = 8, 144, 3, 24
+_MOST_REASONS = 10
+
+
+def summary(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The numbers of all chunks: examples and bytes by split, histograms of sizes and captions, reasons of rejects."""
+    sides: Counter[int] = Counter()
+    letters: Counter[int] = Counter()
+    reasons: Counter[str] = Counter()
+    for record in records:
+        sides.update({int(least): count for least, count in record["short_side"].items()})
+        letters.update({int(least): count for least, count in record["caption_letters"].items()})
+        reasons.update(_kind(reason) for _, reason in record["rejects"])
+    return {
+        "examples": {split: sum(record["splits"][split][0] for record in records) for split in SPLITS},
+        "bytes": sum(record["splits"][split][1] for record in records for split in SPLITS),
+        "captions": sum(record["captions"] for record in records),
+        "short_side": {f"{least} to {2 * least - 1}": sides[least] for least in sorted(sides)},
+        "caption_letters": {f"{least} to {2 * least - 1}": letters[least] for least in sorted(letters)},
+        "rejects": reasons.total(),
+        "reasons": dict(reasons.most_common(_MOST_REASONS)),
+    }
+
+
+def rejected(records: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    """Name and reason of every reject, in the source's order."""
+    for record in records:
+        yield from ((name, reason) for name, reason in record["rejects"])
+
+
+def write_contact_sheet(
+    path: Path, parts: Path, features: tfds.features.FeaturesDict, records: Sequence[Mapping[str, Any]]
+) -> None:
+    """Draws up to `SHOWN` examples, drawn by a hash of their names, with the beginnings of their captions."""
+    drawn = heapq.nsmallest(
+        SHOWN,
+        (
+            (order, index, split, place)
+            for index, record in enumerate(records)
+            for order, split, place in record["shown"]
+        ),
+    )
+    cells = []
+    for _, index, split, place in drawn:
+        row = features.deserialize_example_np(
+            read_part(part_path(parts, index, split), place), decoders={"image": tfds.decode.SkipDecoding()}
+        )
+        cells.append((row["image"], row["text"][0].decode()))
+    sheet = _drawn(cells)
+    with atomic_file(path) as temporary:
+        sheet.save(temporary, format="PNG")
+
+
+def _drawn(cells: Sequence[tuple[bytes, str]]) -> Image.Image:
+    gap, line = 8, 13
+    columns = min(_COLUMNS, len(cells))
+    width, height = _SIDE + gap, _SIDE + _LINES * line + 2 * gap
+    sheet = Image.new("RGB", (columns * width + gap, -(-len(cells) // columns) * height + gap), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
+    for index, (data, text) in enumerate(cells):
+        left, top = gap + index % columns * width, gap + index // columns * height
+        picture = to_rgb(open_image(data))
+        picture.thumbnail((_SIDE, _SIDE))
+        sheet.paste(picture, (left + (_SIDE - picture.width) // 2, top + (_SIDE - picture.height) // 2))
+        for number, part in enumerate(textwrap.wrap(text[:1000], _LETTERS, max_lines=_LINES, placeholder=" ...")):
+            draw.text((left, top + _SIDE + 2 + number * line), part, fill="black", font=font)
+    return sheet
+
+
+def _kind(reason: str) -> str:
+    """A reason without what is particular to one image, so that alike ones are counted together."""
+    return "".join("N" if letter.isdigit() else letter for letter in reason.split(":", maxsplit=1)[0])[:80]

@@ -1,0 +1,111 @@
+"""Any TFDS set with an image and a caption, one file of it at a time."""
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from etils import epath
+
+from bksdm_jax.base.errors import InputError, in_short, nearest, one_of
+from bksdm_jax.data.prepare.pairs import Chunk, Pair, Reject, checked_texts
+from bksdm_jax.data.sources import open_set
+
+_ARRAY_RECORD, _TF_RECORD = "array_record", "tfrecord"
+
+
+@dataclasses.dataclass(frozen=True)
+class TfdsChunk:
+    """A file of a split, which has so many examples. One without a `name` is called by the file and its place in it."""
+
+    folder: epath.Path
+    path: epath.Path
+    examples: int
+    columns: tuple[str, str]
+
+    def read(self) -> Iterator[Pair | Reject]:
+        """As `Chunk.read`."""
+        features = open_set(self.folder).info.features
+        image, text = self.columns
+        decoders = {image: tfds.decode.SkipDecoding()}
+        count, damage = 0, "it ends too soon"
+        try:
+            for record in _records(self.path):
+                name = f"{self.path.name}/{count}"
+                count += 1
+                try:
+                    example = features.deserialize_example_np(record, decoders=decoders)
+                    name = example["name"].decode() if isinstance(example.get("name"), bytes) else name
+                    yield Pair(name, example[image], checked_texts(_texts(example, text)))
+                except Exception as error:  # whatever TFDS's parsers raise
+                    yield Reject(name, in_short(error))
+        except Exception as error:  # ArrayRecord and TensorFlow raise types of their own
+            damage = in_short(error)
+        for index in range(count, self.examples):
+            yield Reject(f"{self.path.name}/{index}", f"no whole file ({damage})")
+
+
+class TfdsSource:
+    """A split of a set; one chunk a file."""
+
+    unit = "pairs"
+
+    def __init__(self, folder: epath.Path, split: str, columns: tuple[str, str]) -> None:
+        """Opens the set.
+
+        Args:
+            folder: the one with `dataset_info.json`.
+            split: of the set.
+            columns: the features of image and caption; `captions/text` for one inside another.
+
+        Raises:
+            InputError: no such split or features, or the set can't be opened.
+        """
+        info = open_set(folder).info
+        if split not in info.splits:
+            raise one_of("split", split, info.splits)
+        for column in columns:
+            inner: Any = info.features
+            for part in column.split("/"):
+                inner = inner.feature if isinstance(inner, tfds.features.Sequence) else inner
+                if not isinstance(inner, tfds.features.FeaturesDict) or part not in inner:
+                    found = ", ".join(info.features)
+                    raise InputError(f"{folder}: no feature {column!r}{nearest(column, info.features)}; it has {found}")
+                inner = inner[part]
+        image = dict(info.features).get(columns[0])
+        if not isinstance(image, tfds.features.Image) or image.np_dtype not in (np.uint8, np.uint16):
+            raise InputError(f"{folder}: {columns[0]} is {image}; expected an image of 8 or 16 bits")
+        self.total = info.splits[split].num_examples
+        self._folder, self._columns = folder, columns
+        self._files = list(map(epath.Path, info.splits[split].filepaths))
+        self._lengths = info.splits[split].shard_lengths
+        self.fingerprint = hashlib.sha256((folder / "dataset_info.json").read_bytes()).hexdigest()
+
+    def chunks(self) -> Iterator[Chunk]:
+        """As `Source.chunks`."""
+        files = zip(self._files, self._lengths, strict=True)
+        return (TfdsChunk(self._folder, path, examples, self._columns) for path, examples in files)
+
+
+def _records(path: epath.Path) -> Iterator[bytes]:
+    """The serialized examples of a file."""
+    if f".{_ARRAY_RECORD}" in path.name:
+        with ArrayRecordDataSource([str(path)]) as records:
+            yield from (records[index] for index in range(len(records)))
+        return
+    import tensorflow as tf  # noqa: PLC0415  # seconds, for sets in TFRecord alone
+
+    if f".{_TF_RECORD}" not in path.name:
+        raise ValueError(f"expected a file of {_ARRAY_RECORD} or {_TF_RECORD}")
+    yield from tf.data.TFRecordDataset(str(path)).as_numpy_iterator()
+
+
+def _texts(example: dict[str, Any], column: str) -> list[object]:
+    value: Any = example
+    for part in column.split("/"):
+        value = value[part]
+    values = value if isinstance(value, (list, tuple, np.ndarray)) else [value]
+    return [text.decode() if isinstance(text, bytes) else text for text in values]

@@ -1,0 +1,170 @@
+"""The architectures of a checkpoint in the original layout, read off the names and shapes of its weights.
+
+Such a checkpoint has no config. Widths and blocks can be seen; heads, activations and norms are SD 1.x's where the text
+states have 768 numbers, and SD 2.x's otherwise. Whether an SD 2.x model predicts noise or velocity can't be seen.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from bksdm_jax.base.errors import InputError
+from bksdm_jax.formats.clip_json import clip_text_from_transformers, clip_text_to_transformers
+from bksdm_jax.formats.original_names import CLIP, OPEN_CLIP, POSITIONS, UNET, VAE
+from bksdm_jax.formats.unet_json import unet_from_diffusers, unet_to_diffusers
+from bksdm_jax.formats.vae_json import vae_from_diffusers, vae_to_diffusers
+from bksdm_jax.models.clip import CLIPTextConfig
+from bksdm_jax.models.unet import Stage, UNetConfig
+from bksdm_jax.models.vae import VAEConfig
+
+_V1_CONTEXT = 768
+_HEAD_WIDTH = 64
+_VIT_H_WIDTH, _VIT_H_LAYERS = 1024, 23  # as SD 2.x uses it
+_OPEN_CLIP_ACTIVATION = "gelu"
+Table = Mapping[str, Any]
+"""name -> anything with a `shape`."""
+
+
+def infer_architectures(table: Mapping[str, Any], source: str) -> tuple[UNetConfig, VAEConfig, CLIPTextConfig]:
+    """U-Net, autoencoder and text encoder of a checkpoint in the original layout, as its names and shapes tell them.
+
+    Args:
+        table: name -> anything with a `shape`.
+        source: named by errors.
+
+    Raises:
+        InputError: something is missing that SD 1.x and 2.x checkpoints have, or no network has these shapes.
+    """
+    try:
+        unet, vae, text = _unet(table), _vae(table), _text(table)
+    except (KeyError, ValueError, IndexError, StopIteration) as error:
+        raise InputError(
+            f"{source}: not a whole SD 1.x or 2.x checkpoint in the original layout"
+            f"{f' (no {str(error)[:100]})' if str(error) else ''}; a U-Net or LoRA alone is not enough"
+        ) from error
+    # Their own readers know what can't be: channels that groups don't divide, stages that don't mirror each other.
+    try:
+        json = unet_to_diffusers(unet)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from error
+    unet_from_diffusers(json, source)
+    vae_from_diffusers(vae_to_diffusers(vae), source)
+    clip_text_from_transformers(clip_text_to_transformers(text), source)
+    return unet, vae, text
+
+
+def is_second(text: CLIPTextConfig) -> bool:
+    """Whether the text encoder is OpenCLIP's, as in SD 2.x."""
+    return text.activation == _OPEN_CLIP_ACTIVATION
+
+
+def _unet(table: Table) -> UNetConfig:
+    def has(name: str) -> bool:
+        return f"{UNET}{name}" in table
+
+    def width(block: str) -> int:
+        return table[f"{UNET}{block}.out_layers.3.weight"].shape[0]
+
+    def one(ending: str) -> tuple[int, ...]:
+        return next(table[name].shape for name in table if name.startswith(UNET) and name.endswith(ending))
+
+    context = one("attn2.to_k.weight")[1]
+
+    def heads(channels: int) -> int:
+        return 8 if context == _V1_CONTEXT else max(channels // _HEAD_WIDTH, 1)
+
+    def stage(pairs: list[str], channels: int, sampler: bool) -> Stage:
+        return Stage(channels, heads(channels), tuple(pairs), sampler)
+
+    down, pairs, channels = [], [], 0
+    for i in _numbers(table, "input_blocks")[1:]:
+        if has(f"input_blocks.{i}.0.op.weight"):
+            down.append(stage(pairs, channels, True))
+            pairs = []
+        else:
+            pairs.append("RA" if has(f"input_blocks.{i}.1.proj_in.weight") else "R")
+            channels = width(f"input_blocks.{i}.0")
+    down.append(stage(pairs, channels, False))
+    up, pairs = [], []
+    for i in _numbers(table, "output_blocks"):
+        if has(f"output_blocks.{i}.0.out_layers.3.weight"):  # with gaps in the numbers an upsampler may be alone
+            pairs.append("RA" if has(f"output_blocks.{i}.1.proj_in.weight") else "R")
+            channels = width(f"output_blocks.{i}.0")
+        if any(has(f"output_blocks.{i}.{k}.conv.weight") for k in (1, 2)):
+            up.append(stage(pairs, channels, True))
+            pairs = []
+    up.append(stage(pairs, channels, False))
+    middle = [i for i in _numbers(table, "middle_block") if has(f"middle_block.{i}.out_layers.3.weight")]
+    mid = None
+    if middle:
+        channels = width("middle_block.0")
+        mid = stage(["RA" if has("middle_block.1.proj_in.weight") else "R", "R"][: len(middle)], channels, False)
+    first = table[f"{UNET}input_blocks.0.0.weight"].shape
+    return UNetConfig(
+        down=tuple(down),
+        mid=mid,
+        up=tuple(up),
+        stem_width=first[0],
+        in_channels=first[1],
+        out_channels=table[f"{UNET}out.2.weight"].shape[0],
+        context_width=context,
+        linear_projection=len(one(".proj_in.weight")) == 2,
+    )
+
+
+def is_spaced(table: Table) -> bool:
+    """Whether the blocks' numbers have gaps, or an upsampler has one for itself."""
+    for side in ("input_blocks", "output_blocks"):
+        numbers = _numbers(table, side)
+        if numbers != list(range(len(numbers))):
+            return True
+    return any(f"{UNET}output_blocks.{i}.0.out_layers.3.weight" not in table for i in numbers)
+
+
+def _numbers(table: Table, name: str) -> list[int]:
+    """Those that the U-Net's blocks called `name` have."""
+    pattern = re.compile(re.escape(f"{UNET}{name}.") + r"(\d+)\.")
+    return sorted({int(match[1]) for match in map(pattern.match, table) if match})
+
+
+def _vae(table: Table) -> VAEConfig:
+    widths, layers = [], 0
+    while (name := f"{VAE}encoder.down.{len(widths)}.block.0.conv1.weight") in table:
+        widths.append(table[name].shape[0])
+    while f"{VAE}encoder.down.0.block.{layers}.conv1.weight" in table:
+        layers += 1
+    first, last = table[f"{VAE}encoder.conv_in.weight"].shape, table[f"{VAE}decoder.conv_out.weight"].shape
+    latent = table[f"{VAE}post_quant_conv.weight"].shape[0]
+    return VAEConfig(tuple(widths), layers, in_channels=first[1], out_channels=last[0], latent_channels=latent)
+
+
+def text_names(second: bool) -> tuple[str, str, str]:
+    """The names of token and position embeddings and, with `{}` for its number, of a layer's first MLP kernel."""
+    if second:
+        layer = f"{OPEN_CLIP}transformer.resblocks.{{}}.mlp.c_fc.weight"
+        return f"{OPEN_CLIP}token_embedding.weight", POSITIONS[1], layer
+    words, places = (f"{CLIP}text_model.embeddings.{kind}_embedding.weight" for kind in ("token", "position"))
+    return words, places, f"{CLIP}text_model.encoder.layers.{{}}.mlp.fc1.weight"
+
+
+def _used_layers(found: int, width: int) -> int:
+    """How many of OpenCLIP's layers SD 2.x uses: all but the last, which some files leave out (23 of ViT-H's 24)."""
+    return min(found, _VIT_H_LAYERS) if width == _VIT_H_WIDTH else found - 1
+
+
+def _text(table: Table) -> CLIPTextConfig:
+    older = text_names(second=False)[0] in table
+    words, places, layer = text_names(second=not older)
+    vocabulary, width = table[words].shape
+    layers = 0
+    while layer.format(layers) in table:
+        layers += 1
+    return CLIPTextConfig(
+        vocab_size=vocabulary,
+        width=width,
+        mlp_width=table[layer.format(0)].shape[0],
+        layers=layers if older else _used_layers(layers, width),
+        heads=max(width // _HEAD_WIDTH, 1),
+        max_length=table[places].shape[0],
+        activation="quick_gelu" if older else _OPEN_CLIP_ACTIVATION,
+    )

@@ -1,0 +1,61 @@
+"""Which files of a folder hold a network's weights: format, variant, shards."""
+
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from bksdm_jax.base.errors import InputError
+from bksdm_jax.base.files import read_json
+
+SUFFIXES = (".safetensors", ".msgpack", ".bin")
+"""The formats, in the order in which they are preferred."""
+DIFFUSERS_STEMS = {
+    ".safetensors": "diffusion_pytorch_model",
+    ".msgpack": "diffusion_flax_model",
+    ".bin": "diffusion_pytorch_model",
+}
+TRANSFORMERS_STEMS = {".safetensors": "model", ".msgpack": "flax_model", ".bin": "pytorch_model"}
+"""Names of weights' files without suffix, as the two libraries give them."""
+
+
+def choose_files(names: Collection[str], stems: Mapping[str, str], variant: str) -> tuple[str, ...]:
+    """The file names that hold a network's weights, of the first format that is there.
+
+    Args:
+        names: of the files in the network's folder.
+        stems: suffix -> name without it, `diffusion_pytorch_model`; formats without a stem aren't looked for.
+        variant: `fp16`, `non_ema`, ...; empty: none.
+
+    Returns:
+        one whole file; or an index and its shards; or nothing.
+    """
+    dotted = f".{variant}" if variant else ""
+    for suffix in filter(stems.__contains__, SUFFIXES):
+        whole, index = f"{stems[suffix]}{dotted}{suffix}", f"{stems[suffix]}{suffix}.index{dotted}.json"
+        if whole in names:
+            return (whole,)
+        if index in names:
+            shard = re.compile(rf"{re.escape(stems[suffix] + dotted)}-\d+-of-\d+{re.escape(suffix)}")
+            return (index, *sorted(name for name in names if shard.fullmatch(name)))
+    return ()
+
+
+def weight_files(folder: Path, stems: Mapping[str, str], variant: str) -> tuple[Path, ...]:
+    """The files of `folder` that hold a network's weights, shards as their index lists them; nothing if it has none.
+
+    Raises:
+        InputError: an index is damaged, or a shard missing.
+    """
+    names = {path.name for path in folder.iterdir()}
+    chosen = choose_files(names, stems, variant)
+    if not chosen or not chosen[0].endswith(".json"):
+        return tuple(folder / name for name in chosen)
+    index = folder / chosen[0]
+    table = read_json(index).get("weight_map")
+    if not isinstance(table, dict) or not all(isinstance(name, str) for name in table.values()):
+        raise InputError(f"{index}: no weight_map from names to files; fetch it again")
+    shards = sorted(set(table.values()))
+    for shard in shards:
+        if shard not in chosen[1:]:  # so it is no path to elsewhere either
+            raise InputError(f"{index}: lists {shard[:80]!r}, which isn't there; fetch it again")
+    return tuple(folder / shard for shard in shards)

@@ -1,0 +1,76 @@
+"""PyTorch's names and layouts of weights against Flax's. This is the only place that knows both.
+
+Flax trees here have Diffusers' Flax names (`down_blocks_0/resnets_0/conv1/kernel`, kernels [H, W, in, out] and
+[in, out]); PyTorch files have Diffusers' current ones (`down_blocks.0.resnets.0.conv1.weight`, [out, in, H, W] and
+[out, in]).
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from bksdm_jax.formats.stored import empty
+from bksdm_jax.models.unet import dotted
+
+_LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
+_VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+CLIP_PREFIX = "text_model."
+_TILE = 128
+_BUFFERS = ("embeddings.position_ids",)  # written by older Transformers; holds 0, 1, 2, ...
+
+
+def torch_name(path: str) -> str:
+    """`down_blocks_0/attentions_0/proj_in/kernel` -> `down_blocks.0.attentions.0.proj_in.weight`."""
+    *parts, leaf = path.split("/")
+    return ".".join([*(_VAE_ATTENTION.get(part, dotted(part)) for part in parts), _LEAVES[leaf]])
+
+
+def torch_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape in a PyTorch file of the Flax array at `path`."""
+    return tuple(shape[axis] for axis in _torch_axes(path, len(shape)))
+
+
+def to_torch(path: str, array: np.ndarray) -> np.ndarray:
+    """A Flax array in PyTorch's layout, contiguous, in memory of its own."""
+    return _transposed(array, _torch_axes(path, array.ndim))
+
+
+def to_flax(path: str, array: np.ndarray) -> np.ndarray:
+    """A PyTorch array in Flax's layout, contiguous, in memory of its own."""
+    return _transposed(array, np.argsort(_torch_axes(path, array.ndim)))
+
+
+def current_name(name: str) -> str | None:
+    """A name found in a PyTorch file as `torch_name` writes it, or None for a buffer that holds no weight.
+
+    Transformers 5 writes CLIP's names without the prefix `text_model.`, Transformers 4 with it; the VAEs of SD 1.x and
+    2.x have `query`, `key`, `value`, `proj_attn` where Diffusers now has `to_q`, `to_k`, `to_v`, `to_out.0`.
+    """
+    *path, module, leaf = name.split(".") if name.count(".") else ("", name)
+    if module in _VAE_ATTENTION and "attentions" in path:  # an older VAE
+        return ".".join([*path, _VAE_ATTENTION[module], leaf])
+    bare = name.removeprefix(CLIP_PREFIX)
+    if bare in _BUFFERS:
+        return None
+    first = bare.split(".")[0]
+    return CLIP_PREFIX + bare if first in ("embeddings", "final_layer_norm") or ".layers." in bare else name
+
+
+def _torch_axes(path: str, ndim: int) -> tuple[int, ...]:
+    if not path.endswith("/kernel"):
+        return tuple(range(ndim))
+    return {2: (1, 0), 4: (3, 2, 0, 1)}[ndim]
+
+
+def _transposed(array: np.ndarray, axes: Sequence[int]) -> np.ndarray:
+    """A copy, made in tiles that a processor's cache holds: half the time of one assignment, for large kernels."""
+    turned = array.transpose(axes)
+    copy = empty(turned.shape, turned.dtype)
+    if turned.ndim < 2:
+        copy[...] = turned
+        return copy
+    for row in range(0, turned.shape[-2], _TILE):
+        for column in range(0, turned.shape[-1], _TILE):
+            tile = (..., slice(row, row + _TILE), slice(column, column + _TILE))
+            copy[tile] = turned[tile]
+    return copy

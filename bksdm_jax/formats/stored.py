@@ -1,0 +1,92 @@
+"""Tensors as they lie in a file: what they are and where their bytes begin."""
+
+import dataclasses
+import math
+import mmap
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from bksdm_jax.base.errors import InputError
+
+FLOATS = {
+    "float64": np.dtype(np.float64),
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+}
+"""What weights are stored as. Little-endian, as every format here has them."""
+
+_LARGE = 2**22  # bytes, from which on NumPy asks for huge pages
+
+
+def empty(shape: Sequence[int], dtype: np.typing.DTypeLike) -> np.ndarray:
+    """As `np.empty`, without huge pages.
+
+    To find some, Linux may move other memory about first: the first reading of a 3.4 GB file took two to four times as
+    long with them, on two cores whose free memory was page cache before.
+    """
+    count, dtype = math.prod(shape), np.dtype(dtype)
+    size = count * dtype.itemsize
+    if size < _LARGE:
+        return np.empty(shape, dtype)
+    private = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return np.frombuffer(private, np.uint8).view(dtype).reshape(shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a file.
+
+    Attributes:
+        path: the file.
+        offset: of its first byte.
+        shape: as stored.
+        dtype: of its numbers.
+        strides: in elements, where the tensor isn't in C order.
+    """
+
+    path: Path
+    offset: int
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    strides: tuple[int, ...] | None = None
+
+    def span(self) -> int:
+        """Bytes from the first to the last that belongs to it."""
+        if math.prod(self.shape) == 0:
+            return 0
+        if self.strides is None:
+            return math.prod(self.shape) * self.dtype.itemsize
+        last = sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True))
+        return (last + 1) * self.dtype.itemsize
+
+    def read(self, buffer: np.ndarray | None = None) -> np.ndarray:
+        """The tensor; nothing else of the file is read.
+
+        Args:
+            buffer: uint8, at least `span()` long: memory that the tensor may lie in until the next call, where new
+                memory would cost more than the reading. None: the tensor has memory of its own.
+
+        Raises:
+            InputError: the file can't be read, or has become shorter.
+        """
+        flat = empty((self.span(),), np.uint8) if buffer is None else buffer[: self.span()]
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                rest, position = memoryview(flat), self.offset
+                while rest:
+                    count = os.preadv(file.fileno(), [rest], position)
+                    if count == 0:
+                        raise InputError(f"{self.path}: ends in the middle of a tensor; fetch it again")
+                    rest, position = rest[count:], position + count
+        except OSError as error:
+            raise InputError(f"{self.path}: can't be read ({error.strerror})") from error
+        numbers = flat.view(self.dtype)
+        if self.strides is None:
+            return numbers.reshape(self.shape)
+        strides = [stride * self.dtype.itemsize for stride in self.strides]
+        return np.lib.stride_tricks.as_strided(numbers, self.shape, strides, writeable=False).copy()

@@ -1,0 +1,238 @@
+"""`UNetConfig` from the `config.json` that Diffusers writes for a U-Net, and back to one."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from bksdm_jax.base.errors import InputError, finite_number, known_name, true_or_false, whole_number
+from bksdm_jax.models.unet import Stage, UNetConfig
+
+# Diffusers' names for the kinds of stage: (side, attention) -> type.
+STAGE_TYPES = {
+    ("down", True): "CrossAttnDownBlock2D",
+    ("down", False): "DownBlock2D",
+    ("up", True): "CrossAttnUpBlock2D",
+    ("up", False): "UpBlock2D",
+}
+MID_TYPES = {"UNetMidBlock2DCrossAttn": ("RA", "R"), "UNetMidBlock2D": ("R",), None: ()}
+_DEFAULT_MID = "UNetMidBlock2DCrossAttn"
+
+# Options of Diffusers' class that SD 1.x and 2.x leave at these values; another value would mean another network.
+_FIXED: dict[str, tuple[Any, ...]] = {
+    "act_fn": ("silu", "swish"),
+    "addition_embed_type": (None,),
+    "attention_type": ("default",),
+    "center_input_sample": (False,),
+    "class_embed_type": (None,),
+    "class_embeddings_concat": (False,),
+    "conv_in_kernel": (3,),
+    "conv_out_kernel": (3,),
+    "cross_attention_norm": (None,),
+    "downsample_padding": (1,),
+    "dual_cross_attention": (False,),
+    "encoder_hid_dim": (None,),
+    "encoder_hid_dim_type": (None,),
+    "mid_block_only_cross_attention": (None, False),
+    "mid_block_scale_factor": (1,),
+    "num_class_embeds": (None,),
+    "resnet_out_scale_factor": (1,),
+    "resnet_skip_time_act": (False,),
+    "resnet_time_scale_shift": ("default",),
+    "reverse_transformer_layers_per_block": (None,),
+    "time_cond_proj_dim": (None,),
+    "time_embedding_act_fn": (None,),
+    "time_embedding_dim": (None,),
+    "time_embedding_type": ("positional",),
+    "timestep_post_act": (None,),
+}
+
+
+def unet_from_diffusers(json: Mapping[str, Any], source: str = "config.json") -> UNetConfig:
+    """Reads a U-Net's config, written by Diffusers' PyTorch or Flax class; absent keys take Diffusers' defaults.
+
+    Args:
+        json: the parsed file.
+        source: its name, for errors.
+
+    Raises:
+        InputError: a key with a value that SD 1.x and 2.x U-Nets don't have.
+    """
+    for key, allowed in _FIXED.items():
+        if key in json and json[key] not in allowed:
+            raise InputError(f"{source}: {key} is {json[key]!r}; this U-Net has {allowed[0]!r} only")
+    widths = _widths(json, source)
+    count = len(widths)
+    only_cross = json.get("only_cross_attention", False)
+    if only_cross is not False and list(only_cross if isinstance(only_cross, list) else [True]) != [False] * count:
+        raise InputError(f"{source}: only_cross_attention is {only_cross!r}; this U-Net has False only")
+    if _per_stage(json, "transformer_layers_per_block", 1, count, source) != (1,) * count:
+        raise InputError(f"{source}: transformer_layers_per_block must be 1 in every stage")
+    heads_key = "attention_head_dim" if json.get("num_attention_heads") is None else "num_attention_heads"
+    heads = _per_stage(json, heads_key, 8, count, source)
+    layers = _per_stage(json, "layers_per_block", 2, count, source)
+    down_types = _types(json, "down", count, source)
+    up_types = _types(json, "up", count, source)
+    mid_type = json.get("mid_block_type", _DEFAULT_MID)
+    if mid_type is not None:
+        known_name(source, "mid_block_type", mid_type, [name for name in MID_TYPES if name])
+    context = json.get("cross_attention_dim", 1280)
+    if isinstance(context, (list, tuple)) and len(set(context)) == 1:
+        context = context[0]
+
+    def flag(key: str, default: bool) -> bool:
+        return true_or_false(source, key, json.get(key, default))
+
+    down, up = [], []
+    for i, (width, layer_count) in enumerate(zip(widths, layers, strict=True)):
+        last = i == count - 1
+        down.append(Stage(width, heads[i], (("RA" if down_types[i] else "R"),) * layer_count, not last))
+        mirrored = count - 1 - i
+        pairs = (("RA" if up_types[i] else "R"),) * (layers[mirrored] + 1)
+        up.append(Stage(widths[mirrored], heads[mirrored], pairs, not last))
+    config = UNetConfig(
+        down=tuple(down),
+        mid=Stage(widths[-1], heads[-1], MID_TYPES[mid_type], False) if MID_TYPES[mid_type] else None,
+        up=tuple(up),
+        stem_width=widths[0],
+        in_channels=whole_number(source, "in_channels", json.get("in_channels", 4)),
+        out_channels=whole_number(source, "out_channels", json.get("out_channels", 4)),
+        context_width=whole_number(source, "cross_attention_dim", context),
+        linear_projection=flag("use_linear_projection", False),
+        upcast_attention=flag("upcast_attention", False),
+        norm_groups=whole_number(source, "norm_num_groups", json.get("norm_num_groups", 32)),
+        norm_epsilon=finite_number(source, "norm_eps", json.get("norm_eps", 1e-5), 0),
+        flip_sin_to_cos=flag("flip_sin_to_cos", True),
+        freq_shift=finite_number(source, "freq_shift", json.get("freq_shift", 0)),
+        sample_size=_sample_size(json.get("sample_size"), source),
+    )
+    _require_divisible(config, source)
+    return config
+
+
+def unet_to_diffusers(config: UNetConfig) -> dict[str, Any]:
+    """The `config.json` with which Diffusers' `UNet2DConditionModel` builds the same network.
+
+    Raises:
+        InputError: Diffusers' class can't express this U-Net; the stage and the reason are named.
+    """
+    _require_expressible(config)
+    layers = [len(stage.pairs) for stage in config.down]
+    heads = [stage.heads for stage in config.down]
+    mid_pairs = config.mid.pairs if config.mid else ()
+    return {
+        "_class_name": "UNet2DConditionModel",
+        "act_fn": "silu",
+        "attention_head_dim": _shortest(heads),
+        "block_out_channels": [stage.width for stage in config.down],
+        "center_input_sample": False,
+        "cross_attention_dim": config.context_width,
+        "down_block_types": [STAGE_TYPES["down", "A" in stage.pairs[0]] for stage in config.down],
+        "downsample_padding": 1,
+        "flip_sin_to_cos": config.flip_sin_to_cos,
+        "freq_shift": int(config.freq_shift) if config.freq_shift == int(config.freq_shift) else config.freq_shift,
+        "in_channels": config.in_channels,
+        "layers_per_block": _shortest(layers),
+        "mid_block_scale_factor": 1,
+        "mid_block_type": next(name for name, pairs in MID_TYPES.items() if pairs == mid_pairs),
+        "norm_eps": config.norm_epsilon,
+        "norm_num_groups": config.norm_groups,
+        "out_channels": config.out_channels,
+        "sample_size": config.sample_size,
+        "up_block_types": [STAGE_TYPES["up", "A" in stage.pairs[0]] for stage in config.up],
+        "upcast_attention": config.upcast_attention,
+        "use_linear_projection": config.linear_projection,
+    }
+
+
+def require_flax_expressible(config: UNetConfig) -> None:
+    """Holds a U-Net to what Diffusers' Flax class, which knows less than its PyTorch class, can build.
+
+    Raises:
+        InputError: with the reason, and the way out.
+    """
+    way_out = "Diffusers' Flax class can't express this student; write it with format safetensors"
+    layers = [len(stage.pairs) for stage in config.down]
+    if len(set(layers)) > 1:
+        raise InputError(f"format: flax needs the same number of layers in every stage, here {layers}: {way_out}")
+    if config.mid is not None and config.mid.pairs != MID_TYPES[_DEFAULT_MID]:
+        raise InputError(f"format: flax has no mid block without attention: {way_out}")
+    if config.norm_groups != 32:
+        raise InputError(f"format: flax normalises in 32 groups, here {config.norm_groups}: {way_out}")
+
+
+def _require_expressible(config: UNetConfig) -> None:
+    def refuse(stage: str, reason: str) -> None:
+        raise InputError(f"{stage}: Diffusers' UNet2DConditionModel can't express this student: {reason}")
+
+    for name, stage in config.stages().items():
+        if name == "mid_block":
+            if stage.pairs not in MID_TYPES.values():
+                known = " or ".join("-".join("".join(p)) for p in MID_TYPES.values() if p)
+                refuse(name, f"a mid block is {known}, or absent; here it is {'-'.join(''.join(stage.pairs))}")
+        elif not stage.pairs or set(stage.pairs) not in ({"RA"}, {"R"}):
+            found = " ".join(stage.pairs) or "nothing"
+            refuse(name, f"every pair of a stage has an attention or none has, and there is one; here: {found}")
+    if len(config.down) != len(config.up):
+        refuse("up_blocks", f"{len(config.up)} up stages for {len(config.down)} down stages")
+    if config.down[0].width != config.stem_width:
+        refuse("down_blocks.0", f"conv_in has {config.stem_width} channels, the stage {config.down[0].width}")
+    for i, (down, up) in enumerate(zip(config.down, reversed(config.up), strict=True)):
+        name, j = f"up_blocks.{len(config.up) - 1 - i}", len(config.up) - 1 - i
+        last = i == len(config.down) - 1
+        if (up.width, up.heads) != (down.width, down.heads):
+            refuse(name, f"its {up.width} channels, {up.heads} heads differ from down_blocks.{i}")
+        if len(up.pairs) != len(down.pairs) + 1:
+            refuse(name, f"it has {len(up.pairs)} layers, one more than down_blocks.{i} ({len(down.pairs)}) needed")
+        if down.sampler == last:
+            refuse(f"down_blocks.{i}", "every down stage but the last ends in a downsampler")
+        if up.sampler != (j < len(config.up) - 1):
+            refuse(name, "every up stage but the last ends in an upsampler")
+    if config.mid and (config.mid.width, config.mid.heads) != (config.down[-1].width, config.down[-1].heads):
+        refuse("mid_block", "its channels or heads differ from the last down stage's")
+
+
+def _require_divisible(config: UNetConfig, source: str) -> None:
+    for name, stage in config.stages().items():
+        if stage.width % config.norm_groups:
+            raise InputError(f"{source}: {name} has {stage.width} channels, no multiple of {config.norm_groups} groups")
+        if any("A" in pair for pair in stage.pairs) and stage.width % stage.heads:
+            raise InputError(
+                f"{source}: {name} has {stage.width} channels, no multiple of {stage.heads} heads "
+                "(Diffusers stores head counts under attention_head_dim)"
+            )
+
+
+def _widths(json: Mapping[str, Any], source: str) -> tuple[int, ...]:
+    widths = json.get("block_out_channels", (320, 640, 1280, 1280))
+    if not isinstance(widths, (list, tuple)) or not widths:
+        raise InputError(f"{source}: block_out_channels is {widths!r}; expected a list of channel counts")
+    return tuple(whole_number(source, "block_out_channels", width) for width in widths)
+
+
+def _types(json: Mapping[str, Any], side: str, count: int, source: str) -> tuple[bool, ...]:
+    key = f"{side}_block_types"
+    default = [STAGE_TYPES[side, True]] * 3
+    default = [*default, STAGE_TYPES[side, False]] if side == "down" else [STAGE_TYPES[side, False], *default]
+    types = json.get(key, default)
+    known = {name: attention for (s, attention), name in STAGE_TYPES.items() if s == side}
+    if not isinstance(types, (list, tuple)) or len(types) != count:
+        raise InputError(f"{source}: {key} is {types!r}; expected {count} names, one for each of block_out_channels")
+    return tuple(known[known_name(source, key, name, known)] for name in types)
+
+
+def _sample_size(value: Any, source: str) -> int | None:
+    """Diffusers takes a number or a pair of them; the latents here are square."""
+    if isinstance(value, (list, tuple)) and len(value) == 2 and value[0] == value[1]:
+        value = value[0]
+    return None if value is None else whole_number(source, "sample_size", value)
+
+
+def _per_stage(json: Mapping[str, Any], key: str, default: int, count: int, source: str) -> tuple[int, ...]:
+    value = json.get(key, default)
+    values = list(value) if isinstance(value, (list, tuple)) else [value] * count
+    if len(values) != count:
+        raise InputError(f"{source}: {key} has {len(values)} entries; expected one number, or {count}")
+    return tuple(whole_number(source, key, v) for v in values)
+
+
+def _shortest(values: list[int]) -> int | list[int]:
+    return values[0] if len(set(values)) == 1 else values

@@ -1,0 +1,72 @@
+"""`VAEConfig` from the `config.json` that Diffusers writes for an `AutoencoderKL`, and back to one."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from bksdm_jax.base.errors import InputError, finite_number, whole_number
+from bksdm_jax.models.vae import VAEConfig
+
+_FIXED: dict[str, tuple[Any, ...]] = {
+    "act_fn": ("silu", "swish"),
+    "latents_mean": (None,),
+    "latents_std": (None,),
+    "mid_block_add_attention": (True,),
+    "shift_factor": (None, 0),
+    "use_post_quant_conv": (True,),
+    "use_quant_conv": (True,),
+}
+
+
+def vae_from_diffusers(json: Mapping[str, Any], source: str = "config.json") -> VAEConfig:
+    """Reads `config.json` of Diffusers' `AutoencoderKL` (PyTorch or Flax); absent keys take Diffusers' defaults.
+
+    Raises:
+        InputError: a key with a value that SD's autoencoders don't have.
+    """
+    for key, allowed in _FIXED.items():
+        if key in json and json[key] not in allowed:
+            raise InputError(f"{source}: {key} is {json[key]!r}; this VAE has {allowed[0]!r} only")
+    widths = json.get("block_out_channels", (64,))
+    numbers = {
+        key: whole_number(source, key, json.get(key, default))
+        for key, default in (
+            ("norm_num_groups", 32),
+            ("layers_per_block", 1),
+            ("in_channels", 3),
+            ("out_channels", 3),
+            ("latent_channels", 4),
+        )
+    }
+    groups = numbers.pop("norm_num_groups")
+    if not isinstance(widths, (list, tuple)) or not widths:
+        raise InputError(f"{source}: block_out_channels is {widths!r}; expected a list of channel counts")
+    if any(not isinstance(w, int) or w < 1 or w % groups for w in widths):
+        raise InputError(f"{source}: block_out_channels is {widths!r}; expected multiples of {groups} (norm groups)")
+    for key, name in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
+        types = json.get(key, (name,))
+        if not isinstance(types, (list, tuple)) or list(types) != [name] * len(widths):
+            raise InputError(f"{source}: {key} is {types!r}; expected {len(widths)} times {name!r}")
+    return VAEConfig(
+        widths=tuple(widths),
+        **numbers,
+        norm_groups=groups,
+        scaling_factor=finite_number(source, "scaling_factor", json.get("scaling_factor", 0.18215), 1e-6),
+    )
+
+
+def vae_to_diffusers(config: VAEConfig) -> dict[str, Any]:
+    """The `config.json` with which Diffusers' `AutoencoderKL` builds the same network."""
+    count = len(config.widths)
+    return {
+        "_class_name": "AutoencoderKL",
+        "act_fn": "silu",
+        "block_out_channels": list(config.widths),
+        "down_block_types": ["DownEncoderBlock2D"] * count,
+        "in_channels": config.in_channels,
+        "latent_channels": config.latent_channels,
+        "layers_per_block": config.layers_per_block,
+        "norm_num_groups": config.norm_groups,
+        "out_channels": config.out_channels,
+        "scaling_factor": config.scaling_factor,
+        "up_block_types": ["UpDecoderBlock2D"] * count,
+    }

@@ -1,0 +1,184 @@
+"""A whole pipeline by PyTorch Diffusers and by this package: every network, and images from the same noise."""
+
+import contextlib
+import dataclasses
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from diffusers import PNDMScheduler, StableDiffusionPipeline
+
+from bksdm_jax.base.errors import InputError, whole_number
+from bksdm_jax.base.files import write_json
+from bksdm_jax.base.images import grid, save_png
+from bksdm_jax.base.precision import cast_frozen, exact_products
+from bksdm_jax.base.progress import waiting
+from bksdm_jax.base.workdir import claim, require_same
+from bksdm_jax.interop.components import (
+    Difference,
+    decoder_difference,
+    difference,
+    encoder_difference,
+    text_encoder_difference,
+    unet_difference,
+)
+from bksdm_jax.pipelines.load import find_pipeline, load_pipeline
+from bksdm_jax.pipelines.pipeline import NETWORKS, Pipeline
+from bksdm_jax.pipelines.save import SaveConfig, write_pipeline
+from bksdm_jax.sampling.text_to_image import SamplerConfig, generate_images, make_generate, starting_noise
+
+_LEVELS = 2.0  # of 255 that a pixel of the image may differ by
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareConfig:
+    """What to compare.
+
+    Attributes:
+        model: pipeline folder, single file, id on the hub, or `shapes_teacher`.
+        revision, variant, tokenizer, prediction: as for `launch.sample`.
+        prompts: one image each.
+        seed: of the noise.
+        steps: PNDM steps; 0: the networks alone, no image.
+        guidance_scale: of classifier-free guidance.
+        resolution: pixels; 0: what the model was made for.
+    """
+
+    model: str
+    revision: str = ""
+    variant: str = ""
+    tokenizer: str = ""
+    prediction: str = ""
+    prompts: tuple[str, ...] = ("a photo of a cat", "a red bicycle in front of a house")
+    seed: int = 0
+    steps: int = 25
+    guidance_scale: float = 7.5
+    resolution: int = 0
+
+
+def compare(config: CompareConfig, workdir: Path) -> list[Difference]:
+    """Writes `differences.json` and, where images are made, `images.png`: PyTorch's above, ours below.
+
+    Both sides compute in float32. Pipelines that PyTorch can't read as they are (Flax folders, single files) are
+    converted for it first, so that their conversion is not part of the comparison.
+
+    Returns:
+        a difference for each network, and for the image in levels of 255.
+
+    Raises:
+        InputError: a setting, file or folder can't be used.
+    """
+    if not config.prompts or not all(isinstance(prompt, str) for prompt in config.prompts):
+        raise InputError(f"prompts: {config.prompts!r}; give at least one")
+    whole_number("config", "steps", config.steps, 0)
+    place = find_pipeline(config.model, config.revision, config.variant)
+    pipeline = load_pipeline(place, config.variant, config.tokenizer, config.prediction)
+    sampler = SamplerConfig(
+        max(config.steps, 1), config.guidance_scale, config.resolution or pipeline.resolution(), seed=config.seed
+    )
+    generate = make_generate(pipeline.architectures(), sampler)
+    record = dataclasses.asdict(config) | {"model": str(place)}
+    require_same(workdir, record, ())
+    claim(workdir, record)
+    with _in_pytorch(pipeline, config.variant) as theirs, exact_products("float32"):
+        params = {name: cast_frozen(getattr(pipeline, name).params, np.dtype(np.float32)) for name in NETWORKS}
+        found = _networks(pipeline, theirs, params, config, sampler.resolution)
+        if config.steps:
+            ours, expected = _images(pipeline, theirs, params, config, sampler, generate)
+            save_png(workdir / "images.png", grid([expected, ours]))
+            apart = difference("image (levels)", ours, expected.astype(np.float32))
+            found.append(dataclasses.replace(apart, tolerance=_LEVELS))
+    write_json(workdir / "differences.json", [dataclasses.asdict(one) | {"within": one.within} for one in found])
+    return found
+
+
+def difference_table(found: list[Difference]) -> str:
+    """The differences as text, each with its tolerance."""
+    lines = [f"{'':<16}{'largest':>12}{'mean':>12}{'of outputs to':>15}{'tolerance':>12}"]
+    for one in found:
+        row = f"{one.what:<16}{one.largest:>12.3g}{one.mean:>12.3g}{one.scale:>15.4g}{one.tolerance:>12.3g}"
+        lines.append(f"{row}  {'within' if one.within else 'BEYOND'}")
+    return "\n".join(lines)
+
+
+@contextlib.contextmanager
+def _in_pytorch(pipeline: Pipeline, variant: str) -> Iterator[StableDiffusionPipeline]:
+    """The same pipeline in PyTorch, in float32, on its GPU if it has one."""
+    torch.backends.cudnn.allow_tf32 = False  # float32 means float32
+    with tempfile.TemporaryDirectory() as scratch, waiting("loading in PyTorch"):
+        place = pipeline.place
+        readable = (place / "model_index.json").is_file() and not any(place.rglob("*.msgpack"))
+        if not readable:
+            place = write_pipeline(Path(scratch) / "model", pipeline, SaveConfig(dtype="float32"))
+        theirs = StableDiffusionPipeline.from_pretrained(
+            place,
+            variant=variant or None if readable else None,
+            torch_dtype=torch.float32,
+            safety_checker=None,
+            local_files_only=True,
+        )
+    theirs.scheduler = PNDMScheduler.from_config(theirs.scheduler.config, skip_prk_steps=True)
+    theirs.set_progress_bar_config(disable=True)
+    yield theirs.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _networks(
+    pipeline: Pipeline, theirs: StableDiffusionPipeline, params: dict[str, Any], config: CompareConfig, resolution: int
+) -> list[Difference]:
+    generator = np.random.default_rng(config.seed)
+    prompts = list(config.prompts)
+    tokens = pipeline.tokenizer(prompts)
+    expected = theirs.tokenizer(prompts, padding="max_length", max_length=tokens.shape[1], truncation=True).input_ids
+    if not np.array_equal(tokens, expected):
+        raise InputError(f"{pipeline.place}: the tokenizers of PyTorch's pipeline and of this one disagree")
+    unet, vae, text = pipeline.unet.config, pipeline.vae.config, pipeline.text_encoder.config
+    size, count = resolution // vae.factor, len(prompts)
+    latents = generator.standard_normal((count, size, size, unet.in_channels), np.float32)
+    context = generator.standard_normal((count, tokens.shape[1], unet.context_width), np.float32)
+    timesteps = np.linspace(1, pipeline.schedule.train_steps - 1, count).astype(np.int32)
+    images = generator.uniform(-1, 1, (1, resolution, resolution, vae.in_channels)).astype(np.float32)
+    found = []
+    for what, compared, inputs in (
+        ("text encoder", text_encoder_difference, (theirs.text_encoder, text, params["text_encoder"], tokens)),
+        ("U-Net", unet_difference, (theirs.unet, unet, params["unet"], latents, timesteps, context)),
+        ("VAE decoder", decoder_difference, (theirs.vae, vae, params["vae"], latents[:1])),
+        ("VAE encoder", encoder_difference, (theirs.vae, vae, params["vae"], images)),
+    ):
+        with waiting(f"comparing {what}"):
+            found.append(compared(*inputs))
+    return found
+
+
+def _images(
+    pipeline: Pipeline,
+    theirs: StableDiffusionPipeline,
+    params: dict[str, Any],
+    config: CompareConfig,
+    sampler: SamplerConfig,
+    generate: Any,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ours and PyTorch's, uint8 [N, H, W, 3], from the same noise."""
+    prompts = list(config.prompts)
+    with waiting("images by this package"):
+        numbered = list(enumerate(prompts))
+        made = generate_images(jax.jit(generate), params, pipeline.tokenizer, sampler, numbered, len(prompts))
+        ours = np.stack([image for _, image in made])
+    size = sampler.resolution // pipeline.vae.config.factor
+    shape = (size, size, pipeline.unet.config.in_channels)
+    noise = np.array(starting_noise(sampler.seed, jnp.arange(len(prompts), dtype=jnp.uint32), shape))
+    with waiting("images by PyTorch"):
+        expected = theirs(
+            prompts,
+            height=sampler.resolution,
+            width=sampler.resolution,
+            num_inference_steps=sampler.steps,
+            guidance_scale=sampler.guidance_scale,
+            latents=torch.from_numpy(noise.transpose(0, 3, 1, 2)).to(theirs.device),
+            output_type="np",
+        ).images
+    return ours, np.round(expected * 255).astype(np.uint8)

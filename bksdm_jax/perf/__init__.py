@@ -1,0 +1,1 @@
+"""Benchmarks, and plans of a training step for devices that are not here."""

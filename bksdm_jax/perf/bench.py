@@ -1,0 +1,211 @@
+"""A U-Net call, a guided image and an update of distillation, timed on one device with arbitrary weights."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bksdm_jax.base.errors import InputError, known_name, whole_number
+from bksdm_jax.base.precision import compute_dtype, exact_products
+from bksdm_jax.cost.chips import chip_of, peak_flops
+from bksdm_jax.cost.counts import NOTHING, Cost, unet_cost
+from bksdm_jax.cost.pipeline import decoder_cost, text_encoder_cost
+from bksdm_jax.cost.timing import Timing, arbitrary_weights, time_calls, time_program
+from bksdm_jax.formats.unet_json import unet_from_diffusers
+from bksdm_jax.models.attention import require_attention
+from bksdm_jax.models.clip import clip_text_parameter_shapes
+from bksdm_jax.models.remat import require_remat
+from bksdm_jax.models.unet import UNet, parameter_shapes
+from bksdm_jax.models.vae import vae_parameter_shapes
+from bksdm_jax.pipelines.pipeline import Architectures
+from bksdm_jax.pipelines.stable_diffusion import TEACHERS, stable_diffusion
+from bksdm_jax.pruning.removal import RemovalPlan, plan_removal, removed_blocks
+from bksdm_jax.sampling.text_to_image import SamplerConfig, make_generate, require_resolution
+from bksdm_jax.tasks.distill.losses import LossWeights
+from bksdm_jax.training.program import ProgramConfig, make_program
+from bksdm_jax.training.sharding import make_mesh
+from bksdm_jax.training.state import OptimizerConfig, create_state, make_optimizer
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchConfig:
+    """What to time.
+
+    Attributes:
+        what: `unet`, a U-Net call and an image; `update`, of distillation; or `data`, the reading of data, of which
+            `resolution` and `repeats` are the only settings.
+        generation: `v1` or `v2`.
+        student: a preset, or a comma-separated list of removed blocks; `sd`: the teacher.
+        widths: channels of the U-Net's stages; empty: Stable Diffusion's.
+        batch_size: images.
+        dtype: of the computations.
+        resolution: pixels.
+        steps: PNDM steps of the image; 0: time the U-Net only.
+        guidance_scale: above 1 the U-Net sees every image twice.
+        repeats: timed calls.
+        attention: of the U-Net, a key of `attention.IMPLEMENTATIONS`.
+        remat: of an update, a key of `remat.POLICIES`.
+    """
+
+    what: str = "unet"
+    generation: str = "v1"
+    student: str = "sd"
+    widths: tuple[int, ...] = ()
+    batch_size: int = 1
+    dtype: str = "float32"
+    resolution: int = 512
+    steps: int = 25
+    guidance_scale: float = 7.5
+    repeats: int = 5
+    attention: str = "auto"
+    remat: str = "none"
+
+
+def bench(config: BenchConfig) -> str:
+    """Times and returns the table: compile time, median, images per second, FLOP/s and share of the device's peak.
+
+    Raises:
+        InputError: a setting that can't be used.
+    """
+    models, plan = _networks(config)
+    whole_number("config", "steps", config.steps, 0)
+    dtype = compute_dtype(config.dtype)
+    networks = dataclasses.replace(models, unet=plan.student)
+    sampler = SamplerConfig(max(config.steps, 1), config.guidance_scale, config.resolution, attention=config.attention)
+    generate = make_generate(networks, sampler, dtype)
+    size = config.resolution // models.vae.factor
+    each = sum(unet_cost(plan.student, size).values(), NOTHING)
+    params = {"unet": arbitrary_weights(parameter_shapes(plan.student), dtype)}
+    lines = _heading(config)
+    with exact_products(config.dtype):
+        timing = time_program(
+            "U-Net calls",
+            _unet_call(UNet(plan.student, dtype, config.attention)),
+            params["unet"],
+            *_inputs(config, networks, size),
+            repeats=config.repeats,
+        )
+        lines.append(_row("U-Net call", timing, config, each))
+        if config.steps:
+            params["vae"] = arbitrary_weights(vae_parameter_shapes(models.vae), dtype)
+            params["text_encoder"] = arbitrary_weights(clip_text_parameter_shapes(models.text_encoder), dtype)
+            tokens = np.zeros((config.batch_size, models.text_encoder.max_length), np.int32)
+            numbers = np.arange(config.batch_size, dtype=np.uint32)
+            timing = time_program("images", generate, params, tokens, tokens[0], numbers, repeats=config.repeats)
+            calls = (config.steps + 1) * (2 if config.guidance_scale > 1 else 1)
+            whole = text_encoder_cost(models.text_encoder) + each.times(calls) + decoder_cost(models.vae, size)
+            lines.append(_row(f"image, {config.steps} steps", timing, config, whole))
+    return "\n".join(lines)
+
+
+def bench_update(config: BenchConfig) -> str:
+    """Times an update of distillation from cached latents, and returns the table.
+
+    The text encoder is left out: text states come from its embeddings alone. FLOP/s count the teacher forward and the
+    student forward and twice backward.
+
+    Raises:
+        InputError: a setting that can't be used.
+    """
+    models, plan = _networks(config)
+    dtype = compute_dtype(config.dtype)
+    require_remat(config.remat)
+    size = config.resolution // models.vae.factor
+    networks = dataclasses.replace(models, text_encoder=dataclasses.replace(models.text_encoder, layers=0))
+    settings = ProgramConfig(
+        resolution=config.resolution,
+        batch_size=config.batch_size,
+        accumulation=1,
+        cached=True,
+        dtype=dtype,
+        attention=config.attention,
+        remat=config.remat,
+        seed=0,
+        loss=LossWeights(),
+        optimizer=OptimizerConfig(),
+    )
+    mesh = make_mesh(1, jax.devices()[:1])
+    program = make_program(settings, plan, networks, mesh)
+    params = arbitrary_weights(program.state.params, np.dtype(np.float32))
+    frozen = jax.device_put(arbitrary_weights(program.frozen, dtype))
+    generator = np.random.default_rng(0)
+    moments = generator.standard_normal(program.batch["moments"].shape, np.float32).astype(jnp.bfloat16)
+    tokens = np.zeros(program.batch["tokens"].shape, np.int32)
+    batch = jax.device_put({"moments": moments.view(np.uint16), "tokens": tokens})
+    state = jax.device_put(create_state(params, make_optimizer(settings.optimizer)))
+
+    def build() -> Callable[[], Any]:
+        compiled = program.update.lower(state, frozen, batch).compile()
+
+        def call() -> Any:
+            nonlocal state
+            state, metrics = compiled(state, frozen, batch)  # which takes the former state's memory
+            return metrics
+
+        return call
+
+    with exact_products(config.dtype), jax.set_mesh(mesh):
+        timing = time_calls("updates", build, config.repeats)
+    teacher, student = (sum(unet_cost(unet, size).values(), NOTHING) for unet in (plan.teacher, plan.student))
+    return "\n".join([*_heading(config), _row("update", timing, config, teacher + student.times(3))])
+
+
+def _networks(config: BenchConfig) -> tuple[Architectures, RemovalPlan]:
+    """The networks of a generation, with the widths that are asked for, and the student; the settings are checked."""
+    known_name("config", "generation", config.generation, TEACHERS)
+    for key, least in (("batch_size", 1), ("resolution", 8), ("repeats", 1)):
+        whole_number("config", key, getattr(config, key), least)
+    require_attention(config.attention, compute_dtype(config.dtype))
+    models = stable_diffusion(config.generation)
+    if config.widths:
+        stages = len(models.unet.down)
+        if len(config.widths) != stages or any(width not in range(32, 2**14, 32) for width in config.widths):
+            raise InputError(f"config: widths is {config.widths}; expected {stages} multiples of 32")
+        facts = TEACHERS[config.generation] | {"block_out_channels": list(config.widths)}
+        models = dataclasses.replace(models, unet=unet_from_diffusers(facts))
+    require_resolution(config.resolution, models)
+    return models, plan_removal(models.unet, removed_blocks(config.student))
+
+
+def _unet_call(unet: UNet) -> Any:
+    def call(params: Any, latents: jax.Array, timesteps: jax.Array, context: jax.Array) -> jax.Array:
+        return unet.apply({"params": params}, latents, timesteps, context)
+
+    return call
+
+
+def _inputs(config: BenchConfig, networks: Architectures, size: int) -> tuple[np.ndarray, ...]:
+    generator = np.random.default_rng(0)
+    latents = generator.standard_normal((config.batch_size, size, size, networks.unet.in_channels), np.float32)
+    text = networks.text_encoder
+    context = generator.standard_normal((config.batch_size, text.max_length, text.width), np.float32)
+    dtype = compute_dtype(config.dtype)
+    return latents.astype(dtype), np.full(config.batch_size, 500, np.int32), context.astype(dtype)
+
+
+def _heading(config: BenchConfig) -> list[str]:
+    widths = f", widths {'-'.join(map(str, config.widths))}" if config.widths else ""
+    return [
+        f"{config.student} of SD {config.generation}{widths}, batch {config.batch_size}, {config.dtype}, "
+        f"{config.resolution}x{config.resolution} pixels, on {jax.devices()[0].device_kind}",
+        _COLUMNS.format("", "compiling", "median", "images/s", "TFLOP/s", "of peak"),
+    ]
+
+
+_COLUMNS = "{:<18}{:>12}{:>12}{:>12}{:>12}{:>10}"
+
+
+def _row(name: str, timing: Timing, config: BenchConfig, each: Cost) -> str:
+    rate = 2 * each.full_macs * config.batch_size / timing.median
+    peak = peak_flops(chip_of(jax.devices()[0].device_kind), config.dtype)
+    cells = (
+        f"{timing.compiling:.1f} s",
+        f"{timing.median * 1e3:,.1f} ms",
+        f"{config.batch_size / timing.median:.3g}",
+        f"{rate / 1e12:.3g}",
+        f"{rate / peak:.1%}" if peak else "-",
+    )
+    return _COLUMNS.format(name, *cells)

@@ -1,0 +1,127 @@
+"""What making one image costs: text encoder, U-Net and decoder together, a teacher's beside its students'."""
+
+import contextlib
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+
+from bksdm_jax.base.errors import InputError, known_name, whole_number
+from bksdm_jax.base.precision import compute_dtype, exact_products
+from bksdm_jax.cost.pipeline import image_table
+from bksdm_jax.cost.timing import arbitrary_weights, time_program
+from bksdm_jax.models.clip import CLIPTextEncoder, clip_text_parameter_shapes
+from bksdm_jax.models.unet import UNet, UNetConfig, parameter_shapes
+from bksdm_jax.models.vae import VAE, vae_parameter_shapes
+from bksdm_jax.pipelines.load import load_architectures
+from bksdm_jax.pipelines.pipeline import Architectures
+from bksdm_jax.pipelines.stable_diffusion import TEACHERS, stable_diffusion
+from bksdm_jax.pruning.presets import PRESETS
+from bksdm_jax.pruning.removal import plan_removal, removed_blocks
+
+
+@dataclasses.dataclass(frozen=True)
+class CostConfig:
+    """What to count.
+
+    Attributes:
+        generation: `v1` or `v2`, Stable Diffusion itself; or empty, and
+        pipeline: folder, single file or id on the hub, whose configs are read and whose weights aren't.
+        students: presets, or lists of removed blocks (separated by `+` within one list), separated by commas; empty:
+            every preset.
+        resolution: pixels; 0: what the U-Net was made for.
+        steps: U-Net calls of one image.
+        latency: time the networks on the present device.
+        dtype: of what is timed.
+        repeats: timed calls.
+    """
+
+    generation: str = ""
+    pipeline: str = ""
+    students: str = ""
+    resolution: int = 0
+    steps: int = 25
+    latency: bool = False
+    dtype: str = "float32"
+    repeats: int = 5
+
+
+def cost_report(config: CostConfig) -> str:
+    """The table of a teacher and its students, and if wanted how long their networks take.
+
+    Raises:
+        InputError: a setting that can't be used, or a pipeline that can't be read.
+    """
+    if bool(config.generation) == bool(config.pipeline):
+        raise InputError("generation: give either generation (v1 or v2, as a variant of the config) or pipeline")
+    for key, least in (("resolution", 0), ("steps", 1), ("repeats", 1)):
+        whole_number("config", key, getattr(config, key), least)
+    compute_dtype(config.dtype)
+    if config.generation:
+        known_name("config", "generation", config.generation, TEACHERS)
+        teacher = stable_diffusion(config.generation)
+    else:
+        teacher = load_architectures(config.pipeline, "epsilon")  # what it predicts costs nothing
+    names = [name.replace("+", ",") for name in config.students.split(",") if name.strip()]
+    models = {"teacher": teacher}
+    for name in names or _possible(teacher.unet):
+        plan = plan_removal(teacher.unet, removed_blocks(name))
+        models[name] = dataclasses.replace(teacher, unet=plan.student)
+    resolution = config.resolution or (teacher.unet.sample_size or 64) * teacher.vae.factor
+    size = resolution // teacher.vae.factor
+    multiple = teacher.vae.factor * 2 ** sum(stage.sampler for stage in teacher.unet.down)
+    if resolution % multiple or size < 1:
+        raise InputError(f"resolution: {resolution} pixels; expected a multiple of {multiple}")
+    lines = [
+        image_table(models, size, config.steps),
+        f"image: {resolution}x{resolution} pixels, text encoder once, U-Net {config.steps} times, decoder once "
+        "(guidance doubles the first two; PNDM calls the U-Net once more)",
+    ]
+    if config.latency:
+        lines += ["", _latencies(models, size, config)]
+    return "\n".join(lines)
+
+
+def _possible(teacher: UNetConfig) -> list[str]:
+    """The presets that this teacher has the blocks for: a student of another has fewer."""
+    found = []
+    for name, preset in PRESETS.items():
+        with contextlib.suppress(InputError):
+            if plan_removal(teacher, preset.removed).removed:
+                found.append(name)
+    return found
+
+
+def _latencies(models: Mapping[str, Architectures], size: int, config: CostConfig) -> str:
+    """Milliseconds of one call of each network at batch 1; text encoder and decoder are the teacher's in all models."""
+    teacher, dtype = next(iter(models.values())), compute_dtype(config.dtype)
+    text, vae = teacher.text_encoder, teacher.vae
+    tokens = np.zeros((1, text.max_length), np.int32)
+    latents = np.zeros((1, size, size, teacher.unet.in_channels), dtype)
+    context = np.zeros((1, text.max_length, text.width), dtype)
+
+    def milliseconds(what: str, module: object, shapes: object, *inputs: np.ndarray, **options: str) -> float:
+        def program(params: object, *inputs: jax.Array) -> jax.Array:
+            return module.apply({"params": params}, *inputs, **options)
+
+        weights = arbitrary_weights(shapes, dtype)
+        return time_program(what, program, weights, *inputs, repeats=config.repeats).median * 1e3
+
+    with exact_products(config.dtype):
+        encoding = milliseconds("text encoder", CLIPTextEncoder(text, dtype), clip_text_parameter_shapes(text), tokens)
+        decoding = milliseconds("decoder", VAE(vae, dtype), vae_parameter_shapes(vae), latents, method="decode")
+        lines = [
+            f"milliseconds on {jax.devices()[0].device_kind}, {config.dtype}, batch 1, median of {config.repeats} "
+            f"(text encoder {encoding:,.1f}, decoder {decoding:,.1f})",
+            f"{'':<12}{'U-Net call':>14}{'left':>8}{'image':>14}{'left':>8}",
+        ]
+        first: tuple[float, float] | None = None
+        for name, networks in models.items():
+            unet = networks.unet
+            time = np.full(1, 500, np.int32)
+            call = milliseconds(f"U-Net of {name}", UNet(unet, dtype), parameter_shapes(unet), latents, time, context)
+            image = encoding + config.steps * call + decoding
+            first = first or (call, image)
+            lines.append(f"{name:<12}{call:>14,.1f}{call / first[0]:>8.1%}{image:>14,.1f}{image / first[1]:>8.1%}")
+    return "\n".join(lines)

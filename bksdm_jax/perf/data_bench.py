@@ -1,0 +1,215 @@
+"""How fast training's data can be read on this machine, and what preparing them takes of memory."""
+
+import dataclasses
+import io
+import multiprocessing
+import multiprocessing.connection
+import os
+import re
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from bksdm_jax.base.errors import whole_number
+from bksdm_jax.data.cached import latent_features
+from bksdm_jax.data.decode import fit_square, open_image, to_rgb
+from bksdm_jax.data.image_folder import FileExample
+from bksdm_jax.data.loader import StreamConfig, training_batches
+from bksdm_jax.data.prepare.prepare import PrepareConfig, prepare
+from bksdm_jax.data.prepare.shards import TRAIN, PartWriters
+from bksdm_jax.data.prepare.tfds_folder import PARTS, write_set
+from bksdm_jax.data.sources import open_examples
+from bksdm_jax.data.tables import write_table
+
+_FILES, _BATCH = 512, 32
+_REPEATED = 1024  # times, since to shuffle few is slow
+_LATENTS = 1024
+_FEW, _MANY = 2_000, 20_000
+_TOKENS = 77
+_ORDERED = 10_000
+
+
+def bench_data(resolution: int, repeats: int) -> str:
+    """Measures and returns the lines to print; everything is made in a temporary folder.
+
+    Args:
+        resolution: pixels of the images; an eighth of it are the latents'.
+        repeats: of each reading, in turns, of which medians count.
+
+    Raises:
+        InputError: a setting that can't be used.
+    """
+    whole_number("config", "resolution", resolution, 8, 4096)
+    whole_number("config", "repeats", repeats)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        lines = [*_decoding(folder / "images", resolution, repeats), *_latents(folder / "latents", resolution, repeats)]
+        return "\n".join([*lines, *_memory(folder), *_order()])
+
+
+def _decoding(folder: Path, resolution: int, repeats: int) -> Iterator[str]:
+    """Pillow alone, this package's function, and the stream with all cores, on the same files."""
+    folder.mkdir()
+    paths = [folder / f"{index:03d}.jpg" for index in range(_FILES)]
+    for index, path in enumerate(paths):
+        path.write_bytes(_photograph(index, resolution, "JPEG"))
+
+    def pillow() -> None:
+        for path in paths:
+            image = Image.open(path).convert("RGB")
+            np.asarray(image.resize((resolution, resolution), Image.Resampling.BILINEAR).crop((0, 0, *image.size)))
+
+    def ours() -> None:
+        for path in paths:
+            fit_square(to_rgb(open_image(path.read_bytes())), resolution)
+
+    cores = os.cpu_count() or 1
+    examples = [FileExample(path, path.name, "a caption") for path in paths * _REPEATED]
+    stream = _stream(examples, resolution, cores)
+    rates = _rates({"Pillow": pillow, "ours": ours}, _FILES, repeats)
+    rates |= _rates({"stream": lambda: _take(stream, 4 * _FILES)}, 4 * _FILES, repeats)  # with nothing read ahead
+    yield f"decoding JPEG, {resolution}x{resolution}, one core: {rates['ours']:.0f} images/s"
+    yield f"  Pillow's open, resize, crop on one core: {rates['Pillow']:.0f} ({_ratio(rates, 'ours', 'Pillow')})"
+    yield f"  training's stream, {cores} workers: {rates['stream']:.0f} ({rates['stream'] / cores:.0f} a core)"
+
+
+def _latents(folder: Path, resolution: int, repeats: int) -> Iterator[str]:
+    shape = (resolution // 8, resolution // 8, 4)
+    features, parts = latent_features(shape, _TOKENS), folder / PARTS
+    parts.mkdir(parents=True)
+    bits = np.random.default_rng(0).integers(0, 2**16, (2, 2, *shape), np.uint16)
+    tokens = np.zeros((1, _TOKENS), np.int32)
+    total = 0
+    with PartWriters(parts, 0) as writers:
+        for index in range(_LATENTS):
+            row = features.serialize_example({"name": str(index), "text": ["x"], "tokens": tokens, "moments": bits})
+            writers.write(TRAIN, row)
+            total += len(row)
+    write_set(folder, "latents", "", features, [{"splits": {TRAIN: [_LATENTS, total]}}], (TRAIN,))
+    stream = _stream(open_examples(folder), resolution)
+    rates = _rates({"cached": lambda: _take(stream, _LATENTS)}, _LATENTS, repeats)
+    sizes = "x".join(map(str, shape))
+    yield f"reading cached latents, {sizes}, on {os.cpu_count()} cores: {rates['cached']:.0f} images/s"
+
+
+def _memory(folder: Path) -> Iterator[str]:
+    """Of processes of their own, since a process's highest resident set never sinks."""
+    peaks = []
+    for count in (_FEW, _MANY):
+        source = folder / f"source_{count}"
+        source.mkdir()
+        names = [f"{index:05d}.png" for index in range(count)]
+        data = _photograph(0, 64, "PNG")
+        for name in names:
+            (source / name).write_bytes(data)
+        write_table(source / "metadata.csv", ("file_name", "text"), [(name, "a caption") for name in names])
+        receiver, sender = multiprocessing.Pipe(duplex=False)
+        process = multiprocessing.get_context("spawn").Process(
+            target=_prepare_and_tell, args=(sender, source, folder / f"set_{count}")
+        )
+        process.start()
+        peaks.append(receiver.recv() / 2**20)
+        process.join()
+    yield f"preparing {_FEW:,} and {_MANY:,} images: {peaks[0]:.0f} and {peaks[1]:.0f} MiB resident at the most"
+
+
+def _prepare_and_tell(sender: multiprocessing.connection.Connection, source: Path, workdir: Path) -> None:
+    prepare(PrepareConfig(str(source), workers=1), workdir)
+    status = Path("/proc/self/status").read_text(encoding="ascii")  # `getrusage` tells the parent's peak, if higher
+    sender.send(int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Numbered:
+    """An example whose caption is its number."""
+
+    number: int
+
+    @property
+    def name(self) -> str:
+        return str(self.number)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return (self.name,)
+
+    def image(self) -> Image.Image:
+        return Image.new("RGB", (1, 1))
+
+
+def _order() -> Iterator[str]:
+    """Whether the order of examples is one and the same however they are read."""
+    examples = list(map(_Numbered, range(_ORDERED * 3 // 4)))  # so that a second epoch begins
+    steps = _ORDERED // _BATCH
+    expected = _numbers(examples, steps)
+    same = {f"{count} processes": _numbers(examples, steps, processes=count) for count in (2, 4)}
+    same |= {f"{count} workers": _numbers(examples, steps, workers=count) for count in (1, 2, 4)}
+    middle = int(np.random.default_rng().integers(1, steps))
+    resumed = np.concatenate([expected[:middle], _numbers(examples, steps - middle, middle)])
+    same[f"a restart at step {middle}"] = resumed
+    for what, found in same.items():
+        yield f"order of {_ORDERED:,} examples, {what}: {'the same' if np.array_equal(found, expected) else 'ANOTHER'}"
+
+
+def _numbers(
+    examples: Sequence[_Numbered], steps: int, start: int = 0, processes: int = 1, workers: int = 0
+) -> np.ndarray:
+    """The numbers of the examples that each step's micro-batches are made of, int32 [steps, 2, _BATCH / 2]."""
+    config = StreamConfig(1, _BATCH, 2, flip=True, seed=0, workers=workers)
+    parts = []
+    for index in range(processes):
+        share = _BATCH // 2 // processes
+        rows = range(index * share, (index + 1) * share)
+        stream = training_batches(examples, _numbered_tokens, config, start, rows)
+        parts.append(np.stack([next(stream)["tokens"][..., 0] for _ in range(steps)]))
+    return np.concatenate(parts, axis=2)
+
+
+def _numbered_tokens(texts: Sequence[str]) -> np.ndarray:
+    return np.array([[int(text)] for text in texts], np.int32)
+
+
+def _stream(examples: Sequence[object], resolution: int, workers: int = 0) -> Iterator[dict[str, np.ndarray]]:
+    config = StreamConfig(resolution, _BATCH, 1, flip=True, seed=0, workers=workers)
+    return training_batches(examples, _no_tokens, config)
+
+
+def _take(stream: Iterator[dict[str, np.ndarray]], count: int) -> None:
+    for _ in range(count // _BATCH):
+        next(stream)
+
+
+def _no_tokens(texts: Sequence[str]) -> np.ndarray:
+    return np.zeros((len(texts), _TOKENS), np.int32)
+
+
+def _rates(programs: dict[str, Callable[[], object]], count: int, repeats: int) -> dict[str, float]:
+    """Each program's median of images per second, the programs taking turns; the first turn isn't counted."""
+    times: dict[str, list[float]] = {name: [] for name in programs}
+    for turn in range(repeats + 1):
+        for name, program in programs.items():
+            start = time.perf_counter()
+            program()
+            if turn:
+                times[name].append(time.perf_counter() - start)
+    return {name: count / statistics.median(found) for name, found in times.items()}
+
+
+def _ratio(rates: dict[str, float], ours: str, theirs: str) -> str:
+    return f"{rates[ours] / rates[theirs]:.2f}x"
+
+
+def _photograph(seed: int, size: int, file_format: str) -> bytes:
+    """A file that compresses as photographs do: smooth colours and some noise."""
+    generator = np.random.default_rng(seed)
+    smooth = Image.fromarray(generator.integers(0, 256, (8, 8, 3), np.uint8)).resize((size, size))
+    noise = generator.normal(0, 6, (size, size, 3))
+    buffer = io.BytesIO()
+    pixels = np.clip(np.asarray(smooth) + noise, 0, 255).astype(np.uint8)
+    Image.fromarray(pixels).save(buffer, file_format)
+    return buffer.getvalue()

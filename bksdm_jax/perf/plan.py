@@ -1,0 +1,184 @@
+"""A run's update, compiled ahead of time for the devices that it is meant for, and what that says of the run."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+from bksdm_jax.base.errors import finite_number, known_name
+from bksdm_jax.cost.chips import peak_flops
+from bksdm_jax.perf.compiled_step import Compiled, compile_update
+from bksdm_jax.perf.topology import Target, target_of
+from bksdm_jax.perf.work import Work, count_work
+from bksdm_jax.pipelines.load import load_architectures
+from bksdm_jax.pipelines.pipeline import Architectures
+from bksdm_jax.pipelines.stable_diffusion import GENERATIONS, stable_diffusion
+from bksdm_jax.pruning.removal import plan_removal, removed_blocks
+from bksdm_jax.sampling.text_to_image import require_resolution
+from bksdm_jax.tasks.distill.config import TrainConfig, require_generation, require_settings, require_whole_batches
+from bksdm_jax.tasks.distill.features import weighted_pairs
+from bksdm_jax.training.sharding import make_mesh
+
+_LIKELY = 0.4  # of the peak: an assumption, which nothing here has measured
+
+
+def plan_run(config: TrainConfig) -> str:
+    """Compiles the update of a run and returns what to print.
+
+    Raises:
+        InputError: a setting that can't be used, or devices that can't be compiled for; nothing is compiled then.
+    """
+    require_settings(config)
+    finite_number("config", "plan.price", config.plan.price, 0)
+    networks = _networks(config)
+    require_resolution(config.resolution, networks)
+    plan = plan_removal(networks.unet, removed_blocks(config.student))
+    weighted_pairs(plan, config.loss.feature_source, config.loss.feature_scales)  # raises, where a name is unknown
+    target = target_of(config.topology)
+    devices = len(target.devices)
+    make_mesh(config.fsdp, list(target.devices))  # raises, where they don't divide
+    require_whole_batches(config, devices)
+    work = count_work(config, plan, networks)
+
+    def compile_with(images: int) -> Compiled:
+        """With so many images of a micro-batch on each device."""
+        sized = dataclasses.replace(config, batch_size=images * config.accumulation * devices)
+        return compile_update(sized, plan, networks, target.devices)
+
+    compiled = compile_with(config.batch_size // config.accumulation // devices)
+    lines = [*_about(config, target), "", *memory_lines(compiled, target), ""]
+    lines += [*work_lines(config, work, compiled, target), "", *_traffic(compiled)]
+    if target.memory and config.plan.largest:
+        lines += ["", *largest_lines(config, compiled, target, compile_with)]
+    return "\n".join(lines)
+
+
+def _networks(config: TrainConfig) -> Architectures:
+    if config.teacher:
+        networks = load_architectures(config.teacher, config.prediction, config.revision)
+        require_generation(config, networks)
+        return networks
+    known_name("config", "generation", config.generation, GENERATIONS)
+    return stable_diffusion(GENERATIONS[config.generation][0])
+
+
+def _about(config: TrainConfig, target: Target) -> list[str]:
+    devices = len(target.devices)
+    images = config.batch_size // config.accumulation // devices
+    name = target.chip.name if target.chip else target.devices[0].device_kind
+    where = f" ({config.topology})" if config.topology else ""
+    return [
+        f"{config.student} of {config.teacher or f'Stable Diffusion {config.generation}'}, "
+        f"{config.resolution} px from {'cached latents' if config.plan.cached else 'images'}, {config.dtype}, "
+        f"attention {config.attention}, remat {config.remat}",
+        f"{devices} x {name}{where}, data {devices // config.fsdp} x fsdp {config.fsdp}",
+        f"{config.batch_size} images an update: {config.accumulation} micro-batch(es), {devices} device(s) of {images}",
+    ]
+
+
+def memory_lines(compiled: Compiled, target: Target) -> list[str]:
+    """What a device's memory holds, by part, and whether it fits."""
+    lines = ["memory of one device, GiB"]
+    rows = dict(compiled.arguments)
+    if compiled.temporaries is not None:
+        rows["temporaries"] = compiled.temporaries
+    lines += [f"  {name:20} {size / 2**30:8.2f}" for name, size in rows.items()]
+    if compiled.temporaries is None:
+        return [*lines, f"fits: no ({compiled.refused})"]
+    lines.append(f"  {'in all':20} {compiled.needed / 2**30:8.2f}")
+    if not target.memory:
+        return [*lines, "fits: not known, as the device's memory isn't"]
+    free = target.memory - compiled.needed
+    answer = "yes" if free >= 0 else "no"
+    whole = f" of {target.chip.memory / 2**30:.1f}" if target.chip else ""
+    return [
+        *lines,
+        f"fits: {answer}; {target.memory / 2**30:.1f}{whole} GiB may be used, {abs(free) / 2**30:.2f} "
+        f"{'are left' if free >= 0 else 'are missing'}",
+    ]
+
+
+def work_lines(config: TrainConfig, work: Work, compiled: Compiled, target: Target) -> list[str]:
+    """FLOPs and bytes, and the time and money that they take by the roofline of the chips' peaks."""
+    devices, chip = len(target.devices), target.chip
+    passes = "teacher forward, " if config.loss.distils else ""
+    passes += f"student {'twice ' if config.remat == 'full' else ''}forward and backward"
+    share = config.batch_size / devices
+    each = work.of(config.batch_size) / config.batch_size
+    lines = [
+        f"{each / 1e12:.3f} TFLOP an image; {passes} {work.passes / 1e12:.3f} ({each / work.passes - 1:+.1%})",
+    ]
+    if compiled.temporaries is None:
+        return lines
+    lines.append(
+        f"{compiled.bytes_accessed / share / 1e9:.2f} GB accessed an image, "
+        f"{compiled.temporaries / compiled.images / 2**30:.2f} GiB of temporaries for each in a micro-batch"
+    )
+    peak = peak_flops(chip, config.dtype)
+    if not peak:
+        name = chip.name if chip else target.devices[0].device_kind
+        return [*lines, f"time and money: not known, as the peak of {name} in {config.dtype} isn't"]
+    flops = share * work.image + work.update / config.fsdp
+    times = {"compute": flops / peak, "memory": compiled.bytes_accessed / chip.bandwidth}
+    if chip.links:
+        times["communication"] = sum(traffic.sent for traffic in compiled.traffic.values()) / chip.links
+    bound = max(times, key=lambda name: times[name])
+    step = times[bound]
+    days = config.steps * step / 86_400
+    likely = max(days, config.steps * flops / (peak * _LIKELY) / 86_400)
+    lines += [
+        "an update at the chips' peaks: " + ", ".join(f"{name} {seconds:.3f} s" for name, seconds in times.items()),
+        f"so {step:.3f} s by the roofline, {bound}-bound: {config.batch_size / step:.1f} images/s",
+        f"{config.steps:,} updates: {days:.2f} days by the roofline, {likely:.2f} if compute has {_LIKELY:.0%} of peak",
+    ]
+    if config.plan.price:
+        least, more = (24 * amount * devices * config.plan.price for amount in (days, likely))
+        lines.append(f"money at {config.plan.price:g} a chip and hour: {least:,.0f} and {more:,.0f}")
+    return lines
+
+
+def _traffic(compiled: Compiled) -> list[str]:
+    if not compiled.traffic:
+        return ["no collectives"]
+    lines = ["collectives of an update, on one device: results, and bytes sent around rings"]
+    for kind, traffic in compiled.traffic.items():
+        size, sent = traffic.bytes / 2**30, traffic.sent / 2**30
+        lines.append(f"  {kind:20} {traffic.count:6} x, {size:8.3f} GiB, {sent:8.3f} GiB")
+    return lines
+
+
+def largest_lines(
+    config: TrainConfig, compiled: Compiled, target: Target, compile_with: Callable[[int], Compiled]
+) -> list[str]:
+    """The largest micro-batch, by a line through what two of them need.
+
+    Args:
+        config: the run.
+        compiled: its update.
+        target: the devices, whose memory is known.
+        compile_with: compiles the update with other micro-batches.
+    """
+    refused = None
+    while compiled.temporaries is None:
+        refused = compiled.images
+        if refused == 1:
+            return ["largest batch: not even one image of a micro-batch fits on a device"]
+        compiled = compile_with(refused // 2)
+    other = compiled.images * 2 if compiled.images == 1 else compiled.images // 2
+    second = compile_with(other) if other != refused else None
+    if second is None or second.temporaries is None:
+        return [f"largest micro-batch: {compiled.images} image(s) a device; {other} don't fit"]
+    slope = (second.needed - compiled.needed) / (second.images - compiled.images)
+    images = compiled.images
+    if slope > 0:
+        images = max(images + math.floor((target.memory - compiled.needed) / slope), 0)
+    images = min(images, refused - 1) if refused else images
+    lines = [
+        f"each image of a micro-batch takes {slope / 2**30:.2f} GiB more, so that {images} a device fit: "
+        f"{images * len(target.devices)} at once, updates of {images * len(target.devices) * config.accumulation}"
+    ]
+    if config.plan.confirm and images:
+        third = compile_with(images)
+        said = "refused by the compiler" if third.temporaries is None else f"{third.needed / 2**30:.2f} GiB"
+        answer = "yes" if third.needed <= target.memory else "no"
+        lines.append(f"compiled with {images} a device: {said}; fits: {answer}")
+    return lines

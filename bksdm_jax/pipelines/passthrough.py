@@ -1,0 +1,135 @@
+"""The parts of a pipeline folder that are copied and never run: safety checker and feature extractor."""
+
+import dataclasses
+import shutil
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from absl import logging
+
+from bksdm_jax.base.files import read_json, write_json
+from bksdm_jax.formats.locate import SUFFIXES, TRANSFORMERS_STEMS, choose_files
+
+_SETTINGS = {"safety_checker": "config.json", "feature_extractor": "preprocessor_config.json"}
+PARTS = tuple(_SETTINGS)
+"""Their folders."""
+_WITH_WEIGHTS = ("safety_checker",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Extras:
+    """What is wanted of a pipeline folder besides what it takes to run it.
+
+    Attributes:
+        card: its `README.md`.
+        parts: `PARTS` with weights of one of these formats, `.safetensors` say; empty: no parts.
+    """
+
+    card: bool = False
+    parts: tuple[str, ...] = ()
+
+
+NO_EXTRAS = Extras()
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A part in a folder.
+
+    Attributes:
+        entry: its library and class, as `model_index.json` has them.
+        settings: its JSON file.
+        weights: suffix -> the files that hold its weights in this format, under the names that they get in a copy;
+            None: it has no weights.
+    """
+
+    entry: list[str]
+    settings: Path
+    weights: Mapping[str, Mapping[str, Path]] | None
+
+
+def part_files(names: Collection[str], formats: Collection[str], variant: str) -> list[str]:
+    """Of a repository's file names those of the parts, weights in the first of `formats` that there is."""
+    files = []
+    for part, settings in _SETTINGS.items():
+        inside = {name.removeprefix(f"{part}/") for name in names if name.startswith(f"{part}/")}
+        weights: Collection[str] = ()
+        if part in _WITH_WEIGHTS:
+            found = (_weights(inside, suffix, variant) for suffix in SUFFIXES if suffix in formats)
+            weights = next(filter(None, found), {}).values()
+        files += [f"{part}/{name}" for name in (settings, *weights) if name in inside]
+    return files
+
+
+def read_parts(folder: Path, variant: str) -> dict[str, Part]:
+    """The parts that `model_index.json` names; one whose files aren't there is left out, and said.
+
+    Args:
+        folder: a pipeline's.
+        variant: of the weights; taken under their plain names, plain ones where there are none of it.
+
+    Raises:
+        InputError: a damaged `model_index.json`.
+    """
+    index = folder / "model_index.json"
+    entries = read_json(index) if index.is_file() else {}
+    found = {}
+    for name, settings in _SETTINGS.items():
+        entry = entries.get(name)
+        if not isinstance(entry, list) or len(entry) != 2 or not all(isinstance(word, str) for word in entry):
+            continue
+        place = folder / name
+        if not (place / settings).is_file():
+            logging.warning("%s: model_index.json names it, but %s isn't there; left out", place, settings)
+            continue
+        weights = None
+        if name in _WITH_WEIGHTS:
+            inside = {path.name for path in place.iterdir() if path.is_file()}
+            files = {suffix: _weights(inside, suffix, variant) for suffix in SUFFIXES}
+            weights = {
+                suffix: {new: place / old for new, old in names.items()} for suffix, names in files.items() if names
+            }
+        found[name] = Part(entry, place / settings, weights)
+    return found
+
+
+def copy_parts(parts: Mapping[str, Part], target: Path, formats: Collection[str]) -> dict[str, list[str]]:
+    """Copies parts into a pipeline's folder, nothing of theirs but settings and weights.
+
+    Args:
+        parts: as `read_parts` found them.
+        target: the folder.
+        formats: of weights that it can hold; of a part that has none of these, or whose files are gone, is said that
+            it is left out.
+
+    Returns:
+        name -> its entry in `model_index.json`, of those that were copied.
+    """
+    copied = {}
+    for name, part in parts.items():
+        files: Mapping[str, Path] = {}
+        if part.weights is not None:
+            there = (part.weights.get(suffix, {}) for suffix in SUFFIXES if suffix in formats)
+            files = next(filter(None, there), {})
+            if not files:
+                logging.warning("%s: left out; it has no weights in %s", part.settings.parent, " or ".join(formats))
+                continue
+        gone = [path for path in (part.settings, *files.values()) if not path.is_file()]
+        if gone:
+            logging.warning("%s: left out; %s has been taken away since", part.settings.parent, gone[0].name)
+            continue
+        (target / name).mkdir()
+        write_json(target / name / part.settings.name, read_json(part.settings))
+        for new, path in files.items():
+            shutil.copyfile(path, target / name / new)
+        copied[name] = part.entry
+    return copied
+
+
+def _weights(names: Collection[str], suffix: str, variant: str) -> dict[str, str]:
+    """The files of one format: plain name -> name."""
+    stem = {suffix: TRANSFORMERS_STEMS[suffix]}
+    of_variant = choose_files(names, stem, variant) if variant else ()
+    if len(of_variant) == 1:  # shards are listed by name in their index, so they can't be renamed
+        return {f"{stem[suffix]}{suffix}": of_variant[0]}
+    return {name: name for name in choose_files(names, stem, "")}

@@ -1,0 +1,135 @@
+"""A pipeline on disk: which format, which numbers, and what its card says."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bksdm_jax.base import trees
+from bksdm_jax.base.errors import InputError, one_of
+from bksdm_jax.base.files import atomic_folder, write_json
+from bksdm_jax.formats.stored import FLOATS
+from bksdm_jax.formats.unet_json import require_flax_expressible, unet_to_diffusers
+from bksdm_jax.models.unet import UNetConfig
+from bksdm_jax.pipelines.folder import COPIED_FORMATS, write_pipeline_folder
+from bksdm_jax.pipelines.model_card import CardFacts, model_card
+from bksdm_jax.pipelines.passthrough import Extras
+from bksdm_jax.pipelines.pipeline import NETWORKS, Architectures, Network, Pipeline
+from bksdm_jax.pipelines.write_single_file import require_single_file, write_single_file
+
+SINGLE_FILE = "model.safetensors"
+"""The name of a single file in the folder that is written."""
+
+
+def _folder_writer(suffix: str) -> Callable[[Path, Pipeline], None]:
+    return lambda folder, pipeline: write_pipeline_folder(folder, pipeline, suffix)
+
+
+def _file_writer(spaced: bool) -> Callable[[Path, Pipeline], None]:
+    return lambda folder, pipeline: write_single_file(folder / SINGLE_FILE, pipeline, spaced)
+
+
+_SPACED = "single_file_spaced"
+FORMATS: dict[str, Callable[[Path, Pipeline], None]] = {
+    "safetensors": _folder_writer(".safetensors"),
+    "flax": _folder_writer(".msgpack"),
+    "single_file": _file_writer(spaced=False),
+    _SPACED: _file_writer(spaced=True),
+}
+"""What a pipeline can be written as: name -> fills an empty folder."""
+DTYPES = tuple(name for name in FLOATS if name != "float64")
+
+
+@dataclasses.dataclass(frozen=True)
+class SaveConfig:
+    """How a pipeline is written.
+
+    Attributes:
+        format: a key of `FORMATS`: a folder for PyTorch Diffusers (`safetensors`) or Diffusers' Flax classes (`flax`),
+            or one file in the original layout (`single_file`; `single_file_spaced` with the block numbers that
+            stable-diffusion.cpp expects of small U-Nets).
+        dtype: `float32`, `float16` or `bfloat16`; empty: the U-Net in float32, the other networks as they were.
+        safety_checker: copy the teacher's safety checker and feature extractor, where it has them, into a folder.
+    """
+
+    format: str = "safetensors"
+    dtype: str = ""
+    safety_checker: bool = True
+
+    def extras(self) -> Extras:
+        """What is to be fetched with a teacher from the hub."""
+        suffix = {"safetensors": ".safetensors", "flax": ".msgpack"}.get(self.format)
+        return Extras(card=True, parts=COPIED_FORMATS[suffix] if suffix and self.safety_checker else ())
+
+
+def require_savable(networks: Architectures, config: SaveConfig) -> None:
+    """Raises `InputError` for an unknown setting, or networks that the format can't hold."""
+    if config.format not in FORMATS:
+        raise one_of("format", config.format, FORMATS)
+    if config.dtype and config.dtype not in DTYPES:
+        raise one_of("save_dtype", config.dtype, DTYPES)
+    unet_to_diffusers(networks.unet)
+    if config.format == "flax":
+        require_flax_expressible(networks.unet)
+    if config.format.startswith("single_file"):
+        require_single_file(networks, spaced=config.format == _SPACED)
+
+
+def with_unet(parent: Pipeline, config: UNetConfig, params: Mapping[str, Any]) -> Pipeline:
+    """`parent` with another U-Net; raises `InputError` if Diffusers can't express it."""
+    return dataclasses.replace(parent, unet=Network(config, dict(params), unet_to_diffusers(config)))
+
+
+def write_pipeline(
+    target: Path,
+    pipeline: Pipeline,
+    config: SaveConfig,
+    facts: CardFacts | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> Path:
+    """Writes a pipeline into a folder, atomically.
+
+    Args:
+        target: the folder; replaced if it exists.
+        pipeline: what to write.
+        config: how.
+        facts: for the model card, `README.md`; None: no card.
+        extra: JSON files to put beside the rest, by name.
+
+    Returns:
+        what `load_pipeline` reads it from: the folder, or the single file in it.
+
+    Raises:
+        InputError: the format can't hold it, a number is beyond its dtype, or the place can't be written.
+    """
+    require_savable(pipeline.architectures(), config)
+    if not config.safety_checker:
+        pipeline = dataclasses.replace(pipeline, parts={})
+    if config.dtype:
+        cast = {name: _cast(getattr(pipeline, name), name, config.dtype) for name in NETWORKS}
+        pipeline = dataclasses.replace(pipeline, **cast)
+    with atomic_folder(target) as temporary:
+        FORMATS[config.format](temporary, pipeline)
+        if facts is not None:
+            (temporary / "README.md").write_text(model_card(pipeline, facts, config.format), encoding="utf-8")
+        for name, value in (extra or {}).items():
+            write_json(temporary / name, value)
+    return target / SINGLE_FILE if config.format.startswith("single_file") else target
+
+
+def _cast(network: Network, name: str, dtype: str) -> Network:
+    def to(path: str, leaf: Any) -> np.ndarray:
+        leaf = np.asarray(leaf)
+        with np.errstate(over="ignore"):
+            cast = leaf.astype(FLOATS[dtype])
+        if not np.isfinite(cast.astype(np.float32)).all() and np.isfinite(leaf.astype(np.float32)).all():
+            raise InputError(
+                f"save_dtype: {name}'s {path} has numbers beyond {dtype} (up to {np.abs(leaf).max():.3g}); "
+                "take bfloat16 or float32"
+            )
+        return cast
+
+    flat = {path: to(path, leaf) for path, leaf in trees.flatten(network.params).items()}
+    return dataclasses.replace(network, params=trees.unflatten(flat))

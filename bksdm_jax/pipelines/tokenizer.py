@@ -1,0 +1,124 @@
+"""The CLIP tokenizer of a pipeline folder."""
+
+import itertools
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from transformers import CLIPTokenizer
+
+from bksdm_jax.base.errors import InputError, in_short
+from bksdm_jax.base.files import read_text, write_json
+
+_CONFIG, _SPECIAL = "tokenizer_config.json", "special_tokens_map.json"
+TOKENIZER_FILES = (
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.json",
+    _CONFIG,
+    _SPECIAL,
+    "added_tokens.json",
+)
+"""What Transformers' tokenizers are written as."""
+
+
+class Tokenizer:
+    """Captions to token ids, padded and cut to the text encoder's length as Diffusers does.
+
+    Args:
+        tokenizer: Transformers' own.
+        max_length: token ids of a caption.
+        files: what `write` puts into a folder, by name.
+    """
+
+    def __init__(self, tokenizer: CLIPTokenizer, max_length: int, files: Mapping[str, bytes]) -> None:
+        self._tokenizer, self._max_length, self._files = tokenizer, max_length, files
+
+    def write(self, folder: Path) -> None:
+        """Writes its files into a new folder."""
+        folder.mkdir()
+        for name, content in self._files.items():
+            (folder / name).write_bytes(content)
+
+    def __call__(self, captions: Sequence[str]) -> np.ndarray:
+        """Captions -> int32 [len(captions), max_length]."""
+        encoded = self._tokenizer(list(captions), padding="max_length", max_length=self._max_length, truncation=True)
+        return np.asarray(encoded["input_ids"], np.int32)
+
+    def ends(self, tokens: np.ndarray) -> np.ndarray:
+        """Where each row of token ids [B, T] has its first end-of-text token: int32 [B]."""
+        return np.argmax(tokens == self._tokenizer.eos_token_id, axis=1).astype(np.int32)
+
+    def __len__(self) -> int:
+        return len(self._tokenizer)
+
+
+def load_tokenizer(folder: Path, max_length: int, pad: str = "") -> Tokenizer:
+    """Reads a folder with the files of a CLIP tokenizer.
+
+    Args:
+        folder: `tokenizer/` of a pipeline folder.
+        max_length: token ids of a caption, the text encoder's length.
+        pad: the padding token, in place of the one that the files name.
+
+    Raises:
+        InputError: Transformers can't read it.
+    """
+    if not (folder / "tokenizer.json").is_file():
+        for name in ("vocab.json", "merges.txt"):
+            if not (folder / name).is_file():
+                raise InputError(f"{folder}: no {name}; a tokenizer is vocab.json and merges.txt, or tokenizer.json")
+        if len(read_text(folder / "merges.txt").split()) < 2:
+            raise InputError(f"{folder / 'merges.txt'}: empty; expected the merges of the CLIP tokenizer")
+    try:
+        options = {"pad_token": pad} if pad else {}
+        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True, **options)
+    except Exception as error:  # Transformers raises whatever its parsers do
+        raise InputError(f"{folder}: Transformers can't read this tokenizer ({in_short(error)})") from error
+    # In memory, so that a run of days doesn't end without them.
+    files = {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()}
+    if pad:
+        for name in {_CONFIG} | files.keys() & {_SPECIAL}:
+            table = json.loads(files.get(name, b"{}")) | {"pad_token": pad}
+            files[name] = json.dumps(table, indent=2).encode()
+    return Tokenizer(tokenizer, max_length, files)
+
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+
+
+def write_tokenizer(folder: Path, words: Iterable[str]) -> None:
+    """Writes CLIP tokenizer files that know every byte and have one token for each of `words` (lower-case ASCII).
+
+    The last two ids are those of the start and the end of a text; the end pads.
+    """
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]  # the others move up, as in GPT-2's tokenizer
+    letters = [chr(byte) for byte in printable] + [chr(256 + i) for i in range(256 - len(printable))]
+    vocabulary = letters + [f"{letter}</w>" for letter in letters]
+    merges: dict[tuple[str, str], int] = {}
+    for word in words:
+        while len(parts := _merged([*word[:-1], f"{word[-1]}</w>"], merges)) > 1:
+            merges[parts[0], parts[1]] = len(merges)  # ranks below all before it, so earlier words stay whole
+            if parts[0] + parts[1] not in vocabulary:
+                vocabulary.append(parts[0] + parts[1])
+    table = {token: index for index, token in enumerate([*vocabulary, START, END])}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps(table, ensure_ascii=False), encoding="utf-8")
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *map(" ".join, merges), ""]), encoding="utf-8")
+    special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
+    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, **special}
+    write_json(folder / _CONFIG, settings)
+
+
+def _merged(parts: list[str], merges: Mapping[tuple[str, str], int]) -> list[str]:
+    """A word's parts after byte-pair encoding: the pair of the lowest rank is joined, everywhere, again and again."""
+    while known := [pair for pair in itertools.pairwise(parts) if pair in merges]:
+        best = min(known, key=merges.__getitem__)
+        joined: list[str] = []
+        while parts:
+            width = 2 if tuple(parts[:2]) == best else 1
+            joined.append("".join(parts[:width]))
+            parts = parts[width:]
+        parts = joined
+    return parts

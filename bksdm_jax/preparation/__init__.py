@@ -1,1 +1,0 @@
-"""From what people have on disk to a set that training reads."""

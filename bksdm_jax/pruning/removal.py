@@ -1,0 +1,225 @@
+"""The removal plan: which blocks a student keeps, and which teacher block each of them came from.
+
+Everything that tells a student from its teacher is read off this plan: the student's architecture, the weight copy,
+and the pairs of feature maps that distillation compares.
+"""
+
+import dataclasses
+from typing import Any
+
+from bksdm_jax.base.errors import InputError, nearest
+from bksdm_jax.models.unet import Block, Stage, UNetConfig, block_table
+from bksdm_jax.pruning.presets import PRESETS
+
+
+@dataclasses.dataclass(frozen=True)
+class FeaturePair:
+    """Two feature maps of one shape under the names that `UNet` sows: `down_blocks.0`, `...attentions.1.proj_out`."""
+
+    teacher: str
+    student: str
+
+
+@dataclasses.dataclass(frozen=True)
+class RemovalPlan:
+    """A teacher with some of its blocks taken out.
+
+    Attributes:
+        teacher, student: the two architectures; the student's blocks are numbered anew, as Diffusers would.
+        removed: the names that were asked to go, in the teacher's numbering.
+        blocks: (student block, teacher block) for every block that stays, in the order of the forward pass.
+        features: what feature distillation compares, in the order of the forward pass.
+    """
+
+    teacher: UNetConfig
+    student: UNetConfig
+    removed: tuple[str, ...]
+    blocks: tuple[tuple[str, str], ...]
+    features: tuple[FeaturePair, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as plain data, to be stored beside the student."""
+        return {
+            "removed": list(self.removed),
+            "blocks": dict(self.blocks),
+            "features": [dataclasses.asdict(pair) for pair in self.features],
+        }
+
+
+def removed_blocks(student: str) -> tuple[str, ...]:
+    """The list of removed blocks that a student's name means: a preset's, or the comma-separated names themselves.
+
+    Raises:
+        InputError: the text names nothing.
+    """
+    student = student.strip()
+    if student in PRESETS:
+        return PRESETS[student].removed
+    names = tuple(name.strip() for name in student.split(",") if name.strip())
+    if not names:
+        raise InputError(f"student: empty; expected a preset ({', '.join(PRESETS)}) or a list of removed blocks")
+    return names
+
+
+def plan_removal(teacher: UNetConfig, removed: tuple[str, ...]) -> RemovalPlan:
+    """Takes the blocks `removed` out of `teacher`.
+
+    Names are Diffusers': a stage (`down_blocks.3`, `mid_block`, `up_blocks.0`), a block (`down_blocks.1.resnets.1`,
+    `down_blocks.1.attentions.1`) or a sampler (`down_blocks.2.downsamplers.0`). A down block that goes takes its skip
+    with it. The last down stage and the last up stage that remain lose their sampler, as every U-Net ends.
+
+    Raises:
+        InputError: an unknown name, or a block that stays would meet inputs that its weights weren't made for.
+    """
+    _require_known(teacher, removed)
+    gone = set(removed)
+    kept: dict[str, tuple[str, Stage, list[str]]] = {}  # student stage -> teacher stage, stage, teacher block names
+    for side, stages in (("down_blocks", teacher.down), ("up_blocks", teacher.up)):
+        survivors = []
+        for i, stage in enumerate(stages):
+            name = f"{side}.{i}"
+            cut, sources = _cut_stage(name, stage, gone)
+            if name not in gone and (cut.pairs or cut.sampler):
+                survivors.append((name, cut, sources))
+        if not survivors:
+            raise InputError(f"student: no {side} would be left; keep at least one stage on each side")
+        name, cut, sources = survivors[-1]
+        sources = [source for source in sources if "samplers" not in source]
+        survivors[-1] = (name, dataclasses.replace(cut, sampler=False), sources)
+        kept |= {f"{side}.{k}": entry for k, entry in enumerate(survivors)}
+    if teacher.mid is not None and "mid_block" not in gone:
+        cut, sources = _cut_stage("mid_block", teacher.mid, gone)
+        if cut.pairs:
+            kept["mid_block"] = ("mid_block", cut, sources)
+
+    def side(prefix: str) -> tuple[Stage, ...]:
+        return tuple(stage for name, (_, stage, _) in kept.items() if name.startswith(prefix))
+
+    student = dataclasses.replace(teacher, down=side("down"), mid=next(iter(side("mid")), None), up=side("up"))
+    rows, _ = block_table(student)
+    sources = [source for name in student.stages() for source in kept[name][2]]
+    blocks = tuple((row.name, source) for row, source in zip(rows, sources, strict=True))
+    _require_fit(teacher, student, dict(blocks))
+    stages = {name: entry[0] for name, entry in kept.items()}
+    return RemovalPlan(teacher, student, removed, blocks, _feature_pairs(teacher, student, stages))
+
+
+def _require_known(teacher: UNetConfig, removed: tuple[str, ...]) -> None:
+    rows, _ = block_table(teacher)
+    known = [*teacher.stages(), *(row.name for row in rows)]
+    for name in removed:
+        if name not in known:
+            presets = ", ".join(PRESETS)
+            raise InputError(
+                f"student: the teacher has no block {name!r}{nearest(name, [*known, *PRESETS])}; "
+                f"presets: {presets}; blocks: {', '.join(known)}"
+            )
+
+
+def _cut_stage(name: str, stage: Stage, gone: set[str]) -> tuple[Stage, list[str]]:
+    """What is left of a stage, and the teacher's names of what is left, in the order of the forward pass."""
+    pairs, sources = [], []
+    for j, pair in enumerate(stage.pairs):
+        names = {"R": f"{name}.resnets.{j}", "A": f"{name}.attentions.{j}"}
+        letters = "".join(letter for letter in pair if names[letter] not in gone)
+        sources += [names[letter] for letter in letters]
+        if letters:
+            pairs.append(letters)
+    kind = "downsamplers" if name.startswith("down") else "upsamplers"
+    sampler = stage.sampler and f"{name}.{kind}.0" not in gone
+    if sampler:
+        sources.append(f"{name}.{kind}.0")
+    return dataclasses.replace(stage, pairs=tuple(pairs), sampler=sampler), sources
+
+
+def _require_fit(teacher: UNetConfig, student: UNetConfig, origin: dict[str, str]) -> None:
+    """Every block that stays must meet the widths that its weights were made for, at one resolution."""
+
+    def refuse(problem: str) -> None:
+        raise InputError(f"student: this list of removed blocks can't work: {problem}")
+
+    def called(name: str) -> str:
+        return origin.get(name, name)
+
+    teacher_rows = {row.name: row for row in block_table(teacher)[0]}
+    rows, unused = block_table(student)
+    before = "conv_in"
+    for row in rows:
+        source = teacher_rows[origin[row.name]]
+        if row.in_width != source.in_width:
+            refuse(
+                f"{source.name} would follow {before} and receive {row.in_width} channels; "
+                f"its weights expect {source.in_width}"
+            )
+        if row.pops:
+            _require_skip(row, source, called, refuse)
+        before = source.name
+    if unused:
+        names = ", ".join(called(skip.source) for skip in unused)
+        refuse(f"{len(unused)} skip(s) would be left over that no up block takes: {names}")
+    width, level = _outgoing_shape(rows)
+    expected, _ = _outgoing_shape(block_table(teacher)[0])
+    if width != expected:
+        refuse(f"conv_norm_out would follow {before} and receive {width} channels; its weights expect {expected}")
+    if level != 0:
+        refuse(f"the output would have 1/{2**level} of the input's height and width (it ends after {before})")
+
+
+def _require_skip(row: Block, source: Block, called: Any, refuse: Any) -> None:
+    if row.skip is None:
+        expected = source.skip.width if source.skip else 0
+        refuse(f"{source.name} would find no skip left; its weights expect one of {expected} channels")
+    elif source.skip is not None and row.skip.width != source.skip.width:
+        refuse(
+            f"{source.name} would meet the skip of {called(row.skip.source)} with {row.skip.width} channels; "
+            f"its weights expect {source.skip.width}"
+        )
+    elif row.skip.level != row.level:
+        refuse(
+            f"{source.name} works at 1/{_scale(row.level)} of the input's size and would meet the skip of "
+            f"{called(row.skip.source)} at 1/{_scale(row.skip.level)}"
+        )
+
+
+def _scale(level: int) -> str:
+    return f"{2.0**level:g}"
+
+
+def _outgoing_shape(rows: tuple[Block, ...]) -> tuple[int, int]:
+    """Channels, and how often halved, of what leaves the last of `rows`."""
+    last = rows[-1]
+    return last.out_width, last.level + {"downsampler": 1, "upsampler": -1}.get(last.kind, 0)
+
+
+def _feature_pairs(teacher: UNetConfig, student: UNetConfig, stages: dict[str, str]) -> tuple[FeaturePair, ...]:
+    """The paper's pairs: stage outputs that agree in shape; a lost sampler moves a pair to the last `proj_out`."""
+    tables = {"teacher": block_table(teacher)[0], "student": block_table(student)[0]}
+
+    def rows(who: str, stage: str, kind: str | None = None) -> tuple[Block, ...]:
+        return tuple(row for row in tables[who] if row.stage == stage and kind in (None, row.kind))
+
+    pairs = []
+    for name in student.stages():
+        source = stages[name]
+        if name == "mid_block":
+            continue
+        lost = teacher.stages()[source].sampler and not student.stages()[name].sampler
+        kind, suffix = ("attention", "proj_out") if lost else (None, None)
+        theirs, ours = rows("teacher", source, kind), rows("student", name, kind)
+        if not theirs or not ours or _outgoing_shape(theirs) != _outgoing_shape(ours):
+            continue
+        if suffix:
+            pairs.append(FeaturePair(f"{theirs[-1].name}.{suffix}", f"{ours[-1].name}.{suffix}"))
+        else:
+            pairs.append(FeaturePair(source, name))
+    return tuple(pairs)
+
+
+def plan_text(plan: RemovalPlan) -> str:
+    """What goes, which teacher block each student block is, and the feature pairs."""
+    lines = ["removed: " + (", ".join(plan.removed) or "nothing")]
+    lines += ["", f"{'student block':<37}teacher block"]
+    lines += [f"{student:<37}{source}" for student, source in plan.blocks]
+    lines += ["", f"{'feature of the student':<37}feature of the teacher"]
+    lines += [f"{pair.student:<37}{pair.teacher}" for pair in plan.features]
+    return "\n".join(lines)

@@ -1,0 +1,152 @@
+"""Sampling as one call: pipeline folder and prompts in, a folder of images out."""
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bksdm_jax.base.errors import InputError, whole_number
+from bksdm_jax.base.files import file_sha256, write_json
+from bksdm_jax.base.images import save_png
+from bksdm_jax.base.precision import cast_frozen, compute_dtype, exact_products
+from bksdm_jax.base.progress import Progress, waiting
+from bksdm_jax.base.workdir import claim, require_same
+from bksdm_jax.data.tables import Prompt, read_prompts, write_table
+from bksdm_jax.pipelines.load import find_pipeline, load_pipeline
+from bksdm_jax.sampling.text_to_image import Generate, SamplerConfig, generate_images, make_generate
+
+_MAY_CHANGE = ("batch_size", "prompts")  # the texts themselves are recorded
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleConfig:
+    """A folder of images to make.
+
+    Attributes:
+        model: pipeline folder, single file, id on the hub, or `shapes_teacher`.
+        prompts: `.txt` or `.csv` file; or else
+        prompt: one prompt.
+        negative_prompt: what guidance leads away from.
+        seed: image i starts from noise that `seed` and i alone decide.
+        steps: sampler steps.
+        batch_size: images per program call; in float32 an image doesn't depend on it beyond rounding.
+        guidance_scale: at most 1: no guidance.
+        resolution: pixels; 0: the model's own.
+        sampler: `pndm` or `ddim`.
+        dtype: of the networks' computations.
+        attention: of the U-Net, a key of `attention.IMPLEMENTATIONS`.
+        revision: branch, tag or commit of a model from the hub.
+        variant: of the model's weights, `fp16`, `non_ema`, ...; empty: the plain ones.
+        tokenizer, prediction: what a single file doesn't say: a folder or id on the hub; `epsilon` or `v_prediction`.
+    """
+
+    model: str
+    prompts: str = ""
+    prompt: str = ""
+    negative_prompt: str = ""
+    seed: int = 0
+    steps: int = 25
+    batch_size: int = 4
+    guidance_scale: float = 7.5
+    resolution: int = 0
+    sampler: str = "pndm"
+    dtype: str = "float32"
+    attention: str = "auto"
+    revision: str = ""
+    variant: str = ""
+    tokenizer: str = ""
+    prediction: str = ""
+
+
+def sample(config: SampleConfig, workdir: Path) -> int:
+    """Writes `images/000000.png`, ... and, when all are there, `metadata.csv` (`file_name,text`).
+
+    Images that an interrupted call left are kept. Prompts from a `.csv` leave their own `file_name` in a third column
+    of the table, `source`. `timing.json` holds `seconds_per_image`, the median over the program calls of this run; a
+    call makes `batch_size` images, and compiling isn't counted.
+
+    Returns:
+        the number of images.
+
+    Raises:
+        InputError: a setting, file or folder can't be used; nothing is written then.
+    """
+    prompts = _prompts(config)
+    dtype = compute_dtype(config.dtype)
+    whole_number("config", "batch_size", config.batch_size)
+    model = find_pipeline(config.model, config.revision, config.variant)
+    pipeline = load_pipeline(model, config.variant, config.tokenizer, config.prediction)
+    networks = pipeline.architectures()
+    sampler = SamplerConfig(
+        config.steps,
+        config.guidance_scale,
+        config.resolution or pipeline.resolution(),
+        config.sampler,
+        config.seed,
+        config.negative_prompt,
+        config.attention,
+    )
+    generate = jax.jit(make_generate(networks, sampler, dtype))
+    record = dataclasses.asdict(config) | {
+        "model": str(pipeline.place.resolve()),
+        "unet_sha256": [file_sha256(path) for path in pipeline.unet_files],
+        "texts": [prompt.text for prompt in prompts],
+    }
+    require_same(workdir, record, _MAY_CHANGE)
+    claim(workdir, record)
+    images = workdir / "images"
+    images.mkdir(exist_ok=True)
+    missing = [(i, prompt.text) for i, prompt in enumerate(prompts) if not (images / _name(i)).exists()]
+    names = ("unet", "vae", "text_encoder")
+    params = {name: getattr(pipeline, name).params for name in names}
+    params = jax.device_put(cast_frozen(params, dtype))
+    with exact_products(config.dtype):
+        if missing:
+            with waiting("compiling the sampler"):
+                generate = _compiled(generate, params, config.batch_size, networks.text_encoder.max_length)
+        calls = []
+        with Progress("images", len(prompts), len(prompts) - len(missing)) as progress:
+            last = time.perf_counter()
+            made = generate_images(generate, params, pipeline.tokenizer, sampler, missing, config.batch_size)
+            for position, (index, image) in enumerate(made):
+                if position % config.batch_size == 0:
+                    calls.append(time.perf_counter() - last)
+                    _write_timing(workdir / "timing.json", calls, config.batch_size)
+                save_png(images / _name(index), image)
+                progress.advance()
+                last = time.perf_counter()
+    _write_table(workdir / "metadata.csv", prompts)
+    return len(prompts)
+
+
+def _compiled(generate: Any, params: dict[str, Any], batch_size: int, length: int) -> Generate:
+    """The program for captions of `length` tokens, compiled."""
+    tokens, negative = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((batch_size, length), (length,)))
+    return generate.lower(params, tokens, negative, jax.ShapeDtypeStruct((batch_size,), jnp.uint32)).compile()
+
+
+def _write_timing(path: Path, calls: list[float], batch_size: int) -> None:
+    write_json(path, {"batch_size": batch_size, "seconds_per_image": float(np.median(calls)) / batch_size})
+
+
+def _prompts(config: SampleConfig) -> list[Prompt]:
+    if bool(config.prompts) == bool(config.prompt):
+        raise InputError("prompts: give either prompts (a .txt or .csv file) or one prompt")
+    return read_prompts(config.prompts) if config.prompts else [Prompt(config.prompt)]
+
+
+def _name(index: int) -> str:
+    return f"{index:06d}.png"
+
+
+def _write_table(path: Path, prompts: list[Prompt]) -> None:
+    sources = any(prompt.source for prompt in prompts)
+    rows = [
+        (f"images/{_name(index)}", prompt.text, *([prompt.source] if sources else []))
+        for index, prompt in enumerate(prompts)
+    ]
+    write_table(path, ("file_name", "text", *(["source"] if sources else [])), rows)

@@ -1,0 +1,137 @@
+"""Text to image: one compiled program from token ids and image numbers to pixels."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bksdm_jax.base.errors import InputError, finite_number, known_name, whole_number
+from bksdm_jax.base.images import to_uint8
+from bksdm_jax.diffusion.guidance import guided
+from bksdm_jax.diffusion.samplers import SAMPLERS, timesteps
+from bksdm_jax.models.attention import require_attention
+from bksdm_jax.models.clip import CLIPTextEncoder
+from bksdm_jax.models.unet import UNet
+from bksdm_jax.models.vae import VAE
+from bksdm_jax.pipelines.pipeline import Architectures
+from bksdm_jax.pipelines.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplerConfig:
+    """How images are made.
+
+    Attributes:
+        steps: sampler steps (PNDM calls the U-Net once more).
+        guidance_scale: of classifier-free guidance; at most 1 switches it off.
+        resolution: pixels.
+        sampler: a key of `SAMPLERS`.
+        seed: image number i starts from noise drawn with `fold_in(key(seed), i)`.
+        negative_prompt: what guidance leads away from.
+        attention: of the U-Net, a key of `attention.IMPLEMENTATIONS`.
+    """
+
+    steps: int = 25
+    guidance_scale: float = 7.5
+    resolution: int = 512
+    sampler: str = "pndm"
+    seed: int = 0
+    negative_prompt: str = ""
+    attention: str = "auto"
+
+
+MOST_SEED = 2**32 - 1
+"""Larger seeds would be cut to 32 bits without a word."""
+Generate = Callable[[dict[str, Any], jax.Array, jax.Array, jax.Array], jax.Array]
+"""(parameters by network, tokens [B, T], negative tokens [T], image numbers [B]) -> uint8 [B, H, W, 3]."""
+
+
+def require_sampler(config: SamplerConfig, networks: Architectures) -> None:
+    """Holds a sampler's settings to what the networks can do.
+
+    Raises:
+        InputError: an unknown sampler, steps that the schedule doesn't have, a resolution that the networks can't halve
+            as often as they do, or a seed or guidance scale that is no such number.
+    """
+    known_name("config", "sampler", config.sampler, SAMPLERS)
+    timesteps(networks.schedule, config.steps)
+    finite_number("config", "guidance_scale", config.guidance_scale, 0)
+    whole_number("config", "seed", config.seed, 0, MOST_SEED)
+    require_resolution(config.resolution, networks)
+
+
+def require_resolution(resolution: int, networks: Architectures) -> None:
+    """Raises `InputError` if the networks can't halve so many pixels as often as they do."""
+    multiple = networks.vae.factor * 2 ** sum(stage.sampler for stage in networks.unet.down)
+    if resolution < multiple or resolution % multiple:
+        raise InputError(f"resolution: {resolution} pixels; this model needs a multiple of {multiple}")
+
+
+def starting_noise(seed: int, indices: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Standard normal float32 [B, *shape]; row i depends on `seed` and `indices[i]` alone."""
+    key = jax.random.key(seed)
+    return jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), shape, jnp.float32))(indices)
+
+
+def make_generate(networks: Architectures, config: SamplerConfig, dtype: jnp.dtype = jnp.float32) -> Generate:
+    """Builds the program that makes images; jit it, or call it inside another.
+
+    Raises:
+        InputError: as `require_sampler` and `require_attention`.
+    """
+    require_sampler(config, networks)
+    require_attention(config.attention, dtype)
+    size = config.resolution // networks.vae.factor
+    shape = (size, size, networks.unet.in_channels)
+    unet = UNet(networks.unet, dtype, config.attention)
+    text_encoder = CLIPTextEncoder(networks.text_encoder, dtype)
+    vae = VAE(networks.vae, dtype)
+
+    def generate(params: dict[str, Any], tokens: jax.Array, negative: jax.Array, indices: jax.Array) -> jax.Array:
+        states = text_encoder.apply({"params": params["text_encoder"]}, tokens)
+        empty = text_encoder.apply({"params": params["text_encoder"]}, negative[None])
+        empty = jnp.broadcast_to(empty, states.shape)
+
+        def network(x: jax.Array, t: jax.Array, context: jax.Array) -> jax.Array:
+            return unet.apply({"params": params["unet"]}, x.astype(dtype), t, context)
+
+        predict = guided(network, states, empty, config.guidance_scale)
+        noise = starting_noise(config.seed, indices, shape)
+        latents = SAMPLERS[config.sampler](predict, noise, networks.schedule, config.steps)
+        return to_uint8(vae.apply({"params": params["vae"]}, latents / networks.vae.scaling_factor, method="decode"))
+
+    return generate
+
+
+def generate_images(
+    generate: Generate,
+    params: dict[str, Any],
+    tokenizer: Tokenizer,
+    config: SamplerConfig,
+    prompts: Sequence[tuple[int, str]],
+    batch_size: int,
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Images for numbered prompts, `batch_size` to a program call (the last call is filled up).
+
+    Args:
+        generate: from `make_generate` with the same `config`, jitted.
+        params: parameters under `unet`, `vae`, `text_encoder`.
+        tokenizer: of the text encoder.
+        config: as for `make_generate`.
+        prompts: (image number, prompt).
+        batch_size: images per program call.
+
+    Yields:
+        (image number, uint8 [H, W, 3]) in the order of `prompts`.
+    """
+    negative = tokenizer([config.negative_prompt])[0]
+    for start in range(0, len(prompts), batch_size):
+        chunk = list(prompts[start : start + batch_size])
+        filled = chunk + [chunk[-1]] * (batch_size - len(chunk))
+        indices = np.array([index for index, _ in filled], np.uint32)
+        images = generate(params, tokenizer([text for _, text in filled]), negative, indices)
+        for (index, _), image in zip(chunk, np.asarray(images), strict=False):
+            yield index, image

@@ -1,0 +1,1 @@
+"""What the trainer can be given to train."""

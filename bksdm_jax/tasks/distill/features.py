@@ -1,0 +1,58 @@
+"""Which feature maps distillation compares, and how much each pair weighs."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+from bksdm_jax.base.errors import InputError, known_name, nearest
+from bksdm_jax.pruning.removal import FeaturePair, RemovalPlan
+
+SOURCES: dict[str, Callable[[RemovalPlan], tuple[FeaturePair, ...]]] = {
+    "stages": lambda plan: plan.features,
+    "self_attention": lambda plan: tuple(
+        FeaturePair(f"{theirs}.transformer_blocks.0.attn1", f"{ours}.transformer_blocks.0.attn1")
+        for ours, theirs in plan.blocks
+        if ".attentions." in ours
+    ),
+}
+"""Name -> pairs. `stages` are the paper's; `self_attention` what KOALA compares (Lee et al. 2023, section 3.3)."""
+
+
+def weighted_pairs(plan: RemovalPlan, source: str, scales: Sequence[str]) -> tuple[tuple[FeaturePair, float], ...]:
+    """The pairs that are compared, with their weights within the feature term.
+
+    Args:
+        plan: teacher and student.
+        source: a key of `SOURCES`.
+        scales: `NAME=WEIGHT`; the name is a student's feature, or a stage, whose features it stands for. The last that
+            fits counts; without one the weight is 1.
+
+    Raises:
+        InputError: an unknown source or name, or a weight that is no number of at least 0.
+    """
+    known_name("config", "loss.feature_source", source, SOURCES)
+    pairs = SOURCES[source](plan)
+    known = [pair.student for pair in pairs]
+    weights = dict.fromkeys(known, 1.0)
+    for entry in scales:
+        name, _, text = str(entry).partition("=")
+        fitting = [one for one in known if one == name or one.startswith(f"{name}.")]
+        if not name or not fitting:
+            raise InputError(
+                f"loss.feature_scales: no feature {name!r}{nearest(name, known)}; known: {', '.join(known)}"
+            )
+        try:
+            weight = float(text)
+        except ValueError:
+            weight = math.nan
+        if not 0 <= weight < math.inf:
+            raise InputError(f"loss.feature_scales: {entry!r}; expected NAME=WEIGHT with a weight of at least 0")
+        weights |= dict.fromkeys(fitting, weight)
+    return tuple((pair, weights[pair.student]) for pair in pairs)
+
+
+def shares(pairs: Sequence[tuple[FeaturePair, float]], values: Mapping[str, float]) -> dict[str, float]:
+    """What part of `loss_feature` each pair is, as `share/NAME`, from the metrics of an update."""
+    return {
+        f"share/{pair.student}": weight * values[f"feature/{pair.student}"] / (values["loss_feature"] or 1.0)
+        for pair, weight in pairs
+    }

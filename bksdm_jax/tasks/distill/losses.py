@@ -1,0 +1,93 @@
+"""The three losses of BK-SDM (arXiv 2305.15798, section 3.2), each in float32."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from bksdm_jax.pruning.removal import FeaturePair
+
+
+@dataclasses.dataclass(frozen=True)
+class LossWeights:
+    """Weights of the terms. Output and feature both 0: training without distillation, the teacher isn't run.
+
+    Attributes:
+        task, output, feature: of the terms.
+        min_snr_gamma: above 0, the task's term weighs each image by its noise level (Hang et al. 2023, section 3.4).
+        feature_source, feature_scales: which features are compared, and weights of single ones, as `weighted_pairs`
+            has them.
+    """
+
+    task: float = 1.0
+    output: float = 1.0
+    feature: float = 1.0
+    min_snr_gamma: float = 0.0
+    feature_source: str = "stages"
+    feature_scales: tuple[str, ...] = ()
+
+    @property
+    def distils(self) -> bool:
+        """Whether the teacher is needed."""
+        return self.output != 0 or self.feature != 0
+
+
+def mean_squared_error(a: jax.Array, b: jax.Array) -> jax.Array:
+    """mean((a - b)^2) in float32, [] from two arrays of one shape."""
+    return jnp.mean(jnp.square(a.astype(jnp.float32) - b.astype(jnp.float32)))
+
+
+def min_snr_weight(gamma: float, prediction: str, alpha_bar: jax.Array) -> jax.Array:
+    """min(SNR, gamma) / SNR for `epsilon`, / (SNR + 1) for `v_prediction`; SNR = abar / (1 - abar). [B] -> [B]."""
+    snr = alpha_bar / (1.0 - alpha_bar)
+    return jnp.minimum(snr, gamma) / {"epsilon": snr, "v_prediction": snr + 1.0}[prediction]
+
+
+def distillation_terms(
+    weights: LossWeights,
+    target: jax.Array,
+    student: jax.Array,
+    student_features: Mapping[str, jax.Array],
+    teacher: jax.Array | None = None,
+    teacher_features: Mapping[str, jax.Array] | None = None,
+    pairs: Sequence[tuple[FeaturePair, float]] = (),
+    image_weights: jax.Array | None = None,
+) -> dict[str, jax.Array]:
+    """Every term by name, unweighted, and their weighted sum as `loss`.
+
+    `loss_task` compares prediction and target, `loss_output` the predictions of student and teacher; `loss_feature` is
+    the weighted sum over the pairs of each pair's mean squared error, which stands under `feature/STUDENT NAME`.
+
+    Args:
+        weights: of the terms; a term with weight 0 that would need the teacher is left out.
+        target: what the student is asked for, [B, H, W, C].
+        student, student_features: its prediction, and what it sowed.
+        teacher, teacher_features: likewise; None if `weights.distils` is false.
+        pairs: which features are compared, and their weights.
+        image_weights: of the images in the task's term, [B]; None: all 1.
+    """
+    terms = {"loss_task": _task_loss(student, target, image_weights)}
+    total = weights.task * terms["loss_task"]
+    if weights.output:
+        terms["loss_output"] = mean_squared_error(student, teacher)
+        total += weights.output * terms["loss_output"]
+    if weights.feature:
+        each = {
+            f"feature/{pair.student}": mean_squared_error(
+                student_features[pair.student], teacher_features[pair.teacher]
+            )
+            for pair, _ in pairs
+        }
+        parts = (weight * each[f"feature/{pair.student}"] for pair, weight in pairs)
+        terms["loss_feature"] = sum(parts, start=jnp.zeros((), jnp.float32))
+        total += weights.feature * terms["loss_feature"]
+        terms |= each
+    return {"loss": total, **terms}
+
+
+def _task_loss(student: jax.Array, target: jax.Array, image_weights: jax.Array | None) -> jax.Array:
+    if image_weights is None:
+        return mean_squared_error(student, target)
+    each = jax.vmap(mean_squared_error)(student, target)
+    return jnp.mean(image_weights * each)

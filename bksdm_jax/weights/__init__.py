@@ -1,1 +1,0 @@
-"""Diffusers folders in and out: names, file formats, total loads."""
