@@ -1,37 +1,35 @@
 """Classifier-free guidance."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 
 def guided(
-    network: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
-    text: jax.Array,
-    empty: jax.Array,
-    scale: float,
+    network: Callable[[jax.Array, jax.Array, Any], jax.Array], conditioning: Any, negative: Any, scale: float
 ) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """e_empty + scale (e_text - e_empty) (Ho and Salimans 2022), both from one call at twice the batch.
+    """e_negative + scale (e_conditional - e_negative) (Ho and Salimans 2022), both from one call at twice the batch.
 
     Args:
-        network: (latents [B, H, W, C], timesteps [B], text states [B, T, K]) -> [B, H, W, C].
-        text: states of the prompts, [B, T, K].
-        empty: states of the empty (or negative) prompt, [B, T, K]; unused where `scale` is at most 1.
-        scale: strength; at most 1 means no guidance, and a single batch.
+        network: (latents [B, H, W, C], timesteps [B], conditioning) -> [B, H, W, C].
+        conditioning: pytree of arrays [B, ...] that the network takes; one without arrays is never guided.
+        negative: the same of the empty (or negative) prompt; unused where `scale` is at most 1.
+        scale: guidance scale; at most 1 means no guidance, and a single batch.
 
     Returns:
         (latents, timestep []) -> float32 prediction.
     """
-    states = text if scale <= 1.0 else jnp.concatenate([empty, text])
+    guides = scale > 1.0 and bool(jax.tree.leaves(conditioning))
+    both = jax.tree.map(lambda *pair: jnp.concatenate(pair), negative, conditioning) if guides else conditioning
 
     def predict(x: jax.Array, t: jax.Array) -> jax.Array:
-        batch = states.shape[0]
-        inputs = x if scale <= 1.0 else jnp.concatenate([x, x])
-        out = network(inputs, jnp.broadcast_to(t, (batch,)), states).astype(jnp.float32)
-        if scale <= 1.0:
+        inputs = jnp.concatenate([x, x]) if guides else x
+        out = network(inputs, jnp.broadcast_to(t, inputs.shape[:1]), both).astype(jnp.float32)
+        if not guides:
             return out
-        without, with_text = jnp.split(out, 2)
-        return without + scale * (with_text - without)
+        without, conditional = jnp.split(out, 2)
+        return without + scale * (conditional - without)
 
     return predict

@@ -59,7 +59,7 @@ def unet_difference(
     context: np.ndarray,
 ) -> Difference:
     """The prediction from latents [B, H, W, C], timesteps [B] and text states [B, T, K]."""
-    ours = jax.jit(UNet(config).apply)({"params": params}, latents, timesteps, context)
+    ours = jax.jit(UNet(config).apply)({"params": params}, latents, timesteps, {"context": context})
     out = _run(lambda *inputs: theirs(*inputs).sample, theirs, [_channels_first(latents), timesteps, context])
     return difference("U-Net", ours, _channels_last(out))
 

@@ -12,16 +12,17 @@ def parameter_shapes_of(module: nn.Module, *inputs: Any) -> dict[str, Any]:
 
     Args:
         module: any module.
-        inputs: what it is called with, `jax.ShapeDtypeStruct` in place of arrays.
+        inputs: pytrees that it is called with, `jax.ShapeDtypeStruct` in place of arrays.
 
     Returns:
         the collection `params`, named as in a checkpoint.
     """
     # A fresh tree for each caller, who may take it apart.
-    return jax.tree.map(lambda leaf: leaf, _traced_parameters(module, inputs))
+    leaves, structure = jax.tree.flatten(inputs)
+    return jax.tree.map(lambda leaf: leaf, _traced_parameters(module, tuple(leaves), structure))
 
 
 @functools.lru_cache
-def _traced_parameters(module: nn.Module, inputs: tuple[Any, ...]) -> dict[str, Any]:
+def _traced_parameters(module: nn.Module, leaves: tuple[Any, ...], structure: Any) -> dict[str, Any]:
     key = jax.eval_shape(lambda: jax.random.key(0))
-    return jax.eval_shape(module.init, key, *inputs)["params"]
+    return jax.eval_shape(module.init, key, *jax.tree.unflatten(structure, leaves))["params"]

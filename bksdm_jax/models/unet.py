@@ -17,6 +17,8 @@ from bksdm_jax.models.attention import SpatialTransformer
 from bksdm_jax.models.layers import Downsample, GroupNorm, ResnetBlock, TimestepMLP, Upsample, conv, timestep_embedding
 from bksdm_jax.models.remat import rematerialised
 
+Conditioning = Mapping[str, jax.Array]
+"""What a prediction is conditioned on: `context` [B, T, K], the text states, and whatever else a U-Net has."""
 FEATURES = "features"
 """The variable collection that captured features are sown into."""
 
@@ -180,7 +182,7 @@ class UNetStage(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, skips: tuple[jax.Array, ...], temb: jax.Array, context: jax.Array
+        self, x: jax.Array, skips: tuple[jax.Array, ...], temb: jax.Array, context: jax.Array | None
     ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
         inputs = {"resnet": (temb,), "attention": (context,), "downsampler": (), "upsampler": ()}
         for row in self.rows:
@@ -212,8 +214,8 @@ class UNet(nn.Module):
     remat: str = "none"
 
     @nn.compact
-    def __call__(self, latents: jax.Array, timesteps: jax.Array, context: jax.Array) -> jax.Array:
-        """`latents` [B, H, W, in_channels], `timesteps` [B], `context` [B, T, context_width].
+    def __call__(self, latents: jax.Array, timesteps: jax.Array, conditioning: Conditioning) -> jax.Array:
+        """`latents` [B, H, W, in_channels], `timesteps` [B], `conditioning` with `context` [B, T, context_width].
 
         Returns:
             [B, H, W, out_channels] in `dtype`. H and W must be multiples of 2^(number of downsamplers).
@@ -221,7 +223,7 @@ class UNet(nn.Module):
         cfg = self.config
         temb = timestep_embedding(timesteps, cfg.stem_width, cfg.flip_sin_to_cos, cfg.freq_shift)
         temb = TimestepMLP(4 * cfg.stem_width, self.dtype, name="time_embedding")(temb)
-        context = context.astype(self.dtype)
+        context = conditioning["context"].astype(self.dtype)
         x = conv(cfg.stem_width, 3, "conv_in", self.dtype)(latents)
         rows, unused = block_table(cfg)
         assert not unused, unused
@@ -258,12 +260,12 @@ def dotted(name: str) -> str:
     return f"{head}.{number}" if listed and number.isdigit() else name
 
 
-def example_inputs(config: UNetConfig, batch: int = 1, size: int = 64) -> tuple[jax.ShapeDtypeStruct, ...]:
-    """Shapes of latents [B, size, size, C], timesteps [B] and text states [B, 77, K], all float32."""
+def example_inputs(config: UNetConfig, batch: int = 1, size: int = 64) -> tuple[Any, ...]:
+    """Shapes of latents [B, size, size, C], timesteps [B] and conditioning (text states [B, 77, K]), float32."""
     return (
         jax.ShapeDtypeStruct((batch, size, size, config.in_channels), jnp.float32),
         jax.ShapeDtypeStruct((batch,), jnp.float32),
-        jax.ShapeDtypeStruct((batch, 77, config.context_width), jnp.float32),
+        {"context": jax.ShapeDtypeStruct((batch, 77, config.context_width), jnp.float32)},
     )
 
 

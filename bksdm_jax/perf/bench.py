@@ -18,7 +18,7 @@ from bksdm_jax.formats.unet_json import unet_from_diffusers
 from bksdm_jax.models.attention import require_attention
 from bksdm_jax.models.clip import clip_text_parameter_shapes
 from bksdm_jax.models.remat import require_remat
-from bksdm_jax.models.unet import UNet, parameter_shapes
+from bksdm_jax.models.unet import Conditioning, UNet, parameter_shapes
 from bksdm_jax.models.vae import vae_parameter_shapes
 from bksdm_jax.pipelines.pipeline import Architectures
 from bksdm_jax.pipelines.stable_diffusion import TEACHERS, stable_diffusion
@@ -171,19 +171,19 @@ def _networks(config: BenchConfig) -> tuple[Architectures, RemovalPlan]:
 
 
 def _unet_call(unet: UNet) -> Any:
-    def call(params: Any, latents: jax.Array, timesteps: jax.Array, context: jax.Array) -> jax.Array:
-        return unet.apply({"params": params}, latents, timesteps, context)
+    def call(params: Any, latents: jax.Array, timesteps: jax.Array, conditioning: Conditioning) -> jax.Array:
+        return unet.apply({"params": params}, latents, timesteps, conditioning)
 
     return call
 
 
-def _inputs(config: BenchConfig, networks: Architectures, size: int) -> tuple[np.ndarray, ...]:
+def _inputs(config: BenchConfig, networks: Architectures, size: int) -> tuple[Any, ...]:
     generator = np.random.default_rng(0)
     latents = generator.standard_normal((config.batch_size, size, size, networks.unet.in_channels), np.float32)
     text = networks.text_encoder
     context = generator.standard_normal((config.batch_size, text.max_length, text.width), np.float32)
     dtype = compute_dtype(config.dtype)
-    return latents.astype(dtype), np.full(config.batch_size, 500, np.int32), context.astype(dtype)
+    return latents.astype(dtype), np.full(config.batch_size, 500, np.int32), {"context": context.astype(dtype)}
 
 
 def _heading(config: BenchConfig) -> list[str]:

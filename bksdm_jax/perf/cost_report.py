@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -99,9 +100,9 @@ def _latencies(models: Mapping[str, Architectures], size: int, config: CostConfi
     text, vae = teacher.text_encoder, teacher.vae
     tokens = np.zeros((1, text.max_length), np.int32)
     latents = np.zeros((1, size, size, teacher.unet.in_channels), dtype)
-    context = np.zeros((1, text.max_length, text.width), dtype)
+    conditioning = {"context": np.zeros((1, text.max_length, text.width), dtype)}
 
-    def milliseconds(what: str, module: object, shapes: object, *inputs: np.ndarray, **options: str) -> float:
+    def milliseconds(what: str, module: object, shapes: object, *inputs: Any, **options: str) -> float:
         def program(params: object, *inputs: jax.Array) -> jax.Array:
             return module.apply({"params": params}, *inputs, **options)
 
@@ -120,7 +121,9 @@ def _latencies(models: Mapping[str, Architectures], size: int, config: CostConfi
         for name, networks in models.items():
             unet = networks.unet
             time = np.full(1, 500, np.int32)
-            call = milliseconds(f"U-Net of {name}", UNet(unet, dtype), parameter_shapes(unet), latents, time, context)
+            call = milliseconds(
+                f"U-Net of {name}", UNet(unet, dtype), parameter_shapes(unet), latents, time, conditioning
+            )
             image = encoding + config.steps * call + decoding
             first = first or (call, image)
             lines.append(f"{name:<12}{call:>14,.1f}{call / first[0]:>8.1%}{image:>14,.1f}{image / first[1]:>8.1%}")
