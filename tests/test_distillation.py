@@ -97,7 +97,7 @@ def test_losses_and_gradients_match_the_reference(preset: str) -> None:
             add_noise(latents, noise, alpha_bar),
             t,
             TARGETS[prediction](latents, noise, alpha_bar),
-            context,
+            {"context": context},
             alpha_bar,
         )
         if gradient is None:
@@ -275,7 +275,7 @@ def test_what_is_computed_anew_changes_no_gradient(micro: Micro) -> None:
 
 def inputs_of(arguments: Any) -> tuple[jax.Array, ...]:
     noisy = arguments[2]
-    return noisy.noisy, noisy.timesteps, noisy.context
+    return noisy.noisy, noisy.timesteps, noisy.conditioning
 
 
 def test_bfloat16_losses_follow_float32(micro: Micro) -> None:
@@ -390,9 +390,22 @@ def test_captions_are_dropped_and_noise_is_offset(micro: Micro) -> None:
     plain, all_dropped = draw(), draw(caption_dropout=1.0, empty_tokens=empty)
     some = draw(caption_dropout=0.5, empty_tokens=empty)
     np.testing.assert_array_equal(plain.noisy, all_dropped.noisy)  # nothing else changes
-    np.testing.assert_array_equal(all_dropped.context, jnp.broadcast_to(all_dropped.context[:1], plain.context.shape))
-    gone = np.array([np.array_equal(*pair) for pair in zip(some.context, all_dropped.context, strict=True)])
-    kept = np.array([np.array_equal(*pair) for pair in zip(some.context, plain.context, strict=True)])
+    np.testing.assert_array_equal(
+        all_dropped.conditioning["context"],
+        jnp.broadcast_to(all_dropped.conditioning["context"][:1], plain.conditioning["context"].shape),
+    )
+    gone = np.array(
+        [
+            np.array_equal(*pair)
+            for pair in zip(some.conditioning["context"], all_dropped.conditioning["context"], strict=True)
+        ]
+    )
+    kept = np.array(
+        [
+            np.array_equal(*pair)
+            for pair in zip(some.conditioning["context"], plain.conditioning["context"], strict=True)
+        ]
+    )
     assert (gone != kept).all()
     assert 0 < gone.sum() < 8
     offset = np.asarray(draw(noise_offset=0.5).target - plain.target)  # the target is the noise

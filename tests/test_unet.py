@@ -1,5 +1,7 @@
 """The U-Net against PyTorch, with the same random weights, as it is and with blocks taken out."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,21 +38,21 @@ EVERYDAY = [("v1", name) for name in ("sd", "bk_tiny", surgery.ONE_STAGE, surger
 SLOW = [("v1", name) for name in ("bk_base", "bk_small", "no_mid")] + [("v2", "bk_tiny"), ("v2", surgery.ONE_STAGE)]
 
 
-def inputs(context: int = tiny.CONTEXT, size: int = 8) -> dict[str, np.ndarray]:
+def inputs(context: int = tiny.CONTEXT, size: int = 8) -> dict[str, Any]:
     generator = np.random.default_rng()  # fresh each time: the comparison must hold for any input
     return {
         "latents": generator.standard_normal((2, size, size, 4), np.float32),
         "timesteps": np.array([3, 977], np.int32),
-        "context": generator.standard_normal((2, 9, context), np.float32),
+        "conditioning": {"context": generator.standard_normal((2, 9, context), np.float32)},
     }
 
 
-def torch_output(unet: UNet2DConditionModel, values: dict[str, np.ndarray]) -> np.ndarray:
+def torch_output(unet: UNet2DConditionModel, values: dict[str, Any]) -> np.ndarray:
     with torch.inference_mode():
         out = unet(
             torch.from_numpy(values["latents"].transpose(0, 3, 1, 2)),
             torch.from_numpy(values["timesteps"]),
-            torch.from_numpy(values["context"]),
+            torch.from_numpy(values["conditioning"]["context"]),
         ).sample
     return out.numpy().transpose(0, 2, 3, 1)
 

@@ -95,10 +95,10 @@ def make_generate(networks: Architectures, config: SamplerConfig, dtype: jnp.dty
         empty = text_encoder.apply({"params": params["text_encoder"]}, negative[None])
         empty = jnp.broadcast_to(empty, states.shape)
 
-        def network(x: jax.Array, t: jax.Array, context: jax.Array) -> jax.Array:
-            return unet.apply({"params": params["unet"]}, x.astype(dtype), t, context)
+        def network(x: jax.Array, t: jax.Array, conditioning: Any) -> jax.Array:
+            return unet.apply({"params": params["unet"]}, x.astype(dtype), t, conditioning)
 
-        predict = guided(network, states, empty, config.guidance_scale)
+        predict = guided(network, {"context": states}, {"context": empty}, config.guidance_scale)
         noise = starting_noise(config.seed, indices, shape)
         latents = SAMPLERS[config.sampler](predict, noise, networks.schedule, config.steps)
         return to_uint8(vae.apply({"params": params["vae"]}, latents / networks.vae.scaling_factor, method="decode"))

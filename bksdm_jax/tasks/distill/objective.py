@@ -1,7 +1,7 @@
 """What one update of distillation minimises."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax
@@ -63,12 +63,12 @@ class Problem:
 
 @flax.struct.dataclass
 class NoisyBatch:
-    """Everything random about a micro-batch, drawn: noisy latents, their timesteps, the target, text states."""
+    """Everything random about a micro-batch, drawn: noisy latents, their timesteps, the target, conditioning."""
 
     noisy: jax.Array  # [M, h, w, C] float32
     timesteps: jax.Array  # [M] int32
     target: jax.Array  # [M, h, w, C] float32
-    context: jax.Array  # [M, T, K]
+    conditioning: Mapping[str, jax.Array]  # arrays [M, ...]
     alpha_bar: jax.Array  # [M] float32, of the timesteps
 
 
@@ -118,7 +118,7 @@ def noise_latents(
     alpha_bar = jnp.asarray(problem.schedule.alphas_cumprod(), jnp.float32)[timesteps]
     context = CLIPTextEncoder(problem.text_encoder, dtype).apply({"params": frozen["text_encoder"]}, tokens)
     target = TARGETS[problem.schedule.prediction](latents, noise, alpha_bar)
-    return NoisyBatch(add_noise(latents, noise, alpha_bar), timesteps, target, context, alpha_bar)
+    return NoisyBatch(add_noise(latents, noise, alpha_bar), timesteps, target, {"context": context}, alpha_bar)
 
 
 def _augmented(
@@ -145,7 +145,7 @@ def make_loss(problem: Problem, dtype: jnp.dtype = jnp.float32) -> Callable[[Any
     pairs = weighted_pairs(plan, weights.feature_source, weights.feature_scales)
 
     def run(network: UNet, params: Any, noisy_batch: NoisyBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
-        inputs = (noisy_batch.noisy.astype(dtype), noisy_batch.timesteps, noisy_batch.context)
+        inputs = (noisy_batch.noisy.astype(dtype), noisy_batch.timesteps, noisy_batch.conditioning)
         out, sown = network.apply({"params": params}, *inputs, mutable=[FEATURES])
         return out, captured(sown)
 
