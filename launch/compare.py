@@ -17,7 +17,7 @@ from launch.command import quiet_libraries, run
 quiet_libraries()
 
 try:
-    from bksdm_jax.interop.parity import CompareConfig, compare, difference_table
+    from bksdm_jax.interop.parity import CompareConfig, difference_table, parity
 except ModuleNotFoundError as error:
     if error.name not in ("torch", "diffusers"):
         raise
@@ -26,7 +26,7 @@ except ModuleNotFoundError as error:
 
 def main(config: CompareConfig, workdir: Path) -> None:
     """Compares and prints."""
-    found = compare(config, workdir)
+    found = parity(config, workdir)
     print(difference_table(found))
     print(f"\n{workdir}")
     if not all(one.within for one in found):

@@ -20,13 +20,13 @@ from launch.command import quiet_libraries, run_without_workdir
 quiet_libraries()
 
 from bksdm_jax.perf.plan import plan_run  # noqa: E402
-from bksdm_jax.tasks.distill.config import TrainConfig  # noqa: E402
+from bksdm_jax.tasks.distill.config import DistillConfig  # noqa: E402
 
 
-def main(config: TrainConfig) -> None:
+def main(config: DistillConfig) -> None:
     """Prints the plan."""
     print(plan_run(config))
 
 
 if __name__ == "__main__":
-    run_without_workdir(TrainConfig, main, may_be_empty=("teacher", "data"))
+    run_without_workdir(DistillConfig, main, may_be_empty=("teacher", "data"))

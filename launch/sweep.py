@@ -21,7 +21,7 @@ from ml_collections import config_dict  # noqa: E402
 
 from bksdm_jax.base.errors import InputError, nearest  # noqa: E402
 from bksdm_jax.experiments.sweep import read_sweep, sweep  # noqa: E402
-from bksdm_jax.tasks.distill.config import TrainConfig  # noqa: E402
+from bksdm_jax.tasks.distill.config import DistillConfig  # noqa: E402
 from configs.distill import get_config  # noqa: E402
 
 
@@ -33,7 +33,7 @@ class SweepConfig:
     settings: tuple[str, ...] = ()
 
 
-def read_run(variants: str, settings: tuple[str, ...]) -> TrainConfig:
+def read_run(variants: str, settings: tuple[str, ...]) -> DistillConfig:
     """The run that variants and settings mean; raises `InputError` if they mean none."""
     try:
         config = get_config(variants)
@@ -44,7 +44,7 @@ def read_run(variants: str, settings: tuple[str, ...]) -> TrainConfig:
     for key in ("teacher", "data"):
         if not config[key]:
             raise InputError(f"runs: {variants}: no {key}; give --config.settings=\"('{key}=DIR',)\"")
-    return to_dataclass(TrainConfig, config)
+    return to_dataclass(DistillConfig, config)
 
 
 def _set(config: config_dict.ConfigDict, entry: str) -> None:

@@ -26,14 +26,14 @@ from launch.command import quiet_libraries, run, tell
 
 quiet_libraries()
 
-from bksdm_jax.tasks.distill.config import TrainConfig  # noqa: E402
-from bksdm_jax.tasks.distill.run import distill  # noqa: E402
+from bksdm_jax.tasks.distill.config import DistillConfig  # noqa: E402
+from bksdm_jax.tasks.distill.task import distill  # noqa: E402
 
 
-def main(config: TrainConfig, workdir: Path) -> None:
+def main(config: DistillConfig, workdir: Path) -> None:
     """Runs the distillation and says where the student is."""
     tell(distill(config, workdir), workdir)
 
 
 if __name__ == "__main__":
-    run(TrainConfig, main, distributed=True)
+    run(DistillConfig, main, distributed=True)

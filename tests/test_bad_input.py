@@ -10,20 +10,20 @@ import pytest
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.sampling.run import SampleConfig, sample
 from bksdm_jax.tasks.distill import inputs as run_module
-from bksdm_jax.tasks.distill.config import TrainConfig, ValidationConfig
+from bksdm_jax.tasks.distill.config import DistillConfig, ValidationConfig
 from bksdm_jax.tasks.distill.losses import LossWeights
-from bksdm_jax.tasks.distill.run import distill
-from bksdm_jax.training.sample_grids import SheetConfig
+from bksdm_jax.tasks.distill.task import distill
+from bksdm_jax.training.sample_grids import SampleGridConfig
 from bksdm_jax.training.sharding import make_mesh
 from bksdm_jax.training.state import OptimizerConfig
 from tests import tiny
 
 
 @pytest.fixture
-def settings(micro_teacher: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
+def settings(micro_teacher: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch) -> DistillConfig:
     """A run that would work, on one device."""
     monkeypatch.setattr(run_module, "make_mesh", lambda fsdp: make_mesh(fsdp, jax.devices()[:1]))
-    return TrainConfig(
+    return DistillConfig(
         str(micro_teacher), tiny.MICRO_STUDENT, str(photographs), resolution=16, batch_size=2, accumulation=1
     )
 
@@ -51,7 +51,7 @@ def settings(micro_teacher: Path, photographs: Path, monkeypatch: pytest.MonkeyP
         ({"optimizer": OptimizerConfig(learning_rate=float("nan"))}, "optimizer.learning_rate is nan"),
         ({"optimizer": OptimizerConfig(ema_decay=1.5)}, "optimizer.ema_decay is 1.5"),
         ({"loss": LossWeights(feature=-1.0)}, "loss.feature is -1.0"),
-        ({"sheets": SheetConfig(steps=2000)}, "2000 sampler steps"),
+        ({"sheets": SampleGridConfig(steps=2000)}, "2000 sampler steps"),
         ({"format": "flax", "student": "mid_block.attentions.0,mid_block.resnets.1"}, "flax has no mid block"),
         ({"save_weights": "both"}, "save_weights: unknown name 'both'; known: ema, raw"),
         ({"remat": "half"}, "known: none, products, attention, blocks, full"),
@@ -66,12 +66,15 @@ def settings(micro_teacher: Path, photographs: Path, monkeypatch: pytest.MonkeyP
         ({"validation": ValidationConfig(split="train")}, "'train' is what is trained on"),
         ({"profile_step": 50_000}, "profile_step: 50000, 3 updates from there on"),
         ({"optimizer": OptimizerConfig(beta2=1.0)}, "optimizer.beta2 is 1.0"),
-        ({"sheets": SheetConfig(prompts=(1, 2))}, "sheets.prompts: (1, 2); expected texts"),
-        ({"resolution": 13, "sheets": SheetConfig(steps=0)}, "resolution: 13 pixels; this model needs a multiple of"),
+        ({"sheets": SampleGridConfig(prompts=(1, 2))}, "sheets.prompts: (1, 2); expected texts"),
+        (
+            {"resolution": 13, "sheets": SampleGridConfig(steps=0)},
+            "resolution: 13 pixels; this model needs a multiple of",
+        ),
         ({"fsdp": 2}, "fsdp: 2 doesn't divide the 1 devices"),
     ],
 )
-def test_runs_that_cannot_work_write_nothing(settings: TrainConfig, tmp_path: Path, change: dict, said: str) -> None:
+def test_runs_that_cannot_work_write_nothing(settings: DistillConfig, tmp_path: Path, change: dict, said: str) -> None:
     with pytest.raises(InputError) as error:
         distill(dataclasses.replace(settings, **change), tmp_path / "run")
     assert said in str(error.value)
@@ -79,14 +82,14 @@ def test_runs_that_cannot_work_write_nothing(settings: TrainConfig, tmp_path: Pa
     assert not (tmp_path / "run").exists()
 
 
-def test_a_folder_with_other_things_is_not_a_workdir(settings: TrainConfig, tmp_path: Path) -> None:
+def test_a_folder_with_other_things_is_not_a_workdir(settings: DistillConfig, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").touch()
     with pytest.raises(InputError, match="not empty"):
         distill(settings, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_an_unreadable_image_is_named(settings: TrainConfig, photographs: Path, tmp_path: Path) -> None:
+def test_an_unreadable_image_is_named(settings: DistillConfig, photographs: Path, tmp_path: Path) -> None:
     data = shutil.copytree(photographs, tmp_path / "data")
     (data / "coffee.png").write_bytes(b"not an image")
     alone = LossWeights(output=0.0, feature=0.0)

@@ -12,8 +12,8 @@ import pytest
 from etils.epath import backend
 
 from bksdm_jax.base.errors import InputError
-from bksdm_jax.base.paths import place
-from bksdm_jax.data.loader import StreamConfig, training_batches
+from bksdm_jax.base.paths import to_path
+from bksdm_jax.data.loader import LoaderConfig, training_batches
 from bksdm_jax.data.prepare.prepare import prepare
 from bksdm_jax.data.sources import data_folder, fingerprint, open_examples
 from tests.fake_bucket import NAME, fake_bucket
@@ -40,7 +40,7 @@ def test_training_reads_a_set_of_a_bucket(tmp_path: Path, asked: list[str]) -> N
     assert [example.name for example in found] == [example.name for example in expected]
     assert {name.split(".")[-1].split("-")[0] for name in asked} == {"array_record"}
     assert fingerprint(folder) == fingerprint(tmp_path / "bucket/set")
-    settings = StreamConfig(16, 4, 1, flip=True, seed=3)
+    settings = LoaderConfig(16, 4, 1, flip=True, seed=3)
     batch, other = (next(training_batches(source, _tokens, settings)) for source in (found, expected))
     for key in ("images", "tokens"):
         np.testing.assert_array_equal(batch[key], other[key])
@@ -75,9 +75,9 @@ def test_what_a_store_says_is_one_line(tmp_path: Path, asked: list[str]) -> None
     read = backend.tf_backend.open
     unreachable = mock.patch.object(backend.tf_backend, "exists", refuse)
     with unreachable, pytest.raises(InputError, match=r"can't be reached \(no credentials"):
-        place(f"{NAME}/images")
+        to_path(f"{NAME}/images")
     with pytest.raises(InputError, match="s3://mine/set: expected a path"):
-        place("s3://mine/set")
+        to_path("s3://mine/set")
     refusing = mock.patch.object(
         backend.tf_backend, "open", lambda path, mode: refuse() if str(path).endswith(".png") else read(path, mode)
     )

@@ -11,7 +11,7 @@ from bksdm_jax.formats.unet_json import unet_from_diffusers
 from bksdm_jax.pipelines.load import load_architectures, load_unet_config
 from bksdm_jax.pipelines.stable_diffusion import GENERATIONS, TEACHERS, stable_diffusion
 from bksdm_jax.pruning.removal import plan_removal, removed_blocks
-from bksdm_jax.tasks.distill.config import TrainConfig, require_generation, require_settings
+from bksdm_jax.tasks.distill.config import DistillConfig, require_generation, require_settings
 from bksdm_jax.tasks.distill.features import weighted_pairs
 from configs import bench as benchmarks
 from configs import distill as runs
@@ -22,7 +22,7 @@ from launch.sweep import read_run
 NAMED = ("teacher=DIR", "data=DIR")
 
 
-def run(variants: str) -> TrainConfig:
+def run(variants: str) -> DistillConfig:
     return read_run(variants, NAMED)
 
 
@@ -149,7 +149,7 @@ def test_a_ready_config_stays_what_it_was() -> None:
     """`launch.train` reads the same config as `launch.sweep`."""
     config = runs.get_config("v1,bk_small")
     config.teacher = config.data = "DIR"
-    assert to_dataclass(TrainConfig, config) == run("v1,bk_small")
+    assert to_dataclass(DistillConfig, config) == run("v1,bk_small")
 
 
 @pytest.mark.parametrize(

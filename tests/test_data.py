@@ -9,7 +9,7 @@ from PIL import Image
 
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.data.image_folder import load_image, read_image_folder
-from bksdm_jax.data.loader import StreamConfig, training_batches
+from bksdm_jax.data.loader import LoaderConfig, training_batches
 from bksdm_jax.data.tables import read_prompts
 from tests import tiny
 
@@ -187,7 +187,7 @@ def first(photographs: Path, steps: int, start: int = 0, rows: range | None = No
     batches = training_batches(
         read_image_folder(photographs),
         lambda captions: np.array([[len(caption)] for caption in captions], np.int32),
-        StreamConfig(**settings),
+        LoaderConfig(**settings),
         start,
         rows,
     )

@@ -34,7 +34,7 @@ from bksdm_jax.tasks.distill.objective import (
     make_loss,
     make_train_step,
 )
-from bksdm_jax.training.sharding import make_mesh, parameter_shardings, place_batch
+from bksdm_jax.training.sharding import make_mesh, parameter_shardings, batch_to_global
 from bksdm_jax.training.state import OptimizerConfig, create_state, ema_decay, learning_rate, make_optimizer
 from tests import surgery, tiny
 
@@ -206,7 +206,7 @@ class Micro:
         step = jax.jit(make_train_step(self.problem, self.optimizer, 0.9999, seed=7), donate_argnums=0)
         history = []
         for _ in range(steps):
-            state, metrics = step(state, frozen, place_batch(mesh, self.batch(parts)))
+            state, metrics = step(state, frozen, batch_to_global(mesh, self.batch(parts)))
             history.append({name: float(value) for name, value in metrics.items()})
         return jax.tree.map(np.asarray, state), history
 

@@ -17,7 +17,7 @@ from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.images import to_unit
 from bksdm_jax.data.cached import IDENTITY
 from bksdm_jax.data.latents import latent_identity, require_identity
-from bksdm_jax.data.loader import StreamConfig, training_batches
+from bksdm_jax.data.loader import LoaderConfig, training_batches
 from bksdm_jax.data.prepare import latents
 from bksdm_jax.data.prepare.latents import LatentConfig, prepare_latents
 from bksdm_jax.data.prepare.prepare import PrepareConfig, prepare
@@ -26,10 +26,10 @@ from bksdm_jax.data.prepare.tfds_folder import write_set
 from bksdm_jax.data.sources import open_examples
 from bksdm_jax.models.vae import VAE, sample_latents
 from bksdm_jax.pipelines.load import load_pipeline, load_unet
-from bksdm_jax.tasks.distill.config import TrainConfig, ValidationConfig
+from bksdm_jax.tasks.distill.config import DistillConfig, ValidationConfig
 from bksdm_jax.tasks.distill.losses import LossWeights
-from bksdm_jax.tasks.distill.run import distill
-from bksdm_jax.training.sample_grids import SheetConfig
+from bksdm_jax.tasks.distill.task import distill
+from bksdm_jax.training.sample_grids import SampleGridConfig
 
 RESOLUTION = 16
 
@@ -64,7 +64,7 @@ def test_batches_have_the_latents_of_the_images_that_a_run_without_cache_sees(
     images: Path, cached: Path, micro_teacher: Path
 ) -> None:
     pipeline = load_pipeline(micro_teacher)
-    stream = StreamConfig(RESOLUTION, 4, 2, flip=True, seed=5)
+    stream = LoaderConfig(RESOLUTION, 4, 2, flip=True, seed=5)
     from_images, from_cache = (
         training_batches(open_examples(folder), pipeline.tokenizer, stream) for folder in (images, cached)
     )
@@ -83,10 +83,10 @@ def test_batches_have_the_latents_of_the_images_that_a_run_without_cache_sees(
 
 def test_draws_have_the_distribution_of_the_encoder(images: Path, cached: Path, micro_teacher: Path) -> None:
     pipeline = load_pipeline(micro_teacher)
-    batches = training_batches(open_examples(images), pipeline.tokenizer, StreamConfig(RESOLUTION, 1, 1, False, 0))
+    batches = training_batches(open_examples(images), pipeline.tokenizer, LoaderConfig(RESOLUTION, 1, 1, False, 0))
     picture = next(batches)["images"][0]
     exact = VAE(pipeline.vae.config).apply({"params": pipeline.vae.params}, to_unit(picture), method="encode")
-    batches = training_batches(open_examples(cached), pipeline.tokenizer, StreamConfig(RESOLUTION, 1, 1, False, 0))
+    batches = training_batches(open_examples(cached), pipeline.tokenizer, LoaderConfig(RESOLUTION, 1, 1, False, 0))
     stored = jnp.asarray(next(batches)["moments"][0].view(ml_dtypes.bfloat16))
     count, draws = 4000, []
     for seed, (mean, log_variance) in enumerate((exact, (stored[:, 0], stored[:, 1]))):
@@ -230,7 +230,7 @@ def test_an_unreadable_image_is_one_line(micro_teacher: Path, tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_a_run_trains_on_them(cached: Path, micro_teacher: Path, tmp_path: Path) -> None:
-    settings = TrainConfig(
+    settings = DistillConfig(
         str(micro_teacher),
         "mid_block",
         str(cached),
@@ -240,7 +240,7 @@ def test_a_run_trains_on_them(cached: Path, micro_teacher: Path, tmp_path: Path)
         accumulation=1,
         dtype="float32",
         checkpoint_every=0,
-        sheets=SheetConfig(steps=0),
+        sheets=SampleGridConfig(steps=0),
     )
     with pytest.raises(InputError, match="crop 'centre', the run needs 'random'"):
         distill(dataclasses.replace(settings, random_crop=True), tmp_path / "other")

@@ -16,7 +16,7 @@ from bksdm_jax.perf.topology import Target, target_of
 from bksdm_jax.perf.work import Work, count_work
 from bksdm_jax.pipelines.stable_diffusion import stable_diffusion
 from bksdm_jax.pruning.removal import plan_removal, removed_blocks
-from bksdm_jax.tasks.distill.config import PlanConfig, TrainConfig
+from bksdm_jax.tasks.distill.config import PlanConfig, DistillConfig
 from tests import tiny
 
 NOTE = ', backend_config={"known_trip_count":{"n":"4"}}'
@@ -135,7 +135,7 @@ def test_chips_are_known_by_the_names_that_devices_have() -> None:
 
 GIB = 2**30
 SIXTEEN = Target([None] * 16, TPUS["v4"], 30 * GIB)
-CONFIG = TrainConfig("", "bk_base", "", batch_size=64, accumulation=1, steps=1000, plan=PlanConfig(price=2.0))
+CONFIG = DistillConfig("", "bk_base", "", batch_size=64, accumulation=1, steps=1000, plan=PlanConfig(price=2.0))
 
 
 def compiled(images: int) -> Compiled:
@@ -207,7 +207,7 @@ def test_work_is_that_of_the_passes(remat: str) -> None:
     """At full size; nothing is compiled."""
     networks = stable_diffusion("v1")
     plan = plan_removal(networks.unet, removed_blocks("bk_base"))
-    config = TrainConfig("", "bk_base", "", dtype="bfloat16", remat=remat)
+    config = DistillConfig("", "bk_base", "", dtype="bfloat16", remat=remat)
     work = count_work(config, plan, networks)
     assert work.image / work.passes == pytest.approx(1.0, abs=0.03)  # `full` spares the last product of each stage
     assert 20 < work.update / 579e6 < 40  # operations on each parameter: AdamW, clipping, moving average, norms
@@ -217,7 +217,7 @@ def test_work_is_that_of_the_passes(remat: str) -> None:
 
 @pytest.mark.slow
 def test_a_plan_for_the_devices_at_hand(micro_teacher: Path) -> None:
-    config = TrainConfig(
+    config = DistillConfig(
         str(micro_teacher),
         tiny.MICRO_STUDENT,
         "",
@@ -244,7 +244,7 @@ def test_a_plan_for_the_devices_at_hand(micro_teacher: Path) -> None:
 
 
 def test_runs_that_cannot_be_planned_are_one_line(micro_teacher: Path) -> None:
-    config = TrainConfig(str(micro_teacher), tiny.MICRO_STUDENT, "", resolution=16, batch_size=16, accumulation=1)
+    config = DistillConfig(str(micro_teacher), tiny.MICRO_STUDENT, "", resolution=16, batch_size=16, accumulation=1)
     for changes, said in (
         ({"fsdp": 3}, "fsdp: 3 doesn't divide the 8 devices"),
         ({"batch_size": 12}, "batch_size: 12 doesn't divide by accumulation 1 x 8"),

@@ -10,7 +10,7 @@ from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.files import write_json
 from bksdm_jax.experiments import sweep as module
 from bksdm_jax.experiments.sweep import PLOT, read_sweep, sweep
-from bksdm_jax.tasks.distill.config import TrainConfig, require_settings
+from bksdm_jax.tasks.distill.config import DistillConfig, require_settings
 from tests.test_configs import run
 
 CONSTANT = dataclasses.replace(run("shapes").optimizer, cosine_steps=0)  # so that runs can be prolonged
@@ -27,7 +27,7 @@ class Trainer:
         self.fails: set[str] = set()
         self.interrupted: set[str] = set()
 
-    def __call__(self, config: TrainConfig, workdir: Path) -> Path | None:
+    def __call__(self, config: DistillConfig, workdir: Path) -> Path | None:
         self.made.append(workdir.name)
         if workdir.name in self.fails:
             raise InputError("the loss is not finite")

@@ -11,7 +11,7 @@ import pytest
 
 from bksdm_jax.pipelines.load import load_architectures
 from bksdm_jax.pruning.removal import plan_removal, removed_blocks
-from bksdm_jax.tasks.distill.config import TrainConfig, program_config
+from bksdm_jax.tasks.distill.config import DistillConfig, program_config
 from bksdm_jax.tasks.distill.losses import LossWeights
 from bksdm_jax.tasks.distill.objective import Augmentation
 from bksdm_jax.training import program
@@ -45,7 +45,7 @@ def test_options_of_the_training_stay_out(micro_teacher: Path, monkeypatch: pyte
     networks = load_architectures(micro_teacher)
     plan = plan_removal(networks.unet, removed_blocks(tiny.MICRO_STUDENT))
     weights = LossWeights(feature=0.5, min_snr_gamma=5.0)
-    config = TrainConfig("", "", "", resolution=16, batch_size=1, accumulation=1, dtype="float32", loss=weights)
+    config = DistillConfig("", "", "", resolution=16, batch_size=1, accumulation=1, dtype="float32", loss=weights)
     plain = program_config(config, cached=False)
     settings = dataclasses.replace(plain, augmentation=Augmentation(0.1, (0,), 0.1))
     program.make_program(settings, plan, networks, make_mesh(1, jax.devices()[:1]))

@@ -85,7 +85,7 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def meet(what: str) -> None:
+def barrier(what: str) -> None:
     """Waits until all processes are here; `what` tells places apart.
 
     The processes' coordinator is asked, not the devices: these give up on others within seconds on some platforms.
@@ -94,7 +94,7 @@ def meet(what: str) -> None:
     multihost.sync_global_processes(name, timeout=_PATIENCE, processes=set(range(jax.process_count())))
 
 
-def together(jitted: Any) -> Callable[..., Any]:
+def compiled_together(jitted: Any) -> Callable[..., Any]:
     """A jitted function that is called with the same shapes only; all processes begin their first call at one time.
 
     One process may take the program from the compilation cache where another compiles it for minutes.
@@ -105,13 +105,13 @@ def together(jitted: Any) -> Callable[..., Any]:
         nonlocal compiled
         if compiled is None:
             compiled = jitted.lower(*arguments).compile()
-            meet("compiled")
+            barrier("compiled")
         return compiled(*arguments)
 
     return call
 
 
-def largest(*values: float) -> tuple[float, ...]:
+def all_reduce_max(*values: float) -> tuple[float, ...]:
     """Each value's largest among all processes; all of them must ask."""
     if jax.process_count() == 1:
         return values

@@ -11,7 +11,7 @@ AnyPath = Path | epath.Path
 _REMOTE = "gs"
 
 
-def place(name: str | os.PathLike[str]) -> epath.Path:
+def to_path(name: str | os.PathLike[str]) -> epath.Path:
     """The path that a user's name of a file or folder stands for: absolute, `~` its owner's home.
 
     Raises:

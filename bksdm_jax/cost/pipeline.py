@@ -27,9 +27,10 @@ def decoder_cost(config: VAEConfig, latent_size: int) -> Cost:
 
 
 def image_cost(networks: Architectures, latent_size: int, unet_calls: int) -> dict[str, Cost]:
-    """Costs by network for one image; `unet` is that of one call, `image` counts `unet_calls` of them."""
-    unet = sum(unet_cost(networks.unet, latent_size).values(), NOTHING)
-    text, decoder = text_encoder_cost(networks.text_encoder), decoder_cost(networks.vae, latent_size)
+    """Costs by network for one image; `U-Net` is that of one call, `image` counts `unet_calls` of them."""
+    unet = sum(unet_cost(networks.denoiser, latent_size).values(), NOTHING)
+    text = text_encoder_cost(networks.configs["text_encoder"])
+    decoder = decoder_cost(networks.configs["vae"], latent_size)
     whole = text + unet.times(unet_calls) + decoder
     return {"text encoder": text, "U-Net": unet, "VAE decoder": decoder, "image": whole}
 

@@ -44,9 +44,9 @@ class CachedExample:
         self.texts: list[str] = [text.decode() for text in record["text"]]
         self._tokens, self._moments = record["tokens"], record["moments"]
 
-    def tokens(self, caption: int) -> np.ndarray:
-        """Token ids of a caption, int32 [T]."""
-        return self._tokens[caption]
+    def caption_inputs(self, caption: int) -> dict[str, np.ndarray]:
+        """What the pipeline takes of a caption: token ids int32 [T] under `tokens`."""
+        return {"tokens": self._tokens[caption]}
 
     def moments(self, mirrored: bool) -> np.ndarray:
         """Mean and log-variance of the image, or of its mirror image: uint16 [2, h, w, C], bits of bfloat16."""

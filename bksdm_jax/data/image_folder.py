@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from bksdm_jax.base.errors import InputError
-from bksdm_jax.base.paths import AnyPath, place, read_bytes
+from bksdm_jax.base.paths import AnyPath, read_bytes, to_path
 from bksdm_jax.data.decode import fit_square, open_image, to_rgb
 from bksdm_jax.data.tables import read_table
 
@@ -36,7 +36,7 @@ def read_image_folder(folder: str | AnyPath) -> list[FileExample]:
     Raises:
         InputError: no folder, no table, or a listed image that isn't in the folder.
     """
-    folder = place(folder)
+    folder = to_path(folder)
     table = folder / "metadata.csv"
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; expected images and a metadata.csv with file_name,text")

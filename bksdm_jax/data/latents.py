@@ -10,8 +10,7 @@ from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.files import read_json
 from bksdm_jax.base.paths import AnyPath
 from bksdm_jax.data.cached import IDENTITY
-from bksdm_jax.pipelines.pipeline import Network
-from bksdm_jax.pipelines.tokenizer import Tokenizer
+from bksdm_jax.pipelines.pipeline import Network, Pipeline
 
 CENTRE = "centre"
 _PROBE = ["a photo of a cat", "A 3D render, 1920x1080: \u732b & caf\u00e9!", ""]  # captions that tell tokenizers apart
@@ -38,12 +37,11 @@ class LatentIdentity:
     tokens_sha256: str
 
 
-def latent_identity(
-    vae: Network, tokenizer: Tokenizer, resolution: int, flip: bool, crop: str = CENTRE
-) -> LatentIdentity:
-    """The identity of latents that this autoencoder would make now."""
-    tokens = hashlib.sha256(np.ascontiguousarray(tokenizer(_PROBE), "<i4").tobytes()).hexdigest()
-    return LatentIdentity(weights_sha256(vae), vae.config.scaling_factor, resolution, crop, flip, tokens)
+def latent_identity(pipeline: Pipeline, resolution: int, flip: bool, crop: str = CENTRE) -> LatentIdentity:
+    """The identity of latents that this pipeline's autoencoder would make now."""
+    vae = pipeline.networks["vae"]
+    tokens = hashlib.sha256(np.ascontiguousarray(pipeline.caption_inputs(_PROBE)["tokens"], "<i4").tobytes())
+    return LatentIdentity(weights_sha256(vae), vae.config.scaling_factor, resolution, crop, flip, tokens.hexdigest())
 
 
 def weights_sha256(network: Network) -> str:

@@ -1,10 +1,10 @@
-"""The stream of training batches: a Grain pipeline whose every batch follows from the seed and the step alone."""
+"""Batches for training: a Grain pipeline whose every batch follows from the seed and the step alone."""
 
 import dataclasses
 import re
 import signal
-from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import grain
 import numpy as np
@@ -13,7 +13,6 @@ from absl import flags
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.data.cached import CachedExample
 from bksdm_jax.data.sources import Example, square_image
-from bksdm_jax.pipelines.tokenizer import Tokenizer
 
 _ENDLESS = 2**48  # examples; Grain counts them all
 _THREADS = 16
@@ -21,7 +20,7 @@ _Entry = TypeVar("_Entry")
 
 
 @dataclasses.dataclass(frozen=True)
-class StreamConfig:
+class LoaderConfig:
     """How examples become batches.
 
     Attributes:
@@ -45,11 +44,11 @@ class StreamConfig:
 
 def training_batches(
     examples: Sequence[Example | CachedExample],
-    tokenizer: Tokenizer,
-    config: StreamConfig,
+    caption_inputs: Callable[[Sequence[str]], Mapping[str, np.ndarray]],
+    config: LoaderConfig,
     start_step: int = 0,
     rows: Sequence[int] | None = None,
-) -> Iterator[dict[str, np.ndarray]]:
+) -> Iterator[dict[str, Any]]:
     """Endless batches from `start_step` on; every epoch has its own order.
 
     The examples of a batch, their order, captions, crops and flips follow from `examples`, `seed` and the step alone,
@@ -57,14 +56,15 @@ def training_batches(
 
     Args:
         examples: images, or cached latents, with captions.
-        tokenizer: of the text encoder; cached latents have token ids already.
+        caption_inputs: captions -> what the pipeline takes of them, arrays [N, ...]; cached latents have it already.
         config: see there.
         start_step: the first batch is the one that an undisturbed run would see at this step.
         rows: places in each micro-batch that this process reads, ascending; None: all.
 
     Yields:
-        with A micro-batches of M images for this process, `tokens` int32 [A, M, T], and `images` uint8 [A, M, H, W, 3]
-        or, of cached latents, `moments` uint16 [A, M, 2, h, w, C]: mean and log-variance, the bits of bfloat16.
+        with A micro-batches of M images for this process, `captions` (arrays [A, M, ...] by name, `tokens` among
+        them), and `images` uint8 [A, M, H, W, 3] or, of cached latents, `moments` uint16 [A, M, 2, h, w, C]: mean and
+        log-variance, the bits of bfloat16.
 
     Raises:
         InputError: the batch doesn't divide, or (while iterating) an unreadable image.
@@ -75,21 +75,22 @@ def training_batches(
     rows = range(micro_batch) if rows is None else rows
     share = len(rows)
 
-    def load(example: Example | CachedExample, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def load(example: Example | CachedExample, rng: np.random.Generator) -> dict[str, Any]:
         caption = int(rng.integers(len(example.texts))) if len(example.texts) > 1 else 0
         if isinstance(example, CachedExample):
             mirrored = config.flip and rng.random() < 0.5
-            return {"moments": example.moments(mirrored), "tokens": example.tokens(caption)}
+            return {"moments": example.moments(mirrored), "captions": example.caption_inputs(caption)}
         where = (float(rng.random()), float(rng.random())) if config.random_crop else (0.5, 0.5)
         mirrored = config.flip and rng.random() < 0.5
         pixels = square_image(example, config.resolution, where, mirrored)
-        return {"images": pixels, "tokens": tokenizer([example.texts[caption]])[0]}
+        inputs = caption_inputs([example.texts[caption]])
+        return {"images": pixels, "captions": {name: value[0] for name, value in inputs.items()}}
 
     epochs = max(1, _ENDLESS // len(examples))
     loaded = grain.MapDataset.source(examples).seed(config.seed).shuffle().repeat(epochs).random_map(load)
     batch, workers = config.accumulation * share, max(config.workers, 1)
 
-    def own(position: int) -> dict[str, np.ndarray]:
+    def own(position: int) -> dict[str, Any]:
         """This process's rows of each micro-batch, so that an image meets the same noise on any number of them."""
         turn, worker = divmod(position, workers)  # Grain deals positions out to workers, and takes batches in turn
         step, offset = divmod(turn, batch)

@@ -12,9 +12,9 @@ import tensorflow_datasets as tfds
 from etils import epath
 from PIL import Image
 
-from bksdm_jax.base.distributed import is_first, meet
+from bksdm_jax.base.distributed import barrier, is_first
 from bksdm_jax.base.errors import InputError, in_short, one_of
-from bksdm_jax.base.paths import AnyPath, place, read_bytes
+from bksdm_jax.base.paths import AnyPath, read_bytes, to_path
 from bksdm_jax.data.cached import IDENTITY, CachedExample
 from bksdm_jax.data.decode import fit_square, open_image, to_rgb
 from bksdm_jax.data.image_folder import read_image_folder
@@ -46,12 +46,12 @@ def data_folder(name: str | Path) -> epath.Path:
     prefix, _, config = str(name).partition("/")
     if prefix == ShapesWorld.name and config in ShapesWorld.builder_configs and not Path(name).exists():
         if not is_first():
-            meet("built")  # the first writes, and others find it there, or write it if their disk is another
+            barrier("built")  # the first writes, and others find it there, or write it if their disk is another
         folder = build(Path(tfds.core.constants.DATA_DIR), config)
         if is_first():
-            meet("built")
+            barrier("built")
         return epath.Path(folder)
-    return place(name)
+    return to_path(name)
 
 
 def open_examples(folder: AnyPath, split: str = "train") -> Sequence[Example | CachedExample]:

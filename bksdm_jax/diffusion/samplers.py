@@ -1,12 +1,17 @@
-"""Samplers: pure functions from starting noise to latents, the network's calls inside one `lax.scan`."""
+"""Samplers: pure functions from starting noise to latents, the network's calls inside one `lax.scan`.
+
+Each has its single step as a function of its own (`ddim_step`, `pndm_step`), for those who run the loop themselves.
+"""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from bksdm_jax.base.errors import InputError
+from bksdm_jax.diffusion.noise import step_noise
 from bksdm_jax.diffusion.schedule import ScheduleConfig
 
 Predict = Callable[[jax.Array, jax.Array], jax.Array]
@@ -42,14 +47,56 @@ def _alpha_bar(schedule: ScheduleConfig, at: np.ndarray) -> np.ndarray:
     return np.where(at >= 0, alphas[np.maximum(at, 0)], behind)
 
 
-def ddim(predict: Predict, x: jax.Array, schedule: ScheduleConfig, steps: int) -> jax.Array:
-    """DDIM with eta = 0 (Song et al. 2021, equation 12).
+def ddim_step(
+    schedule: ScheduleConfig,
+    x: jax.Array,
+    out: jax.Array,
+    here: jax.Array,
+    there: jax.Array,
+    noise: jax.Array | None = None,
+    eta: float = 0.0,
+) -> jax.Array:
+    """One step of DDIM (Song et al. 2021, equations 12 and 16).
+
+    Args:
+        schedule: prediction type, and the range that the estimate of z_0 is clipped to.
+        x: latents before the step, [B, H, W, C].
+        out: the network's output for them.
+        here, there: abar before and after the step, [].
+        noise: standard normal, as `x`; needed where `eta` is above 0.
+        eta: 0: deterministic; 1: as random as DDPM.
+
+    Returns:
+        latents after the step.
+    """
+    predicted = _noise_of(schedule, out, x, here)
+    start = (x - jnp.sqrt(1 - here) * predicted) / jnp.sqrt(here)
+    if schedule.clip_range is not None:
+        start = jnp.clip(start, -schedule.clip_range, schedule.clip_range)
+    if not eta:
+        return jnp.sqrt(there) * start + jnp.sqrt(1 - there) * predicted
+    deviation = eta * jnp.sqrt((1 - there) / (1 - here) * (1 - here / there))
+    direction = jnp.sqrt(1 - there - jnp.square(deviation)) * predicted
+    return jnp.sqrt(there) * start + direction + deviation * noise
+
+
+def ddim(
+    predict: Predict,
+    x: jax.Array,
+    schedule: ScheduleConfig,
+    steps: int,
+    noise: jax.Array | None = None,
+    eta: float = 0.0,
+) -> jax.Array:
+    """Samples with DDIM.
 
     Args:
         predict: the network, guidance included.
         x: standard normal noise, float32 [B, H, W, C].
         schedule: noise levels and prediction type.
         steps: number of network calls.
+        noise: keys [B] that draw what is added at each step, or that itself, [steps, B, H, W, C]; unused if `eta` is 0.
+        eta: as in `ddim_step`.
 
     Returns:
         latents, float32 [B, H, W, C].
@@ -59,15 +106,12 @@ def ddim(predict: Predict, x: jax.Array, schedule: ScheduleConfig, steps: int) -
     there = _alpha_bar(schedule, at - schedule.train_steps // steps)
 
     def step(x: jax.Array, row: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
-        t, a, b = row  # abar now and after this step
-        out = predict(x, t).astype(x.dtype)
-        noise = _as_noise(schedule, out, x, a)
-        start = (x - jnp.sqrt(1 - a) * noise) / jnp.sqrt(a)
-        if schedule.clip_range is not None:
-            start = jnp.clip(start, -schedule.clip_range, schedule.clip_range)
-        return jnp.sqrt(b) * start + jnp.sqrt(1 - b) * noise, None
+        number, t, a, b = row
+        added = step_noise(noise, number, x.shape[1:]) if eta else None
+        return ddim_step(schedule, x, predict(x, t).astype(x.dtype), a, b, added, eta), None
 
-    rows = (jnp.asarray(at, jnp.int32), jnp.asarray(here, x.dtype), jnp.asarray(there, x.dtype))
+    numbers = jnp.arange(steps)
+    rows = (numbers, jnp.asarray(at, jnp.int32), jnp.asarray(here, x.dtype), jnp.asarray(there, x.dtype))
     return jax.lax.scan(step, x, rows)[0]
 
 
@@ -82,55 +126,72 @@ _PLMS = np.array(
 )
 
 
-def pndm(predict: Predict, x: jax.Array, schedule: ScheduleConfig, steps: int) -> jax.Array:
-    """Pseudo linear multi-step sampling (Liu et al. 2022) as Stable Diffusion runs it (`skip_prk_steps`).
+class PNDMState(NamedTuple):
+    """What a step of PNDM goes on from: latents, those of the first step, the last three outputs, newest first."""
 
-    The first step is taken twice: the second call, at the step's end, corrects it with the mean of both outputs. So
-    `steps` steps make `steps + 1` calls of the network. Arguments and result as in `ddim`.
-    """
+    x: jax.Array  # [B, H, W, C]
+    origin: jax.Array  # [B, H, W, C]
+    past: jax.Array  # [3, B, H, W, C]
+
+
+class PNDMCalls(NamedTuple):
+    """The calls of a sampling run, a row each: timestep, abar before and after, weights of the outputs."""
+
+    timestep: jax.Array  # int32 [N]
+    here: jax.Array  # [N]
+    there: jax.Array  # [N]
+    weights: jax.Array  # [N, 4]
+    is_first: jax.Array  # bool [N]
+    is_again: jax.Array  # bool [N]: takes the first step once more
+
+
+def pndm_calls(schedule: ScheduleConfig, steps: int) -> PNDMCalls:
+    """The `steps + 1` calls of a run: the second, at the first step's end, corrects it by the mean of both outputs."""
     at = timesteps(schedule, steps)
     stride = schedule.train_steps // steps
-    calls = np.concatenate([at[:1], at[1:2], at[1:]])  # the network sees these
+    calls = np.concatenate([at[:1], at[1:2], at[1:]])
     count = len(calls)
     start, end = calls.copy(), calls - stride
-    newest = np.minimum(np.maximum(np.arange(count) - 1, 0), 3)
-    weights = _PLMS[newest]
+    weights = _PLMS[np.minimum(np.maximum(np.arange(count) - 1, 0), 3)]
     if count > 1:
         start[1], end[1] = calls[1] + stride, calls[1]
         weights[1] = [1 / 2, 1 / 2, 0, 0]
-    first = np.arange(count) == 0
-    again = np.arange(count) == 1
     here, there = _alpha_bar(schedule, start), _alpha_bar(schedule, end)
-
-    def step(
-        carry: tuple[jax.Array, jax.Array, jax.Array], row: tuple[jax.Array, ...]
-    ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], None]:
-        x, origin, past = carry  # past: the last three outputs, newest first, [3, B, H, W, C]
-        t, a, b, w, is_first, is_again = row
-        out = predict(x, t).astype(x.dtype)
-        outputs = jnp.concatenate([out[None], past])
-        mean = jnp.tensordot(w, outputs, axes=1)
-        origin = jnp.where(is_first, x, origin)
-        x = jnp.where(is_again, origin, x)
-        past = jnp.where(is_again, past, outputs[:3])
-        noise = _as_noise(schedule, mean, x, a)
-        # Equation 9 of the paper, in the form that is exact for abar_t -> abar_t'.
-        scale = jnp.sqrt(b / a)
-        shift = (b - a) / (a * jnp.sqrt(1 - b) + jnp.sqrt(a * (1 - a) * b))
-        return (scale * x - shift * noise, origin, past), None
-
-    def array(values: np.ndarray) -> jax.Array:
-        return jnp.asarray(values, x.dtype)
-
-    rows = (jnp.asarray(calls, jnp.int32), array(here), array(there), array(weights))
-    rows = (*rows, jnp.asarray(first), jnp.asarray(again))
-    carry = (x, x, jnp.zeros((3, *x.shape), x.dtype))
-    return jax.lax.scan(step, carry, rows)[0][0]
+    levels = (jnp.asarray(values, jnp.float32) for values in (here, there, weights))
+    order = np.arange(count)
+    return PNDMCalls(jnp.asarray(calls, jnp.int32), *levels, jnp.asarray(order == 0), jnp.asarray(order == 1))
 
 
-def _as_noise(schedule: ScheduleConfig, out: jax.Array, x: jax.Array, alpha_bar: jax.Array) -> jax.Array:
+def pndm_step(schedule: ScheduleConfig, state: PNDMState, out: jax.Array, call: PNDMCalls) -> PNDMState:
+    """One step of PNDM, given the network's output [B, H, W, C] at `call.timestep`; `call` is one row of the calls."""
+    outputs = jnp.concatenate([out[None], state.past])
+    mean = jnp.tensordot(call.weights, outputs, axes=1)
+    origin = jnp.where(call.is_first, state.x, state.origin)
+    x = jnp.where(call.is_again, origin, state.x)
+    past = jnp.where(call.is_again, state.past, outputs[:3])
+    noise = _noise_of(schedule, mean, x, call.here)
+    # Equation 9 of the paper, in the form that is exact for abar_t -> abar_t'.
+    a, b = call.here, call.there
+    shift = (b - a) / (a * jnp.sqrt(1 - b) + jnp.sqrt(a * (1 - a) * b))
+    return PNDMState(jnp.sqrt(b / a) * x - shift * noise, origin, past)
+
+
+def pndm(predict: Predict, x: jax.Array, schedule: ScheduleConfig, steps: int) -> jax.Array:
+    """Samples with pseudo linear multi-steps (Liu et al. 2022) as Stable Diffusion does (`skip_prk_steps`).
+
+    `steps` steps make `steps + 1` calls of the network. Arguments and result as in `ddim`.
+    """
+
+    def step(state: PNDMState, call: PNDMCalls) -> tuple[PNDMState, None]:
+        return pndm_step(schedule, state, predict(state.x, call.timestep).astype(state.x.dtype), call), None
+
+    state = PNDMState(x, x, jnp.zeros((3, *x.shape), x.dtype))
+    return jax.lax.scan(step, state, pndm_calls(schedule, steps))[0].x
+
+
+def _noise_of(schedule: ScheduleConfig, out: jax.Array, x: jax.Array, alpha_bar: jax.Array) -> jax.Array:
     """The network's output as a prediction of the noise."""
-    if schedule.prediction == "epsilon":
+    if schedule.prediction_type == "epsilon":
         return out
     return jnp.sqrt(alpha_bar) * out + jnp.sqrt(1 - alpha_bar) * x
 
@@ -139,3 +200,4 @@ SAMPLERS: dict[str, Callable[[Predict, jax.Array, ScheduleConfig, int], jax.Arra
     "pndm": pndm,
     "ddim": ddim,
 }
+"""Name -> (predict, noise, schedule, steps) -> latents."""

@@ -34,7 +34,7 @@ class ScheduleConfig:
 
     Attributes:
         train_steps: number of noise levels T; timesteps are 0 .. T-1.
-        prediction: `epsilon` or `v_prediction`, what the network was trained to predict.
+        prediction_type: `epsilon` or `v_prediction`, what the network was trained to predict.
         set_alpha_to_one: abar behind the last step is 1 rather than abar_0.
         clip_range: DDIM clips its estimate of z_0 to this absolute value; None: not at all.
         trained_betas: the betas themselves; the other beta settings are then unused.
@@ -45,7 +45,7 @@ class ScheduleConfig:
     beta_end: float = 0.012
     beta_schedule: str = "scaled_linear"
     trained_betas: tuple[float, ...] | None = None
-    prediction: str = "epsilon"
+    prediction_type: str = "epsilon"
     steps_offset: int = 1
     set_alpha_to_one: bool = False
     timestep_spacing: str = "leading"

@@ -17,18 +17,18 @@ from bksdm_jax.data.tables import write_table
 from bksdm_jax.metrics.score import make_judge, score_folder
 from bksdm_jax.models.unet import parameter_shapes
 from bksdm_jax.pipelines.embedded import TEACHER, pretrained_identity
-from bksdm_jax.pipelines.load import find_pipeline, load_pipeline, load_unet_config
+from bksdm_jax.pipelines.load import find_model
 from bksdm_jax.pipelines.save import SaveConfig
-from bksdm_jax.pruning.prune import PruneConfig, StudentInit, plan_student, prune
+from bksdm_jax.pruning.prune import PruneConfig, plan_student, prune
 from bksdm_jax.reports.page import write_page
 from bksdm_jax.sampling.run import SampleConfig, sample
 from bksdm_jax.sampling.text_to_image import SamplerConfig, require_sampler
 from bksdm_jax.shapes.render import PIXELS
 from bksdm_jax.shapes.world import ShapesWorld, build
-from bksdm_jax.tasks.distill.config import TrainConfig, ValidationConfig, require_settings
+from bksdm_jax.tasks.distill.config import DistillConfig, ValidationConfig, require_settings
 from bksdm_jax.tasks.distill.losses import LossWeights
-from bksdm_jax.tasks.distill.run import distill
-from bksdm_jax.training.sample_grids import SheetConfig
+from bksdm_jax.tasks.distill.task import distill
+from bksdm_jax.training.sample_grids import SampleGridConfig
 from bksdm_jax.training.state import OptimizerConfig
 
 _OTHER_SPACE = 100 * 2**20  # bytes: the set, compiled programs, images, metrics
@@ -125,12 +125,12 @@ def _require_settings(config: ComparisonConfig, rows: Sequence[Row]) -> None:
     """What can be wrong with a setting, before anything is written."""
     known_name("config", "dataset", config.dataset, ShapesWorld.builder_configs)
     whole_number("config", "images", config.images, 2, ShapesWorld.builder_configs[config.dataset].heldout)
-    for init in {row.init for row in rows if row.init}:
-        plan_student(TEACHER, config.student, StudentInit(init), SaveConfig())
+    teacher = find_model(TEACHER).architectures
+    plan_student(teacher, config.student, SaveConfig())
     for row in rows:
         require_settings(_training(config, row, Path()))
     sampler = SamplerConfig(config.sampling_steps, config.guidance_scale, PIXELS, seed=config.seed)
-    require_sampler(sampler, load_pipeline(TEACHER).architectures())
+    require_sampler(sampler, teacher)
 
 
 def _space(config: ComparisonConfig, rows: Sequence[Row], workdir: Path) -> int:
@@ -138,7 +138,7 @@ def _space(config: ComparisonConfig, rows: Sequence[Row], workdir: Path) -> int:
     missing = [row for row in rows if row.loss and not (workdir / "models" / row.name / "model").is_dir()]
     if not missing:
         return 0
-    plan = plan_student(TEACHER, config.student, StudentInit(missing[0].init), SaveConfig())
+    plan = plan_student(find_model(TEACHER).architectures, config.student, SaveConfig())
     parameters = sum(leaf.size for leaf in jax.tree.leaves(parameter_shapes(plan.student)))
     state = 16 * parameters  # float32: parameters, moving average, two moments
     model = 4 * parameters + 2**22  # and what is not the U-Net
@@ -148,11 +148,11 @@ def _space(config: ComparisonConfig, rows: Sequence[Row], workdir: Path) -> int:
 def _model(config: ComparisonConfig, row: Row, data: Path, folder: Path, where: str) -> Path | None:
     """The pipeline folder of a row, made unless it is there; None if interrupted."""
     if not row.init:
-        return find_pipeline(TEACHER)
+        return find_model(TEACHER).path
     if row.loss is None:
         if not folder.exists():
             _say(f"{where}: pruning")
-            prune(PruneConfig(TEACHER, config.student, row.init, config.seed), folder)
+            prune(PruneConfig(TEACHER, config.student, config.seed, student_init=row.init), folder)
         return folder
     if (folder / "model").is_dir():  # whole or absent
         return folder / "model"
@@ -160,8 +160,8 @@ def _model(config: ComparisonConfig, row: Row, data: Path, folder: Path, where: 
     return distill(_training(config, row, data), folder)
 
 
-def _training(config: ComparisonConfig, row: Row, data: Path) -> TrainConfig:
-    return TrainConfig(
+def _training(config: ComparisonConfig, row: Row, data: Path) -> DistillConfig:
+    return DistillConfig(
         teacher=TEACHER,
         student=config.student,
         student_init=row.init,
@@ -180,7 +180,7 @@ def _training(config: ComparisonConfig, row: Row, data: Path) -> TrainConfig:
         optimizer=OptimizerConfig(
             learning_rate=config.learning_rate, warmup_steps=config.warmup_steps, cosine_steps=config.steps
         ),
-        sheets=SheetConfig(every=0, steps=0),
+        sheets=SampleGridConfig(every=0, steps=0),
         validation=ValidationConfig(images=0),  # its students are scored
     )
 
@@ -197,7 +197,7 @@ def _sampling(config: ComparisonConfig, model: Path, prompts: Path) -> SampleCon
 
 
 def _result(row: Row, model: Path, images: Path, scores: dict[str, Any]) -> dict[str, Any]:
-    unet = load_unet_config(model)
+    unet = find_model(model).architectures.denoiser
     cost = unet_cost(unet, unet.sample_size or 64).values()
     timing = images / "timing.json"
     return {

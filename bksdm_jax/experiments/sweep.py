@@ -11,14 +11,14 @@ import matplotlib
 from absl import logging
 from matplotlib.figure import Figure
 
-from bksdm_jax.base.distributed import is_first, meet
+from bksdm_jax.base.distributed import barrier, is_first
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.files import atomic_file, read_json
 from bksdm_jax.base.workdir import claim, require_same
 from bksdm_jax.data.tables import write_table
-from bksdm_jax.tasks.distill.config import MAY_CHANGE, TrainConfig
-from bksdm_jax.tasks.distill.inputs import open_run
-from bksdm_jax.tasks.distill.run import distill
+from bksdm_jax.tasks.distill.config import MAY_CHANGE, DistillConfig
+from bksdm_jax.tasks.distill.inputs import open_inputs
+from bksdm_jax.tasks.distill.task import distill
 
 TABLE, PLOT = "sweep.csv", "sweep.png"
 """Files of a sweep's workdir."""
@@ -27,7 +27,7 @@ _WRITTEN = ("format", "save_dtype", "save_weights", "safety_checker")  # setting
 _COLUMNS = ("run", "status", "updates", *_LOSSES, "held_out_loss", "held_out_loss_task")
 
 
-def sweep(runs: Mapping[str, TrainConfig], workdir: Path) -> Path | None:
+def sweep(runs: Mapping[str, DistillConfig], workdir: Path) -> Path | None:
     """Makes, or goes on making, every run in a folder of its name in `workdir`; then `TABLE` and `PLOT`.
 
     A run that ends in an error is told in the table, and the others are made; of several processes one may know of an
@@ -44,12 +44,12 @@ def sweep(runs: Mapping[str, TrainConfig], workdir: Path) -> Path | None:
         raise InputError("runs: none; name a sweep, as configs/sweep.py:shapes,rates, or give runs")
     for name, config in runs.items():
         try:
-            open_run(config)
+            open_inputs(config)
         except InputError as error:
             raise InputError(f"{name}: {error}") from error
     if is_first():
         _claim(workdir, runs)
-    meet("claimed")
+    barrier("claimed")
     problems: dict[str, str] = {}
     for number, (name, config) in enumerate(runs.items(), start=1):
         logging.info("== %d of %d, %s", number, len(runs), name)
@@ -65,7 +65,7 @@ def sweep(runs: Mapping[str, TrainConfig], workdir: Path) -> Path | None:
             problems[name] = str(error)
         _write(runs, workdir, problems)
     _write(runs, workdir, problems)
-    meet("written")
+    barrier("written")
     return workdir / TABLE
 
 
@@ -75,7 +75,7 @@ def read_sweep(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def _claim(workdir: Path, runs: Mapping[str, TrainConfig]) -> None:
+def _claim(workdir: Path, runs: Mapping[str, DistillConfig]) -> None:
     """Records the runs in `workdir`, beside those of the same sweep that aren't asked for now."""
     settings = {name: dataclasses.asdict(config).items() for name, config in runs.items()}
     record: dict[str, Any] = {"program": "launch.sweep"}  # tells it from a run's own workdir
@@ -86,7 +86,7 @@ def _claim(workdir: Path, runs: Mapping[str, TrainConfig]) -> None:
     claim(workdir, former | record)
 
 
-def _is_made(folder: Path, config: TrainConfig) -> bool:
+def _is_made(folder: Path, config: DistillConfig) -> bool:
     """Whether a run made all its updates, and its student is written as it is wanted now."""
     made = _history(folder / "metrics.csv")
     if not (folder / "model").is_dir() or not made or int(made[-1]["step"]) != config.steps:
@@ -95,7 +95,7 @@ def _is_made(folder: Path, config: TrainConfig) -> bool:
     return all(written.get(key) == getattr(config, key) for key in _WRITTEN)
 
 
-def _write(runs: Mapping[str, TrainConfig], workdir: Path, problems: Mapping[str, str]) -> None:
+def _write(runs: Mapping[str, DistillConfig], workdir: Path, problems: Mapping[str, str]) -> None:
     """The table of what there is, and the plot of its losses; rows of runs that aren't asked for now stay."""
     if not is_first():
         return

@@ -19,6 +19,7 @@ from bksdm_jax.base.images import grid, save_png
 from bksdm_jax.base.precision import cast_frozen, exact_products
 from bksdm_jax.base.progress import waiting
 from bksdm_jax.base.workdir import claim, require_same
+from bksdm_jax.diffusion.noise import starting_noise
 from bksdm_jax.interop.components import (
     Difference,
     decoder_difference,
@@ -27,21 +28,22 @@ from bksdm_jax.interop.components import (
     text_encoder_difference,
     unet_difference,
 )
-from bksdm_jax.pipelines.load import find_pipeline, load_pipeline
-from bksdm_jax.pipelines.pipeline import NETWORKS, Pipeline
+from bksdm_jax.pipelines.load import load_pipeline
+from bksdm_jax.pipelines.pipeline import Pipeline
 from bksdm_jax.pipelines.save import SaveConfig, write_pipeline
-from bksdm_jax.sampling.text_to_image import SamplerConfig, generate_images, make_generate, starting_noise
+from bksdm_jax.pipelines.source import ModelOptions
+from bksdm_jax.sampling.text_to_image import SamplerConfig, generate_images, make_generate
 
 _LEVELS = 2.0  # of 255 that a pixel of the image may differ by
 
 
 @dataclasses.dataclass(frozen=True)
-class CompareConfig:
+class CompareConfig(ModelOptions):
     """What to compare.
 
     Attributes:
         model: pipeline folder, single file, id on the hub, or `shapes_teacher`.
-        revision, variant, tokenizer, prediction: as for `launch.sample`.
+        revision, variant, tokenizer, prediction: of the model, as `ModelSource` has them.
         prompts: one image each.
         seed: of the noise.
         steps: PNDM steps; 0: the networks alone, no image.
@@ -50,10 +52,6 @@ class CompareConfig:
     """
 
     model: str
-    revision: str = ""
-    variant: str = ""
-    tokenizer: str = ""
-    prediction: str = ""
     prompts: tuple[str, ...] = ("a photo of a cat", "a red bicycle in front of a house")
     seed: int = 0
     steps: int = 25
@@ -61,7 +59,7 @@ class CompareConfig:
     resolution: int = 0
 
 
-def compare(config: CompareConfig, workdir: Path) -> list[Difference]:
+def parity(config: CompareConfig, workdir: Path) -> list[Difference]:
     """Writes `differences.json` and, where images are made, `images.png`: PyTorch's above, ours below.
 
     Both sides compute in float32. Pipelines that PyTorch can't read as they are (Flax folders, single files) are
@@ -76,17 +74,17 @@ def compare(config: CompareConfig, workdir: Path) -> list[Difference]:
     if not config.prompts or not all(isinstance(prompt, str) for prompt in config.prompts):
         raise InputError(f"prompts: {config.prompts!r}; give at least one")
     whole_number("config", "steps", config.steps, 0)
-    place = find_pipeline(config.model, config.revision, config.variant)
-    pipeline = load_pipeline(place, config.variant, config.tokenizer, config.prediction)
+    pipeline = load_pipeline(config.source(config.model))
+    networks = pipeline.architectures
     sampler = SamplerConfig(
-        max(config.steps, 1), config.guidance_scale, config.resolution or pipeline.resolution(), seed=config.seed
+        max(config.steps, 1), config.guidance_scale, config.resolution or networks.resolution, seed=config.seed
     )
-    generate = make_generate(pipeline.architectures(), sampler)
-    record = dataclasses.asdict(config) | {"model": str(place)}
+    generate = make_generate(networks, sampler)
+    record = dataclasses.asdict(config) | {"model": str(pipeline.path)}
     require_same(workdir, record, ())
     claim(workdir, record)
     with _in_pytorch(pipeline, config.variant) as theirs, exact_products("float32"):
-        params = {name: cast_frozen(getattr(pipeline, name).params, np.dtype(np.float32)) for name in NETWORKS}
+        params = cast_frozen(pipeline.params, np.dtype(np.float32))
         found = _networks(pipeline, theirs, params, config, sampler.resolution)
         if config.steps:
             ours, expected = _images(pipeline, theirs, params, config, sampler, generate)
@@ -111,12 +109,12 @@ def _in_pytorch(pipeline: Pipeline, variant: str) -> Iterator[StableDiffusionPip
     """The same pipeline in PyTorch, in float32, on its GPU if it has one."""
     torch.backends.cudnn.allow_tf32 = False  # float32 means float32
     with tempfile.TemporaryDirectory() as scratch, waiting("loading in PyTorch"):
-        place = pipeline.place
-        readable = (place / "model_index.json").is_file() and not any(place.rglob("*.msgpack"))
+        path = pipeline.path
+        readable = (path / "model_index.json").is_file() and not any(path.rglob("*.msgpack"))
         if not readable:
-            place = write_pipeline(Path(scratch) / "model", pipeline, SaveConfig(dtype="float32"))
+            path = write_pipeline(Path(scratch) / "model", pipeline, SaveConfig(dtype="float32"))
         theirs = StableDiffusionPipeline.from_pretrained(
-            place,
+            path,
             variant=variant or None if readable else None,
             torch_dtype=torch.float32,
             safety_checker=None,
@@ -132,11 +130,12 @@ def _networks(
 ) -> list[Difference]:
     generator = np.random.default_rng(config.seed)
     prompts = list(config.prompts)
-    tokens = pipeline.tokenizer(prompts)
+    tokens = pipeline.caption_inputs(prompts)["tokens"]
     expected = theirs.tokenizer(prompts, padding="max_length", max_length=tokens.shape[1], truncation=True).input_ids
     if not np.array_equal(tokens, expected):
-        raise InputError(f"{pipeline.place}: the tokenizers of PyTorch's pipeline and of this one disagree")
-    unet, vae, text = pipeline.unet.config, pipeline.vae.config, pipeline.text_encoder.config
+        raise InputError(f"{pipeline.path}: the tokenizers of PyTorch's pipeline and of this one disagree")
+    configs = pipeline.architectures.configs
+    unet, vae, text = (configs[name] for name in ("unet", "vae", "text_encoder"))
     size, count = resolution // vae.factor, len(prompts)
     latents = generator.standard_normal((count, size, size, unet.in_channels), np.float32)
     context = generator.standard_normal((count, tokens.shape[1], unet.context_width), np.float32)
@@ -166,10 +165,9 @@ def _images(
     prompts = list(config.prompts)
     with waiting("images by this package"):
         numbered = list(enumerate(prompts))
-        made = generate_images(jax.jit(generate), params, pipeline.tokenizer, sampler, numbered, len(prompts))
+        made = generate_images(jax.jit(generate), params, pipeline.caption_inputs, sampler, numbered, len(prompts))
         ours = np.stack([image for _, image in made])
-    size = sampler.resolution // pipeline.vae.config.factor
-    shape = (size, size, pipeline.unet.config.in_channels)
+    shape = pipeline.architectures.latent_shape(sampler.resolution)
     noise = np.array(starting_noise(sampler.seed, jnp.arange(len(prompts), dtype=jnp.uint32), shape))
     with waiting("images by PyTorch"):
         expected = theirs(

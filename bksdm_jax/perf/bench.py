@@ -14,6 +14,7 @@ from bksdm_jax.cost.chips import chip_of, peak_flops
 from bksdm_jax.cost.counts import NOTHING, Cost, unet_cost
 from bksdm_jax.cost.pipeline import decoder_cost, text_encoder_cost
 from bksdm_jax.cost.timing import Timing, arbitrary_weights, time_calls, time_program
+from bksdm_jax.diffusion.noise import image_keys
 from bksdm_jax.formats.unet_json import unet_from_diffusers
 from bksdm_jax.models.attention import require_attention
 from bksdm_jax.models.clip import clip_text_parameter_shapes
@@ -25,9 +26,10 @@ from bksdm_jax.pipelines.stable_diffusion import TEACHERS, stable_diffusion
 from bksdm_jax.pruning.removal import RemovalPlan, plan_removal, removed_blocks
 from bksdm_jax.sampling.text_to_image import SamplerConfig, make_generate, require_resolution
 from bksdm_jax.tasks.distill.losses import LossWeights
-from bksdm_jax.training.program import ProgramConfig, make_program
+from bksdm_jax.tasks.distill.objective import Problem, make_objective
 from bksdm_jax.training.sharding import make_mesh
 from bksdm_jax.training.state import OptimizerConfig, create_state, make_optimizer
+from bksdm_jax.training.train_step import make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,12 +73,13 @@ def bench(config: BenchConfig) -> str:
         InputError: a setting that can't be used.
     """
     models, plan = _networks(config)
+    vae, text = models.configs["vae"], models.configs["text_encoder"]
     whole_number("config", "steps", config.steps, 0)
     dtype = compute_dtype(config.dtype)
-    networks = dataclasses.replace(models, unet=plan.student)
+    networks = models.with_denoiser(plan.student)
     sampler = SamplerConfig(max(config.steps, 1), config.guidance_scale, config.resolution, attention=config.attention)
     generate = make_generate(networks, sampler, dtype)
-    size = config.resolution // models.vae.factor
+    size = config.resolution // models.factor
     each = sum(unet_cost(plan.student, size).values(), NOTHING)
     params = {"unet": arbitrary_weights(parameter_shapes(plan.student), dtype)}
     lines = _heading(config)
@@ -90,13 +93,13 @@ def bench(config: BenchConfig) -> str:
         )
         lines.append(_row("U-Net call", timing, config, each))
         if config.steps:
-            params["vae"] = arbitrary_weights(vae_parameter_shapes(models.vae), dtype)
-            params["text_encoder"] = arbitrary_weights(clip_text_parameter_shapes(models.text_encoder), dtype)
-            tokens = np.zeros((config.batch_size, models.text_encoder.max_length), np.int32)
-            numbers = np.arange(config.batch_size, dtype=np.uint32)
-            timing = time_program("images", generate, params, tokens, tokens[0], numbers, repeats=config.repeats)
+            params["vae"] = arbitrary_weights(vae_parameter_shapes(vae), dtype)
+            params["text_encoder"] = arbitrary_weights(clip_text_parameter_shapes(text), dtype)
+            captions = {"tokens": np.zeros((config.batch_size, text.max_length), np.int32)}
+            inputs = captions, {"tokens": captions["tokens"][:1]}, image_keys(0, np.arange(config.batch_size))
+            timing = time_program("images", generate, params, *inputs, repeats=config.repeats)
             calls = (config.steps + 1) * (2 if config.guidance_scale > 1 else 1)
-            whole = text_encoder_cost(models.text_encoder) + each.times(calls) + decoder_cost(models.vae, size)
+            whole = text_encoder_cost(text) + each.times(calls) + decoder_cost(vae, size)
             lines.append(_row(f"image, {config.steps} steps", timing, config, whole))
     return "\n".join(lines)
 
@@ -113,32 +116,23 @@ def bench_update(config: BenchConfig) -> str:
     models, plan = _networks(config)
     dtype = compute_dtype(config.dtype)
     require_remat(config.remat)
-    size = config.resolution // models.vae.factor
-    networks = dataclasses.replace(models, text_encoder=dataclasses.replace(models.text_encoder, layers=0))
-    settings = ProgramConfig(
-        resolution=config.resolution,
-        batch_size=config.batch_size,
-        accumulation=1,
-        cached=True,
-        dtype=dtype,
-        attention=config.attention,
-        remat=config.remat,
-        seed=0,
-        loss=LossWeights(),
-        optimizer=OptimizerConfig(),
-    )
+    size = config.resolution // models.factor
+    configs = dict(models.configs)
+    configs["text_encoder"] = dataclasses.replace(configs["text_encoder"], layers=0)
+    problem = Problem(plan, Architectures(configs, models.schedule), LossWeights(), config.attention, config.remat)
+    objective = make_objective(problem, config.resolution, (1, config.batch_size), dtype, cached=True)
     mesh = make_mesh(1, jax.devices()[:1])
-    program = make_program(settings, plan, networks, mesh)
-    params = arbitrary_weights(program.state.params, np.dtype(np.float32))
-    frozen = jax.device_put(arbitrary_weights(program.frozen, dtype))
+    step = make_train_step(objective, OptimizerConfig(), 0, mesh)
+    params = arbitrary_weights(objective.params, np.dtype(np.float32))
+    frozen = jax.device_put(arbitrary_weights(objective.frozen, dtype))
     generator = np.random.default_rng(0)
-    moments = generator.standard_normal(program.batch["moments"].shape, np.float32).astype(jnp.bfloat16)
-    tokens = np.zeros(program.batch["tokens"].shape, np.int32)
-    batch = jax.device_put({"moments": moments.view(np.uint16), "tokens": tokens})
-    state = jax.device_put(create_state(params, make_optimizer(settings.optimizer)))
+    moments = generator.standard_normal(step.batch["moments"].shape, np.float32).astype(jnp.bfloat16)
+    captions = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), step.batch["captions"])
+    batch = jax.device_put({"moments": moments.view(np.uint16), "captions": captions})
+    state = jax.device_put(create_state(params, make_optimizer(OptimizerConfig())))
 
     def build() -> Callable[[], Any]:
-        compiled = program.update.lower(state, frozen, batch).compile()
+        compiled = step.update.lower(state, frozen, batch).compile()
 
         def call() -> Any:
             nonlocal state
@@ -161,13 +155,13 @@ def _networks(config: BenchConfig) -> tuple[Architectures, RemovalPlan]:
     require_attention(config.attention, compute_dtype(config.dtype))
     models = stable_diffusion(config.generation)
     if config.widths:
-        stages = len(models.unet.down)
+        stages = len(models.denoiser.down)
         if len(config.widths) != stages or any(width not in range(32, 2**14, 32) for width in config.widths):
             raise InputError(f"config: widths is {config.widths}; expected {stages} multiples of 32")
         facts = TEACHERS[config.generation] | {"block_out_channels": list(config.widths)}
-        models = dataclasses.replace(models, unet=unet_from_diffusers(facts))
+        models = models.with_denoiser(unet_from_diffusers(facts))
     require_resolution(config.resolution, models)
-    return models, plan_removal(models.unet, removed_blocks(config.student))
+    return models, plan_removal(models.denoiser, removed_blocks(config.student))
 
 
 def _unet_call(unet: UNet) -> Any:
@@ -179,8 +173,8 @@ def _unet_call(unet: UNet) -> Any:
 
 def _inputs(config: BenchConfig, networks: Architectures, size: int) -> tuple[Any, ...]:
     generator = np.random.default_rng(0)
-    latents = generator.standard_normal((config.batch_size, size, size, networks.unet.in_channels), np.float32)
-    text = networks.text_encoder
+    latents = generator.standard_normal((config.batch_size, size, size, networks.denoiser.in_channels), np.float32)
+    text = networks.configs["text_encoder"]
     context = generator.standard_normal((config.batch_size, text.max_length, text.width), np.float32)
     dtype = compute_dtype(config.dtype)
     return latents.astype(dtype), np.full(config.batch_size, 500, np.int32), {"context": context.astype(dtype)}

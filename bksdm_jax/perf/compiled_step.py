@@ -6,17 +6,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
+from jax.sharding import Mesh
 
 from bksdm_jax.base.errors import in_short
 from bksdm_jax.base.precision import exact_products
 from bksdm_jax.base.progress import waiting
-from bksdm_jax.perf.hlo import Program as CompiledProgram
-from bksdm_jax.perf.hlo import Traffic
+from bksdm_jax.perf.hlo import CompiledProgram, Traffic
 from bksdm_jax.pipelines.pipeline import Architectures
 from bksdm_jax.pruning.removal import RemovalPlan
-from bksdm_jax.tasks.distill.config import TrainConfig, program_config
-from bksdm_jax.training.program import Program, make_program
+from bksdm_jax.tasks.distill.config import DistillConfig
+from bksdm_jax.tasks.distill.task import make_problem, objective_of
 from bksdm_jax.training.sharding import make_mesh
+from bksdm_jax.training.train_step import TrainStep, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,21 +47,29 @@ class Compiled:
         return math.inf if self.temporaries is None else sum(self.arguments.values()) + self.temporaries
 
 
-def compile_update(config: TrainConfig, plan: RemovalPlan, networks: Architectures, devices: Sequence[Any]) -> Compiled:
+def planned_step(config: DistillConfig, plan: RemovalPlan, networks: Architectures, mesh: Mesh) -> TrainStep:
+    """The update of a run, as shapes alone."""
+    captions = networks.kind.caption_shapes(networks.configs)
+    empty = {name: np.zeros(one.shape, one.dtype) for name, one in captions.items()}
+    objective = objective_of(config, make_problem(config, plan, networks, empty), config.plan.cached)
+    return make_train_step(objective, config.optimizer, config.seed, mesh)
+
+
+def compile_update(
+    config: DistillConfig, plan: RemovalPlan, networks: Architectures, devices: Sequence[Any]
+) -> Compiled:
     """Compiles an update for these devices; nothing is run, and no weights are needed."""
     mesh = make_mesh(config.fsdp, list(devices))
-    program = make_program(
-        program_config(config, config.plan.cached, (0,) * networks.text_encoder.max_length), plan, networks, mesh
-    )
+    step = planned_step(config, plan, networks, mesh)
     images = config.batch_size // config.accumulation // len(devices)
-    parts = _parts(program)
+    parts = _parts(step)
     platforms = ("tpu",) if devices[0].platform == "tpu" else None  # this machine's own
     with (
         exact_products(config.dtype),
         jax.set_mesh(mesh),
         waiting(f"compiling for {len(devices)} x {devices[0].device_kind}"),
     ):
-        lowered = program.update.trace(*program.arguments()).lower(lowering_platforms=platforms)
+        lowered = step.update.trace(*step.arguments()).lower(lowering_platforms=platforms)
         try:
             compiled = lowered.compile()
         except Exception as error:  # the compiler's own types
@@ -77,15 +87,15 @@ def compile_update(config: TrainConfig, plan: RemovalPlan, networks: Architectur
     )
 
 
-def _parts(program: Program) -> dict[str, int]:
+def _parts(step: TrainStep) -> dict[str, int]:
     """Bytes on one device of what is there throughout."""
     trees = {
-        "teacher": program.frozen["teacher"],
-        "text encoder, VAE": (program.frozen["text_encoder"], program.frozen["vae"]),
-        "student": program.state.params,
-        "moving average": program.state.ema,
-        "optimiser": program.state.opt_state,
-        "two batches": (program.batch, program.batch),
+        "teacher": step.frozen.get("teacher", {}),
+        "text encoder, VAE": {name: params for name, params in step.frozen.items() if name != "teacher"},
+        "student": step.state.params,
+        "moving average": step.state.ema,
+        "optimiser": step.state.opt_state,
+        "two batches": (step.batch, step.batch),
     }
     return {name: sum(map(_on_device, jax.tree.leaves(tree))) for name, tree in trees.items()}
 

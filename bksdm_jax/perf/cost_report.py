@@ -15,8 +15,9 @@ from bksdm_jax.cost.timing import arbitrary_weights, time_program
 from bksdm_jax.models.clip import CLIPTextEncoder, clip_text_parameter_shapes
 from bksdm_jax.models.unet import UNet, UNetConfig, parameter_shapes
 from bksdm_jax.models.vae import VAE, vae_parameter_shapes
-from bksdm_jax.pipelines.load import load_architectures
+from bksdm_jax.pipelines.load import find_model
 from bksdm_jax.pipelines.pipeline import Architectures
+from bksdm_jax.pipelines.source import ModelSource, whatever_it_predicts
 from bksdm_jax.pipelines.stable_diffusion import TEACHERS, stable_diffusion
 from bksdm_jax.pruning.presets import PRESETS
 from bksdm_jax.pruning.removal import plan_removal, removed_blocks
@@ -63,15 +64,15 @@ def cost_report(config: CostConfig) -> str:
         known_name("config", "generation", config.generation, TEACHERS)
         teacher = stable_diffusion(config.generation)
     else:
-        teacher = load_architectures(config.pipeline, "epsilon")  # what it predicts costs nothing
+        teacher = find_model(whatever_it_predicts(ModelSource(config.pipeline)), networks=()).architectures
     names = [name.replace("+", ",") for name in config.students.split(",") if name.strip()]
     models = {"teacher": teacher}
-    for name in names or _possible(teacher.unet):
-        plan = plan_removal(teacher.unet, removed_blocks(name))
-        models[name] = dataclasses.replace(teacher, unet=plan.student)
-    resolution = config.resolution or (teacher.unet.sample_size or 64) * teacher.vae.factor
-    size = resolution // teacher.vae.factor
-    multiple = teacher.vae.factor * 2 ** sum(stage.sampler for stage in teacher.unet.down)
+    for name in names or _possible(teacher.denoiser):
+        plan = plan_removal(teacher.denoiser, removed_blocks(name))
+        models[name] = teacher.with_denoiser(plan.student)
+    resolution = config.resolution or teacher.resolution
+    size = resolution // teacher.factor
+    multiple = teacher.factor * 2 ** sum(stage.sampler for stage in teacher.denoiser.down)
     if resolution % multiple or size < 1:
         raise InputError(f"resolution: {resolution} pixels; expected a multiple of {multiple}")
     lines = [
@@ -97,9 +98,9 @@ def _possible(teacher: UNetConfig) -> list[str]:
 def _latencies(models: Mapping[str, Architectures], size: int, config: CostConfig) -> str:
     """Milliseconds of one call of each network at batch 1; text encoder and decoder are the teacher's in all models."""
     teacher, dtype = next(iter(models.values())), compute_dtype(config.dtype)
-    text, vae = teacher.text_encoder, teacher.vae
+    text, vae = teacher.configs["text_encoder"], teacher.configs["vae"]
     tokens = np.zeros((1, text.max_length), np.int32)
-    latents = np.zeros((1, size, size, teacher.unet.in_channels), dtype)
+    latents = np.zeros((1, size, size, teacher.denoiser.in_channels), dtype)
     conditioning = {"context": np.zeros((1, text.max_length, text.width), dtype)}
 
     def milliseconds(what: str, module: object, shapes: object, *inputs: Any, **options: str) -> float:
@@ -119,7 +120,7 @@ def _latencies(models: Mapping[str, Architectures], size: int, config: CostConfi
         ]
         first: tuple[float, float] | None = None
         for name, networks in models.items():
-            unet = networks.unet
+            unet = networks.denoiser
             time = np.full(1, 500, np.int32)
             call = milliseconds(
                 f"U-Net of {name}", UNet(unet, dtype), parameter_shapes(unet), latents, time, conditioning

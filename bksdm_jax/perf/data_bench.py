@@ -19,7 +19,7 @@ from bksdm_jax.base.errors import whole_number
 from bksdm_jax.data.cached import latent_features
 from bksdm_jax.data.decode import fit_square, open_image, to_rgb
 from bksdm_jax.data.image_folder import FileExample
-from bksdm_jax.data.loader import StreamConfig, training_batches
+from bksdm_jax.data.loader import LoaderConfig, training_batches
 from bksdm_jax.data.prepare.prepare import PrepareConfig, prepare
 from bksdm_jax.data.prepare.shards import TRAIN, PartWriters
 from bksdm_jax.data.prepare.tfds_folder import PARTS, write_set
@@ -160,7 +160,7 @@ def _numbers(
     examples: Sequence[_Numbered], steps: int, start: int = 0, processes: int = 1, workers: int = 0
 ) -> np.ndarray:
     """The numbers of the examples that each step's micro-batches are made of, int32 [steps, 2, _BATCH / 2]."""
-    config = StreamConfig(1, _BATCH, 2, flip=True, seed=0, workers=workers)
+    config = LoaderConfig(1, _BATCH, 2, flip=True, seed=0, workers=workers)
     parts = []
     for index in range(processes):
         share = _BATCH // 2 // processes
@@ -175,7 +175,7 @@ def _numbered_tokens(texts: Sequence[str]) -> np.ndarray:
 
 
 def _stream(examples: Sequence[object], resolution: int, workers: int = 0) -> Iterator[dict[str, np.ndarray]]:
-    config = StreamConfig(resolution, _BATCH, 1, flip=True, seed=0, workers=workers)
+    config = LoaderConfig(resolution, _BATCH, 1, flip=True, seed=0, workers=workers)
     return training_batches(examples, _no_tokens, config)
 
 

@@ -63,7 +63,7 @@ class _Instruction(NamedTuple):
     rest: str
 
 
-class Program:
+class CompiledProgram:
     """A compiled program; what is inside its loops counts as often as they turn."""
 
     def __init__(self, text: str, devices: int) -> None:

@@ -9,19 +9,20 @@ from bksdm_jax.cost.chips import peak_flops
 from bksdm_jax.perf.compiled_step import Compiled, compile_update
 from bksdm_jax.perf.topology import Target, target_of
 from bksdm_jax.perf.work import Work, count_work
-from bksdm_jax.pipelines.load import load_architectures
+from bksdm_jax.pipelines.load import find_model
 from bksdm_jax.pipelines.pipeline import Architectures
 from bksdm_jax.pipelines.stable_diffusion import GENERATIONS, stable_diffusion
 from bksdm_jax.pruning.removal import plan_removal, removed_blocks
 from bksdm_jax.sampling.text_to_image import require_resolution
-from bksdm_jax.tasks.distill.config import TrainConfig, require_generation, require_settings, require_whole_batches
-from bksdm_jax.tasks.distill.features import weighted_pairs
+from bksdm_jax.tasks.distill.config import DistillConfig, require_generation, require_settings
+from bksdm_jax.tasks.distill.losses import weighted_pairs
+from bksdm_jax.training.config import require_whole_batches
 from bksdm_jax.training.sharding import make_mesh
 
 _LIKELY = 0.4  # of the peak: an assumption, which nothing here has measured
 
 
-def plan_run(config: TrainConfig) -> str:
+def plan_run(config: DistillConfig) -> str:
     """Compiles the update of a run and returns what to print.
 
     Raises:
@@ -31,7 +32,7 @@ def plan_run(config: TrainConfig) -> str:
     finite_number("config", "plan.price", config.plan.price, 0)
     networks = _networks(config)
     require_resolution(config.resolution, networks)
-    plan = plan_removal(networks.unet, removed_blocks(config.student))
+    plan = plan_removal(networks.denoiser, removed_blocks(config.student))
     weighted_pairs(plan, config.loss.feature_source, config.loss.feature_scales)  # raises, where a name is unknown
     target = target_of(config.topology)
     devices = len(target.devices)
@@ -52,16 +53,16 @@ def plan_run(config: TrainConfig) -> str:
     return "\n".join(lines)
 
 
-def _networks(config: TrainConfig) -> Architectures:
+def _networks(config: DistillConfig) -> Architectures:
     if config.teacher:
-        networks = load_architectures(config.teacher, config.prediction, config.revision)
+        networks = find_model(config.source(config.teacher), networks=()).architectures
         require_generation(config, networks)
         return networks
     known_name("config", "generation", config.generation, GENERATIONS)
     return stable_diffusion(GENERATIONS[config.generation][0])
 
 
-def _about(config: TrainConfig, target: Target) -> list[str]:
+def _about(config: DistillConfig, target: Target) -> list[str]:
     devices = len(target.devices)
     images = config.batch_size // config.accumulation // devices
     name = target.chip.name if target.chip else target.devices[0].device_kind
@@ -97,7 +98,7 @@ def memory_lines(compiled: Compiled, target: Target) -> list[str]:
     ]
 
 
-def work_lines(config: TrainConfig, work: Work, compiled: Compiled, target: Target) -> list[str]:
+def work_lines(config: DistillConfig, work: Work, compiled: Compiled, target: Target) -> list[str]:
     """FLOPs and bytes, and the time and money that they take by the roofline of the chips' peaks."""
     devices, chip = len(target.devices), target.chip
     passes = "teacher forward, " if config.loss.distils else ""
@@ -147,7 +148,7 @@ def _traffic(compiled: Compiled) -> list[str]:
 
 
 def largest_lines(
-    config: TrainConfig, compiled: Compiled, target: Target, compile_with: Callable[[int], Compiled]
+    config: DistillConfig, compiled: Compiled, target: Target, compile_with: Callable[[int], Compiled]
 ) -> list[str]:
     """The largest micro-batch, by a line through what two of them need.
 

@@ -8,7 +8,7 @@ from huggingface_hub import ModelCardData
 from bksdm_jax.base import trees
 from bksdm_jax.models.unet import UNetConfig
 from bksdm_jax.pipelines.hub import is_hub_id
-from bksdm_jax.pipelines.pipeline import NETWORKS, Pipeline
+from bksdm_jax.pipelines.pipeline import Pipeline
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,10 +79,10 @@ def parent_name(name: str) -> str:
 
 
 def _architecture(pipeline: Pipeline, removed: tuple[str, ...]) -> str:
-    counts = {name: f"{trees.count(getattr(pipeline, name).params):,}" for name in NETWORKS}
-    schedule = pipeline.schedule
-    said = f"The U-Net predicts {'noise' if schedule.prediction == 'epsilon' else 'velocity'}"
-    said += f" and was made for {pipeline.resolution()}x{pipeline.resolution()} pixels."
+    counts = {name: f"{trees.count(network.params):,}" for name, network in pipeline.networks.items()}
+    schedule, size = pipeline.schedule, pipeline.architectures.resolution
+    said = f"The U-Net predicts {'noise' if schedule.prediction_type == 'epsilon' else 'velocity'}"
+    said += f" and was made for {size}x{size} pixels."
     gone = f"Removed from the parent's U-Net: {', '.join(f'`{name}`' for name in removed)}." if removed else ""
     return "\n\n".join(part for part in (_table("network", counts, "parameters"), gone, said) if part)
 
@@ -101,8 +101,10 @@ def _use(pipeline: Pipeline, file_format: str) -> str:
         "`model.safetensors` holds U-Net, autoencoder and text encoder under the names of the original single-file "
         "layout. Tokenizer and scheduler are Stable Diffusion's and not in it"
     )
-    said += "; tell the tool that the U-Net predicts velocity." if pipeline.schedule.prediction != "epsilon" else "."
-    return f"{said}\n\n{tools_text(pipeline.unet.config, spaced=file_format.endswith('spaced'))}"
+    said += (
+        "; tell the tool that the U-Net predicts velocity." if pipeline.schedule.prediction_type != "epsilon" else "."
+    )
+    return f"{said}\n\n{tools_text(pipeline.denoiser.config, spaced=file_format.endswith('spaced'))}"
 
 
 def tools_text(unet: UNetConfig, spaced: bool) -> str:

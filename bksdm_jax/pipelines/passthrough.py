@@ -1,4 +1,4 @@
-"""The parts of a pipeline folder that are copied and never run: safety checker and feature extractor."""
+"""The components of a pipeline folder that are copied and never run: safety checker and feature extractor."""
 
 import dataclasses
 import shutil
@@ -11,7 +11,7 @@ from bksdm_jax.base.files import read_json, write_json
 from bksdm_jax.formats.locate import SUFFIXES, TRANSFORMERS_STEMS, choose_files
 
 _SETTINGS = {"safety_checker": "config.json", "feature_extractor": "preprocessor_config.json"}
-PARTS = tuple(_SETTINGS)
+COMPONENTS = tuple(_SETTINGS)
 """Their folders."""
 _WITH_WEIGHTS = ("safety_checker",)
 
@@ -22,19 +22,19 @@ class Extras:
 
     Attributes:
         card: its `README.md`.
-        parts: `PARTS` with weights of one of these formats, `.safetensors` say; empty: no parts.
+        components: `COMPONENTS` are wanted, with weights in one of these formats, `.safetensors` say; empty: none.
     """
 
     card: bool = False
-    parts: tuple[str, ...] = ()
+    components: tuple[str, ...] = ()
 
 
 NO_EXTRAS = Extras()
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
-    """A part in a folder.
+class Component:
+    """A component in a folder.
 
     Attributes:
         entry: its library and class, as `model_index.json` has them.
@@ -48,21 +48,21 @@ class Part:
     weights: Mapping[str, Mapping[str, Path]] | None
 
 
-def part_files(names: Collection[str], formats: Collection[str], variant: str) -> list[str]:
-    """Of a repository's file names those of the parts, weights in the first of `formats` that there is."""
+def component_files(names: Collection[str], formats: Collection[str], variant: str) -> list[str]:
+    """Of a repository's file names those of these components, weights in the first of `formats` that there is."""
     files = []
-    for part, settings in _SETTINGS.items():
-        inside = {name.removeprefix(f"{part}/") for name in names if name.startswith(f"{part}/")}
+    for component, settings in _SETTINGS.items():
+        inside = {name.removeprefix(f"{component}/") for name in names if name.startswith(f"{component}/")}
         weights: Collection[str] = ()
-        if part in _WITH_WEIGHTS:
+        if component in _WITH_WEIGHTS:
             found = (_weights(inside, suffix, variant) for suffix in SUFFIXES if suffix in formats)
             weights = next(filter(None, found), {}).values()
-        files += [f"{part}/{name}" for name in (settings, *weights) if name in inside]
+        files += [f"{component}/{name}" for name in (settings, *weights) if name in inside]
     return files
 
 
-def read_parts(folder: Path, variant: str) -> dict[str, Part]:
-    """The parts that `model_index.json` names; one whose files aren't there is left out, and said.
+def read_components(folder: Path, variant: str) -> dict[str, Component]:
+    """The components that `model_index.json` names; one whose files aren't there is left out, and said.
 
     Args:
         folder: a pipeline's.
@@ -78,51 +78,55 @@ def read_parts(folder: Path, variant: str) -> dict[str, Part]:
         entry = entries.get(name)
         if not isinstance(entry, list) or len(entry) != 2 or not all(isinstance(word, str) for word in entry):
             continue
-        place = folder / name
-        if not (place / settings).is_file():
-            logging.warning("%s: model_index.json names it, but %s isn't there; left out", place, settings)
+        inside = folder / name
+        if not (inside / settings).is_file():
+            logging.warning("%s: model_index.json names it, but %s isn't there; left out", inside, settings)
             continue
         weights = None
         if name in _WITH_WEIGHTS:
-            inside = {path.name for path in place.iterdir() if path.is_file()}
-            files = {suffix: _weights(inside, suffix, variant) for suffix in SUFFIXES}
+            names = {path.name for path in inside.iterdir() if path.is_file()}
+            files = {suffix: _weights(names, suffix, variant) for suffix in SUFFIXES}
             weights = {
-                suffix: {new: place / old for new, old in names.items()} for suffix, names in files.items() if names
+                suffix: {new: inside / old for new, old in chosen.items()} for suffix, chosen in files.items() if chosen
             }
-        found[name] = Part(entry, place / settings, weights)
+        found[name] = Component(entry, inside / settings, weights)
     return found
 
 
-def copy_parts(parts: Mapping[str, Part], target: Path, formats: Collection[str]) -> dict[str, list[str]]:
-    """Copies parts into a pipeline's folder, nothing of theirs but settings and weights.
+def copy_components(
+    components: Mapping[str, Component], target: Path, formats: Collection[str]
+) -> dict[str, list[str]]:
+    """Copies components into a pipeline's folder: their settings and weights, nothing else.
 
     Args:
-        parts: as `read_parts` found them.
+        components: as `read_components` found them.
         target: the folder.
-        formats: of weights that it can hold; of a part that has none of these, or whose files are gone, is said that
-            it is left out.
+        formats: of weights that it can hold; one that has none of these, or whose files are gone, is left out with a
+            warning.
 
     Returns:
         name -> its entry in `model_index.json`, of those that were copied.
     """
     copied = {}
-    for name, part in parts.items():
+    for name, component in components.items():
         files: Mapping[str, Path] = {}
-        if part.weights is not None:
-            there = (part.weights.get(suffix, {}) for suffix in SUFFIXES if suffix in formats)
+        if component.weights is not None:
+            there = (component.weights.get(suffix, {}) for suffix in SUFFIXES if suffix in formats)
             files = next(filter(None, there), {})
             if not files:
-                logging.warning("%s: left out; it has no weights in %s", part.settings.parent, " or ".join(formats))
+                logging.warning(
+                    "%s: left out; it has no weights in %s", component.settings.parent, " or ".join(formats)
+                )
                 continue
-        gone = [path for path in (part.settings, *files.values()) if not path.is_file()]
+        gone = [path for path in (component.settings, *files.values()) if not path.is_file()]
         if gone:
-            logging.warning("%s: left out; %s has been taken away since", part.settings.parent, gone[0].name)
+            logging.warning("%s: left out; %s has been taken away since", component.settings.parent, gone[0].name)
             continue
         (target / name).mkdir()
-        write_json(target / name / part.settings.name, read_json(part.settings))
+        write_json(target / name / component.settings.name, read_json(component.settings))
         for new, path in files.items():
             shutil.copyfile(path, target / name / new)
-        copied[name] = part.entry
+        copied[name] = component.entry
     return copied
 
 

@@ -1,20 +1,20 @@
-"""A Stable Diffusion pipeline in memory, wherever it was read from."""
+"""A pipeline in memory, wherever it was read from, with its weights or without."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.diffusion.schedule import ScheduleConfig
-from bksdm_jax.models.clip import CLIPTextConfig
-from bksdm_jax.models.unet import UNetConfig
-from bksdm_jax.models.vae import VAEConfig
-from bksdm_jax.pipelines.passthrough import Part
+from bksdm_jax.models.unet import Conditioning, UNetConfig
+from bksdm_jax.pipelines.families import FAMILIES, STABLE_DIFFUSION, CaptionInputs, Family, Params
+from bksdm_jax.pipelines.passthrough import Component
 from bksdm_jax.pipelines.tokenizer import Tokenizer
-
-NETWORKS = ("unet", "vae", "text_encoder")
-"""The networks of a pipeline, under the names of their folders."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,12 +31,72 @@ class Network:
 
 @dataclasses.dataclass(frozen=True)
 class Architectures:
-    """The networks of a pipeline without their weights, and the schedule they were trained for."""
+    """The networks of a pipeline without their weights, and the schedule they were trained for.
 
-    unet: UNetConfig
-    vae: VAEConfig
-    text_encoder: CLIPTextConfig
+    Attributes:
+        configs: network -> its architecture.
+        schedule: the noise schedule, and what the denoiser predicts.
+        family: a key of `FAMILIES`.
+    """
+
+    configs: Mapping[str, Any]
     schedule: ScheduleConfig
+    family: str = STABLE_DIFFUSION
+
+    @property
+    def kind(self) -> Family:
+        """The row of the family table."""
+        return FAMILIES[self.family]
+
+    @property
+    def denoiser(self) -> UNetConfig:
+        """The U-Net's architecture."""
+        return self.configs[self.kind.denoiser]
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """The networks that training reads only: all but the denoiser."""
+        return tuple(name for name in self.kind.networks if name != self.kind.denoiser)
+
+    @property
+    def factor(self) -> int:
+        """Pixels along the side of one latent position."""
+        return self.configs[self.kind.autoencoder].factor
+
+    @property
+    def scaling_factor(self) -> float:
+        """Scaled latents are latents times this."""
+        return self.configs[self.kind.autoencoder].scaling_factor
+
+    @property
+    def resolution(self) -> int:
+        """Height and width in pixels that the denoiser was made for."""
+        return (self.denoiser.sample_size or 64) * self.factor
+
+    def latent_shape(self, resolution: int) -> tuple[int, int, int]:
+        """[h, w, C] of an image of so many pixels."""
+        size = resolution // self.factor
+        return size, size, self.configs[self.kind.autoencoder].latent_channels
+
+    def with_denoiser(self, config: UNetConfig) -> "Architectures":
+        """The same with another U-Net."""
+        return dataclasses.replace(self, configs=dict(self.configs) | {self.kind.denoiser: config})
+
+    def condition(self, params: Params, dtype: jnp.dtype, inputs: Any) -> Conditioning:
+        """The denoiser's conditioning, arrays [B, ...], from caption inputs [B, ...]."""
+        return self.kind.condition(self.configs, params, dtype, inputs)
+
+    def encode(self, params: Params, dtype: jnp.dtype, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Images [B, H, W, 3] in [-1, 1] -> mean and log-variance of their unscaled latents [B, h, w, C]."""
+        return self.kind.encode(self.configs, params, dtype, images)
+
+    def decode(self, params: Params, dtype: jnp.dtype, latents: jax.Array) -> jax.Array:
+        """Scaled latents [B, h, w, C] -> images [B, H, W, 3], nominally in [-1, 1]."""
+        return self.kind.decode(self.configs, params, dtype, latents / self.scaling_factor)
+
+    def parameter_shapes(self) -> dict[str, Any]:
+        """Network -> its parameters as nested `jax.ShapeDtypeStruct`."""
+        return {name: kind.parameter_shapes(self.configs[name]) for name, kind in self.kind.networks.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,48 +104,68 @@ class Pipeline:
     """A loaded pipeline; parameters are numpy arrays in the dtypes of the files.
 
     Attributes:
-        place: the folder or file that it was read from.
-        unet_files: where the U-Net's weights were.
-        unet, vae, text_encoder: the networks.
-        tokenizer: captions to token ids.
-        schedule: what the U-Net was trained for.
+        path: the folder or file that it was read from.
+        networks: by the names of their folders.
+        tokenizers: captions to token ids, by the names of their folders.
+        schedule: what the denoiser was trained for.
         scheduler: the `scheduler_config.json` that says so.
-        parts: what is only copied, `safety_checker` and `feature_extractor`.
+        denoiser_files: where the denoiser's weights were.
+        components: what is only copied, `safety_checker` and `feature_extractor`.
         licence: what the model card says of it: some of `license`, `license_name`, `license_link`.
+        family: a key of `FAMILIES`.
     """
 
-    place: Path
-    unet_files: tuple[Path, ...]
-    unet: Network
-    vae: Network
-    text_encoder: Network
-    tokenizer: Tokenizer
+    path: Path
+    networks: Mapping[str, Network]
+    tokenizers: Mapping[str, Tokenizer]
     schedule: ScheduleConfig
     scheduler: Mapping[str, Any]
-    parts: Mapping[str, Part] = dataclasses.field(default_factory=dict)
+    denoiser_files: tuple[Path, ...] = ()
+    components: Mapping[str, Component] = dataclasses.field(default_factory=dict)
     licence: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    family: str = STABLE_DIFFUSION
 
+    @property
     def architectures(self) -> Architectures:
         """The same without weights."""
-        return Architectures(self.unet.config, self.vae.config, self.text_encoder.config, self.schedule)
+        configs = {name: network.config for name, network in self.networks.items()}
+        return Architectures(configs, self.schedule, self.family)
 
-    def resolution(self) -> int:
-        """Height and width in pixels that the U-Net was made for."""
-        return (self.unet.config.sample_size or 64) * self.vae.config.factor
+    @property
+    def denoiser(self) -> Network:
+        """The U-Net."""
+        return self.networks[FAMILIES[self.family].denoiser]
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """Network -> its parameters."""
+        return {name: network.params for name, network in self.networks.items()}
+
+    def with_denoiser(self, config: UNetConfig, params: Mapping[str, Any]) -> "Pipeline":
+        """The same with another U-Net; raises `InputError` if Diffusers can't express it."""
+        name = FAMILIES[self.family].denoiser
+        network = Network(config, dict(params), FAMILIES[self.family].networks[name].to_json(config))
+        return dataclasses.replace(self, networks=dict(self.networks) | {name: network})
+
+    def caption_inputs(self, captions: Sequence[str]) -> CaptionInputs:
+        """Captions as the networks take them, arrays [N, ...]: token ids int32 [N, T] under `tokens`."""
+        return FAMILIES[self.family].caption_inputs(self.tokenizers, captions)
+
+    def empty_inputs(self) -> CaptionInputs:
+        """The empty caption's inputs, arrays [...] without a batch dimension."""
+        return {name: np.asarray(value)[0] for name, value in self.caption_inputs([""]).items()}
 
 
 def require_agreement(pipeline: Pipeline) -> None:
     """Holds the networks' widths to each other; raises `InputError` with the two that don't agree."""
-    unet, vae, text = pipeline.unet.config, pipeline.vae.config, pipeline.text_encoder.config
-    for what, ours, key, theirs in (
-        ("cross_attention_dim", unet.context_width, "text_encoder's hidden_size", text.width),
-        ("in_channels", unet.in_channels, "vae's latent_channels", vae.latent_channels),
-        ("out_channels", unet.out_channels, "vae's latent_channels", vae.latent_channels),
-    ):
+    configs = pipeline.architectures.configs
+    kind = FAMILIES[pipeline.family]
+    for what, ours, key, theirs in kind.pairs_that_agree(configs):
         if ours != theirs:
-            raise InputError(f"{pipeline.place}: the unet's {what} is {ours} but the {key} is {theirs}")
-    if len(pipeline.tokenizer) > text.vocab_size:
-        raise InputError(
-            f"{pipeline.place}: the tokenizer knows {len(pipeline.tokenizer)} tokens, "
-            f"the text_encoder's vocab_size is {text.vocab_size}"
-        )
+            raise InputError(f"{pipeline.path}: the {what} is {ours} but the {key} is {theirs}")
+    for folder, encoder in kind.tokenizers.items():
+        known, size = len(pipeline.tokenizers[folder]), configs[encoder].vocab_size
+        if known > size:
+            raise InputError(
+                f"{pipeline.path}: the {folder} knows {known} tokens, the {encoder}'s vocab_size is {size}"
+            )

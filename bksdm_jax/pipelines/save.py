@@ -12,11 +12,10 @@ from bksdm_jax.base.errors import InputError, one_of
 from bksdm_jax.base.files import atomic_folder, write_json
 from bksdm_jax.formats.stored import FLOATS
 from bksdm_jax.formats.unet_json import require_flax_expressible, unet_to_diffusers
-from bksdm_jax.models.unet import UNetConfig
-from bksdm_jax.pipelines.folder import COPIED_FORMATS, write_pipeline_folder
+from bksdm_jax.pipelines.folder import COPIED_FORMATS, write_folder
 from bksdm_jax.pipelines.model_card import CardFacts, model_card
 from bksdm_jax.pipelines.passthrough import Extras
-from bksdm_jax.pipelines.pipeline import NETWORKS, Architectures, Network, Pipeline
+from bksdm_jax.pipelines.pipeline import Architectures, Network, Pipeline
 from bksdm_jax.pipelines.write_single_file import require_single_file, write_single_file
 
 SINGLE_FILE = "model.safetensors"
@@ -24,7 +23,7 @@ SINGLE_FILE = "model.safetensors"
 
 
 def _folder_writer(suffix: str) -> Callable[[Path, Pipeline], None]:
-    return lambda folder, pipeline: write_pipeline_folder(folder, pipeline, suffix)
+    return lambda folder, pipeline: write_folder(folder, pipeline, suffix)
 
 
 def _file_writer(spaced: bool) -> Callable[[Path, Pipeline], None]:
@@ -61,7 +60,20 @@ class SaveConfig:
     def extras(self) -> Extras:
         """What is to be fetched with a teacher from the hub."""
         suffix = {"safetensors": ".safetensors", "flax": ".msgpack"}.get(self.format)
-        return Extras(card=True, parts=COPIED_FORMATS[suffix] if suffix and self.safety_checker else ())
+        return Extras(card=True, components=COPIED_FORMATS[suffix] if suffix and self.safety_checker else ())
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SaveOptions:
+    """The settings of every command that writes a pipeline, as `SaveConfig` has them; `save_dtype` is its `dtype`."""
+
+    format: str = "safetensors"
+    save_dtype: str = ""
+    safety_checker: bool = True
+
+    def save_config(self) -> SaveConfig:
+        """How the pipeline is written."""
+        return SaveConfig(self.format, self.save_dtype, self.safety_checker)
 
 
 def require_savable(networks: Architectures, config: SaveConfig) -> None:
@@ -70,16 +82,11 @@ def require_savable(networks: Architectures, config: SaveConfig) -> None:
         raise one_of("format", config.format, FORMATS)
     if config.dtype and config.dtype not in DTYPES:
         raise one_of("save_dtype", config.dtype, DTYPES)
-    unet_to_diffusers(networks.unet)
+    unet_to_diffusers(networks.denoiser)
     if config.format == "flax":
-        require_flax_expressible(networks.unet)
+        require_flax_expressible(networks.denoiser)
     if config.format.startswith("single_file"):
         require_single_file(networks, spaced=config.format == _SPACED)
-
-
-def with_unet(parent: Pipeline, config: UNetConfig, params: Mapping[str, Any]) -> Pipeline:
-    """`parent` with another U-Net; raises `InputError` if Diffusers can't express it."""
-    return dataclasses.replace(parent, unet=Network(config, dict(params), unet_to_diffusers(config)))
 
 
 def write_pipeline(
@@ -99,17 +106,17 @@ def write_pipeline(
         extra: JSON files to put beside the rest, by name.
 
     Returns:
-        what `load_pipeline` reads it from: the folder, or the single file in it.
+        what `find_model` finds it by: the folder, or the single file in it.
 
     Raises:
         InputError: the format can't hold it, a number is beyond its dtype, or the place can't be written.
     """
-    require_savable(pipeline.architectures(), config)
+    require_savable(pipeline.architectures, config)
     if not config.safety_checker:
-        pipeline = dataclasses.replace(pipeline, parts={})
+        pipeline = dataclasses.replace(pipeline, components={})
     if config.dtype:
-        cast = {name: _cast(getattr(pipeline, name), name, config.dtype) for name in NETWORKS}
-        pipeline = dataclasses.replace(pipeline, **cast)
+        cast = {name: _cast(network, name, config.dtype) for name, network in pipeline.networks.items()}
+        pipeline = dataclasses.replace(pipeline, networks=cast)
     with atomic_folder(target) as temporary:
         FORMATS[config.format](temporary, pipeline)
         if facts is not None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,6 @@ from bksdm_jax.base import trees
 from bksdm_jax.base.errors import InputError, known_name
 from bksdm_jax.diffusion.schedule import TARGETS, ScheduleConfig
 from bksdm_jax.formats import names
-from bksdm_jax.formats.clip_json import clip_text_to_transformers
 from bksdm_jax.formats.infer import infer_architectures, is_second, is_spaced
 from bksdm_jax.formats.original_names import (
     CLIP,
@@ -26,14 +25,13 @@ from bksdm_jax.formats.original_names import (
 from bksdm_jax.formats.safetensors_file import index_safetensors
 from bksdm_jax.formats.scheduler_json import schedule_to_diffusers
 from bksdm_jax.formats.stored import StoredTensor
-from bksdm_jax.formats.unet_json import unet_to_diffusers
-from bksdm_jax.formats.vae_json import vae_to_diffusers
 from bksdm_jax.formats.weights import read_tensors
 from bksdm_jax.models.clip import CLIPTextConfig, clip_text_parameter_shapes
-from bksdm_jax.models.unet import UNetConfig, parameter_shapes
-from bksdm_jax.models.vae import VAEConfig, vae_parameter_shapes
+from bksdm_jax.models.unet import parameter_shapes
+from bksdm_jax.models.vae import vae_parameter_shapes
+from bksdm_jax.pipelines.families import STABLE_DIFFUSION
 from bksdm_jax.pipelines.hub import hub_folder, is_hub_id
-from bksdm_jax.pipelines.pipeline import NETWORKS, Network, Pipeline
+from bksdm_jax.pipelines.pipeline import Architectures, Network, Pipeline, require_agreement
 from bksdm_jax.pipelines.tokenizer import TOKENIZER_FILES, load_tokenizer
 
 DEFAULT_TOKENIZER = "openai/clip-vit-large-patch14"
@@ -41,64 +39,57 @@ DEFAULT_TOKENIZER = "openai/clip-vit-large-patch14"
 _SECOND_PAD = "!"
 
 Table = Mapping[str, StoredTensor]
-_FORMS: dict[str, tuple[Callable[[Any], dict[str, Any]], Callable[[Any], dict[str, Any]]]] = {
-    "unet": (parameter_shapes, unet_to_diffusers),
-    "vae": (vae_parameter_shapes, vae_to_diffusers),
-    "text_encoder": (clip_text_parameter_shapes, clip_text_to_transformers),
-}
-"""Network -> its parameters' shapes, and its `config.json`, by its config."""
 
 
 @dataclasses.dataclass(frozen=True)
-class SingleFile:
-    """What a single-file checkpoint holds: architectures, and each network's tensors under Diffusers' names."""
+class SingleFileModel:
+    """A single-file checkpoint whose header is read and whose weights are not.
 
-    unet: UNetConfig
-    vae: VAEConfig
-    text_encoder: CLIPTextConfig
-    prediction: str
-    tables: dict[str, dict[str, StoredTensor]]
-
-
-def read_single_file(
-    path: Path, tokenizer: str = "", prediction: str = "", networks: Collection[str] = NETWORKS
-) -> Pipeline:
-    """Reads a single-file checkpoint.
-
-    Args:
-        path: a `.safetensors` file.
+    Attributes:
+        path: the file.
+        architectures: of its networks.
+        tables: network -> its tensors under Diffusers' names.
         tokenizer: folder (its own or a pipeline's) or id on the hub of the tokenizer, which such a file doesn't hold;
-            empty: `DEFAULT_TOKENIZER`. SD 2.x pads with `!`, whatever the tokenizer's files say.
-        prediction: as `index_single_file` takes it.
-        networks: those whose weights are read; the others have their config alone.
-
-    Raises:
-        InputError: the file is damaged or no whole checkpoint, no tokenizer, or no prediction where one is needed.
+            empty: `DEFAULT_TOKENIZER`.
     """
-    found = index_single_file(path, prediction)
-    schedule = ScheduleConfig(prediction=found.prediction)
-    pad = _SECOND_PAD if is_second(found.text_encoder) else ""
-    folder = _tokenizer_folder(path, tokenizer)
-    return Pipeline(
-        place=path,
-        unet_files=(path,),
-        tokenizer=load_tokenizer(folder, found.text_encoder.max_length, pad),
-        schedule=schedule,
-        scheduler=schedule_to_diffusers(schedule),
-        **{name: _network(path, name, found, name in networks) for name in NETWORKS},
-    )
 
+    path: Path
+    architectures: Architectures
+    tables: Mapping[str, dict[str, StoredTensor]]
+    tokenizer: str = ""
 
-def read_single_unet(path: Path) -> Network:
-    """Reads the U-Net of a single-file checkpoint; raises `InputError` if it can't."""
-    found = index_single_file(path, "epsilon")
-    return _network(path, "unet", found, weights=True)
+    def read(self, networks: Collection[str] | None = None) -> Pipeline:
+        """Reads the checkpoint. SD 2.x pads captions with `!`, whatever the tokenizer's files say.
 
+        Args:
+            networks: those whose weights are read; the others have their config alone. None: all.
 
-def _network(path: Path, name: str, found: SingleFile, weights: bool) -> Network:
-    config, (shapes, to_json) = getattr(found, name), _FORMS[name]
-    params = read_tensors(f"{path}, {name}", found.tables[name], shapes(config)) if weights else {}
-    return Network(config, params, to_json(config))
+        Raises:
+            InputError: weights are damaged or missing, or there is no tokenizer.
+        """
+        text, kind = self.architectures.configs["text_encoder"], self.architectures.kind
+        folder = _tokenizer_folder(self.path, self.tokenizer)
+        pad = _SECOND_PAD if is_second(text) else ""
+        pipeline = Pipeline(
+            path=self.path,
+            networks={name: self._network(name, networks is None or name in networks) for name in kind.networks},
+            tokenizers={"tokenizer": load_tokenizer(folder, text.max_length, pad)},
+            schedule=self.architectures.schedule,
+            scheduler=schedule_to_diffusers(self.architectures.schedule),
+            denoiser_files=(self.path,),
+            family=self.architectures.family,
+        )
+        require_agreement(pipeline)
+        return pipeline
+
+    def read_denoiser(self) -> Network:
+        """Reads the U-Net alone; raises `InputError` as `read`."""
+        return self._network(self.architectures.kind.denoiser, True)
+
+    def _network(self, name: str, weights: bool) -> Network:
+        config, kind = self.architectures.configs[name], self.architectures.kind.networks[name]
+        source, shapes = f"{self.path}, {name}", kind.parameter_shapes(config)
+        return Network(config, read_tensors(source, self.tables[name], shapes) if weights else {}, kind.to_json(config))
 
 
 def _tokenizer_folder(path: Path, tokenizer: str) -> Path:
@@ -123,34 +114,39 @@ def _tokenizer_files(names: Collection[str]) -> list[str]:
     return inside or [name for name in names if name in TOKENIZER_FILES]
 
 
-def index_single_file(path: Path, prediction: str = "") -> SingleFile:
+def open_single_file(path: Path, tokenizer: str = "", prediction_type: str = "") -> SingleFileModel:
     """Reads a `.safetensors` checkpoint's header.
 
     Args:
         path: the file.
-        prediction: `epsilon` or `v_prediction`, what the U-Net predicts; may be empty for SD 1.x, whose models predict
-            noise, and must be told for SD 2.x.
+        tokenizer: as `SingleFileModel` has it.
+        prediction_type: `epsilon` or `v_prediction`, what the U-Net predicts; may be empty for SD 1.x, whose models
+            predict noise, and must be given for SD 2.x.
 
     Raises:
         InputError: the file is damaged, lacks something that SD 1.x and 2.x checkpoints have, or needs a prediction.
     """
     table = index_safetensors(path)
     unet, vae, text = infer_architectures(table, str(path))
-    if prediction:
-        known_name("config", "prediction", prediction, TARGETS)
+    if prediction_type:
+        known_name("config", "prediction", prediction_type, TARGETS)
     elif is_second(text):
         raise InputError(
             f"{path}: an SD 2.x checkpoint, and its file doesn't say what it predicts; set prediction to epsilon "
             "(the base models, 512 pixels) or to v_prediction (those of 768 pixels)"
         )
-    if prediction == "v_prediction" and is_second(text):  # at 768 pixels; SD 2.1's attention overflows half precision
+    if prediction_type == "v_prediction" and is_second(
+        text
+    ):  # at 768 pixels; SD 2.1's attention overflows half precision
         unet = dataclasses.replace(unet, sample_size=96, upcast_attention=True)
+    configs = {"unet": unet, "vae": vae, "text_encoder": text}
     tables = {
         "unet": _renamed(table, UNET, parameter_shapes(unet), unet_modules(unet, is_spaced(table))),
         "vae": _renamed(table, VAE, vae_parameter_shapes(vae), vae_modules(vae)),
         "text_encoder": _text_table(table, text),
     }
-    return SingleFile(unet, vae, text, prediction or "epsilon", tables)
+    schedule = ScheduleConfig(prediction_type=prediction_type or "epsilon")
+    return SingleFileModel(path, Architectures(configs, schedule, STABLE_DIFFUSION), tables, tokenizer)
 
 
 def _renamed(table: Table, prefix: str, shapes: Mapping[str, Any], modules: Mapping[str, str]) -> dict[str, Any]:

@@ -53,9 +53,9 @@ TEXT_ENCODERS: dict[str, dict[str, Any]] = {
 
 def stable_diffusion(generation: str) -> Architectures:
     """Stable Diffusion itself; `generation` is a key of `presets.TEACHERS`."""
-    return Architectures(
-        unet_from_diffusers(TEACHERS[generation]),
-        VAEConfig(),
-        clip_text_from_transformers(TEXT_ENCODERS[generation]),
-        ScheduleConfig(),
-    )
+    configs = {
+        "unet": unet_from_diffusers(TEACHERS[generation]),
+        "vae": VAEConfig(),
+        "text_encoder": clip_text_from_transformers(TEXT_ENCODERS[generation]),
+    }
+    return Architectures(configs, ScheduleConfig())

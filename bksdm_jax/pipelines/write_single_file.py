@@ -23,7 +23,7 @@ from bksdm_jax.formats.original_names import (
 from bksdm_jax.formats.weights import torch_tensors, write_tensors
 from bksdm_jax.models.unet import UNetConfig, parameter_shapes
 from bksdm_jax.models.vae import vae_parameter_shapes
-from bksdm_jax.pipelines.pipeline import NETWORKS, Architectures, Network, Pipeline
+from bksdm_jax.pipelines.pipeline import Architectures, Network, Pipeline
 
 
 def write_single_file(path: Path, pipeline: Pipeline, spaced: bool = False) -> None:
@@ -37,8 +37,12 @@ def write_single_file(path: Path, pipeline: Pipeline, spaced: bool = False) -> N
     Raises:
         InputError: as `require_single_file`.
     """
-    require_single_file(pipeline.architectures(), spaced)
-    tensors = _unet(pipeline.unet, spaced) | _vae(pipeline.vae) | _text_encoder(pipeline.text_encoder)
+    require_single_file(pipeline.architectures, spaced)
+    tensors = (
+        _unet(pipeline.networks["unet"], spaced)
+        | _vae(pipeline.networks["vae"])
+        | _text_encoder(pipeline.networks["text_encoder"])
+    )
     write_tensors(path, tensors)
 
 
@@ -55,17 +59,18 @@ def require_single_file(networks: Architectures, spaced: bool) -> None:
     if ours.shape != standard.shape or not np.allclose(ours, standard, rtol=1e-6):
         raise _unsayable("schedule", "its noise levels are others than Stable Diffusion's")
     table = original_shapes(networks, spaced)
-    modules = unet_modules(networks.unet, spaced)
+    unet = networks.configs["unet"]
+    modules = unet_modules(unet, spaced)
     if len(set(modules.values())) < len(modules):
         raise _unsayable("unet", "a stage has more blocks than it has numbers")
-    if is_spaced(table) != (modules != unet_modules(networks.unet)):
+    if is_spaced(table) != (modules != unet_modules(unet)):
         raise _unsayable("unet", "its numbers don't show that some are left out")
     try:
         found = infer_architectures(table, "its weights")
     except InputError as error:
         raise _unsayable("pipeline", str(error)) from error
-    for name, config in zip(NETWORKS, found, strict=True):
-        ours = getattr(networks, name)
+    for name, config in zip(("unet", "vae", "text_encoder"), found, strict=True):
+        ours = networks.configs[name]
         differing = [
             f"{key} {getattr(ours, key)!r}, read back {getattr(config, key)!r}"
             for key in vars(ours)
@@ -83,14 +88,14 @@ class _Shape:
 def original_shapes(networks: Architectures, spaced: bool) -> dict[str, _Shape]:
     """What `infer_architectures` looks at: name -> shape of the weights, from configs alone."""
     table = {}
+    unet, vae, text = (networks.configs[name] for name in ("unet", "vae", "text_encoder"))
     for shapes, modules in (
-        (parameter_shapes(networks.unet), unet_modules(networks.unet, spaced)),
-        (vae_parameter_shapes(networks.vae), vae_modules(networks.vae)),
+        (parameter_shapes(unet), unet_modules(unet, spaced)),
+        (vae_parameter_shapes(vae), vae_modules(vae)),
     ):
         for path, leaf in trees.flatten(shapes).items():
             name = original_name(names.torch_name(path), modules)
             table[name] = _Shape(names.torch_shape(path, tuple(leaf.shape)))
-    text = networks.text_encoder
     words, places, layer = text_names(is_second(text))
     table[words] = _Shape((text.vocab_size, text.width))
     table[places] = _Shape((text.max_length, text.width))

@@ -16,14 +16,17 @@ from bksdm_jax.base.precision import cast_frozen, compute_dtype, exact_products
 from bksdm_jax.base.progress import Progress, waiting
 from bksdm_jax.base.workdir import claim, require_same
 from bksdm_jax.data.tables import Prompt, read_prompts, write_table
-from bksdm_jax.pipelines.load import find_pipeline, load_pipeline
+from bksdm_jax.diffusion.noise import image_keys
+from bksdm_jax.pipelines.families import CaptionInputs
+from bksdm_jax.pipelines.load import load_pipeline
+from bksdm_jax.pipelines.source import ModelOptions
 from bksdm_jax.sampling.text_to_image import Generate, SamplerConfig, generate_images, make_generate
 
 _MAY_CHANGE = ("batch_size", "prompts")  # the texts themselves are recorded
 
 
 @dataclasses.dataclass(frozen=True)
-class SampleConfig:
+class SampleConfig(ModelOptions):
     """A folder of images to make.
 
     Attributes:
@@ -37,11 +40,9 @@ class SampleConfig:
         guidance_scale: at most 1: no guidance.
         resolution: pixels; 0: the model's own.
         sampler: `pndm` or `ddim`.
-        dtype: of the networks' computations.
+        dtype: of the networks' computations, `float32` or `bfloat16`.
         attention: of the U-Net, a key of `attention.IMPLEMENTATIONS`.
-        revision: branch, tag or commit of a model from the hub.
-        variant: of the model's weights, `fp16`, `non_ema`, ...; empty: the plain ones.
-        tokenizer, prediction: what a single file doesn't say: a folder or id on the hub; `epsilon` or `v_prediction`.
+        revision, variant, tokenizer, prediction: of the model, as `ModelSource` has them.
     """
 
     model: str
@@ -56,10 +57,6 @@ class SampleConfig:
     sampler: str = "pndm"
     dtype: str = "float32"
     attention: str = "auto"
-    revision: str = ""
-    variant: str = ""
-    tokenizer: str = ""
-    prediction: str = ""
 
 
 def sample(config: SampleConfig, workdir: Path) -> int:
@@ -78,13 +75,12 @@ def sample(config: SampleConfig, workdir: Path) -> int:
     prompts = _prompts(config)
     dtype = compute_dtype(config.dtype)
     whole_number("config", "batch_size", config.batch_size)
-    model = find_pipeline(config.model, config.revision, config.variant)
-    pipeline = load_pipeline(model, config.variant, config.tokenizer, config.prediction)
-    networks = pipeline.architectures()
+    pipeline = load_pipeline(config.source(config.model))
+    networks = pipeline.architectures
     sampler = SamplerConfig(
         config.steps,
         config.guidance_scale,
-        config.resolution or pipeline.resolution(),
+        config.resolution or networks.resolution,
         config.sampler,
         config.seed,
         config.negative_prompt,
@@ -92,8 +88,8 @@ def sample(config: SampleConfig, workdir: Path) -> int:
     )
     generate = jax.jit(make_generate(networks, sampler, dtype))
     record = dataclasses.asdict(config) | {
-        "model": str(pipeline.place.resolve()),
-        "unet_sha256": [file_sha256(path) for path in pipeline.unet_files],
+        "model": str(pipeline.path.resolve()),
+        "unet_sha256": [file_sha256(path) for path in pipeline.denoiser_files],
         "texts": [prompt.text for prompt in prompts],
     }
     require_same(workdir, record, _MAY_CHANGE)
@@ -101,17 +97,15 @@ def sample(config: SampleConfig, workdir: Path) -> int:
     images = workdir / "images"
     images.mkdir(exist_ok=True)
     missing = [(i, prompt.text) for i, prompt in enumerate(prompts) if not (images / _name(i)).exists()]
-    names = ("unet", "vae", "text_encoder")
-    params = {name: getattr(pipeline, name).params for name in names}
-    params = jax.device_put(cast_frozen(params, dtype))
+    params = jax.device_put(cast_frozen(pipeline.params, dtype))
     with exact_products(config.dtype):
         if missing:
             with waiting("compiling the sampler"):
-                generate = _compiled(generate, params, config.batch_size, networks.text_encoder.max_length)
+                generate = _compiled(generate, params, pipeline.caption_inputs([""]), config.batch_size)
         calls = []
         with Progress("images", len(prompts), len(prompts) - len(missing)) as progress:
             last = time.perf_counter()
-            made = generate_images(generate, params, pipeline.tokenizer, sampler, missing, config.batch_size)
+            made = generate_images(generate, params, pipeline.caption_inputs, sampler, missing, config.batch_size)
             for position, (index, image) in enumerate(made):
                 if position % config.batch_size == 0:
                     calls.append(time.perf_counter() - last)
@@ -123,10 +117,11 @@ def sample(config: SampleConfig, workdir: Path) -> int:
     return len(prompts)
 
 
-def _compiled(generate: Any, params: dict[str, Any], batch_size: int, length: int) -> Generate:
-    """The program for captions of `length` tokens, compiled."""
-    tokens, negative = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((batch_size, length), (length,)))
-    return generate.lower(params, tokens, negative, jax.ShapeDtypeStruct((batch_size,), jnp.uint32)).compile()
+def _compiled(generate: Any, params: dict[str, Any], empty: CaptionInputs, batch_size: int) -> Generate:
+    """The program, compiled; `empty` are the caption inputs of one caption."""
+    captions = jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype), empty)
+    keys = jax.eval_shape(image_keys, 0, jax.ShapeDtypeStruct((batch_size,), jnp.uint32))
+    return generate.lower(params, captions, empty, keys).compile()
 
 
 def _write_timing(path: Path, calls: list[float], batch_size: int) -> None:

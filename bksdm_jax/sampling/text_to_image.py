@@ -1,4 +1,4 @@
-"""Text to image: one compiled program from token ids and image numbers to pixels."""
+"""Text to image: one compiled program from captions and noise to pixels."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
@@ -11,13 +11,11 @@ import numpy as np
 from bksdm_jax.base.errors import InputError, finite_number, known_name, whole_number
 from bksdm_jax.base.images import to_uint8
 from bksdm_jax.diffusion.guidance import guided
+from bksdm_jax.diffusion.noise import as_noise, image_keys
 from bksdm_jax.diffusion.samplers import SAMPLERS, timesteps
 from bksdm_jax.models.attention import require_attention
-from bksdm_jax.models.clip import CLIPTextEncoder
 from bksdm_jax.models.unet import UNet
-from bksdm_jax.models.vae import VAE
 from bksdm_jax.pipelines.pipeline import Architectures
-from bksdm_jax.pipelines.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +43,11 @@ class SamplerConfig:
 
 MOST_SEED = 2**32 - 1
 """Larger seeds would be cut to 32 bits without a word."""
-Generate = Callable[[dict[str, Any], jax.Array, jax.Array, jax.Array], jax.Array]
-"""(parameters by network, tokens [B, T], negative tokens [T], image numbers [B]) -> uint8 [B, H, W, 3]."""
+CaptionInputs = Callable[[Sequence[str]], dict[str, np.ndarray]]
+"""Captions -> what the pipeline takes of them, arrays [N, ...]; `Pipeline.caption_inputs` is one."""
+Generate = Callable[[dict[str, Any], Any, Any, jax.Array], jax.Array]
+"""(parameters by network, caption inputs [B, ...], those of the negative prompt [1, ...], keys [B] or starting noise
+[B, h, w, C]) -> uint8 [B, H, W, 3]."""
 
 
 def require_sampler(config: SamplerConfig, networks: Architectures) -> None:
@@ -54,7 +55,7 @@ def require_sampler(config: SamplerConfig, networks: Architectures) -> None:
 
     Raises:
         InputError: an unknown sampler, steps that the schedule doesn't have, a resolution that the networks can't halve
-            as often as they do, or a seed or guidance scale that is no such number.
+            as often as they do, or a seed or guidance scale out of range.
     """
     known_name("config", "sampler", config.sampler, SAMPLERS)
     timesteps(networks.schedule, config.steps)
@@ -65,15 +66,9 @@ def require_sampler(config: SamplerConfig, networks: Architectures) -> None:
 
 def require_resolution(resolution: int, networks: Architectures) -> None:
     """Raises `InputError` if the networks can't halve so many pixels as often as they do."""
-    multiple = networks.vae.factor * 2 ** sum(stage.sampler for stage in networks.unet.down)
+    multiple = networks.factor * 2 ** sum(stage.sampler for stage in networks.denoiser.down)
     if resolution < multiple or resolution % multiple:
         raise InputError(f"resolution: {resolution} pixels; this model needs a multiple of {multiple}")
-
-
-def starting_noise(seed: int, indices: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Standard normal float32 [B, *shape]; row i depends on `seed` and `indices[i]` alone."""
-    key = jax.random.key(seed)
-    return jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), shape, jnp.float32))(indices)
 
 
 def make_generate(networks: Architectures, config: SamplerConfig, dtype: jnp.dtype = jnp.float32) -> Generate:
@@ -84,24 +79,20 @@ def make_generate(networks: Architectures, config: SamplerConfig, dtype: jnp.dty
     """
     require_sampler(config, networks)
     require_attention(config.attention, dtype)
-    size = config.resolution // networks.vae.factor
-    shape = (size, size, networks.unet.in_channels)
-    unet = UNet(networks.unet, dtype, config.attention)
-    text_encoder = CLIPTextEncoder(networks.text_encoder, dtype)
-    vae = VAE(networks.vae, dtype)
+    shape = networks.latent_shape(config.resolution)
+    unet, name = UNet(networks.denoiser, dtype, config.attention), networks.kind.denoiser
 
-    def generate(params: dict[str, Any], tokens: jax.Array, negative: jax.Array, indices: jax.Array) -> jax.Array:
-        states = text_encoder.apply({"params": params["text_encoder"]}, tokens)
-        empty = text_encoder.apply({"params": params["text_encoder"]}, negative[None])
-        empty = jnp.broadcast_to(empty, states.shape)
+    def generate(params: dict[str, Any], captions: Any, negative: Any, noise: jax.Array) -> jax.Array:
+        conditioning = networks.condition(params, dtype, captions)
+        without = networks.condition(params, dtype, negative)
+        without = jax.tree.map(lambda one, each: jnp.broadcast_to(one, each.shape), without, conditioning)
 
         def network(x: jax.Array, t: jax.Array, conditioning: Any) -> jax.Array:
-            return unet.apply({"params": params["unet"]}, x.astype(dtype), t, conditioning)
+            return unet.apply({"params": params[name]}, x.astype(dtype), t, conditioning)
 
-        predict = guided(network, {"context": states}, {"context": empty}, config.guidance_scale)
-        noise = starting_noise(config.seed, indices, shape)
-        latents = SAMPLERS[config.sampler](predict, noise, networks.schedule, config.steps)
-        return to_uint8(vae.apply({"params": params["vae"]}, latents / networks.vae.scaling_factor, method="decode"))
+        predict = guided(network, conditioning, without, config.guidance_scale)
+        latents = SAMPLERS[config.sampler](predict, as_noise(noise, shape), networks.schedule, config.steps)
+        return to_uint8(networks.decode(params, dtype, latents))
 
     return generate
 
@@ -109,7 +100,7 @@ def make_generate(networks: Architectures, config: SamplerConfig, dtype: jnp.dty
 def generate_images(
     generate: Generate,
     params: dict[str, Any],
-    tokenizer: Tokenizer,
+    caption_inputs: CaptionInputs,
     config: SamplerConfig,
     prompts: Sequence[tuple[int, str]],
     batch_size: int,
@@ -118,8 +109,8 @@ def generate_images(
 
     Args:
         generate: from `make_generate` with the same `config`, jitted.
-        params: parameters under `unet`, `vae`, `text_encoder`.
-        tokenizer: of the text encoder.
+        params: parameters by network.
+        caption_inputs: of the pipeline.
         config: as for `make_generate`.
         prompts: (image number, prompt).
         batch_size: images per program call.
@@ -127,11 +118,11 @@ def generate_images(
     Yields:
         (image number, uint8 [H, W, 3]) in the order of `prompts`.
     """
-    negative = tokenizer([config.negative_prompt])[0]
+    negative = caption_inputs([config.negative_prompt])
     for start in range(0, len(prompts), batch_size):
         chunk = list(prompts[start : start + batch_size])
         filled = chunk + [chunk[-1]] * (batch_size - len(chunk))
-        indices = np.array([index for index, _ in filled], np.uint32)
-        images = generate(params, tokenizer([text for _, text in filled]), negative, indices)
+        keys = image_keys(config.seed, np.array([index for index, _ in filled], np.uint32))
+        images = generate(params, caption_inputs([text for _, text in filled]), negative, keys)
         for (index, _), image in zip(chunk, np.asarray(images), strict=False):
             yield index, image

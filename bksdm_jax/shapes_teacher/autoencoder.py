@@ -11,8 +11,8 @@ from bksdm_jax.base.images import to_unit
 from bksdm_jax.models.vae import VAE, VAEConfig
 from bksdm_jax.shapes.render import PIXELS
 from bksdm_jax.shapes.scenes import PLACES, parse_caption
-from bksdm_jax.shapes_teacher.fit import shuffled
-from bksdm_jax.training.update import Batch, Frozen, Loss
+from bksdm_jax.shapes_teacher.phase import shuffled
+from bksdm_jax.training.train_step import Batch, Frozen, Loss
 
 VAE_CONFIG = VAEConfig(widths=(16, 32, 32, 64), layers_per_block=1, norm_groups=8)
 """Halved three times as SD's, to 4 channels. Its scaling factor is measured after training."""
@@ -32,7 +32,10 @@ def autoencoder_loss(config: VAEConfig) -> Loss:
     """
     vae = VAE(config)
 
-    def loss(params: Any, frozen: Frozen, batch: Batch, keys: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss(
+        params: Any, ema: Any, frozen: Frozen, batch: Batch, keys: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        del ema
         images = to_unit(batch["images"])
         mean, log_variance = vae.apply({"params": params}, images, method="encode")
         noise = jax.vmap(lambda key: jax.random.normal(key, mean.shape[1:]))(keys)

@@ -14,7 +14,7 @@ from bksdm_jax.models.clip_pair import CLIP, CLIPConfig, CLIPVisionConfig
 from bksdm_jax.pipelines.tokenizer import Tokenizer
 from bksdm_jax.shapes.render import PIXELS, render
 from bksdm_jax.shapes.scenes import Scene, caption, neighbour, parse_caption
-from bksdm_jax.training.update import Batch, Frozen, Loss
+from bksdm_jax.training.train_step import Batch, Frozen, Loss
 
 WIDTH = 64
 GROUP = 4
@@ -35,7 +35,10 @@ def contrastive_loss(config: CLIPConfig) -> Loss:
     """
     clip = CLIP(config)
 
-    def loss(params: Any, frozen: Frozen, batch: Batch, keys: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss(
+        params: Any, ema: Any, frozen: Frozen, batch: Batch, keys: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        del ema
         logits = clip.apply({"params": params}, batch["tokens"], batch["ends"], to_unit(batch["images"]))
         right = jnp.arange(len(logits))
         entropies = [

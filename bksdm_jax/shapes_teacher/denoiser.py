@@ -1,19 +1,18 @@
 """The teacher's U-Net: SD v1's topology at small widths, trained as SD was."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bksdm_jax.diffusion.schedule import ScheduleConfig
-from bksdm_jax.models.clip import CLIPTextConfig
 from bksdm_jax.models.unet import Stage, UNetConfig
-from bksdm_jax.models.vae import VAEConfig
+from bksdm_jax.pipelines.pipeline import Architectures
 from bksdm_jax.pruning.removal import plan_removal
 from bksdm_jax.tasks.distill.losses import LossWeights
-from bksdm_jax.tasks.distill.objective import Problem, make_loss, noise_latents
-from bksdm_jax.training.update import Batch, Frozen, Loss
+from bksdm_jax.tasks.distill.objective import Problem, drop_captions, make_loss, noise_latents
+from bksdm_jax.training.train_step import Batch, Frozen, Loss
 
 WIDTHS = (64, 64, 96, 96)
 HEADS = 4
@@ -39,25 +38,27 @@ def unet_config(context_width: int) -> UNetConfig:
     )
 
 
-def denoising_loss(unet: UNetConfig, vae: VAEConfig, text_encoder: CLIPTextConfig, empty: np.ndarray) -> Loss:
+def denoising_loss(networks: Architectures, empty: Mapping[str, np.ndarray]) -> Loss:
     """The task loss alone: a distillation without a teacher of a student that lost nothing.
 
     Batches have `mean` and `log_variance` float32 [M, h, w, C] and `tokens` int32 [M, T]; frozen is `text_encoder`.
 
     Args:
-        unet, vae, text_encoder: the architectures.
-        empty: tokens of the empty caption, int32 [T].
+        networks: the architectures.
+        empty: the empty caption's inputs.
     """
-    problem = Problem(
-        plan_removal(unet, ()), vae, text_encoder, ScheduleConfig(), LossWeights(1.0, 0.0, 0.0, MIN_SNR_GAMMA)
-    )
+    weights = LossWeights(1.0, 0.0, 0.0, MIN_SNR_GAMMA)
+    problem = Problem(plan_removal(networks.denoiser, ()), networks, weights)
     clean = make_loss(problem)
 
-    def loss(params: Any, frozen: Frozen, batch: Batch, keys: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss(
+        params: Any, ema: Any, frozen: Frozen, batch: Batch, keys: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        del ema
         halves = jax.vmap(jax.random.split)(keys)
         dropped = jax.vmap(lambda key: jax.random.bernoulli(key, CAPTION_DROPOUT))(halves[:, 0])
-        tokens = jnp.where(dropped[:, None], empty[None], batch["tokens"])
+        captions = drop_captions({"tokens": batch["tokens"]}, empty, dropped)
         moments = batch["mean"], batch["log_variance"]
-        return clean(params, frozen, noise_latents(problem, jnp.float32, frozen, *moments, tokens, halves[:, 1]))
+        return clean(params, frozen, noise_latents(problem, jnp.float32, frozen, *moments, captions, halves[:, 1]))
 
     return loss

@@ -18,16 +18,13 @@ from bksdm_jax.base.images import to_unit
 from bksdm_jax.base.progress import Progress
 from bksdm_jax.base.workdir import claim, require_same
 from bksdm_jax.diffusion.schedule import ScheduleConfig
-from bksdm_jax.formats.clip_json import clip_text_to_transformers
 from bksdm_jax.formats.scheduler_json import schedule_to_diffusers
-from bksdm_jax.formats.unet_json import unet_to_diffusers
-from bksdm_jax.formats.vae_json import vae_to_diffusers
 from bksdm_jax.models.clip_pair import CLIP, CLIPConfig
-from bksdm_jax.models.unet import UNet, UNetConfig, example_inputs
-from bksdm_jax.models.vae import VAE, VAEConfig
+from bksdm_jax.models.unet import UNet, example_inputs
+from bksdm_jax.models.vae import VAE
 from bksdm_jax.pipelines.clip_folder import write_clip
 from bksdm_jax.pipelines.embedded import write_checksums
-from bksdm_jax.pipelines.pipeline import Network, Pipeline
+from bksdm_jax.pipelines.pipeline import Architectures, Network, Pipeline
 from bksdm_jax.pipelines.save import SaveConfig, write_pipeline
 from bksdm_jax.pipelines.tokenizer import Tokenizer, load_tokenizer, write_tokenizer
 from bksdm_jax.sampling.text_to_image import MOST_SEED
@@ -38,7 +35,7 @@ from bksdm_jax.shapes_teacher.contrastive import clip_config as small_clip
 from bksdm_jax.shapes_teacher.contrastive import contrastive_loss, flattened, groups
 from bksdm_jax.shapes_teacher.denoiser import denoising_loss
 from bksdm_jax.shapes_teacher.denoiser import unet_config as small_unet
-from bksdm_jax.shapes_teacher.fit import Phase, fit, shuffled
+from bksdm_jax.shapes_teacher.phase import Phase, shuffled, train_phase
 
 _ENCODED_AT_ONCE = 250
 
@@ -87,22 +84,21 @@ def make_teacher(config: TeacherConfig, workdir: Path) -> Path | None:
         return None
     moments = _moments(workdir / "moments.npz", vae, images)
     vae_config = dataclasses.replace(VAE_CONFIG, scaling_factor=_scaling_factor(moments))
+    schedule = ScheduleConfig()
+    configs = {"unet": small_unet(clip_config.text.width), "vae": vae_config, "text_encoder": clip_config.text}
     tokens = tokenizer(captions), tokenizer([""])[0]
-    unet_config, unet = _unet(config, workdir / "unet", vae_config, (clip_config, clip), moments, tokens)
+    networks = Architectures(configs, schedule)
+    unet = _unet(config, workdir / "unet", networks, clip["text_model"], moments, tokens)
     if unet is None:
         return None
-    schedule = ScheduleConfig()
+    params = {"unet": unet, "vae": vae, "text_encoder": {"text_model": clip["text_model"]}}
     teacher = Pipeline(
-        place=workdir,
-        unet_files=(),
-        unet=Network(unet_config, _half(unet), unet_to_diffusers(unet_config)),
-        vae=Network(vae_config, _half(vae), vae_to_diffusers(vae_config)),
-        text_encoder=Network(
-            clip_config.text,
-            _half({"text_model": clip["text_model"]}),
-            clip_text_to_transformers(clip_config.text),
-        ),
-        tokenizer=tokenizer,
+        path=workdir,
+        networks={
+            name: Network(configs[name], _half(params[name]), kind.to_json(configs[name]))
+            for name, kind in networks.kind.networks.items()
+        },
+        tokenizers={"tokenizer": tokenizer},
         schedule=schedule,
         scheduler=schedule_to_diffusers(schedule),
     )
@@ -148,11 +144,11 @@ def _autoencoder(
     params = jax.jit(VAE(VAE_CONFIG).init)(jax.random.key(config.seed), example)["params"]
     loss = autoencoder_loss(VAE_CONFIG)
     crops = functools.partial(object_crops, images, captions, config.vae_crops.batch_size, config.seed)
-    params = fit(workdir / "crops", config.vae_crops, params, {}, loss, crops, config.seed)
+    params = train_phase(workdir / "crops", config.vae_crops, params, {}, loss, crops, config.seed)
     if params is None:
         return None
     batches = functools.partial(whole_images, images, config.vae.batch_size, config.seed)
-    return fit(workdir / "whole", config.vae, params, {}, loss, batches, config.seed + 1)
+    return train_phase(workdir / "whole", config.vae, params, {}, loss, batches, config.seed + 1)
 
 
 def _clip(
@@ -169,7 +165,7 @@ def _clip(
     def batches(first: int) -> Iterator[dict[str, np.ndarray]]:
         return flattened(shuffled(pairs, config.clip.batch_size, config.seed, first))
 
-    return architecture, fit(workdir, config.clip, params, {}, loss, batches, config.seed)
+    return architecture, train_phase(workdir, config.clip, params, {}, loss, batches, config.seed)
 
 
 def _moments(path: Path, params: dict[str, Any], images: np.ndarray) -> dict[str, np.ndarray]:
@@ -198,16 +194,16 @@ def _scaling_factor(moments: dict[str, np.ndarray]) -> float:
 def _unet(
     config: TeacherConfig,
     workdir: Path,
-    vae: VAEConfig,
-    clip: tuple[CLIPConfig, dict[str, Any]],
+    networks: Architectures,
+    text_model: dict[str, Any],
     moments: dict[str, np.ndarray],
     tokens: tuple[np.ndarray, np.ndarray],
-) -> tuple[UNetConfig, dict[str, Any] | None]:
+) -> dict[str, Any] | None:
     """`tokens`: of the captions [N, T], and of the empty one [T]."""
-    architecture = small_unet(clip[0].text.width)
-    inputs = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), example_inputs(architecture, size=8))
-    params = jax.jit(UNet(architecture).init)(jax.random.key(config.seed), *inputs)["params"]
-    frozen = {"text_encoder": {"text_model": jax.tree.map(jnp.asarray, clip[1]["text_model"])}}
-    loss = denoising_loss(architecture, vae, clip[0].text, tokens[1])
+    inputs = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), example_inputs(networks.denoiser, size=8))
+    params = jax.jit(UNet(networks.denoiser).init)(jax.random.key(config.seed), *inputs)["params"]
+    loss = denoising_loss(networks, {"tokens": tokens[1]})
     batches = functools.partial(shuffled, moments | {"tokens": tokens[0]}, config.unet.batch_size, config.seed)
-    return architecture, fit(workdir, config.unet, params, frozen, loss, batches, config.seed)
+    return train_phase(
+        workdir, config.unet, params, {"text_encoder": {"text_model": text_model}}, loss, batches, config.seed
+    )

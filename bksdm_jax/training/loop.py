@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from bksdm_jax.base.distributed import largest, meet
+from bksdm_jax.base.distributed import all_reduce_max, barrier
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.memory import give_back, resident
 from bksdm_jax.base.progress import Progress
@@ -16,18 +16,19 @@ from bksdm_jax.base.signals import Interrupts
 from bksdm_jax.training.checkpoints import Checkpoints
 from bksdm_jax.training.profile import PROFILED, Profile
 from bksdm_jax.training.state import TrainState
-from bksdm_jax.training.update import Frozen, TrainStep
+from bksdm_jax.training.task import Evaluator
+from bksdm_jax.training.train_step import Batch, Frozen, Update
 
 _ASK_SECONDS, _ASK_MOST = 2.0, 100  # time and updates between questions whether to stop
 
 
 @dataclasses.dataclass(frozen=True)
 class LoopConfig:
-    """When things happen, in optimiser updates; the last update logs, saves, validates and draws a sheet in any case.
+    """When things happen, in optimiser updates; the last update logs and saves in any case.
 
     Attributes:
         steps: updates in all.
-        log_every, checkpoint_every, sheet_every, validate_every: periods; 0: only at the end.
+        log_every, checkpoint_every: periods; 0: only at the end.
         images_per_step, flops_per_step: for the rates; 0 FLOPs: not known.
         peak_flops: of all devices together, FLOP/s; 0: not known.
         profile_step: the first of three updates that the profiler watches; 0: none.
@@ -36,27 +37,10 @@ class LoopConfig:
     steps: int
     log_every: int
     checkpoint_every: int
-    sheet_every: int
     images_per_step: int
-    validate_every: int = 0
     flops_per_step: float = 0.0
     peak_flops: float = 0.0
     profile_step: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Hooks:
-    """What is done besides training.
-
-    Attributes:
-        draw_sheet: called with the step at every one that is due.
-        validate: metrics of held-out images, by name.
-        facts: what is logged besides: follows from the number of updates before, and from their metrics.
-    """
-
-    draw_sheet: Callable[[int, TrainState], None] | None = None
-    validate: Callable[[TrainState], Mapping[str, float]] | None = None
-    facts: Callable[[int, Mapping[str, float]], dict[str, float]] | None = None
 
 
 class Rates:
@@ -70,7 +54,7 @@ class Rates:
         """A new window, from after this step."""
         self._since, self._step, self._waited = time.monotonic(), step, 0.0
 
-    def waiting(self, batches: Iterator[Mapping[str, jax.Array]]) -> Mapping[str, jax.Array]:
+    def waiting(self, batches: Iterator[Batch]) -> Batch:
         """The next batch; counts the time that it takes."""
         start = time.monotonic()
         batch = next(batches)
@@ -107,25 +91,30 @@ class Stop:
         if step < self._next:
             return False
         now = time.monotonic()
-        wish, seconds = largest(wanted, (now - self._since) / (step - self._asked))
+        wish, seconds = all_reduce_max(wanted, (now - self._since) / (step - self._asked))
         self._next = step + max(1, min(round(_ASK_SECONDS / max(seconds, 1e-6)), _ASK_MOST))
         self._asked, self._since = step, now
         return bool(wish)
 
 
+Facts = Callable[[int, Mapping[str, float]], dict[str, float]]
+"""(updates before, metrics of an update) -> what is logged besides."""
+
+
 def run_loop(
     state: TrainState,
     frozen: Frozen,
-    train_step: TrainStep,
-    batches: Iterator[Mapping[str, jax.Array]],
+    update: Update,
+    batches: Iterator[Batch],
     config: LoopConfig,
     workdir: Path,
     checkpoints: Checkpoints,
-    hooks: Hooks = Hooks(),
+    evaluators: Mapping[str, Evaluator],
+    facts: Facts,
 ) -> tuple[TrainState, bool]:
     """Trains from `state.step` to `config.steps`.
 
-    Metrics go to `workdir`, as `writers.make_writer` says; what the profiler sees to `profile/` in it.
+    Metrics go to `workdir`, as `writers.make_writer` says; the profiler's trace to `profile/` in it.
 
     Returns:
         the state, and whether it got to the end; Ctrl-C or SIGTERM ends it earlier, with a checkpoint.
@@ -138,15 +127,15 @@ def run_loop(
 
     first = int(state.step)
     writer = make_writer(workdir, first)
-    validation = make_writer(workdir, first, "validation") if hooks.validate else None
+    others = {name: make_writer(workdir, first, name) for name, one in evaluators.items() if one.metrics}
     previous: tuple[int, Mapping[str, jax.Array]] | None = None
-    meet("ready to train")  # all have compiled, and the first has what it writes with
+    barrier("ready to train")  # all have compiled, and the first has what it writes with
     rates, stop = Rates(config, first), Stop(first)
     with Interrupts() as interrupts, Progress("training", config.steps, done=first) as progress, Profile() as profile:
         for step in range(first + 1, config.steps + 1):
             if step == config.profile_step:
                 profile.start(workdir / "profile")
-            state, metrics = train_step(state, frozen, rates.waiting(batches))
+            state, metrics = update(state, frozen, rates.waiting(batches))
             if step == config.profile_step + PROFILED - 1:
                 profile.stop(metrics)
             if previous is not None:  # waits for it, so that one update is under way and one being prepared
@@ -161,16 +150,16 @@ def run_loop(
                 values = _finite_values(step, metrics)
                 note = f"loss {values['loss']:.4g}"
             if logging_now:
-                facts = hooks.facts(step - 1, values) if hooks.facts else {}
-                writer.write_scalars(step, values | facts | rates.until(step) | {"host_memory": resident() / 2**30})
+                more = facts(step - 1, values) | rates.until(step) | {"host_memory": resident() / 2**30}
+                writer.write_scalars(step, values | more)
                 writer.flush()
-            if hooks.validate is not None and _due(step, config.validate_every, config.steps):
-                validation.write_scalars(step, hooks.validate(state))
-                validation.flush()
-                rates.begin(step)
-            if hooks.draw_sheet is not None and _due(step, config.sheet_every, config.steps):
-                hooks.draw_sheet(step, state)  # before saving: a run that continues after this step won't draw it again
-                rates.begin(step)
+            for name, evaluator in evaluators.items():  # before saving: a run that continues won't do it again
+                if _due(step, evaluator.every, config.steps):
+                    found = evaluator.run(step, state, frozen)
+                    if evaluator.metrics:
+                        others[name].write_scalars(step, found)
+                        others[name].flush()
+                    rates.begin(step)
             if saving:
                 give_back()
                 checkpoints.save(state)

@@ -1,4 +1,4 @@
-"""Sample sheets: what teacher and student make of the same prompts and the same starting noise."""
+"""Sample grids: what several networks make of the same prompts and the same starting noise."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -8,23 +8,26 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh
 
-from bksdm_jax.base.distributed import is_first, together
+from bksdm_jax.base.distributed import compiled_together, is_first
 from bksdm_jax.base.images import grid, save_png
 from bksdm_jax.pipelines.pipeline import Architectures
-from bksdm_jax.pipelines.tokenizer import Tokenizer
-from bksdm_jax.sampling.text_to_image import Generate, SamplerConfig, generate_images, make_generate
+from bksdm_jax.sampling.text_to_image import CaptionInputs, Generate, SamplerConfig, generate_images, make_generate
+from bksdm_jax.training.sharding import replicated
+from bksdm_jax.training.state import TrainState
+from bksdm_jax.training.task import Evaluator
+from bksdm_jax.training.train_step import Frozen
 
 
 @dataclasses.dataclass(frozen=True)
-class SheetConfig:
-    """When sheets are drawn, and of what.
+class SampleGridConfig:
+    """When sample grids are drawn, and of what.
 
     Attributes:
-        every: optimiser updates between sheets; 0: one at the end.
+        every: optimiser updates between grids; 0: one at the end.
         prompts: one column each; none: the first captions of the data.
-        steps, guidance_scale: of the sampler; 0 steps: no sheets.
+        steps, guidance_scale: of the sampler; 0 steps: no grids.
     """
 
     every: int = 1000
@@ -33,45 +36,54 @@ class SheetConfig:
     guidance_scale: float = 7.5
 
 
-class Sheets:
-    """Draws `samples/step_*.png`: the teacher above, below it the student's moving average, last its weights."""
+def sample_grids(
+    folder: Path,
+    caption_inputs: CaptionInputs,
+    prompts: Sequence[str],
+    sampler: SamplerConfig,
+    rows: Mapping[str, Architectures],
+    dtype: jnp.dtype,
+    mesh: Mesh,
+    every: int,
+) -> Evaluator:
+    """Draws `step_*.png`: a row for each frozen denoiser, then the moving average's, last the weights'.
 
-    def __init__(
-        self,
-        folder: Path,
-        tokenizer: Tokenizer,
-        prompts: Sequence[str],
-        sampler: SamplerConfig,
-        teacher: Architectures,
-        student: Architectures,
-        dtype: jnp.dtype,
-        whole: NamedSharding,
-    ) -> None:
-        """Nothing is compiled before the first sheet; settings that can't work raise `InputError` here.
+    Nothing is compiled before the first grid.
 
-        `whole` is the sharding of images that every process is to have whole.
-        """
-        self._folder, self._tokenizer, self._sampler = folder, tokenizer, sampler
-        self._prompts = list(enumerate(prompts))
-        self._teacher, self._student = (
-            together(jax.jit(make_generate(networks, sampler, dtype), out_shardings=whole))
-            for networks in (teacher, student)
-        )
-        self._teacher_row: np.ndarray | None = None  # stays the same throughout a run
+    Args:
+        folder: of the files.
+        caption_inputs: of the pipeline.
+        prompts: one column each.
+        sampler: how images are made.
+        rows: networks of each frozen denoiser by its name in `frozen`, drawn once, and under `""` of what is trained.
+        dtype: of the networks' computations.
+        mesh: of the devices; every process has the images whole.
+        every: as `Evaluator` has it.
 
-    def draw(self, step: int, students: Sequence[Any], frozen: Mapping[str, Any]) -> None:
-        """Writes the sheet of `step` from parameters of the student, a row each, and those of the frozen networks.
+    Raises:
+        InputError: settings that can't be used.
+    """
+    numbered = list(enumerate(prompts))
+    programs = {
+        name: compiled_together(jax.jit(make_generate(networks, sampler, dtype), out_shardings=replicated(mesh)))
+        for name, networks in rows.items()
+    }
+    denoiser = next(iter(rows.values())).kind.denoiser
+    fixed: dict[str, np.ndarray] = {}
 
-        Every process has to call it; the first one writes.
-        """
-        others = {name: frozen[name] for name in ("vae", "text_encoder")}
-        if self._teacher_row is None:
-            self._teacher_row = self._row(self._teacher, {"unet": frozen["teacher"], **others})
-        rows = [self._row(self._student, {"unet": student, **others}) for student in students]
-        if is_first():
-            self._folder.mkdir(parents=True, exist_ok=True)
-            save_png(self._folder / f"step_{step:06d}.png", grid([self._teacher_row, *rows]))
-
-    def _row(self, generate: Generate, params: dict[str, Any]) -> np.ndarray:
-        images = generate_images(generate, params, self._tokenizer, self._sampler, self._prompts, len(self._prompts))
+    def row(generate: Generate, params: dict[str, Any]) -> np.ndarray:
+        images = generate_images(generate, params, caption_inputs, sampler, numbered, len(numbered))
         return np.stack([image for _, image in images])  # [N, H, W, 3]
+
+    def draw(step: int, state: TrainState, frozen: Frozen) -> dict[str, float]:
+        others = {name: params for name, params in frozen.items() if name not in rows}
+        for name in rows:
+            if name and name not in fixed:
+                fixed[name] = row(programs[name], {denoiser: frozen[name], **others})
+        trained = [row(programs[""], {denoiser: params, **others}) for params in (state.ema, state.params)]
+        if is_first():
+            folder.mkdir(parents=True, exist_ok=True)
+            save_png(folder / f"step_{step:06d}.png", grid([*fixed.values(), *trained]))
+        return {}
+
+    return Evaluator(every, draw, metrics=False)

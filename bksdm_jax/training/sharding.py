@@ -47,8 +47,8 @@ def parameter_shardings(mesh: Mesh, tree: Any) -> Any:
     return jax.tree.map(spec, tree)
 
 
-def place(tree: Any, shardings: Any) -> Any:
-    """Arrays that every process has whole, as global ones: each puts on its devices what is theirs."""
+def device_put_global(tree: Any, shardings: Any) -> Any:
+    """Arrays that every process has whole, as global ones: each process fills its own devices."""
 
     def put(leaf: Any, sharding: NamedSharding) -> jax.Array:
         return jax.make_array_from_callback(leaf.shape, sharding, lambda index: np.asarray(leaf[index]))
@@ -57,12 +57,12 @@ def place(tree: Any, shardings: Any) -> Any:
 
 
 def own_rows(mesh: Mesh, micro_batch: int) -> list[int]:
-    """The places in each micro-batch of so many images that this process's devices have, ascending."""
+    """The positions in each micro-batch of so many images that this process's devices have, ascending."""
     parts = batch_sharding(mesh).addressable_devices_indices_map((1, micro_batch)).values()
     return sorted({row for _, rows in parts for row in range(*rows.indices(micro_batch))})
 
 
-def whole(tree: Any) -> Any:
+def gather_to_host(tree: Any) -> Any:
     """Global arrays as numpy's, leaf by leaf; all processes must ask."""
 
     def gather(leaf: jax.Array) -> np.ndarray:
@@ -71,7 +71,7 @@ def whole(tree: Any) -> Any:
     return jax.tree.map(gather, tree)
 
 
-def place_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """This process's part of a batch, [A, M, ...], as global arrays."""
+def batch_to_global(mesh: Mesh, batch: Any) -> Any:
+    """This process's part of a batch, a pytree of arrays [A, M, ...], as global arrays."""
     sharding = batch_sharding(mesh)
-    return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
+    return jax.tree.map(lambda value: jax.make_array_from_process_local_data(sharding, value), batch)

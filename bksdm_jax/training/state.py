@@ -1,4 +1,4 @@
-"""What training changes: the student, its moving average, the optimiser's moments, the update count."""
+"""What training changes: parameters, their moving average, the optimiser's moments, the update count."""
 
 import dataclasses
 from typing import Any
@@ -7,6 +7,8 @@ import flax
 import jax
 import jax.numpy as jnp
 import optax
+
+from bksdm_jax.base import trees
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +36,7 @@ class OptimizerConfig:
 
 @flax.struct.dataclass
 class TrainState:
-    """`step` counts optimiser updates; `params` and `ema` are the student's, float32."""
+    """`step` counts optimiser updates; `params`, and their moving average `ema`, are float32."""
 
     step: jax.Array
     params: Any
@@ -44,12 +46,12 @@ class TrainState:
 
 def learning_rate(config: OptimizerConfig) -> optax.Schedule:
     """The rate of the update after n updates: linear warm-up, then constant or a half cosine to zero."""
-    top, warmup = config.learning_rate, config.warmup_steps
+    peak, warmup = config.learning_rate, config.warmup_steps
+    if config.cosine_steps and warmup:
+        return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, config.cosine_steps)
     if config.cosine_steps:
-        fall = optax.cosine_decay_schedule(top, max(config.cosine_steps - warmup, 1))
-    else:
-        fall = optax.constant_schedule(top)
-    return optax.join_schedules([optax.linear_schedule(0.0, top, warmup), fall], [warmup]) if warmup else fall
+        return optax.cosine_decay_schedule(peak, config.cosine_steps)
+    return optax.warmup_constant_schedule(0.0, peak, warmup) if warmup else optax.constant_schedule(peak)
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
@@ -66,10 +68,33 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     )
 
 
-def create_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first update; the moving average begins as a copy of `params`."""
+def create_state(params: Any, optimizer: optax.GradientTransformation, trainable: Any = None) -> TrainState:
+    """The state before the first update; the moving average begins as a copy of `params`.
+
+    Args:
+        params: what is trained, nested by Flax names.
+        optimizer: from `make_optimizer`.
+        trainable: the same tree of bools: the leaves that are trained, of which alone the optimiser has moments. None:
+            all.
+    """
     ema = jax.tree.map(jnp.copy, params)
-    return TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params))
+    return TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer.init(split(params, trainable)[0]))
+
+
+def split(params: Any, trainable: Any = None) -> tuple[Any, Any]:
+    """The leaves that are trained, and the others, nested as in `params`."""
+    if trainable is None:
+        return params, {}
+    chosen = trees.flatten(trainable)
+    parts = ({}, {})
+    for name, leaf in trees.flatten(params).items():
+        parts[0 if chosen[name] else 1][name] = leaf
+    return trees.unflatten(parts[0]), trees.unflatten(parts[1])
+
+
+def merge(trained: Any, others: Any) -> Any:
+    """The inverse of `split`."""
+    return trees.unflatten(trees.flatten(trained) | trees.flatten(others)) if others else trained
 
 
 def ema_decay(done: jax.Array, bound: float) -> jax.Array:

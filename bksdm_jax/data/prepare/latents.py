@@ -14,7 +14,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from bksdm_jax.base.distributed import is_first, meet
+from bksdm_jax.base.distributed import barrier, is_first
 from bksdm_jax.base.errors import InputError, whole_number
 from bksdm_jax.base.files import make_folder, read_json, require_space, write_json
 from bksdm_jax.base.images import to_unit
@@ -30,8 +30,9 @@ from bksdm_jax.data.prepare.shards import PartWriters, record_path
 from bksdm_jax.data.prepare.tfds_folder import INFO, PARTS, clear, write_set
 from bksdm_jax.data.sources import Example, data_folder, fingerprint, is_cached, open_examples, open_set, square_image
 from bksdm_jax.models.vae import VAE, VAEConfig
-from bksdm_jax.pipelines.load import find_pipeline, load_pipeline
+from bksdm_jax.pipelines.load import find_model
 from bksdm_jax.pipelines.pipeline import Pipeline
+from bksdm_jax.pipelines.source import ModelOptions
 
 _TEXT = 1000  # bytes of an example besides its latents, about
 _MAY_CHANGE = ("batch_size",)
@@ -40,22 +41,18 @@ Encode = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
-class LatentConfig:
+class LatentConfig(ModelOptions):
     """What latents are made with.
 
     Attributes:
-        pipeline: the teacher of the runs they are for, as `find_pipeline` takes it; empty: no latents are made.
-        revision, variant, tokenizer, prediction: of the pipeline, as for a teacher.
+        pipeline: the teacher of the runs they are for, as `find_model` takes it; empty: no latents are made.
+        revision, variant, tokenizer, prediction: of the pipeline, as `ModelSource` has them.
         flip: make those of the mirrored images too.
         dtype: of the autoencoder's computations.
         batch_size: images that are encoded together on each device.
     """
 
     pipeline: str = ""
-    revision: str = ""
-    variant: str = ""
-    tokenizer: str = ""
-    prediction: str = ""
     flip: bool = True
     dtype: str = "float32"
     batch_size: int = 4
@@ -95,14 +92,13 @@ def prepare_latents(source: str, config: LatentConfig, resolution: int, chunk: i
     splits = {split: open_examples(folder, split) for split in _split_names(folder)}
     if any(map(is_cached, splits.values())):
         raise InputError(f"{folder}: these are latents already; name the set of images that they were made of")
-    place = find_pipeline(config.pipeline, config.revision, config.variant, networks=_NETWORKS)
-    pipeline = load_pipeline(place, config.variant, config.tokenizer, config.prediction, _NETWORKS)
-    vae = pipeline.vae.config
-    resolution = resolution or pipeline.resolution()
+    pipeline = find_model(config.source(config.pipeline), networks=_NETWORKS).read(_NETWORKS)
+    vae = pipeline.networks["vae"].config
+    resolution = resolution or pipeline.architectures.resolution
     if resolution % vae.factor:
         raise InputError(f"resolution: {resolution} pixels; this autoencoder needs a multiple of {vae.factor}")
-    identity = latent_identity(pipeline.vae, pipeline.tokenizer, resolution, config.flip)
-    settings = dataclasses.asdict(config) | {"pipeline": str(place), "identity": dataclasses.asdict(identity)}
+    identity = latent_identity(pipeline, resolution, config.flip)
+    settings = dataclasses.asdict(config) | {"pipeline": str(pipeline.path), "identity": dataclasses.asdict(identity)}
     settings |= {"chunk": chunk, "source": str(folder), "source_sha256": fingerprint(folder)}
     require_same(workdir, settings, _MAY_CHANGE)
     if (workdir / INFO).exists():
@@ -115,18 +111,20 @@ def prepare_latents(source: str, config: LatentConfig, resolution: int, chunk: i
     require_space(workdir, max(needed - written, 0))
     if is_first():
         claim(workdir, settings)
-    meet("latents claimed")
+    barrier("latents claimed")
     chunks = [
         _Chunk(split, start, min(start + chunk, len(examples)))
         for split, examples in splits.items()
         for start in range(0, len(examples), chunk)
     ]
-    features = latent_features(shape, pipeline.text_encoder.config.max_length)
+    features = latent_features(shape, pipeline.networks["text_encoder"].config.max_length)
     parts = make_folder(workdir / PARTS)
     with exact_products(config.dtype):
-        encode = make_encode(vae, cast_frozen(pipeline.vae.params, dtype), dtype, config.flip, config.batch_size)
+        encode = make_encode(
+            vae, cast_frozen(pipeline.networks["vae"].params, dtype), dtype, config.flip, config.batch_size
+        )
         done = _encode_all(splits, chunks, parts, features, pipeline, encode, resolution)
-    meet("latents encoded")
+    barrier("latents encoded")
     if not done:
         return None
     if is_first():
@@ -193,7 +191,7 @@ def _encode_all(
                             {
                                 "name": example.name,
                                 "text": list(example.texts),
-                                "tokens": pipeline.tokenizer(example.texts),
+                                **pipeline.caption_inputs(example.texts),
                                 "moments": moments,
                             }
                         )

@@ -17,7 +17,7 @@ from etils import epath
 
 from bksdm_jax.base.errors import InputError, finite_number, one_of, whole_number
 from bksdm_jax.base.files import make_folder, read_json, write_json
-from bksdm_jax.base.paths import place
+from bksdm_jax.base.paths import to_path
 from bksdm_jax.base.progress import Progress
 from bksdm_jax.base.signals import Interrupts
 from bksdm_jax.base.workdir import claim, require_same
@@ -93,7 +93,7 @@ def prepare(config: PrepareConfig, workdir: Path) -> Path | None:
         return prepare_latents(config.source, config.latents, config.resolution, config.chunk, workdir)
     source = _open_source(config)
     record = {key: value for key, value in dataclasses.asdict(config).items() if key != "latents"}
-    record |= {"source": str(place(config.source)), "fingerprint": source.fingerprint}
+    record |= {"source": str(to_path(config.source)), "fingerprint": source.fingerprint}
     require_same(workdir, record, _MAY_CHANGE)
     if (workdir / INFO).exists():
         clear(workdir)  # a kill may have come before that
@@ -128,7 +128,7 @@ def _require_settings(config: PrepareConfig) -> None:
 
 
 def _open_source(config: PrepareConfig) -> Source:
-    folder = place(config.source)
+    folder = to_path(config.source)
     if not folder.is_dir():
         raise InputError(f"{config.source}: no such folder")
     kind = config.kind if config.kind != "auto" else _kind(folder)

@@ -1,12 +1,14 @@
 """The three losses of BK-SDM (arXiv 2305.15798, section 3.2), each in float32."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 
-from bksdm_jax.pruning.removal import FeaturePair
+from bksdm_jax.base.errors import InputError, finite_number, known_name, nearest
+from bksdm_jax.pruning.removal import FeaturePair, RemovalPlan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,10 +29,69 @@ class LossWeights:
     feature_source: str = "stages"
     feature_scales: tuple[str, ...] = ()
 
+    def require_valid(self) -> None:
+        """Raises `InputError` with the key of a weight that is out of range; names of features need a plan."""
+        for field in dataclasses.fields(self):
+            if isinstance(field.default, float):
+                finite_number("config", f"loss.{field.name}", getattr(self, field.name), 0)
+        known_name("config", "loss.feature_source", self.feature_source, SOURCES)
+
     @property
     def distils(self) -> bool:
         """Whether the teacher is needed."""
         return self.output != 0 or self.feature != 0
+
+
+SOURCES: dict[str, Callable[[RemovalPlan], tuple[FeaturePair, ...]]] = {
+    "stages": lambda plan: plan.features,
+    "self_attention": lambda plan: tuple(
+        FeaturePair(f"{theirs}.transformer_blocks.0.attn1", f"{ours}.transformer_blocks.0.attn1")
+        for ours, theirs in plan.blocks
+        if ".attentions." in ours
+    ),
+}
+"""Name -> pairs. `stages` are the paper's; `self_attention` what KOALA compares (Lee et al. 2023, section 3.3)."""
+
+
+def weighted_pairs(plan: RemovalPlan, source: str, scales: Sequence[str]) -> tuple[tuple[FeaturePair, float], ...]:
+    """The pairs that are compared, with their weights within the feature term.
+
+    Args:
+        plan: teacher and student.
+        source: a key of `SOURCES`.
+        scales: `NAME=WEIGHT`; the name is a student's feature, or a stage, whose features it stands for. The last that
+            fits counts; without one the weight is 1.
+
+    Raises:
+        InputError: an unknown source or name, or a weight that is no number of at least 0.
+    """
+    known_name("config", "loss.feature_source", source, SOURCES)
+    pairs = SOURCES[source](plan)
+    known = [pair.student for pair in pairs]
+    weights = dict.fromkeys(known, 1.0)
+    for entry in scales:
+        name, _, text = str(entry).partition("=")
+        fitting = [one for one in known if one == name or one.startswith(f"{name}.")]
+        if not name or not fitting:
+            raise InputError(
+                f"loss.feature_scales: no feature {name!r}{nearest(name, known)}; known: {', '.join(known)}"
+            )
+        try:
+            weight = float(text)
+        except ValueError:
+            weight = math.nan
+        if not 0 <= weight < math.inf:
+            raise InputError(f"loss.feature_scales: {entry!r}; expected NAME=WEIGHT with a weight of at least 0")
+        weights |= dict.fromkeys(fitting, weight)
+    return tuple((pair, weights[pair.student]) for pair in pairs)
+
+
+def shares(pairs: Sequence[tuple[FeaturePair, float]], values: Mapping[str, float]) -> dict[str, float]:
+    """What part of `loss_feature` each pair is, as `share/NAME`, from the metrics of an update."""
+    return {
+        f"share/{pair.student}": weight * values[f"feature/{pair.student}"] / (values["loss_feature"] or 1.0)
+        for pair, weight in pairs
+    }
 
 
 def mean_squared_error(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -38,10 +99,10 @@ def mean_squared_error(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.mean(jnp.square(a.astype(jnp.float32) - b.astype(jnp.float32)))
 
 
-def min_snr_weight(gamma: float, prediction: str, alpha_bar: jax.Array) -> jax.Array:
+def min_snr_weight(gamma: float, prediction_type: str, alpha_bar: jax.Array) -> jax.Array:
     """min(SNR, gamma) / SNR for `epsilon`, / (SNR + 1) for `v_prediction`; SNR = abar / (1 - abar). [B] -> [B]."""
     snr = alpha_bar / (1.0 - alpha_bar)
-    return jnp.minimum(snr, gamma) / {"epsilon": snr, "v_prediction": snr + 1.0}[prediction]
+    return jnp.minimum(snr, gamma) / {"epsilon": snr, "v_prediction": snr + 1.0}[prediction_type]
 
 
 def distillation_terms(

@@ -7,17 +7,16 @@ from typing import Any
 import flax
 import jax
 import jax.numpy as jnp
-import optax
+import numpy as np
 
 from bksdm_jax.base.images import to_unit
-from bksdm_jax.diffusion.schedule import TARGETS, ScheduleConfig, add_noise
-from bksdm_jax.models.clip import CLIPTextConfig, CLIPTextEncoder
-from bksdm_jax.models.unet import FEATURES, UNet, captured
-from bksdm_jax.models.vae import VAE, VAEConfig, sample_latents
+from bksdm_jax.diffusion.schedule import TARGETS, add_noise
+from bksdm_jax.models.unet import FEATURES, Conditioning, UNet, captured, parameter_shapes
+from bksdm_jax.models.vae import sample_latents
+from bksdm_jax.pipelines.pipeline import Architectures
 from bksdm_jax.pruning.removal import RemovalPlan
-from bksdm_jax.tasks.distill.features import weighted_pairs
-from bksdm_jax.tasks.distill.losses import LossWeights, distillation_terms, min_snr_weight
-from bksdm_jax.training.update import Batch, Frozen, Loss, TrainStep, make_update
+from bksdm_jax.tasks.distill.losses import LossWeights, distillation_terms, min_snr_weight, weighted_pairs
+from bksdm_jax.training.train_step import Batch, Frozen, Loss, Objective
 
 _DROPOUT, _OFFSET = 1, 2  # numbers of the streams that are drawn besides
 
@@ -28,13 +27,13 @@ class Augmentation:
 
     Attributes:
         caption_dropout: share of images whose caption is the empty one, for guidance (Ho and Salimans 2022).
-        empty_tokens: the empty caption's token ids; needed where captions are dropped.
+        empty_inputs: the empty caption's inputs, arrays [...]; needed where captions are dropped.
         noise_offset: times a normal number for each image and channel, which is added to the noise: pictures become
             darker and brighter (N. Guttenberg, "Diffusion with Offset Noise", 2023).
     """
 
     caption_dropout: float = 0.0
-    empty_tokens: tuple[int, ...] = ()
+    empty_inputs: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     noise_offset: float = 0.0
 
 
@@ -44,7 +43,7 @@ class Problem:
 
     Attributes:
         plan: teacher and student.
-        vae, text_encoder, schedule: of the teacher's pipeline.
+        networks: the teacher's pipeline.
         weights: of the losses.
         attention: of the U-Nets.
         remat: of the student; nothing of the teacher is kept for a backward pass.
@@ -52,41 +51,44 @@ class Problem:
     """
 
     plan: RemovalPlan
-    vae: VAEConfig
-    text_encoder: CLIPTextConfig
-    schedule: ScheduleConfig
+    networks: Architectures
     weights: LossWeights = LossWeights()
     attention: str = "auto"
     remat: str = "none"
     augmentation: Augmentation = Augmentation()
 
+    def plain(self) -> "Problem":
+        """The same without options, so that runs can be compared: captions, noise and noise levels as they are."""
+        weights = dataclasses.replace(self.weights, min_snr_gamma=0.0)
+        return dataclasses.replace(self, weights=weights, augmentation=Augmentation())
+
 
 @flax.struct.dataclass
 class NoisyBatch:
-    """Everything random about a micro-batch, drawn: noisy latents, their timesteps, the target, conditioning."""
+    """Everything random about a micro-batch, drawn: noisy latents, their timesteps, the target, the conditioning."""
 
     noisy: jax.Array  # [M, h, w, C] float32
     timesteps: jax.Array  # [M] int32
     target: jax.Array  # [M, h, w, C] float32
-    conditioning: Mapping[str, jax.Array]  # arrays [M, ...]
+    conditioning: Conditioning  # arrays [M, ...]
     alpha_bar: jax.Array  # [M] float32, of the timesteps
 
 
 def draw_noisy_batch(
-    problem: Problem, dtype: jnp.dtype, frozen: Frozen, images: jax.Array, tokens: jax.Array, keys: jax.Array
+    problem: Problem, dtype: jnp.dtype, frozen: Frozen, images: jax.Array, captions: Any, keys: jax.Array
 ) -> NoisyBatch:
     """Encodes a micro-batch and adds noise at timesteps uniform over the schedule's.
 
     Args:
         problem: what is distilled.
         dtype: of the networks' computations.
-        frozen: parameters under `vae` and `text_encoder`.
+        frozen: parameters of the networks that encode images and captions.
         images: uint8 [M, H, W, 3].
-        tokens: int32 [M, T].
+        captions: caption inputs, arrays [M, ...].
         keys: [M]; row i is drawn with `keys[i]` alone.
     """
-    moments = VAE(problem.vae, dtype).apply({"params": frozen["vae"]}, to_unit(images), method="encode")
-    return noise_latents(problem, dtype, frozen, *moments, tokens, keys)
+    moments = problem.networks.encode(frozen, dtype, to_unit(images))
+    return noise_latents(problem, dtype, frozen, *moments, captions, keys)
 
 
 def noise_latents(
@@ -95,53 +97,59 @@ def noise_latents(
     frozen: Frozen,
     mean: jax.Array,
     log_variance: jax.Array,
-    tokens: jax.Array,
+    captions: Any,
     keys: jax.Array,
 ) -> NoisyBatch:
     """The rest of `draw_noisy_batch`, from what the autoencoder makes of the images.
 
     Args:
-        problem, dtype, tokens, keys: as there.
-        frozen: parameters under `text_encoder`.
+        problem, dtype, captions, keys: as there.
+        frozen: parameters of the networks that encode captions.
         mean, log_variance: [M, h, w, C], unscaled.
     """
-    count, shape = problem.schedule.train_steps, mean.shape[1:]
+    schedule, shape = problem.networks.schedule, mean.shape[1:]
 
     def each(key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         latent_key, noise_key, time_key = jax.random.split(key, 3)
-        time = jax.random.randint(time_key, (), 0, count)
+        time = jax.random.randint(time_key, (), 0, schedule.train_steps)
         return jax.random.normal(latent_key, shape), jax.random.normal(noise_key, shape), time
 
     latent_noise, noise, timesteps = jax.vmap(each)(keys)
-    tokens, noise = _augmented(problem.augmentation, tokens, noise, keys)
-    latents = sample_latents(mean, log_variance, latent_noise, problem.vae.scaling_factor)
-    alpha_bar = jnp.asarray(problem.schedule.alphas_cumprod(), jnp.float32)[timesteps]
-    context = CLIPTextEncoder(problem.text_encoder, dtype).apply({"params": frozen["text_encoder"]}, tokens)
-    target = TARGETS[problem.schedule.prediction](latents, noise, alpha_bar)
-    return NoisyBatch(add_noise(latents, noise, alpha_bar), timesteps, target, {"context": context}, alpha_bar)
+    captions, noise = _augmented(problem.augmentation, captions, noise, keys)
+    latents = sample_latents(mean, log_variance, latent_noise, problem.networks.scaling_factor)
+    alpha_bar = jnp.asarray(schedule.alphas_cumprod(), jnp.float32)[timesteps]
+    conditioning = problem.networks.condition(frozen, dtype, captions)
+    target = TARGETS[schedule.prediction_type](latents, noise, alpha_bar)
+    return NoisyBatch(add_noise(latents, noise, alpha_bar), timesteps, target, conditioning, alpha_bar)
 
 
-def _augmented(
-    augmentation: Augmentation, tokens: jax.Array, noise: jax.Array, keys: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def _augmented(augmentation: Augmentation, captions: Any, noise: jax.Array, keys: jax.Array) -> tuple[Any, jax.Array]:
     """Drawn with keys of their own, so that what is without them stays as it is."""
     if augmentation.caption_dropout:
-        gone = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, _DROPOUT)))(keys)
-        empty = jnp.asarray(augmentation.empty_tokens, tokens.dtype)
-        tokens = jnp.where((gone < augmentation.caption_dropout)[:, None], empty, tokens)
+        drawn = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, _DROPOUT)))(keys)
+        captions = drop_captions(captions, augmentation.empty_inputs, drawn < augmentation.caption_dropout)
     if augmentation.noise_offset:
         channels = (1, 1, noise.shape[-1])
         offset = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, _OFFSET), channels))(keys)
         noise = noise + augmentation.noise_offset * offset
-    return tokens, noise
+    return captions, noise
+
+
+def drop_captions(captions: Any, empty: Any, dropped: jax.Array) -> Any:
+    """Caption inputs [M, ...], with the empty caption's [...] in the rows where `dropped`, bool [M]."""
+
+    def replaced(value: jax.Array, nothing: np.ndarray) -> jax.Array:
+        rows = dropped.reshape(-1, *(1,) * (value.ndim - 1))
+        return jnp.where(rows, jnp.asarray(nothing, value.dtype), value)
+
+    return jax.tree.map(replaced, dict(captions), dict(empty))
 
 
 def make_loss(problem: Problem, dtype: jnp.dtype = jnp.float32) -> Callable[[Any, Frozen, NoisyBatch], tuple[Any, Any]]:
     """Builds (student parameters, frozen, noisy batch) -> (float32 loss [], every term by name, float32 [])."""
-    plan = problem.plan
+    plan, weights = problem.plan, problem.weights
     student = UNet(plan.student, dtype, problem.attention, problem.remat)
     teacher = UNet(plan.teacher, dtype, problem.attention)
-    weights = problem.weights
     pairs = weighted_pairs(plan, weights.feature_source, weights.feature_scales)
 
     def run(network: UNet, params: Any, noisy_batch: NoisyBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -152,7 +160,7 @@ def make_loss(problem: Problem, dtype: jnp.dtype = jnp.float32) -> Callable[[Any
     def loss(params: Any, frozen: Frozen, noisy_batch: NoisyBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
         theirs, their_features = run(teacher, frozen["teacher"], noisy_batch) if weights.distils else (None, None)
         ours, our_features = run(student, params, noisy_batch)
-        gamma, prediction = weights.min_snr_gamma, problem.schedule.prediction
+        gamma, prediction_type = weights.min_snr_gamma, problem.networks.schedule.prediction_type
         terms = distillation_terms(
             weights,
             noisy_batch.target,
@@ -161,7 +169,7 @@ def make_loss(problem: Problem, dtype: jnp.dtype = jnp.float32) -> Callable[[Any
             theirs,
             their_features,
             pairs,
-            min_snr_weight(gamma, prediction, noisy_batch.alpha_bar) if gamma else None,
+            min_snr_weight(gamma, prediction_type, noisy_batch.alpha_bar) if gamma else None,
         )
         return terms["loss"], terms
 
@@ -176,28 +184,58 @@ def make_batch_loss(problem: Problem, dtype: jnp.dtype = jnp.float32) -> Loss:
         dtype: of the networks' computations; parameters of the student, losses and noise are float32.
 
     Returns:
-        see `Loss`; frozen are `teacher` (not needed without distillation), `vae` and `text_encoder`; with cached
-        latents the autoencoder isn't run.
+        see `Loss`; frozen are `teacher` (not needed without distillation) and the teacher's other networks by name;
+        with cached latents the autoencoder isn't run.
     """
     clean = make_loss(problem, dtype)
 
-    def loss(params: Any, frozen: Frozen, batch: Batch, keys: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss(
+        params: Any, ema: Any, frozen: Frozen, batch: Batch, keys: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        del ema
         if "moments" in batch:
             moments = jax.lax.bitcast_convert_type(batch["moments"], jnp.bfloat16)  # [M, 2, h, w, C]
-            noisy = noise_latents(problem, dtype, frozen, moments[:, 0], moments[:, 1], batch["tokens"], keys)
+            noisy = noise_latents(problem, dtype, frozen, moments[:, 0], moments[:, 1], batch["captions"], keys)
         else:
-            noisy = draw_noisy_batch(problem, dtype, frozen, batch["images"], batch["tokens"], keys)
+            noisy = draw_noisy_batch(problem, dtype, frozen, batch["images"], batch["captions"], keys)
         return clean(params, frozen, noisy)
 
     return loss
 
 
-def make_train_step(
+def make_objective(
     problem: Problem,
-    optimizer: optax.GradientTransformation,
-    ema_bound: float,
-    seed: int,
+    resolution: int,
+    shape: tuple[int, int],
     dtype: jnp.dtype = jnp.float32,
-) -> TrainStep:
-    """Builds one update of distillation: `make_update` of `make_batch_loss`, whose arguments these are."""
-    return make_update(make_batch_loss(problem, dtype), optimizer, ema_bound, seed)
+    cached: bool = False,
+    with_teacher: bool = False,
+) -> Objective:
+    """The loss of a distillation, and the shapes of what it takes.
+
+    Args:
+        problem: what is distilled.
+        resolution: pixels of the images.
+        shape: of a batch: micro-batches, images in each.
+        dtype: of the networks' computations, and of their frozen kernels and matrices; frozen vectors are float32.
+        cached: whether batches are of cached latents.
+        with_teacher: keep the teacher among the frozen networks even if the loss doesn't need it.
+    """
+    plan, networks = problem.plan, problem.networks
+    shapes = networks.parameter_shapes()
+    frozen = {name: shapes[name] for name in networks.frozen}
+    if problem.weights.distils or with_teacher:
+        frozen["teacher"] = parameter_shapes(plan.teacher)
+    frozen = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype if leaf.ndim > 1 else jnp.float32), frozen
+    )
+    caption = networks.kind.caption_shapes(networks.configs)
+    batch: dict[str, Any] = {
+        "captions": jax.tree.map(lambda x: jax.ShapeDtypeStruct((*shape, *x.shape), x.dtype), caption)
+    }
+    if cached:
+        latents = networks.latent_shape(resolution)
+        batch["moments"] = jax.ShapeDtypeStruct((*shape, 2, *latents), jnp.uint16)
+    else:
+        batch["images"] = jax.ShapeDtypeStruct((*shape, resolution, resolution, 3), jnp.uint8)
+    return Objective(make_batch_loss(problem, dtype), parameter_shapes(plan.student), frozen, batch)

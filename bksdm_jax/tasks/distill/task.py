@@ -1,0 +1,214 @@
+"""Distillation: teacher and images with captions in, student pipeline folder out."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+from jax.sharding import Mesh
+
+from bksdm_jax.base.distributed import barrier, is_first
+from bksdm_jax.base.precision import compute_dtype
+from bksdm_jax.base.workdir import claim, require_same, require_shared
+from bksdm_jax.cost.counts import unet_cost
+from bksdm_jax.cost.table import cost_table
+from bksdm_jax.data.latents import CENTRE, latent_identity, require_identity
+from bksdm_jax.data.loader import LoaderConfig, training_batches
+from bksdm_jax.data.sources import fingerprint
+from bksdm_jax.pipelines.pipeline import Architectures
+from bksdm_jax.pipelines.save import write_pipeline
+from bksdm_jax.pruning.prune import card_facts
+from bksdm_jax.pruning.removal import FeaturePair, RemovalPlan
+from bksdm_jax.tasks.distill.config import MAY_CHANGE, DistillConfig
+from bksdm_jax.tasks.distill.inputs import Inputs, open_inputs
+from bksdm_jax.tasks.distill.losses import shares, weighted_pairs
+from bksdm_jax.tasks.distill.objective import Augmentation, Problem, make_batch_loss, make_objective
+from bksdm_jax.training.config import WEIGHTS
+from bksdm_jax.training.sample_grids import sample_grids
+from bksdm_jax.training.sharding import own_rows
+from bksdm_jax.training.task import Evaluator
+from bksdm_jax.training.train_step import Objective
+from bksdm_jax.training.trainer import global_batches, train
+from bksdm_jax.training.validation import validation
+
+
+def distill(config: DistillConfig, workdir: Path) -> Path | None:
+    """Runs, or continues, a distillation in `workdir`.
+
+    Returns:
+        the folder `model/`, or the single file in it, or None if the run was interrupted (the same call continues it).
+
+    Raises:
+        InputError: a setting, file or folder can't be used (found before the workdir is touched, where it can be
+            known then), or as `trainer.train`.
+    """
+    inputs = open_inputs(config)
+    record = dataclasses.asdict(config) | {  # folders spelled in one way, and what the captions were
+        "teacher": str(inputs.teacher.path),
+        "data": str(inputs.data),
+        "data_sha256": fingerprint(inputs.data),
+    }
+    require_same(workdir, record, MAY_CHANGE)
+    task = DistillTask(config, inputs)
+    if is_first():
+        claim(workdir, record)
+    barrier("claimed")
+    require_shared(workdir)
+    _log_start(config, inputs, record)
+    made = train(task, config, workdir)
+    return workdir / "model" if made == workdir else made
+
+
+def make_problem(config: DistillConfig, plan: RemovalPlan, networks: Architectures, empty: Any = None) -> Problem:
+    """What a run distils; `empty`, the empty caption's inputs, is needed where captions are dropped."""
+    augmentation = Augmentation(config.caption_dropout, empty or {}, config.noise_offset)
+    return Problem(plan, networks, config.loss, config.attention, config.remat, augmentation)
+
+
+def objective_of(config: DistillConfig, problem: Problem, cached: bool, with_teacher: bool = False) -> Objective:
+    """The objective of a run's updates; arguments as those of `make_objective`."""
+    shape = config.accumulation, config.batch_size // config.accumulation
+    return make_objective(problem, config.resolution, shape, compute_dtype(config.dtype), cached, with_teacher)
+
+
+class DistillTask:
+    """Distillation as the trainer takes it, see `training.task.Task`."""
+
+    def __init__(self, config: DistillConfig, inputs: Inputs) -> None:
+        """Reads the teacher's weights; raises `InputError` if it can't, or if cached latents aren't for it."""
+        self._config, self._inputs, self._pipeline = config, inputs, inputs.teacher.read()
+        if inputs.cached:
+            crop = "random" if config.random_crop else CENTRE
+            identity = latent_identity(self._pipeline, config.resolution, config.flip, crop)
+            require_identity(inputs.data, identity)
+        self._networks = self._pipeline.architectures
+        self._pairs = _compared(config, inputs.plan)
+        problem = make_problem(config, inputs.plan, self._networks, self._pipeline.empty_inputs())
+        self.objective = objective_of(config, problem, inputs.cached, with_teacher=config.sheets.steps > 0)
+        self.flops_per_image = flops_per_image(config, inputs.plan, self._networks)
+        self._plain_loss = make_batch_loss(problem.plain(), compute_dtype(config.dtype))
+
+    def initial_params(self) -> Any:
+        """The student's first weights, as `student_init` says."""
+        return self._inputs.start.read(self._pipeline.denoiser.params, self._config.seed)
+
+    def frozen_params(self) -> Iterator[tuple[str, Any]]:
+        """The teacher's networks; its U-Net isn't kept."""
+        teacher = self._pipeline.denoiser.params
+        self._pipeline = self._pipeline.with_denoiser(self._inputs.plan.student, {})
+        if "teacher" in self.objective.frozen:
+            yield "teacher", teacher
+        del teacher
+        for name in self._networks.frozen:
+            yield name, self._pipeline.networks[name].params
+
+    def batches(self, step: int, rows: Sequence[int]) -> Iterator[dict[str, Any]]:
+        """Images or cached latents with captions, as `training_batches` yields them."""
+        loader = _loader_config(self._config)
+        return training_batches(self._inputs.examples, self._pipeline.caption_inputs, loader, step, rows)
+
+    def evaluators(self, mesh: Mesh, workdir: Path) -> Mapping[str, Evaluator]:
+        """`validation`, where there are held-out images, and `samples`."""
+        found = {}
+        if self._inputs.held_out:
+            found["validation"] = self._validation(mesh)
+        if self._config.sheets.steps:
+            found["samples"] = self._samples(mesh, workdir / "samples")
+        return found
+
+    def facts(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Each feature pair's share of the feature loss."""
+        return shares(self._pairs, metrics)
+
+    def write(self, params: Any, workdir: Path) -> Path:
+        """The student as a pipeline in `model/`, with its removal plan and model card."""
+        config, plan = self._config, self._inputs.plan
+        facts = card_facts(config.teacher, plan, config.student_init, self._training_facts())
+        student = self._pipeline.with_denoiser(plan.student, params)
+        extra = {"removal_plan.json": plan.to_json()}
+        return write_pipeline(workdir / "model", student, config.save_config(), facts, extra)
+
+    def _training_facts(self) -> dict[str, object]:
+        """The settings that say what was done, for the model card."""
+        config = self._config
+        kept = ("steps", "batch_size", "resolution", "flip", "caption_dropout", "noise_offset", "dtype", "seed")
+        facts: dict[str, object] = {"weights": WEIGHTS[config.save_weights], "images": len(self._inputs.examples)}
+        facts |= {key: getattr(config, key) for key in kept}
+        facts |= {f"loss.{field.name}": getattr(config.loss, field.name) for field in dataclasses.fields(config.loss)}
+        optimizer = ("learning_rate", "weight_decay", "warmup_steps", "cosine_steps", "ema_decay")
+        return facts | {f"optimizer.{key}": getattr(config.optimizer, key) for key in optimizer}
+
+    def _validation(self, mesh: Mesh) -> Evaluator:
+        """Losses on held-out images, without mirroring, crops and the options of the loss."""
+        config, held_out = self._config, self._inputs.held_out
+        images = config.batch_size // config.accumulation
+        plain = {"flip": False, "random_crop": False, "workers": 0}
+        loader = dataclasses.replace(_loader_config(config), batch_size=images, accumulation=1, **plain)
+        count = -(-min(config.validation.images, len(held_out)) // images)
+
+        def batches() -> Iterator[dict[str, Any]]:
+            rows = own_rows(mesh, images)
+            return global_batches(mesh, training_batches(held_out, self._pipeline.caption_inputs, loader, 0, rows))
+
+        return validation(self._plain_loss, batches, count, config.validation.every, config.seed, mesh)
+
+    def _samples(self, mesh: Mesh, folder: Path) -> Evaluator:
+        """The teacher above, below it the student's moving average, last its weights."""
+        config, examples = self._config, self._inputs.examples
+        captions = [examples[index].texts[0] for index in range(min(4, len(examples)))]
+        rows = {"teacher": self._networks, "": self._networks.with_denoiser(self._inputs.plan.student)}
+        return sample_grids(
+            folder,
+            self._pipeline.caption_inputs,
+            config.sheets.prompts or captions,
+            config.grid_sampler(),
+            rows,
+            compute_dtype(config.dtype),
+            mesh,
+            config.sheets.every,
+        )
+
+
+def flops_per_image(config: DistillConfig, plan: RemovalPlan, networks: Architectures) -> float:
+    """Of the U-Nets' products in an update: the teacher forward, the student forward and twice backward.
+
+    With all recomputed (`remat`) the student runs forward once more; that isn't counted, since it isn't progress.
+    """
+    size = config.resolution // networks.factor
+    teacher, student = (
+        sum(stage.full_macs for stage in unet_cost(unet, size).values()) for unet in (plan.teacher, plan.student)
+    )
+    return 2.0 * (teacher * config.loss.distils + 3 * student)
+
+
+def _loader_config(config: DistillConfig) -> LoaderConfig:
+    return LoaderConfig(
+        config.resolution,
+        config.batch_size,
+        config.accumulation,
+        config.flip,
+        config.seed,
+        config.random_crop,
+        config.workers,
+    )
+
+
+def _compared(config: DistillConfig, plan: RemovalPlan) -> tuple[tuple[FeaturePair, float], ...]:
+    """The weighted pairs of features that this run compares."""
+    if not config.loss.feature:
+        return ()
+    return weighted_pairs(plan, config.loss.feature_source, config.loss.feature_scales)
+
+
+def _log_start(config: DistillConfig, inputs: Inputs, record: dict[str, Any]) -> None:
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    for key, value in record.items():
+        if getattr(config, key, None) != defaults.get(key):
+            logging.info("config.%s = %s", key, value)
+    logging.info("%d examples", len(inputs.examples))
+    plan = inputs.plan
+    for line in cost_table(plan.teacher, plan.student, plan.blocks, plan.teacher.sample_size or 64).splitlines():
+        logging.info("%s", line)
+    for pair, weight in _compared(config, plan):
+        logging.info("feature pair: teacher %s, student %s, weight %g", pair.teacher, pair.student, weight)

@@ -1,0 +1,90 @@
+"""The trainer's settings, whatever it trains."""
+
+import dataclasses
+import math
+
+from bksdm_jax.base.errors import InputError, finite_number, known_name, whole_number
+from bksdm_jax.base.precision import compute_dtype
+from bksdm_jax.sampling.text_to_image import MOST_SEED
+from bksdm_jax.training.profile import PROFILED
+from bksdm_jax.training.state import OptimizerConfig
+
+_BELOW_1 = math.nextafter(1, 0)
+WEIGHTS = {"ema": "the moving average", "raw": "those of the last update"}
+"""The weights that a run may end in -> what a model card calls them."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainerConfig:
+    """How something is trained. Defaults are the reference run's (section 4 of the paper).
+
+    Attributes:
+        seed: of everything random.
+        steps: optimiser updates.
+        batch_size: images per optimiser update.
+        accumulation: micro-batches that an update is made of.
+        dtype: of the networks' computations, `float32` or `bfloat16`.
+        fsdp: how many devices share one copy of the parameters.
+        log_every, checkpoint_every: optimiser updates.
+        keep_checkpoints: how many of the newest stay; 0: all.
+        profile_step: the first of three updates that the profiler watches; 0: none.
+        save_weights: which weights the run ends in, a key of `WEIGHTS`.
+        optimizer: see there.
+    """
+
+    seed: int = 1234
+    steps: int = 50_000
+    batch_size: int = 256
+    accumulation: int = 4
+    dtype: str = "bfloat16"
+    fsdp: int = 1
+    log_every: int = 50
+    checkpoint_every: int = 1000
+    keep_checkpoints: int = 3
+    profile_step: int = 0
+    save_weights: str = "ema"
+    optimizer: OptimizerConfig = OptimizerConfig()
+
+
+def require_trainer_settings(config: TrainerConfig) -> None:
+    """Holds every number to its range before anything is read; raises `InputError` with the key."""
+    compute_dtype(config.dtype)
+    known_name("config", "save_weights", config.save_weights, WEIGHTS)
+    for key in ("steps", "batch_size", "accumulation", "fsdp"):
+        whole_number("config", key, getattr(config, key))
+    for key in ("log_every", "checkpoint_every", "keep_checkpoints", "profile_step"):
+        whole_number("config", key, getattr(config, key), 0)
+    whole_number("config", "seed", config.seed, 0, MOST_SEED)
+    if config.profile_step > max(config.steps - PROFILED + 1, 0):
+        raise InputError(
+            f"profile_step: {config.profile_step}, but the {PROFILED} updates from there aren't in {config.steps} steps"
+        )
+    _require_optimizer(config.optimizer, config.steps)
+
+
+def _require_optimizer(config: OptimizerConfig, steps: int) -> None:
+    for key in ("warmup_steps", "cosine_steps"):
+        whole_number("config", f"optimizer.{key}", getattr(config, key), 0)
+    warmup, cosine = config.warmup_steps, config.cosine_steps
+    if 0 < cosine < steps:
+        raise InputError(
+            f"optimizer.cosine_steps: {cosine}, fewer than steps {steps}: the rest would learn nothing; "
+            "set both alike, or cosine_steps to 0 for a constant rate"
+        )
+    if 0 < cosine <= warmup:
+        raise InputError(f"optimizer.warmup_steps: {warmup}, not below optimizer.cosine_steps {cosine}")
+    bounds = {"learning_rate": (0, math.inf), "weight_decay": (0, math.inf), "ema_decay": (0, 1)}
+    bounds |= {"beta1": (0, _BELOW_1), "beta2": (0, _BELOW_1)}
+    bounds |= {"epsilon": (1e-30, math.inf), "clip_norm": (1e-30, math.inf)}
+    for key, (least, most) in bounds.items():
+        finite_number("config", f"optimizer.{key}", getattr(config, key), least, most)
+
+
+def require_whole_batches(config: TrainerConfig, devices: int) -> None:
+    """Raises `InputError` if so many devices can't share each micro-batch evenly."""
+    shards = config.accumulation * devices
+    if config.batch_size % shards:
+        raise InputError(
+            f"batch_size: {config.batch_size} doesn't divide by accumulation {config.accumulation} "
+            f"x {devices} device(s) = {shards}"
+        )

@@ -1,0 +1,147 @@
+"""One optimiser update, for whatever objective: as a function that stands alone, and with shardings over devices."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from bksdm_jax.training.sharding import batch_sharding, parameter_shardings, replicated
+from bksdm_jax.training.state import (
+    OptimizerConfig,
+    TrainState,
+    create_state,
+    ema_decay,
+    make_optimizer,
+    merge,
+    split,
+    update_ema,
+)
+
+_TRAINING_STREAM = 2**32 - 1  # keeps the keys of training apart from those that number sampled images
+
+Frozen = Mapping[str, Any]
+"""Parameters that training reads only, by network."""
+Batch = Mapping[str, Any]
+"""Pytree of arrays [A, M, ...]: A micro-batches of M examples."""
+Loss = Callable[[Any, Any, Frozen, Batch, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
+"""(parameters, their moving average, frozen, a micro-batch [M, ...], keys [M]) -> (float32 loss [], every term by name,
+float32 [])."""
+Update = Callable[[TrainState, Frozen, Batch], tuple[TrainState, dict[str, jax.Array]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """What an update minimises; shapes and functions alone.
+
+    Attributes:
+        loss: see there; its terms hold `loss`.
+        params: what is trained, nested `jax.ShapeDtypeStruct`.
+        frozen: what is only read, by network, nested `jax.ShapeDtypeStruct`.
+        batch: one batch, arrays [A, M, ...], as `jax.ShapeDtypeStruct`.
+        trainable: which leaves of `params` are trained, the same tree of bools; None: all.
+    """
+
+    loss: Loss
+    params: Any
+    frozen: dict[str, Any]
+    batch: dict[str, Any]
+    trainable: Any = None
+
+
+def make_update(
+    loss: Loss, optimizer: optax.GradientTransformation, ema_bound: float, seed: int, trainable: Any = None
+) -> Update:
+    """Builds the update: losses and gradients over the micro-batches, clipping, AdamW, moving average.
+
+    Every example of an update has a key of its own, from seed, update and its position in the batch; so neither
+    accumulation nor the number of devices changes what it is trained on.
+
+    Args:
+        loss: what is minimised.
+        optimizer: from `make_optimizer`.
+        ema_bound: upper bound of the moving average's decay.
+        seed: of everything random.
+        trainable: as `Objective` has it. The other leaves stay as they are, bit for bit.
+
+    Returns:
+        (state, frozen, batch) -> (new state, float32 metrics: losses by name, `grad_norm` before clipping,
+        `update_norm`, `ema_decay`, and `ema_distance`, that of the moving average from the weights relative to their
+        norm). Not compiled yet.
+    """
+
+    def update(state: TrainState, frozen: Frozen, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        trained, others = split(state.params, trainable)
+        gradient = jax.value_and_grad(lambda part, *rest: loss(merge(part, others), *rest), has_aux=True)
+        parts, share = jax.tree.leaves(batch)[0].shape[:2]
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _TRAINING_STREAM), state.step)
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(parts * share))
+
+        def micro(part: Any) -> tuple[Any, dict[str, jax.Array]]:
+            (_, terms), grads = gradient(trained, state.ema, frozen, *part)
+            return grads, terms
+
+        grads, terms = _mean_over_micro_batches(micro, (dict(batch), keys.reshape(parts, share)), parts)
+        with jax.numpy_dtype_promotion("standard"):  # Optax relies on implicit promotion
+            updates, opt_state = optimizer.update(grads, state.opt_state, trained)
+        params = optax.apply_updates(trained, updates)
+        decay = ema_decay(state.step, ema_bound)
+        ema = update_ema(split(state.ema, trainable)[0], params, decay)
+        distance = optax.global_norm(jax.tree.map(jnp.subtract, ema, params)) / optax.global_norm(params)
+        metrics = terms | {
+            "grad_norm": optax.global_norm(grads),
+            "update_norm": optax.global_norm(updates),
+            "ema_decay": decay,
+            "ema_distance": distance,
+        }
+        return TrainState(state.step + 1, merge(params, others), merge(ema, others), opt_state), metrics
+
+    return update
+
+
+def _mean_over_micro_batches(micro: Callable[[Any], Any], micro_batches: Any, count: int) -> Any:
+    first = jax.tree.map(lambda x: x[0], micro_batches)
+    if count == 1:  # without a loop, in which XLA's CPU convolutions are ten times slower
+        return micro(first)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(micro, first))
+    total, _ = jax.lax.scan(lambda sums, part: (jax.tree.map(jnp.add, sums, micro(part)), None), zeros, micro_batches)
+    return jax.tree.map(lambda x: x / count, total)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainStep:
+    """One update, jitted and not compiled, and its arguments as `jax.ShapeDtypeStruct` with shardings.
+
+    The state is donated, and comes back in the same shardings.
+    """
+
+    update: Any
+    state: TrainState
+    frozen: dict[str, Any]
+    batch: dict[str, Any]
+
+    def arguments(self) -> tuple[Any, ...]:
+        """What the update is called with."""
+        return self.state, self.frozen, self.batch
+
+
+def make_train_step(objective: Objective, config: OptimizerConfig, seed: int, mesh: Mesh) -> TrainStep:
+    """Builds the update over the devices of a mesh, which may be those of a topology that isn't here."""
+    optimizer = make_optimizer(config)
+    update = make_update(objective.loss, optimizer, config.ema_decay, seed, objective.trainable)
+    shapes = jax.eval_shape(lambda p: create_state(p, optimizer, objective.trainable), objective.params)
+    state, frozen = (_sharded(tree, parameter_shardings(mesh, tree)) for tree in (shapes, objective.frozen))
+    batch = _sharded(objective.batch, jax.tree.map(lambda _: batch_sharding(mesh), objective.batch))
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    return TrainStep(
+        jax.jit(update, donate_argnums=0, out_shardings=(shardings, replicated(mesh))), state, frozen, batch
+    )
+
+
+def _sharded(shapes: Any, shardings: Any) -> Any:
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
+    )

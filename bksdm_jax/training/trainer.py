@@ -1,0 +1,125 @@
+"""The trainer: runs, or continues, whatever task it is given."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from jax.sharding import Mesh
+
+from bksdm_jax.base.distributed import barrier, is_first
+from bksdm_jax.base.errors import InputError
+from bksdm_jax.base.memory import exhaustion_told, give_back
+from bksdm_jax.base.precision import exact_products
+from bksdm_jax.base.progress import waiting
+from bksdm_jax.cost.chips import chip_of, peak_flops
+from bksdm_jax.training.checkpoints import Checkpoints
+from bksdm_jax.training.config import TrainerConfig
+from bksdm_jax.training.loop import LoopConfig, run_loop
+from bksdm_jax.training.sharding import batch_to_global, device_put_global, gather_to_host, make_mesh, own_rows
+from bksdm_jax.training.state import TrainState, create_state, learning_rate, make_optimizer
+from bksdm_jax.training.task import Task
+from bksdm_jax.training.train_step import TrainStep, make_train_step
+
+
+def train(task: Task, config: TrainerConfig, workdir: Path) -> Any | None:
+    """Trains from the newest checkpoint in `workdir`, or from the task's first parameters.
+
+    Returns:
+        what the task made of the final weights (of several processes the first has it, the others `workdir`), or None
+        if the run was interrupted (the same call continues it).
+
+    Raises:
+        InputError: training meets an unreadable image, a loss that is not finite, devices with too little memory, or a
+            workdir that has made more steps already.
+    """
+    mesh = make_mesh(config.fsdp)
+    logging.info("%d device(s), mesh %s", mesh.size, dict(mesh.shape))
+    with (
+        exhaustion_told("raise accumulation, fsdp or remat and run it again; launch.plan tells what is needed"),
+        exact_products(config.dtype),
+        jax.set_mesh(mesh),
+        Checkpoints(workdir / "checkpoints", config.keep_checkpoints) as checkpoints,
+    ):
+        step = make_train_step(task.objective, config.optimizer, config.seed, mesh)
+        if checkpoints.latest() is None:
+            state = _initial_state(task, config, step)
+        else:
+            state = checkpoints.restore(step.state)
+            logging.info("continuing after step %d", int(state.step))
+        done = _train_on(task, config, workdir, state, step, mesh, checkpoints)
+    if done is None:
+        return None
+    params = gather_to_host({"ema": done.ema, "raw": done.params}[config.save_weights])
+    made = task.write(params, workdir) if is_first() else workdir
+    barrier("written")
+    return made
+
+
+def _initial_state(task: Task, config: TrainerConfig, step: TrainStep) -> TrainState:
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, step.state)
+    params = device_put_global(task.initial_params(), shardings.params)
+    optimizer, trainable = make_optimizer(config.optimizer), task.objective.trainable
+    return jax.jit(lambda p: create_state(p, optimizer, trainable), out_shardings=shardings)(params)
+
+
+def _train_on(
+    task: Task,
+    config: TrainerConfig,
+    workdir: Path,
+    state: TrainState,
+    step: TrainStep,
+    mesh: Mesh,
+    checkpoints: Checkpoints,
+) -> TrainState | None:
+    """From `state` to the last update; None if interrupted before it."""
+    first = int(state.step)
+    if first > config.steps:
+        raise InputError(f"steps: {config.steps}, but the run in {workdir} has made {first} already")
+    if first == config.steps:
+        logging.info("all %d steps are done", config.steps)
+        return state
+    frozen = _device_put_frozen(task, step)
+    with waiting("compiling the update"):
+        compiled = step.update.lower(state, frozen, step.batch).compile()
+    give_back()
+    rows = own_rows(mesh, config.batch_size // config.accumulation)
+    rate = learning_rate(config.optimizer)
+    chip = chip_of(mesh.devices.flat[0].device_kind)
+    schedule = LoopConfig(
+        **{name: getattr(config, name) for name in ("steps", "log_every", "checkpoint_every", "profile_step")},
+        images_per_step=config.batch_size,
+        flops_per_step=config.batch_size * task.flops_per_image,
+        peak_flops=(peak_flops(chip, config.dtype) or 0.0) * mesh.size,
+    )
+    state, finished = run_loop(
+        state,
+        frozen,
+        compiled,
+        global_batches(mesh, task.batches(first, rows)),
+        schedule,
+        workdir,
+        checkpoints,
+        task.evaluators(mesh, workdir),
+        lambda done, metrics: {"learning_rate": float(rate(done))} | task.facts(metrics),
+    )
+    return state if finished else None
+
+
+def _device_put_frozen(task: Task, step: TrainStep) -> dict[str, Any]:
+    """The frozen networks on the devices, cast as the update takes them, one after the other."""
+    frozen = {}
+    for name, params in task.frozen_params():
+        like = step.frozen[name]
+        cast = jax.tree.map(lambda leaf, like: np.asarray(leaf).astype(like.dtype), params, like)
+        frozen[name] = device_put_global(cast, jax.tree.map(lambda leaf: leaf.sharding, like))
+    give_back()
+    return frozen
+
+
+def global_batches(mesh: Mesh, batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """This process's parts of batches as global arrays."""
+    for batch in batches:
+        yield batch_to_global(mesh, batch)
