@@ -34,7 +34,15 @@ smaller batches less.
 
 Every setting is explained in `TrainConfig` (bksdm_jax/tasks/distill/config.py), those of its groups in `LossWeights`
 (losses.py beside it), `OptimizerConfig` (bksdm_jax/training/state.py), `SheetConfig` (sample_grids.py beside that),
-`ValidationConfig` and `PlanConfig`.
+`ValidationConfig` and `PlanConfig`. Choices and usual values of some:
+  dtype                float32, bfloat16
+  attention            auto, xla, chunked, cudnn (NVIDIA), flash (TPU)
+  remat                none, products, attention, blocks, full: what the backward pass recomputes
+  format               safetensors, flax, single_file, single_file_spaced
+  noise_offset         0.1 is usual
+  loss.min_snr_gamma   5 is usual
+  loss.feature_scales  "('up_blocks.3=0.5',)": weights of single features or stages; others weigh 1
+  loss.feature_source  stages, self_attention (as KOALA)
 """
 
 import difflib
