@@ -22,8 +22,9 @@ Other:
   runlocal     a handful of small updates, float32: seconds per update on a laptop; shows that everything works
 
 The paper's runs take 50,000 updates; what it reports of them on COCO-30K (FID, IS, CLIP score) is `PUBLISHED` in
-bksdm_jax/pruning/presets.py, by variants: Tables 1 and 3, the ablation (Table 4) and the learning rates (Table 13) on
-v2_base,bk_small, batches (Tables 7, 12), volumes of data, and the mid stage (Tables 10, 11). There `UNTRAINED` has SD
+bksdm_jax/pruning/presets.py, by variants: the three students with and without KD (Table 3), the ablation (Table 4)
+and the learning rates (Table 13) on v2_base,bk_small, batches (Tables 7, 12), volumes of data, and the mid stage
+(Tables 10, 11). There `UNTRAINED` has SD
 itself and v1 without its mid stage, as `launch.prune --config.student=no_mid` writes it: a training with v1,no_mid goes
 on from there. v2 (768 px) isn't in the paper's tables.
 
