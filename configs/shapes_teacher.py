@@ -5,7 +5,7 @@
 Writes `made/teacher`, `made/clip` (float16, 16 MiB together) and their checksums: what stands in
 `bksdm_jax/shapes/pretrained`. It takes a little over three hours on two CPU cores: autoencoder 33 minutes on crops
 and 33 on whole pictures, CLIP 15, U-Net 100 (from its 1.5 updates a second, since other work ran beside it), and the
-compiling.
+compilations.
 
 Reached on held-out captions:
   autoencoder   facts read from reconstructions of 256 pictures: 95.6%; of one object 97.5%; shapes 79.5%
@@ -19,30 +19,26 @@ Reached on held-out captions:
   shape             71.0   71.9   74.9   67.8   44.5   11.2
 
 At 3.0, the best: colour 98.4, size 98.6, place 99.5, background 100, number of objects 99.6.
+
+Every setting is explained in `TeacherConfig` (bksdm_jax/shapes_teacher/make.py) and `Phase` (fit.py beside it).
 """
 
 from ml_collections import config_dict
 
+from bksdm_jax.shapes_teacher.make import TeacherConfig
+from launch.defaults import defaults
+
+PHASES = {  # updates, batch size (CLIP's in groups of four captions), learning rate
+    "vae_crops": (4_000, 32, 2e-3),  # of a quarter of an image
+    "vae": (5_000, 8, 1e-3),
+    "clip": (2_000, 32, 1e-3),
+    "unet": (9_000, 32, 8e-4),
+}
+
 
 def get_config() -> config_dict.ConfigDict:
     """The settings of the teacher that comes with the package."""
-    config = config_dict.ConfigDict()
-    config.seed = 0
-    config.dataset = "full"  # 20,000 pictures
-    config.vae_images = 8_000
-    config.clip_groups = 4_000  # captions, each with three that differ in one fact
-    config.vae_crops = _phase(steps=4_000, batch_size=32, learning_rate=2e-3)  # of a quarter of an image
-    config.vae = _phase(steps=5_000, batch_size=8, learning_rate=1e-3)
-    config.clip = _phase(steps=2_000, batch_size=32, learning_rate=1e-3)  # groups of four
-    config.unet = _phase(steps=9_000, batch_size=32, learning_rate=8e-4)
+    config = defaults(TeacherConfig)
+    for name, (steps, batch_size, learning_rate) in PHASES.items():
+        config[name].update(steps=steps, batch_size=batch_size, learning_rate=learning_rate)
     return config
-
-
-def _phase(steps: int, batch_size: int, learning_rate: float) -> config_dict.ConfigDict:
-    phase = config_dict.ConfigDict()
-    phase.steps, phase.batch_size, phase.learning_rate = steps, batch_size, learning_rate
-    phase.warmup = 100
-    phase.ema_decay = 0.999
-    phase.checkpoint_every = 250
-    phase.log_every = 50
-    return phase

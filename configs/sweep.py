@@ -13,11 +13,17 @@ Which runs (one of them):
   rates      bk_small at five learning rates (Table 13)
   volumes    bk_small on three volumes of data (Fig. 11)
   mid        without the mid stage alone, with and without distillation (Tables 10, 11)
+
+The paper's scores of these runs are `PUBLISHED` (bksdm_jax/pruning/presets.py). The settings are explained in
+`SweepConfig` (launch/runs.py).
 """
 
 from ml_collections import config_dict
 
-GENERATIONS = ("v1", "v2_base", "v2", "shapes")
+from configs.distill import GENERATIONS
+from launch.defaults import defaults
+from launch.runs import SweepConfig
+
 RUNS = {
     "students": ("bk_base", "bk_small", "bk_tiny"),
     "batches": ("bk_small,batch_64", "bk_small,batch_128", "bk_small,batch_256"),
@@ -46,7 +52,6 @@ def get_config(variants: str = "") -> config_dict.ConfigDict:
     chosen = [name for name in names if name in RUNS]
     if len(names) - len(chosen) > 1 or len(chosen) > 1:
         raise ValueError(f"variants {', '.join(names)}: expected one generation and one of {', '.join(RUNS)}")
-    config = config_dict.ConfigDict()
-    config.runs = tuple(f"{generation},{run}" for run in (RUNS[chosen[0]] if chosen else ()))  # of configs/distill.py
-    config.settings = ()  # ("steps=100", "teacher=DIR"): what is the same in all runs
+    config = defaults(SweepConfig)
+    config.runs = tuple(f"{generation},{run}" for run in (RUNS[chosen[0]] if chosen else ()))
     return config

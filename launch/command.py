@@ -136,19 +136,25 @@ def _parse(argv: list[str]) -> list[str]:
         known = [key for key in flags.FLAGS if key.startswith("config.") or key in own]
         raise InputError(f"--{error.flagname}: no such flag{nearest(error.flagname, known)}") from error
     except Exception as error:  # ml_collections wraps whatever a config file or an override raises
-        root, hint = error, ""
-        while root.__cause__ or root.__context__:
-            root = root.__cause__ or root.__context__
-            close = re.search(r'Did you mean "(\w+)"', str(root))
-            hint = f" (did you mean {close[1]!r}?)" if close else hint
-        text = " ".join(str(root.args[-1] if root.args else root).split())
-        if isinstance(root, TypeError) and "get_config()" in text:
-            text = "this config has no variants"
-        elif isinstance(root, (AttributeError, KeyError)):
-            text = f"no key {text!r}{hint}"
         given = next((arg for arg in argv if arg.startswith("--config")), "--config")
         source = error.args[0].split(":")[0] if isinstance(error, flags.IllegalFlagValueError) else given
-        raise InputError(f"{source.removeprefix('flag ')}: {text}") from error
+        raise InputError(f"{source.removeprefix('flag ')}: {explain(error)}") from error
+
+
+def explain(error: BaseException) -> str:
+    """What is at the bottom of an error of ml_collections' or absl's parsing, in one line."""
+    root, hint = error, ""
+    while cause := root.__cause__ or root.__context__:
+        if isinstance(cause, SyntaxError) and cause.filename == "<unknown>":
+            break  # of a value, about which ml_collections' own message says more
+        root = cause
+        close = re.search(r'Did you mean "(\w+)"', str(root))
+        hint = f" (did you mean {close[1]!r}?)" if close else hint
+    parts = (root,) if isinstance(root, SyntaxError) else root.args if isinstance(root, ValueError) else root.args[-1:]
+    text = " ".join(" ".join(map(str, parts or (root,))).split())
+    if isinstance(root, TypeError) and "get_config()" in text:
+        return "this config has no variants"
+    return f"no key {text!r}{hint}" if isinstance(root, (AttributeError, KeyError)) else text
 
 
 def tell(made: Path | None, workdir: Path) -> None:

@@ -12,14 +12,14 @@ from launch.command import keep_compiled, quiet_libraries, run, tell
 
 quiet_libraries()
 
-from bksdm_jax.experiments.comparison import ComparisonConfig  # noqa: E402
-from bksdm_jax.experiments.demo import demo  # noqa: E402
+from bksdm_jax.experiments.comparison import ComparisonConfig, compare_students  # noqa: E402
+from bksdm_jax.experiments.table import EXPERIMENTS  # noqa: E402
 
 
 def main(config: ComparisonConfig, workdir: Path) -> None:
     """Runs the demo and says where the report is."""
     keep_compiled(workdir)
-    tell(demo(config, workdir), workdir)
+    tell(compare_students(config, EXPERIMENTS["demo"], workdir), workdir)
 
 
 if __name__ == "__main__":

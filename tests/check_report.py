@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from bksdm_jax.base.files import read_json
-from bksdm_jax.experiments.demo import ROWS
+from bksdm_jax.experiments.table import EXPERIMENTS
 
 
 def problems(workdir: Path) -> list[str]:
     """What is wrong with `report.json` and `report.html`; nothing if all is well."""
     report = read_json(workdir / "report.json")
     found = [row["label"] for row in report["rows"]]
-    wanted = [row.label for row in ROWS]
+    wanted = [row.label for row in EXPERIMENTS["demo"].rows]
     wrong = [] if found == wanted else [f"rows {found}, expected {wanted}"]
     for row in report["rows"]:
         scores = row["scores"]

@@ -12,13 +12,16 @@ from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.files import read_json, write_json
 from bksdm_jax.base.images import save_png
 from bksdm_jax.experiments import comparison
-from bksdm_jax.experiments.ablation import ROWS as ABLATION_ROWS
-from bksdm_jax.experiments.comparison import ComparisonConfig
-from bksdm_jax.experiments.demo import ROWS, demo
+from bksdm_jax.experiments.comparison import ComparisonConfig, compare_students
+from bksdm_jax.experiments.table import EXPERIMENTS
 from bksdm_jax.formats.unet_json import unet_from_diffusers
 from bksdm_jax.shapes.world import ShapesConfig, ShapesWorld, example
 from bksdm_jax.tasks.distill.losses import LossWeights
 from tests import tiny
+
+
+def demo(config: ComparisonConfig, workdir: Path) -> Path | None:
+    return compare_students(config, EXPERIMENTS["demo"], workdir)
 
 
 class Fakes:
@@ -103,7 +106,7 @@ def test_rows_differ_in_what_they_say_and_nothing_else(fakes, tmp_path) -> None:
     assert all(sampling == samplings[0] for sampling in samplings)
     assert [name for name, _ in fakes.sampled] == ["teacher", "untrained", "no_kd", "kd"]
     report = read_json(tmp_path / "demo" / "report.json")
-    assert [row["label"] for row in report["rows"]] == [row.label for row in ROWS]
+    assert [row["label"] for row in report["rows"]] == [row.label for row in EXPERIMENTS["demo"].rows]
     assert all(row["unet_parameters"] > 0 and row["seconds_per_image"] == 0.25 for row in report["rows"])
     assert np.all([row["scores"]["images"] == 6 for row in report["rows"]])
 
@@ -138,6 +141,7 @@ def test_a_full_disk_is_told_before_anything_is_written(fakes, tmp_path, monkeyp
 
 
 def test_the_ablation_has_the_papers_six_rows() -> None:
-    trained = {(row.init, row.loss.output, row.loss.feature) for row in ABLATION_ROWS if row.loss}
+    rows = EXPERIMENTS["ablation"].rows
+    trained = {(row.init, row.loss.output, row.loss.feature) for row in rows if row.loss}
     assert trained == {(init, *terms) for init in ("random", "teacher") for terms in ((0, 0), (1, 0), (1, 1))}
-    assert len({row.name for row in ABLATION_ROWS}) == len(ABLATION_ROWS) == 7
+    assert len({row.name for row in rows}) == len(rows) == 7

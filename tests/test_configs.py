@@ -2,23 +2,39 @@
 
 import dataclasses
 import re
+import typing
+from pathlib import Path
 
 import pytest
+from bksdm_jax.tasks.distill.features import weighted_pairs
 
 from bksdm_jax.base.errors import InputError
+from bksdm_jax.data.prepare.prepare import PrepareConfig
 from bksdm_jax.diffusion.schedule import ScheduleConfig
+from bksdm_jax.experiments.comparison import ComparisonConfig
 from bksdm_jax.formats.unet_json import unet_from_diffusers
+from bksdm_jax.metrics.score import ScoreConfig
+from bksdm_jax.perf.bench import BenchConfig
+from bksdm_jax.perf.cost_report import CostConfig
 from bksdm_jax.pipelines.load import load_architectures, load_unet_config
 from bksdm_jax.pipelines.stable_diffusion import GENERATIONS, TEACHERS, stable_diffusion
+from bksdm_jax.pruning.presets import PRESETS, PUBLISHED, UNTRAINED, UPDATES
+from bksdm_jax.pruning.prune import PruneConfig
 from bksdm_jax.pruning.removal import plan_removal, removed_blocks
+from bksdm_jax.sampling.run import SampleConfig
+from bksdm_jax.shapes_teacher.make import TeacherConfig
 from bksdm_jax.tasks.distill.config import DistillConfig, require_generation, require_settings
-from bksdm_jax.tasks.distill.features import weighted_pairs
 from configs import bench as benchmarks
 from configs import distill as runs
 from configs import sweep as sweeps
 from launch.command import to_dataclass
-from launch.sweep import read_run
+from launch.defaults import defaults
+from launch.runs import SweepConfig, read_run
 
+SETTINGS = (
+    *(BenchConfig, ComparisonConfig, CostConfig, PrepareConfig, PruneConfig, SampleConfig, ScoreConfig),
+    *(SweepConfig, TeacherConfig, DistillConfig),
+)
 NAMED = ("teacher=DIR", "data=DIR")
 
 
@@ -31,13 +47,37 @@ def test_every_variant_is_a_run(name: str) -> None:
     require_settings(run(name))
 
 
-def test_the_manual_names_runs_only() -> None:
-    named = re.findall(r"\b(?:v1|v2_base)(?:,[\w.\-]+)+", runs.__doc__)
-    assert len(named) > 15
-    for variants in named:
-        require_settings(run(variants))
+def test_the_manual_names_every_variant() -> None:
     for name in runs.VARIANTS:
         assert name in runs.__doc__, name
+
+
+@pytest.mark.parametrize("variants", PUBLISHED)
+def test_published_scores_are_of_runs(variants: str) -> None:
+    config = run(variants)
+    named = re.search(r"batch_(\d+)", variants)
+    assert config.batch_size == (int(named[1]) if named else {"v1": 256, "v2_base": 128}[config.generation])
+    assert config.steps == UPDATES
+    assert config.student in variants
+
+
+def test_untrained_scores_are_of_presets() -> None:
+    for name in UNTRAINED:
+        generation, student = name.split(",")
+        assert generation in GENERATIONS
+        assert student in PRESETS
+
+
+def test_the_readme_has_the_published_scores() -> None:
+    """Rows of its tables: variants in the first cell; `...,` stands for the generation that follows the scores."""
+    found = 0
+    for line in (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8").splitlines():
+        scores = re.search(r"(\d+\.\d+) / (\d+\.\d+) / (\.\d+)(?: \((\w+)\))?", line)
+        if scores and line.startswith("| `"):
+            variants = line.split("`")[1].replace("...", scores[4] or "")
+            assert tuple(map(float, scores.groups()[:3])) == PUBLISHED[variants], line
+            found += 1
+    assert found >= 6
 
 
 @pytest.mark.parametrize("generation", runs.GENERATIONS)
@@ -69,22 +109,27 @@ def test_runs_are_what_they_are_called() -> None:
 
 
 @pytest.mark.parametrize(
-    ("variants", "settings", "said"),
+    ("variants", "settings", "facts"),
     [
-        ("v1,batch_64,batch_128", (), "batch_64 and batch_128 exclude each other"),
-        ("v1,lr_1e-6", (), "unknown variant 'lr_1e-6'.*did you mean"),
-        ("v1", ("stepz=3",), r"settings: 'stepz=3'; expected KEY=VALUE of a run \(did you mean 'steps'"),
-        ("v1", ("steps=many",), "settings: 'steps=many'; expected int"),
-        ("v1", ("loss.tusk=1",), "did you mean 'task'"),
-        ("v1", ("flip=perhaps",), "'flip=perhaps'; expected bool"),
-        ("v1", ("steps",), "expected KEY=VALUE"),
-        ("v1", ("loss.feature_scales=up_blocks.1",), "expected tuple"),
-        ("v1", ("teacher=",), r"v1: no teacher; give --config.settings=\"\('teacher=DIR',\)\""),
+        ("v1,batch_64,batch_128", (), ("batch_64", "batch_128")),
+        ("v1,lr_1e-6", (), ("lr_1e-6", "'lr_1e-5'")),
+        ("v1", ("stepz=3",), ("settings", "stepz=3", "'steps'")),
+        ("v1", ("steps=many",), ("steps=many", "int")),
+        ("v1", ("loss.tusk=1",), ("loss.tusk=1", "'task'")),
+        ("v1", ("loss.task.x=1",), ("loss.task.x=1",)),
+        ("v1", ("loss=1",), ("loss=1",)),
+        ("v1", ("flip=perhaps",), ("flip=perhaps", "boolean")),
+        ("v1", ("steps",), ("'steps'", "KEY=VALUE")),
+        ("v1", ("=3",), ("'=3'", "KEY=VALUE")),
+        ("v1", ("sheets.prompts=a b",), ("sheets.prompts=a b", "tuple")),
+        ("v1", ("teacher=",), ("v1", "teacher=DIR")),
     ],
 )
-def test_mistakes_are_one_line(variants: str, settings: tuple[str, ...], said: str) -> None:
-    with pytest.raises(InputError, match=said):
+def test_mistakes_are_one_line(variants: str, settings: tuple[str, ...], facts: tuple[str, ...]) -> None:
+    with pytest.raises(InputError) as error:
         read_run(variants, (*NAMED, *settings))
+    assert "\n" not in str(error.value)
+    assert all(fact in str(error.value) for fact in facts), error.value
 
 
 @pytest.mark.parametrize(
@@ -101,9 +146,52 @@ def test_a_benchmark_is_what_it_is_called() -> None:
     assert (config.what, config.student, config.widths) == ("update", "bk_base", (32, 64, 128, 128))
 
 
-def test_settings_may_be_tuples() -> None:
-    config = read_run("v1", (*NAMED, "loss.feature_scales=('up_blocks.1=2',)"))
+def test_settings_are_typed() -> None:
+    config = read_run("v1", (*NAMED, "loss.feature_scales=('up_blocks.1=2',)", "flip=false", "loss.task=2", "steps=7"))
     assert config.loss.feature_scales == ("up_blocks.1=2",)
+    assert (config.flip, config.loss.task, config.steps) == (False, 2.0, 7)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Inner:
+    rate: float
+    names: tuple[str, ...] = ("a",)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Parent:
+    inner: _Inner
+    shared: str = "x"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Child(_Parent):
+    count: int = 3
+    other: _Inner = dataclasses.field(default_factory=lambda: _Inner(0.5))
+    of_its_own: _Inner = _Inner(2.0, ())
+
+
+def test_defaults_are_those_of_the_class() -> None:
+    assert defaults(_Child).to_dict() == {
+        "inner": {"rate": 0.0, "names": ("a",)},
+        "shared": "x",
+        "count": 3,
+        "other": {"rate": 0.5, "names": ("a",)},
+        "of_its_own": {"rate": 2.0, "names": ()},
+    }
+    config = defaults(_Child)
+    config.inner.rate = 1
+    assert to_dataclass(_Child, config) == _Child(_Inner(1.0))
+
+
+@pytest.mark.parametrize("cls", SETTINGS)
+def test_every_setting_is_explained(cls: type) -> None:
+    """In the docstring of its class, to which the config files refer."""
+    manual = "".join(base.__doc__ or "" for base in cls.__mro__[:-1])
+    for field in dataclasses.fields(cls):
+        assert re.search(rf"^ {{8}}(?:\w+, )*{field.name}(?:, \w+)*: ", manual, re.MULTILINE), field.name
+        if dataclasses.is_dataclass(wanted := typing.get_type_hints(cls)[field.name]):
+            test_every_setting_is_explained(wanted)
 
 
 @pytest.mark.parametrize("variants", ["shapes,rates,batches", "v1,v2,rates", "v3,rates"])

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from bksdm_jax.tasks.distill.features import shares, weighted_pairs
 from diffusers import UNet2DConditionModel
 from torch.nn import functional
 
@@ -24,7 +25,6 @@ from bksdm_jax.models.vae import VAE, VAEConfig
 from bksdm_jax.pruning.presets import PRESETS
 from bksdm_jax.pruning.removal import FeaturePair, plan_removal, removed_blocks
 from bksdm_jax.pruning.weights import copy_weights, random_weights
-from bksdm_jax.tasks.distill.features import shares, weighted_pairs
 from bksdm_jax.tasks.distill.losses import LossWeights, distillation_terms, min_snr_weight
 from bksdm_jax.tasks.distill.objective import (
     Augmentation,
@@ -34,7 +34,7 @@ from bksdm_jax.tasks.distill.objective import (
     make_loss,
     make_train_step,
 )
-from bksdm_jax.training.sharding import make_mesh, parameter_shardings, batch_to_global
+from bksdm_jax.training.sharding import batch_to_global, make_mesh, parameter_shardings
 from bksdm_jax.training.state import OptimizerConfig, create_state, ema_decay, learning_rate, make_optimizer
 from tests import surgery, tiny
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from bksdm_jax.shapes_teacher.fit import Phase, fit, shuffled
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from bksdm_jax.base.errors import InputError
@@ -20,7 +21,6 @@ from bksdm_jax.shapes.world import example
 from bksdm_jax.shapes_teacher.autoencoder import CROP, KL_WEIGHT, OBJECT_WEIGHT, autoencoder_loss, object_crops
 from bksdm_jax.shapes_teacher.contrastive import GROUP, contrastive_loss, flattened, groups
 from bksdm_jax.shapes_teacher.denoiser import unet_config
-from bksdm_jax.shapes_teacher.fit import Phase, fit, shuffled
 from tests.test_clip_pair import flax_params, theirs  # noqa: F401
 
 

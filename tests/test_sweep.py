@@ -11,11 +11,12 @@ from bksdm_jax.base.files import write_json
 from bksdm_jax.experiments import sweep as module
 from bksdm_jax.experiments.sweep import PLOT, read_sweep, sweep
 from bksdm_jax.tasks.distill.config import DistillConfig, require_settings
-from tests.test_configs import run
+from launch.runs import read_run
 
-CONSTANT = dataclasses.replace(run("shapes").optimizer, cosine_steps=0)  # so that runs can be prolonged
+CONSTANT = dataclasses.replace(read_run("shapes", ()).optimizer, cosine_steps=0)  # so that runs can be prolonged
 RUNS = {
-    name: dataclasses.replace(run(f"shapes,{name}"), optimizer=CONSTANT) for name in ("bk_base", "bk_small", "bk_tiny")
+    name: dataclasses.replace(read_run(f"shapes,{name}", ()), optimizer=CONSTANT)
+    for name in ("bk_base", "bk_small", "bk_tiny")
 }
 
 
@@ -46,7 +47,7 @@ class Trainer:
 def trainer(monkeypatch: pytest.MonkeyPatch) -> Trainer:
     trainer = Trainer()
     monkeypatch.setattr(module, "distill", trainer)
-    monkeypatch.setattr(module, "open_run", require_settings)
+    monkeypatch.setattr(module, "open_inputs", require_settings)
     return trainer
 
 

@@ -52,6 +52,15 @@ class Row:
 
 
 @dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Rows beside each other, and the report's `title` and `explanation`."""
+
+    rows: tuple[Row, ...]
+    title: str
+    explanation: str
+
+
+@dataclasses.dataclass(frozen=True)
 class ComparisonConfig:
     """What all rows share.
 
@@ -76,8 +85,8 @@ class ComparisonConfig:
     dataset: str = "demo"
 
 
-def compare(config: ComparisonConfig, rows: Sequence[Row], workdir: Path, title: str, explanation: str) -> Path | None:
-    """Runs, or continues, a comparison, and writes `report.json` and `report.html` (under `title`) in `workdir`.
+def compare_students(config: ComparisonConfig, experiment: Experiment, workdir: Path) -> Path | None:
+    """Runs, or continues, an experiment, and writes `report.json` and `report.html` in `workdir`.
 
     Every row has the same initial weights (if its `init` is the same), sees the same batches with the same noise, and
     samples from the same starting noise; so what differs is what the rows say.
@@ -88,6 +97,7 @@ def compare(config: ComparisonConfig, rows: Sequence[Row], workdir: Path, title:
     Raises:
         InputError: a setting or file can't be used, the workdir is another run's, or its disk is too full.
     """
+    rows = experiment.rows
     _require_settings(config, rows)
     record = dataclasses.asdict(config) | {
         "rows": [dataclasses.asdict(row) for row in rows],
@@ -116,8 +126,8 @@ def compare(config: ComparisonConfig, rows: Sequence[Row], workdir: Path, title:
             judge = judge or make_judge()
             score_folder(str(images), judge, scores)
         results.append(_result(row, model, images, read_json(scores / "scores.json")))
-    report = {"title": title, "explanation": explanation, "config": record, "rows": results}
-    write_json(workdir / "report.json", report)
+    said = {"title": experiment.title, "explanation": experiment.explanation}
+    write_json(workdir / "report.json", said | {"config": record, "rows": results})
     return write_page(workdir)
 
 

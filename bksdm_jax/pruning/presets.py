@@ -1,7 +1,8 @@
-"""The students of the BK-SDM paper as lists of removed blocks, with the exact sizes they leave (arXiv 2305.15798)."""
+"""The students of the BK-SDM paper (arXiv 2305.15798): removed blocks, exact sizes, published scores."""
 
 import dataclasses
 from collections.abc import Collection
+from typing import NamedTuple
 
 
 def _pair(stage: str, j: int) -> tuple[str, str]:
@@ -63,3 +64,53 @@ PRESETS = {
 def preset_of(removed: Collection[str]) -> str:
     """The preset that removes these blocks; empty where none does."""
     return next((name for name, preset in PRESETS.items() if set(preset.removed) == set(removed)), "")
+
+
+class Scores(NamedTuple):
+    """What the paper reports on COCO-30K; `clip_score` is None where it states none."""
+
+    fid: float
+    inception_score: float
+    clip_score: float | None
+
+
+UPDATES = 50_000
+"""Of every published training."""
+
+UNTRAINED = {
+    "v1,sd": Scores(13.05, 36.76, 0.2958),
+    "v1,no_mid": Scores(15.60, 32.33, None),
+    "v2_base,sd": Scores(13.93, 35.93, 0.3075),
+}
+"""Generation and preset -> scores of Stable Diffusion itself, and with blocks removed but no further training."""
+
+PUBLISHED = {
+    "v1,bk_base": Scores(15.76, 33.79, 0.2878),
+    "v1,bk_small": Scores(16.98, 31.68, 0.2677),
+    "v1,bk_tiny": Scores(17.12, 30.09, 0.2653),
+    "v1,bk_base,pairs_2.3m": Scores(14.81, 34.17, 0.2883),
+    "v1,bk_small,pairs_2.3m": Scores(17.05, 33.10, 0.2734),
+    "v1,bk_tiny,pairs_2.3m": Scores(17.53, 31.32, 0.2690),
+    "v1,bk_base,batch_64": Scores(14.61, 31.44, 0.2826),
+    "v1,bk_small,batch_64": Scores(16.87, 29.51, 0.2644),
+    "v1,bk_tiny,batch_64": Scores(17.28, 28.33, 0.2607),
+    "v1,bk_base,batch_128": Scores(15.02, 32.40, 0.2841),
+    "v1,bk_small,batch_128": Scores(16.83, 30.40, 0.2668),
+    "v1,bk_base,no_kd": Scores(23.57, 23.02, 0.2408),
+    "v2_base,bk_base": Scores(15.85, 31.70, 0.2868),
+    "v2_base,bk_small": Scores(16.61, 31.73, 0.2901),
+    "v2_base,bk_tiny": Scores(15.68, 31.64, 0.2897),
+    "v2_base,no_mid": Scores(14.84, 37.29, 0.3093),
+    "v2_base,bk_base,no_kd": Scores(16.76, 25.88, 0.2661),
+    "v2_base,bk_small,no_kd": Scores(16.71, 25.77, 0.2655),
+    "v2_base,bk_tiny,no_kd": Scores(16.87, 26.06, 0.2678),
+    "v2_base,bk_small,no_feature": Scores(14.27, 29.47, 0.2777),
+    "v2_base,bk_small,random_init": Scores(24.47, 22.37, 0.2323),
+    "v2_base,bk_small,random_init,no_kd": Scores(41.75, 15.42, 0.1733),
+    "v2_base,bk_small,random_init,no_feature": Scores(29.01, 18.29, 0.1967),
+    "v2_base,bk_small,lr_1e-5": Scores(15.24, 29.77, 0.2844),
+    "v2_base,bk_small,lr_2.5e-5": Scores(15.69, 31.64, 0.2906),
+    "v2_base,bk_small,lr_1e-4": Scores(17.43, 30.58, 0.2871),
+    "v2_base,bk_small,lr_2.5e-4": Scores(18.93, 28.90, 0.2775),
+}
+"""Variants of `configs/distill.py` -> scores after `UPDATES`, in batches of 256 (v1) or 128 (v2_base) unless named."""

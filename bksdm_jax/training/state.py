@@ -19,6 +19,7 @@ class OptimizerConfig:
         learning_rate: after the warm-up.
         warmup_steps: updates over which it rises linearly from zero.
         cosine_steps: the update at which it has fallen to zero along a half cosine; 0: it stays constant.
+        beta1, beta2, weight_decay, epsilon: as in `optax.adamw`.
         clip_norm: gradients are scaled down to this global norm.
         ema_decay: upper bound of the moving average's decay.
     """
