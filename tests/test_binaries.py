@@ -130,7 +130,7 @@ def test_a_run_on_photographs_leaves_what_the_manual_says(whole_run: Path) -> No
 
     pipeline = StableDiffusionPipeline.from_pretrained(whole_run / "model")
     pipeline.set_progress_bar_config(disable=True)
-    assert pipeline.unet.config.layers_per_block == [1, 2]
+    assert pipeline.networks["unet"].config.layers_per_block == [1, 2]
     assert pipeline.unet.mid_block is None
     assert np.isfinite(pipeline("a cat", num_inference_steps=2, output_type="np").images).all()
 

@@ -22,7 +22,7 @@ from bksdm_jax.interop.components import (
     text_encoder_difference,
     unet_difference,
 )
-from bksdm_jax.interop.parity import CompareConfig, compare, difference_table
+from bksdm_jax.interop.parity import CompareConfig, difference_table
 from bksdm_jax.models.clip import clip_text_parameter_shapes
 from bksdm_jax.models.unet import parameter_shapes
 from bksdm_jax.models.vae import VAEConfig, vae_parameter_shapes
@@ -31,7 +31,7 @@ from bksdm_jax.pipelines.stable_diffusion import TEACHERS, TEXT_ENCODERS
 
 def test_pytorchs_folder_agrees(torch_teacher: Path, tmp_path: Path) -> None:
     config = CompareConfig(str(torch_teacher), prompts=("a cat", "the red rocket"), steps=4)
-    found = compare(config, tmp_path / "out")
+    found = parity(config, tmp_path / "out")
     assert [one.what for one in found] == ["text encoder", "U-Net", "VAE decoder", "VAE encoder", "image (levels)"]
     assert all(one.within for one in found), difference_table(found)
     written = json.loads((tmp_path / "out" / "differences.json").read_text())
@@ -40,7 +40,7 @@ def test_pytorchs_folder_agrees(torch_teacher: Path, tmp_path: Path) -> None:
 
 
 def test_a_flax_folder_is_converted_for_pytorch(flax_teacher: Path, tmp_path: Path) -> None:
-    found = compare(CompareConfig(str(flax_teacher), steps=0), tmp_path / "out")
+    found = parity(CompareConfig(str(flax_teacher), steps=0), tmp_path / "out")
     assert len(found) == 4
     assert all(one.within for one in found), difference_table(found)
     assert not (tmp_path / "out" / "images.png").exists()

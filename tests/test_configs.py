@@ -6,7 +6,6 @@ import typing
 from pathlib import Path
 
 import pytest
-from bksdm_jax.tasks.distill.features import weighted_pairs
 
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.data.prepare.prepare import PrepareConfig
@@ -16,7 +15,7 @@ from bksdm_jax.formats.unet_json import unet_from_diffusers
 from bksdm_jax.metrics.score import ScoreConfig
 from bksdm_jax.perf.bench import BenchConfig
 from bksdm_jax.perf.cost_report import CostConfig
-from bksdm_jax.pipelines.load import load_architectures, load_unet_config
+from bksdm_jax.pipelines.load import find_model
 from bksdm_jax.pipelines.stable_diffusion import GENERATIONS, TEACHERS, stable_diffusion
 from bksdm_jax.pruning.presets import PRESETS, PUBLISHED, UNTRAINED, UPDATES
 from bksdm_jax.pruning.prune import PruneConfig
@@ -24,6 +23,7 @@ from bksdm_jax.pruning.removal import plan_removal, removed_blocks
 from bksdm_jax.sampling.run import SampleConfig
 from bksdm_jax.shapes_teacher.make import TeacherConfig
 from bksdm_jax.tasks.distill.config import DistillConfig, require_generation, require_settings
+from bksdm_jax.tasks.distill.losses import weighted_pairs
 from configs import bench as benchmarks
 from configs import distill as runs
 from configs import sweep as sweeps
@@ -88,7 +88,7 @@ def test_every_sweep_has_runs_for_every_generation(generation: str, name: str) -
     assert len(found) == len(sweeps.RUNS[name])
     assert len({dataclasses.astuple(run) for run in found}) == len(found)
     teacher = GENERATIONS.get(generation)
-    unet = unet_from_diffusers(TEACHERS[teacher[0]]) if teacher else load_unet_config("shapes_teacher")
+    unet = unet_from_diffusers(TEACHERS[teacher[0]]) if teacher else find_model("shapes_teacher").architectures.denoiser
     for one in found:
         require_settings(one)
         assert one.batch_size % one.accumulation == 0
@@ -250,7 +250,7 @@ def test_a_ready_config_stays_what_it_was() -> None:
     ],
 )
 def test_a_teacher_of_another_generation_is_refused(unet: str, predicts: str, fits: set[str]) -> None:
-    teacher = dataclasses.replace(stable_diffusion(unet), schedule=ScheduleConfig(prediction=predicts))
+    teacher = dataclasses.replace(stable_diffusion(unet), schedule=ScheduleConfig(prediction_type=predicts))
     for name in runs.GENERATIONS[:3]:
         config = run(name)
         if name in fits:
@@ -260,4 +260,4 @@ def test_a_teacher_of_another_generation_is_refused(unet: str, predicts: str, fi
         with pytest.raises(InputError, match=message):
             require_generation(config, teacher)
     require_generation(dataclasses.replace(config, generation=""), teacher)
-    require_generation(config, load_architectures("shapes_teacher"))  # is none of them
+    require_generation(config, find_model("shapes_teacher").architectures)  # is none of them

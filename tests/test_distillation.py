@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from bksdm_jax.tasks.distill.features import shares, weighted_pairs
 from diffusers import UNet2DConditionModel
 from torch.nn import functional
 
@@ -25,7 +24,7 @@ from bksdm_jax.models.vae import VAE, VAEConfig
 from bksdm_jax.pruning.presets import PRESETS
 from bksdm_jax.pruning.removal import FeaturePair, plan_removal, removed_blocks
 from bksdm_jax.pruning.weights import copy_weights, random_weights
-from bksdm_jax.tasks.distill.losses import LossWeights, distillation_terms, min_snr_weight
+from bksdm_jax.tasks.distill.losses import LossWeights, distillation_terms, min_snr_weight, shares, weighted_pairs
 from bksdm_jax.tasks.distill.objective import (
     Augmentation,
     NoisyBatch,

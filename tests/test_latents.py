@@ -25,7 +25,7 @@ from bksdm_jax.data.prepare.shards import PartWriters, pair_features
 from bksdm_jax.data.prepare.tfds_folder import write_set
 from bksdm_jax.data.sources import open_examples
 from bksdm_jax.models.vae import VAE, sample_latents
-from bksdm_jax.pipelines.load import load_pipeline, load_unet
+from bksdm_jax.pipelines.load import find_model, load_pipeline
 from bksdm_jax.tasks.distill.config import DistillConfig, ValidationConfig
 from bksdm_jax.tasks.distill.losses import LossWeights
 from bksdm_jax.tasks.distill.task import distill
@@ -70,7 +70,10 @@ def test_batches_have_the_latents_of_the_images_that_a_run_without_cache_sees(
     )
     encode = jax.jit(
         lambda pictures: jnp.stack(
-            VAE(pipeline.vae.config).apply({"params": pipeline.vae.params}, to_unit(pictures), method="encode"), axis=1
+            VAE(pipeline.networks["vae"].config).apply(
+                {"params": pipeline.networks["vae"].params}, to_unit(pictures), method="encode"
+            ),
+            axis=1,
         )
     )
     for _ in range(5):
@@ -85,13 +88,17 @@ def test_draws_have_the_distribution_of_the_encoder(images: Path, cached: Path, 
     pipeline = load_pipeline(micro_teacher)
     batches = training_batches(open_examples(images), pipeline.tokenizer, LoaderConfig(RESOLUTION, 1, 1, False, 0))
     picture = next(batches)["images"][0]
-    exact = VAE(pipeline.vae.config).apply({"params": pipeline.vae.params}, to_unit(picture), method="encode")
+    exact = VAE(pipeline.networks["vae"].config).apply(
+        {"params": pipeline.networks["vae"].params}, to_unit(picture), method="encode"
+    )
     batches = training_batches(open_examples(cached), pipeline.tokenizer, LoaderConfig(RESOLUTION, 1, 1, False, 0))
     stored = jnp.asarray(next(batches)["moments"][0].view(ml_dtypes.bfloat16))
     count, draws = 4000, []
     for seed, (mean, log_variance) in enumerate((exact, (stored[:, 0], stored[:, 1]))):
         noise = jax.random.normal(jax.random.key(seed), (count, *mean.shape[1:]))
-        draws.append(np.asarray(sample_latents(mean, log_variance, noise, pipeline.vae.config.scaling_factor)))
+        draws.append(
+            np.asarray(sample_latents(mean, log_variance, noise, pipeline.networks["vae"].config.scaling_factor))
+        )
     error = np.sqrt(sum(np.var(draw, axis=0) for draw in draws) / count)
     rounding = 2**-8 * np.abs(draws[0].mean(axis=0))
     assert (np.abs(draws[0].mean(axis=0) - draws[1].mean(axis=0)) < 5 * error + rounding).all()
@@ -133,9 +140,11 @@ def test_latents_without_mirror_images_are_for_runs_without_them(
 def test_other_weights_are_another_identity(micro_teacher: Path) -> None:
     pipeline = load_pipeline(micro_teacher)
     before = latent_identity(pipeline.vae, pipeline.tokenizer, RESOLUTION, flip=True)
-    kernel = pipeline.vae.params["quant_conv"]["bias"].copy()
+    kernel = pipeline.networks["vae"].params["quant_conv"]["bias"].copy()
     kernel[0] += 1e-3
-    changed = dataclasses.replace(pipeline.vae, params=pipeline.vae.params | {"quant_conv": {"bias": kernel}})
+    changed = dataclasses.replace(
+        pipeline.vae, params=pipeline.networks["vae"].params | {"quant_conv": {"bias": kernel}}
+    )
     after = latent_identity(changed, pipeline.tokenizer, RESOLUTION, flip=True)
     assert before.vae_sha256 != after.vae_sha256
 
@@ -264,7 +273,9 @@ def test_a_run_trains_on_them(cached: Path, micro_teacher: Path, tmp_path: Path)
     assert texts[0] == texts[1]
     assert "| `weights` | the moving average |" in cards[0]
     assert "| `weights` | those of the last update |" in cards[1]
-    average, raw = (load_unet(tmp_path / name / "model").params["conv_in"]["kernel"] for name in ("run", "again"))
+    average, raw = (
+        find_model(tmp_path / name / "model").read_denoiser().params["conv_in"]["kernel"] for name in ("run", "again")
+    )
     assert not np.array_equal(average, raw)
     with pytest.raises(InputError, match=r"examples: 99, but .* has"):
         distill(dataclasses.replace(settings, examples=99), tmp_path / "other")

@@ -32,9 +32,9 @@ def drawn() -> np.ndarray:
     """The teacher's pictures of `ONE_OBJECT` with the demo's sampler, uint8 [40, 64, 64, 3]."""
     pipeline, demo = load_pipeline("shapes_teacher"), get_config()
     sampler = SamplerConfig(demo.sampling_steps, demo.guidance_scale, 64, seed=1)
-    params = {name: getattr(pipeline, name).params for name in ("unet", "vae", "text_encoder")}
+    params = {name: pipeline.networks[name].params for name in ("unet", "vae", "text_encoder")}
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)
-    generate = jax.jit(make_generate(pipeline.architectures(), sampler))
+    generate = jax.jit(make_generate(pipeline.architectures, sampler))
     made = generate_images(generate, params, pipeline.tokenizer, sampler, list(enumerate(ONE_OBJECT)), len(ONE_OBJECT))
     return np.stack([picture for _, picture in made])
 
@@ -45,7 +45,7 @@ def test_files_are_small_and_half_precision() -> None:
     pipeline = load_pipeline("shapes_teacher")
     for network in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         assert {leaf.dtype for leaf in jax.tree.leaves(network.params)} == {np.dtype(np.float16)}
-    unet, vae = pipeline.unet.config, pipeline.vae.config
+    unet, vae = pipeline.networks["unet"].config, pipeline.networks["vae"].config
     assert [len(stage.pairs) for stage in (*unet.down, unet.mid, *unet.up)] == [2, 2, 2, 2, 2, 3, 3, 3, 3]
     assert (vae.factor, vae.latent_channels) == (8, 4)
 
@@ -55,7 +55,7 @@ def test_diffusers_flax_classes_read_the_teacher() -> None:
     for cls, network in ((FlaxUNet2DConditionModel, "unet"), (FlaxAutoencoderKL, "vae")):
         with jax.numpy_dtype_promotion("standard"):
             _, params = cls.from_pretrained(teacher_folder() / network, dtype=np.float16)
-        require_equal(params, getattr(pipeline, network).params)
+        require_equal(params, pipeline.networks[network].params)
     index = json.loads((teacher_folder() / "model_index.json").read_text())
     assert index["_class_name"] == "FlaxStableDiffusionPipeline"
 

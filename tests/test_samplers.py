@@ -113,7 +113,7 @@ def test_starting_noise_depends_on_seed_and_number_alone() -> None:
 
 def networks_of(pipeline: Pipeline) -> tuple[Architectures, dict]:
     names = ("unet", "vae", "text_encoder")
-    configs = {name: getattr(pipeline, name).config for name in names}
+    configs = {name: pipeline.networks[name].config for name in names}
     return Architectures(**configs, schedule=pipeline.schedule), {n: getattr(pipeline, n).params for n in names}
 
 

@@ -42,9 +42,9 @@ def test_every_network_is_written_in_the_wanted_numbers(flax_teacher: Path, tmp_
         prune(PruneConfig(str(flax_teacher), "bk_tiny", format=file_format, save_dtype=dtype), tmp_path / file_format)
     written = load_pipeline(tmp_path / "safetensors")
     for name in NETWORKS:
-        params = getattr(written, name).params
+        params = written.networks[name].params
         assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype(NUMPY[dtype])}
-        require_equal(getattr(load_pipeline(tmp_path / "flax"), name).params, params)
+        require_equal(load_pipeline(tmp_path / "flax").networks[name].params, params)
     stored = load_file(tmp_path / "safetensors" / "unet" / "diffusion_pytorch_model.safetensors")
     theirs = UNet2DConditionModel.from_pretrained(tmp_path / "safetensors" / "unet", torch_dtype=TORCH[dtype])
     assert stored.keys() == theirs.state_dict().keys()
@@ -53,12 +53,14 @@ def test_every_network_is_written_in_the_wanted_numbers(flax_teacher: Path, tmp_
         assert torch.equal(stored[name], tensor), name
     with jax.numpy_dtype_promotion("standard"):
         _, params = FlaxUNet2DConditionModel.from_pretrained(tmp_path / "flax" / "unet")
-    require_equal(params, written.unet.params)
+    require_equal(params, written.networks["unet"].params)
 
 
 def test_numbers_beyond_float16_are_not_written(micro_teacher: Path, tmp_path: Path) -> None:
     pipeline = load_pipeline(micro_teacher)
-    pipeline.vae.params["quant_conv"]["bias"] = np.full_like(pipeline.vae.params["quant_conv"]["bias"], 7e4)
+    pipeline.networks["vae"].params["quant_conv"]["bias"] = np.full_like(
+        pipeline.networks["vae"].params["quant_conv"]["bias"], 7e4
+    )
     with pytest.raises(InputError, match=r"vae's quant_conv/bias has numbers beyond float16 \(up to 7e\+04\)"):
         write_pipeline(tmp_path / "half", pipeline, SaveConfig(dtype="float16"))
     assert not any(tmp_path.iterdir())
@@ -180,7 +182,7 @@ def test_the_card_says_what_is_known(guarded_teacher: Path, tmp_path: Path) -> N
     assert card.data.library_name == "diffusers"
     for said in (
         "the student `bk_tiny` of teacher",
-        f"| `unet` | {trees.count(load_pipeline(tmp_path / 'student').unet.params):,} |",
+        f"| `unet` | {trees.count(load_pipeline(tmp_path / 'student').networks['unet'].params):,} |",
         "`down_blocks.3`",
         "predicts noise and was made for 64x64 pixels",
         "It has not been trained.",
@@ -217,7 +219,7 @@ def test_training_can_start_from_a_student(torch_teacher: Path, tmp_path: Path) 
     released = str(tmp_path / "released")
     start = StudentInit(released)
     plan = plan_student(torch_teacher, "bk_small", start, SaveConfig())
-    teacher = load_pipeline(torch_teacher).unet.params
-    require_equal(initial_weights(plan, start, teacher, 0), load_pipeline(released).unet.params)
+    teacher = load_pipeline(torch_teacher).networks["unet"].params
+    require_equal(initial_weights(plan, start, teacher, 0), load_pipeline(released).networks["unet"].params)
     with pytest.raises(InputError, match=r"student_init: the U-Net of .*released is another one.*its down is"):
         plan_student(torch_teacher, "bk_tiny", start, SaveConfig())

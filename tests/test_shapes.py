@@ -11,7 +11,7 @@ from scipy import ndimage
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.data.sources import open_examples
 from bksdm_jax.pipelines import embedded
-from bksdm_jax.pipelines.load import find_pipeline
+from bksdm_jax.pipelines.load import find_model
 from bksdm_jax.shapes import scenes
 from bksdm_jax.shapes.reader import read_scene
 from bksdm_jax.shapes.render import render
@@ -175,7 +175,7 @@ def test_damaged_and_missing_files_are_told(tmp_path, monkeypatch) -> None:
     assert embedded.teacher_folder() == tmp_path / "teacher"
     weights.write_bytes(b"weightz")
     with pytest.raises(InputError, match=r"weights\.msgpack: damaged"):
-        find_pipeline("shapes_teacher")
+        find_model("shapes_teacher")
     weights.unlink()
     with pytest.raises(InputError, match=r"weights\.msgpack: missing"):
         embedded.clip_folder()

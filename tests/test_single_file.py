@@ -23,8 +23,9 @@ from bksdm_jax.base.errors import InputError
 from bksdm_jax.formats import names
 from bksdm_jax.formats.infer import infer_architectures
 from bksdm_jax.formats.unet_json import unet_from_diffusers
-from bksdm_jax.pipelines.load import load_pipeline, load_unet_config
+from bksdm_jax.pipelines.load import find_model, load_pipeline
 from bksdm_jax.pipelines.save import SINGLE_FILE, SaveConfig, write_pipeline
+from bksdm_jax.pipelines.source import ModelSource
 from bksdm_jax.pipelines.stable_diffusion import TEACHERS, stable_diffusion
 from bksdm_jax.pipelines.write_single_file import original_shapes, require_single_file
 from bksdm_jax.pruning.prune import PruneConfig, prune
@@ -116,9 +117,11 @@ def test_diffusers_converters_find_every_weight(
     prune(PruneConfig(str(teachers[generation]), student), tmp_path / "folder")
     theirs = StableDiffusionPipeline.from_pretrained(tmp_path / "folder")
     checkpoint = as_torch(path)
-    unet = single_file_utils.convert_ldm_unet_checkpoint(dict(checkpoint), dict(theirs.unet.config))
+    unet = single_file_utils.convert_ldm_unet_checkpoint(dict(checkpoint), dict(theirs.networks["unet"].config))
     require_in(theirs.unet, unet)
-    require_in(theirs.vae, single_file_utils.convert_ldm_vae_checkpoint(dict(checkpoint), dict(theirs.vae.config)))
+    require_in(
+        theirs.vae, single_file_utils.convert_ldm_vae_checkpoint(dict(checkpoint), dict(theirs.networks["vae"].config))
+    )
     if generation == "v1":
         require_in(theirs.text_encoder, single_file_utils.convert_ldm_clip_checkpoint(checkpoint))
     else:
@@ -143,11 +146,11 @@ def test_what_is_written_is_read_again(
 ) -> None:
     path = single(teachers[generation], tmp_path / "single", student, format=numbering)
     prune(PruneConfig(str(teachers[generation]), student), tmp_path / "folder")
-    ours = load_pipeline(path, tokenizer=str(teachers[generation]), prediction="epsilon")
+    ours = load_pipeline(ModelSource(str(path), tokenizer=str(teachers[generation]), prediction_type="epsilon"))
     theirs = load_pipeline(tmp_path / "folder")
-    assert ours.architectures() == theirs.architectures()
+    assert ours.architectures == theirs.architectures
     for network in ("unet", "vae", "text_encoder"):
-        require_equal(getattr(ours, network).params, getattr(theirs, network).params)
+        require_equal(ours.networks[network].params, theirs.networks[network].params)
 
 
 def test_spaced_numbers_are_those_of_stable_diffusion_cpp(teachers: dict[str, Path], tmp_path: Path) -> None:
@@ -168,7 +171,7 @@ def test_a_student_of_a_single_file_runs_in_pytorch(teachers: dict[str, Path], t
     pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "student")
     pipeline.set_progress_bar_config(disable=True)
     assert pipeline.scheduler.config.prediction_type == prediction
-    assert pipeline.unet.config.upcast_attention is (prediction == "v_prediction")
+    assert pipeline.networks["unet"].config.upcast_attention is (prediction == "v_prediction")
     assert pipeline.tokenizer.pad_token == "!"
     tokens = load_pipeline(tmp_path / "student").tokenizer(["a cat"])
     assert tokens[0, -1] == 0
@@ -180,7 +183,7 @@ def test_a_student_of_a_single_file_runs_in_pytorch(teachers: dict[str, Path], t
 
 def test_the_unet_alone_is_inferred(teachers: dict[str, Path], tmp_path: Path) -> None:
     path = single(teachers["v2"], tmp_path / "single", "bk_small")
-    config = load_unet_config(path, "v_prediction")
+    config = find_model(ModelSource(str(path), prediction_type="v_prediction")).architectures.denoiser
     assert (config.sample_size, config.upcast_attention, config.mid) == (96, True, None)
     assert [stage.heads for stage in config.down] == [1, 1, 2, 2]
 
@@ -191,18 +194,18 @@ def test_what_a_single_file_cannot_say_is_asked_for(
     second = single(teachers["v2"], tmp_path / "second")
     first = single(teachers["v1"], tmp_path / "first")
     with pytest.raises(InputError, match=r"SD 2\.x checkpoint.*set prediction to epsilon .*or to v_prediction"):
-        load_pipeline(second, tokenizer=str(teachers["v2"]))
+        load_pipeline(ModelSource(str(second), tokenizer=str(teachers["v2"])))
     with pytest.raises(InputError, match="unknown name 'v'"):
-        load_pipeline(first, tokenizer=str(teachers["v1"]), prediction="v")
+        load_pipeline(ModelSource(str(first), tokenizer=str(teachers["v1"]), prediction_type="v"))
     with pytest.raises(InputError, match=r"holds no tokenizer; set tokenizer to a folder.*nowhere: no such folder"):
-        load_pipeline(first, tokenizer=str(tmp_path / "nowhere"))
+        load_pipeline(ModelSource(str(first), tokenizer=str(tmp_path / "nowhere")))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(InputError, match=r"holds no tokenizer; set tokenizer.*openai/clip-vit-large-patch14"):
         load_pipeline(first)
     with pytest.raises(InputError, match="variant: 'fp16' is for folders"):
-        load_pipeline(first, "fp16")
+        load_pipeline(ModelSource(str(first), variant="fp16"))
     with pytest.raises(InputError, match="tokenizer: for single-file checkpoints only"):
-        load_pipeline(teachers["v1"], tokenizer="x")
+        load_pipeline(ModelSource(str(teachers["v1"]), tokenizer="x"))
 
 
 def test_other_files_are_refused(teachers: dict[str, Path], tmp_path: Path) -> None:
@@ -212,7 +215,7 @@ def test_other_files_are_refused(teachers: dict[str, Path], tmp_path: Path) -> N
     def refused(said: str, kept: dict[str, np.ndarray]) -> None:
         save_file(kept, tmp_path / "bad.safetensors")
         with pytest.raises(InputError, match=said) as error:
-            load_pipeline(tmp_path / "bad.safetensors", tokenizer=str(teachers["v1"]))
+            load_pipeline(ModelSource(str(tmp_path / "bad.safetensors"), tokenizer=str(teachers["v1"])))
         assert str(tmp_path / "bad.safetensors") in str(error.value)
         assert "\n" not in str(error.value)
 
@@ -298,10 +301,10 @@ def test_another_schedule_is_not_written() -> None:
 
 def test_networks_that_would_be_taken_for_others_are_not_written(teachers: dict[str, Path], tmp_path: Path) -> None:
     pipeline = load_pipeline(teachers["v1"])
-    stages = tuple(dataclasses.replace(stage, heads=4) for stage in pipeline.unet.config.down)
-    mid = dataclasses.replace(pipeline.unet.config.mid, heads=4)
-    up = tuple(dataclasses.replace(stage, heads=4) for stage in pipeline.unet.config.up)
-    config = dataclasses.replace(pipeline.unet.config, down=stages, mid=mid, up=up)
+    stages = tuple(dataclasses.replace(stage, heads=4) for stage in pipeline.networks["unet"].config.down)
+    mid = dataclasses.replace(pipeline.networks["unet"].config.mid, heads=4)
+    up = tuple(dataclasses.replace(stage, heads=4) for stage in pipeline.networks["unet"].config.up)
+    config = dataclasses.replace(pipeline.networks["unet"].config, down=stages, mid=mid, up=up)
     other = dataclasses.replace(pipeline, unet=dataclasses.replace(pipeline.unet, config=config))
     with pytest.raises(InputError, match="can't say what this unet is"):
         write_pipeline(tmp_path / "single", other, SaveConfig("single_file"))

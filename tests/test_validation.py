@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bksdm_jax.pipelines.load import load_architectures
+from bksdm_jax.pipelines.load import find_model
 from bksdm_jax.pruning.removal import plan_removal, removed_blocks
 from bksdm_jax.tasks.distill.config import DistillConfig, program_config
 from bksdm_jax.tasks.distill.losses import LossWeights
@@ -42,7 +42,7 @@ def test_losses_do_not_depend_on_the_size_of_a_batch(size: int) -> None:
 def test_options_of_the_training_stay_out(micro_teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     problems = []
     monkeypatch.setattr(program, "make_batch_loss", lambda problem, dtype: problems.append(problem) or noisy)
-    networks = load_architectures(micro_teacher)
+    networks = find_model(micro_teacher).architectures
     plan = plan_removal(networks.unet, removed_blocks(tiny.MICRO_STUDENT))
     weights = LossWeights(feature=0.5, min_snr_gamma=5.0)
     config = DistillConfig("", "", "", resolution=16, batch_size=1, accumulation=1, dtype="float32", loss=weights)

@@ -25,6 +25,7 @@ from bksdm_jax.base.errors import InputError
 from bksdm_jax.formats.locate import choose_files, weight_files
 from bksdm_jax.formats.weights import INDEXERS
 from bksdm_jax.pipelines.load import load_pipeline
+from bksdm_jax.pipelines.source import ModelSource
 from tests.test_weights import require_equal
 
 TENSORS = {
@@ -107,8 +108,8 @@ def test_unets_as_pytorch_diffusers_writes_them(torch_teacher: Path, tmp_path: P
     folder = shutil.copytree(torch_teacher, tmp_path / "pipeline")
     spread(folder, "unet", lambda place: module.save_pretrained(place, **options))
     pipeline = load_pipeline(folder)
-    assert len(pipeline.unet_files) >= files
-    require_equal(pipeline.unet.params, load_pipeline(torch_teacher).unet.params)
+    assert len(pipeline.denoiser_files) >= files
+    require_equal(pipeline.networks["unet"].params, load_pipeline(torch_teacher).networks["unet"].params)
 
 
 def test_sharded_flax_checkpoints_are_read(flax_teacher: Path, tmp_path: Path) -> None:
@@ -117,8 +118,8 @@ def test_sharded_flax_checkpoints_are_read(flax_teacher: Path, tmp_path: Path) -
         module, params = FlaxUNet2DConditionModel.from_pretrained(flax_teacher / "unet")
         spread(folder, "unet", lambda place: module.save_pretrained(place, params, max_shard_size="400KB"))
     pipeline = load_pipeline(folder)
-    assert len(pipeline.unet_files) >= 1
-    require_equal(pipeline.unet.params, params)
+    assert len(pipeline.denoiser_files) >= 1
+    require_equal(pipeline.networks["unet"].params, params)
 
 
 @pytest.mark.parametrize("options", [{}, {"max_shard_size": "400KB"}], ids=["whole", "sharded"])
@@ -126,20 +127,24 @@ def test_a_variant_is_read_where_there_is_one(torch_teacher: Path, tmp_path: Pat
     folder = shutil.copytree(torch_teacher, tmp_path / "pipeline")
     module = UNet2DConditionModel.from_pretrained(torch_teacher / "unet").half()
     module.save_pretrained(folder / "unet", variant="fp16", **options)
-    plain, half = load_pipeline(folder), load_pipeline(folder, variant="fp16")
-    assert plain.unet.params["conv_in"]["bias"].dtype == np.float32
-    require_equal(half.unet.params, jax.tree.map(lambda leaf: leaf.astype(np.float16), plain.unet.params))
-    require_equal(half.vae.params, plain.vae.params)
+    plain, half = load_pipeline(folder), load_pipeline(ModelSource(str(folder), variant="fp16"))
+    assert plain.networks["unet"].params["conv_in"]["bias"].dtype == np.float32
+    require_equal(
+        half.networks["unet"].params, jax.tree.map(lambda leaf: leaf.astype(np.float16), plain.networks["unet"].params)
+    )
+    require_equal(half.networks["vae"].params, plain.networks["vae"].params)
     with pytest.raises(InputError, match="no weights of variant 'non_ema'"):
-        load_pipeline(folder, variant="non_ema")
+        load_pipeline(ModelSource(str(folder), variant="non_ema"))
 
 
 def test_bfloat16_is_read(torch_teacher: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(torch_teacher, tmp_path / "pipeline")
     module = UNet2DConditionModel.from_pretrained(torch_teacher / "unet").bfloat16()
     spread(folder, "unet", module.save_pretrained)
-    expected = jax.tree.map(lambda leaf: leaf.astype(ml_dtypes.bfloat16), load_pipeline(torch_teacher).unet.params)
-    require_equal(load_pipeline(folder).unet.params, expected)
+    expected = jax.tree.map(
+        lambda leaf: leaf.astype(ml_dtypes.bfloat16), load_pipeline(torch_teacher).networks["unet"].params
+    )
+    require_equal(load_pipeline(folder).networks["unet"].params, expected)
 
 
 def test_formats_are_preferred_in_order() -> None:

@@ -38,7 +38,7 @@ def require_equal(ours: Any, theirs: Any) -> None:
 
 def require_in_pytorch(folder: Path, network: str, module: torch.nn.Module) -> None:
     """What PyTorch loads from `folder` is, name by name, what we load from it."""
-    params = getattr(load_pipeline(folder), network).params
+    params = load_pipeline(folder).networks[network].params
     require_equal(tiny.flax_params(module.requires_grad_(False), params), params)
 
 
@@ -54,9 +54,9 @@ def test_a_folder_of_diffusers_flax_classes_is_read(tmp_path: Path, style: str) 
         ("text_encoder", "flax_model"),
     ):
         raw = serialization.msgpack_restore((folder / network / f"{name}.msgpack").read_bytes())
-        require_equal(getattr(pipeline, network).params, raw)
-    assert pipeline.schedule.prediction == prediction
-    assert pipeline.resolution() == 64
+        require_equal(pipeline.networks[network].params, raw)
+    assert pipeline.schedule.prediction_type == prediction
+    assert pipeline.architectures.resolution == 64
 
 
 def test_a_folder_of_pytorch_diffusers_is_read(torch_teacher: Path) -> None:
@@ -89,14 +89,14 @@ def test_a_flax_student_is_read_by_diffusers_flax_classes(flax_teacher: Path, tm
     teacher = load_pipeline(flax_teacher)
     with jax.numpy_dtype_promotion("standard"):
         module, params = FlaxUNet2DConditionModel.from_pretrained(tmp_path / "student" / "unet")
-    require_equal(params, copy_weights(plan, teacher.unet.params))
+    require_equal(params, copy_weights(plan, teacher.networks["unet"].params))
     assert module.layers_per_block == 1
     _, vae = FlaxAutoencoderKL.from_pretrained(tmp_path / "student" / "vae")
-    require_equal(vae, teacher.vae.params)
+    require_equal(vae, teacher.networks["vae"].params)
     index = json.loads((tmp_path / "student" / "model_index.json").read_text())
     assert index["_class_name"] == "FlaxStableDiffusionPipeline"
     assert index["unet"] == ["diffusers", "FlaxUNet2DConditionModel"]
-    require_equal(load_pipeline(tmp_path / "student").unet.params, params)
+    require_equal(load_pipeline(tmp_path / "student").networks["unet"].params, params)
 
 
 def test_frozen_networks_keep_their_number_format(torch_teacher: Path, tmp_path: Path) -> None:
@@ -116,7 +116,10 @@ def test_transformers_4_names_of_the_text_encoder_are_read(torch_teacher: Path, 
     tensors = {f"text_model.{name.removeprefix('text_model.')}": array for name, array in load_file(path).items()}
     tensors["text_model.embeddings.position_ids"] = np.arange(77)[None]
     save_file(tensors, path, {"format": "pt"})
-    require_equal(load_pipeline(older).text_encoder.params, load_pipeline(torch_teacher).text_encoder.params)
+    require_equal(
+        load_pipeline(older).networks["text_encoder"].params,
+        load_pipeline(torch_teacher).networks["text_encoder"].params,
+    )
 
 
 def test_older_names_of_the_vae_are_read(torch_teacher: Path, tmp_path: Path) -> None:
@@ -130,7 +133,7 @@ def test_older_names_of_the_vae_are_read(torch_teacher: Path, tmp_path: Path) ->
                 tensors[name.replace(new, old)] = tensors.pop(name)
     save_file(tensors, path, {"format": "pt"})
     assert "encoder.mid_block.attentions.0.proj_attn.weight" in tensors
-    require_equal(load_pipeline(older).vae.params, load_pipeline(torch_teacher).vae.params)
+    require_equal(load_pipeline(older).networks["vae"].params, load_pipeline(torch_teacher).networks["vae"].params)
 
 
 def test_one_error_lists_every_name(flax_teacher: Path, torch_teacher: Path, tmp_path: Path) -> None:
@@ -251,8 +254,8 @@ def test_a_student_that_diffusers_cannot_express_is_not_written(micro_teacher: P
 
 def test_a_failed_write_leaves_the_old_folder(micro_teacher: Path, tmp_path: Path) -> None:
     pipeline = load_pipeline(micro_teacher)
-    plan = plan_removal(pipeline.unet.config, removed_blocks("mid_block"))
-    student = with_unet(pipeline, plan.student, copy_weights(plan, pipeline.unet.params))
+    plan = plan_removal(pipeline.networks["unet"].config, removed_blocks("mid_block"))
+    student = with_unet(pipeline, plan.student, copy_weights(plan, pipeline.networks["unet"].params))
     target = tmp_path / "student"
     write_pipeline(target, student, SaveConfig(), extra={"note.json": 1})
     with pytest.raises(TypeError):
