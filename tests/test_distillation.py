@@ -170,6 +170,31 @@ def test_bfloat16_gradients_follow_float32() -> None:
     assert np.linalg.norm(ours - theirs) < 0.1 * np.linalg.norm(theirs)
 
 
+@pytest.mark.slow
+def test_what_is_computed_anew_changes_no_gradient() -> None:
+    problem = micro.problem()
+    plan, batch = problem.plan, noisy_batch_of_ones()
+    arguments = micro.params(plan.student, 0), {"teacher": micro.params(plan.teacher, 1)}, batch
+
+    def lowered(remat: str) -> Any:
+        loss = make_loss(dataclasses.replace(problem, remat=remat))
+        return jax.jit(jax.value_and_grad(loss, has_aux=True)).lower(*arguments)
+
+    plain = lowered("none")
+    (expected, _), expected_grads = plain.compile()(*arguments)
+    inputs = batch.noisy, batch.timesteps, batch.conditioning
+    forward = jax.jit(UNet(plan.student).apply).lower({"params": arguments[0]}, *inputs).cost_analysis()["flops"]
+    more = {}
+    for remat in ("products", "attention", "blocks", "full"):
+        again = lowered(remat)
+        (loss, _), grads = again.compile()(*arguments)
+        assert float(loss) == pytest.approx(float(expected), rel=1e-6)
+        for ours, theirs in zip(jax.tree.leaves(grads), jax.tree.leaves(expected_grads), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5 * float(jnp.abs(theirs).max()) + 1e-8)
+        more[remat] = (again.cost_analysis()["flops"] - plain.cost_analysis()["flops"]) / forward
+    assert 0 < more["products"] < more["attention"] < more["blocks"] < more["full"] <= 1, more
+
+
 def test_min_snr_weighs_images_as_the_paper_and_diffusers_do() -> None:
     from diffusers.training_utils import compute_snr
 
