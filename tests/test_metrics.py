@@ -63,6 +63,7 @@ def test_sums_of_parts_are_those_of_the_whole() -> None:
     np.testing.assert_allclose(whole.mean, features.mean(axis=0), rtol=1e-13)
     np.testing.assert_allclose(whole.covariance(), np.cov(features, rowvar=False), atol=1e-9)
     left, right = sums_of(features[:100]), sums_of(features[100:])
+    left.merge(FeatureSums())
     left.merge(right)
     assert left.count == 2500
     np.testing.assert_allclose(left.covariance(), whole.covariance(), atol=1e-9)

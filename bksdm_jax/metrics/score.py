@@ -123,7 +123,7 @@ def _folder_batches(folder: str, batch_size: int, captions: bool = True) -> Iter
     """A folder's images with their captions, or without; the table and all sizes are checked at once."""
     examples = read_image_folder(folder)
     if len(examples) < FEWEST:
-        raise InputError(f"{folder}: {len(examples)} image; scores need {FEWEST} at least")
+        raise InputError(f"{folder}: {len(examples)} image; scores need at least {FEWEST}")
     if captions:
         require_captions(folder, examples)
     for entry in examples:

@@ -31,6 +31,8 @@ class FeatureSums:
 
     def merge(self, other: "FeatureSums") -> None:
         """Adds what another part of the images gave."""
+        if other.count == 0:
+            return
         count = self.count + other.count
         apart = other.mean - self.mean
         self.mean = self.mean + apart * (other.count / count)
