@@ -28,8 +28,8 @@ def copy_weights(plan: RemovalPlan, teacher: Mapping[str, Any]) -> dict[str, Any
     student = {}
     for path in trees.flatten(parameter_shapes(plan.student)):
         parts = path.split("/")
-        known = (k for k in (3, 2) if "/".join(parts[:k]) in origin)  # a layer of a transformer, or a block
-        k = next(known, 0)
+        # A layer of a transformer, a block, or neither.
+        k = next((k for k in (3, 2) if "/".join(parts[:k]) in origin), 0)
         student[path] = flat["/".join([origin["/".join(parts[:k])], *parts[k:]]) if k else path]
     return trees.unflatten(student)
 
