@@ -17,7 +17,7 @@ from tests.fake_hub import COMMIT, REPOSITORY
 
 ASK = """
 import sys
-from bksdm_jax.errors import InputError
+from bksdm_jax.base.errors import InputError
 from bksdm_jax.pipelines.load import find_pipeline, load_architectures, load_pipeline, load_unet
 for question in sys.argv[1:]:
     try:
