@@ -233,7 +233,7 @@ def _feature_pairs(teacher: UNetConfig, student: UNetConfig, stages: dict[str, s
 
 
 def plan_text(plan: RemovalPlan) -> str:
-    """What goes, which teacher block each student block is, and the feature pairs."""
+    """What is removed, which teacher block each student block comes from, and the feature pairs."""
     lines = ["removed: " + (", ".join(plan.removed) or "nothing")]
     lines += ["", f"{'student block':<37}teacher block"]
     lines += [f"{student:<37}{source}" for student, source in plan.blocks]
