@@ -1,26 +1,35 @@
-# PYTHON       the interpreter that makes the virtual environment, 3.11 or newer
+# PYTHON       the interpreter that makes the virtual environment, 3.11 or newer; one with 3.12 in its name or path gets
+#              the newest JAX, in an environment of its own: .venv-newest and constraints-newest.txt
 # ACCELERATOR  cuda13 or tpu: what `make install` installs JAX for; empty: CPU
 # CONFIG       the demo's settings
 # WORKDIR      the demo's folder
+# TESTS        the test files, or tests, to run; empty: all
+# THIRD        0, 1 or 2: of the slow tests only that third; empty: all
 # TORCH_INDEX  a pip index with CPU builds of PyTorch (tests only); empty: pip's own, which on Linux may bring CUDA
 PYTHON ?= python3
-VENV ?= .venv
+STACK := $(if $(findstring 3.12,$(PYTHON)),-newest)
+VENV ?= .venv$(STACK)
+CONSTRAINTS ?= constraints$(STACK).txt
+SMOKE := runs/smoke$(STACK)
 ACCELERATOR ?=
 TORCH_INDEX ?=
 WORKERS ?= 2
+TESTS ?=
+THIRD ?=
 CONFIG ?= configs/demo.py
 WORKDIR ?= runs/demo
 
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-# Tests of one file share what they compile and write.
-PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
+# Every worker begins with a run of neighbours, which share what they compile and write; one that has finished takes
+# over half of what another still has to do.
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: install demo ablation test test-slow lint format lock clean
+.PHONY: install install-tests demo ablation smoke test test-slow lint format lock clean
 
 install: $(VENV)/.installed-$(ACCELERATOR)
 
-$(VENV)/.installed-$(ACCELERATOR): pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.installed-$(ACCELERATOR): pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 	$(PIP) --editable .$(if $(ACCELERATOR),[$(ACCELERATOR)])
 	touch $@
 
@@ -32,36 +41,49 @@ demo: install
 ablation: install
 	$(BIN)/python -m launch.ablation --config=configs/ablation.py --workdir=runs/ablation
 
+# Two updates and an image, hardly optimised, without the tests' packages: whether an environment works at all.
+smoke: export XLA_FLAGS = --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true
+smoke: install
+	rm -rf $(SMOKE)
+	$(BIN)/python -m launch.train --config=configs/distill.py:shapes,bk_tiny,runlocal --config.steps=2 \
+	  --config.sheets.steps=0 --config.validation.images=0 --workdir=$(SMOKE)/student
+	$(BIN)/python -m launch.sample --config=configs/sample.py --config.model=$(SMOKE)/student/model \
+	  --config.prompt="a small red circle" --config.steps=2 --workdir=$(SMOKE)/images
+
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.tests-installed: pyproject.toml constraints.txt | $(BIN)/python
+install-tests: $(VENV)/.tests-installed
+
+$(VENV)/.tests-installed: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 	$(PIP) --editable .[test]
 	touch $@
 
 # Offline, on eight fake CPU devices.
 test: $(VENV)/.tests-installed
-	$(PYTEST)
+	$(PYTEST) $(TESTS)
 
 # What those marked `slow` add: the same checks on more networks, and at full size.
 test-slow: $(VENV)/.tests-installed
-	$(PYTEST) -m slow
+	$(PYTEST) -m slow $(if $(THIRD),--third=$(THIRD)) $(TESTS)
 
 lint: $(VENV)/.tests-installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/shellcheck .ci/run
 
 format: $(VENV)/.tests-installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Brings every dependency to its newest allowed version and writes down what that is.
+# Brings every dependency to its newest allowed version and writes down what that is, for the stack that PYTHON chooses.
+# CUDA's packages, which pip may bring with PyTorch, aren't written down: JAX wants its own versions of them.
 lock:
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) 'torch==2.13.0'
 	$(BIN)/python -m pip install --quiet --editable .[test]
-	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > constraints.txt
+	$(BIN)/python -m pip freeze --exclude-editable | grep -Ev '^(nvidia|cuda|triton)' | sed 's/+cpu$$//' > $(CONSTRAINTS)
 
 clean:
-	rm -rf $(VENV) .jax_cache .pytest_cache .ruff_cache bksdm_jax.egg-info
+	rm -rf $(VENV) .venv-newest .jax_cache .pytest_cache .ruff_cache bksdm_jax.egg-info

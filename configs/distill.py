@@ -34,8 +34,8 @@ v1,bk_base and as long for v2,bk_base. The shapes' twins take a quarter of an ho
 smaller batches less.
 
 Every setting is explained in `DistillConfig` (bksdm_jax/tasks/distill/config.py), those of its groups in `LossWeights`
-(losses.py beside it), `OptimizerConfig` (bksdm_jax/training/state.py), `SampleGridConfig` (sample_grids.py beside that),
-`ValidationConfig` and `PlanConfig`. Choices and usual values of some:
+(losses.py beside it), `OptimizerConfig` (bksdm_jax/training/state.py), `SampleGridConfig`
+(sample_grids.py beside that), `ValidationConfig` and `PlanConfig`. Choices and usual values of some:
   dtype                float32, bfloat16
   attention            auto, xla, chunked, cudnn (NVIDIA), flash (TPU)
   remat                none, products, attention, blocks, full: what the backward pass recomputes

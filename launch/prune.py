@@ -9,7 +9,8 @@ remove, by Diffusers' names:
 The workdir becomes the student's pipeline folder, or holds it as a single file (`format`), with the teacher's weights
 (`student_init=teacher`), random ones, or those of another such student. Everything but the U-Net is the teacher's.
 
-Prints parameters and multiply-adds by stage, teacher beside student, and which teacher block each student block is.
+Prints parameters and multiply-adds by stage, teacher beside student, and which teacher block each student block comes
+from.
 """
 
 from pathlib import Path

@@ -17,6 +17,7 @@ import pytest  # noqa: E402
 
 from tests import tiny  # noqa: E402
 
+pytest_plugins = ["tests.thirds"]
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 

@@ -46,6 +46,12 @@ def drop_pair(block: torch.nn.Module, j: int) -> None:
             setattr(block, name, torch.nn.ModuleList(layer for i, layer in enumerate(layers) if i != j))
 
 
+def drop_layer(unet: UNet2DConditionModel, name: str) -> None:
+    """`down_blocks.1.attentions.0.transformer_blocks.1` goes."""
+    block, _, k = name.rpartition(".transformer_blocks.")
+    del unet.get_submodule(block).transformer_blocks[int(k)]
+
+
 PAPER = {
     "sd": {"layers": "all", "mid": True, "outermost": True},
     "bk_base": {"layers": "first and third", "mid": True, "outermost": True},

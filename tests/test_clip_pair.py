@@ -11,7 +11,7 @@ from bksdm_jax.base import trees
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.formats import names
 from bksdm_jax.formats.clip_json import clip_from_transformers, clip_to_transformers
-from bksdm_jax.metrics.clip_features import clip_cosines, clip_features
+from bksdm_jax.metrics.extractors import clip_extractor
 from bksdm_jax.models.clip_pair import CLIP, clip_parameter_shapes
 from bksdm_jax.pipelines.clip_folder import load_clip, write_clip
 from bksdm_jax.pipelines.tokenizer import load_tokenizer, write_tokenizer
@@ -71,10 +71,14 @@ def test_folder_goes_out_and_in_and_fits_transformers(theirs: CLIPModel, tmp_pat
 
     images = np.random.default_rng().integers(0, 256, (5, 32, 32, 3), np.uint8)
     captions = ["a cat", "", "the red cup", "a photo of a woman", "space"]
-    features = clip_features(loaded, images, batch_size=2)  # the last call is filled up
-    cosines = clip_cosines(loaded, images, captions, batch_size=2)
-    np.testing.assert_allclose(features, clip_features(loaded, images, batch_size=5), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(cosines, clip_cosines(loaded, images, captions, batch_size=5), rtol=1e-4, atol=1e-5)
+    extractor = clip_extractor(loaded)
+    found = extractor(images, captions, batch_size=2)  # the last call is filled up
+    whole = extractor(images, captions, batch_size=5)
+    for name, shape in {"features": (5, config.vision.width), "clip_cosine": (5,)}.items():
+        assert found[name].shape == shape
+        np.testing.assert_allclose(found[name], whole[name], rtol=1e-4, atol=1e-5)
+    assert extractor(images).keys() == {"features"}  # without captions
+    cosines = found["clip_cosine"]
     tokens = loaded.tokenizer(captions)
     with torch.inference_mode():
         pixels = torch.from_numpy((images / 127.5 - 1).astype(np.float32).transpose(0, 3, 1, 2))

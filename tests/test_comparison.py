@@ -69,7 +69,7 @@ def fakes(monkeypatch, tmp_path_factory):
     teacher = folder / "teacher"
     scores = {"value": 0.5, "low": 0.4, "high": 0.6}
 
-    def score_folder(images, judge, place):
+    def score_folder(images, reference, place):
         groups = {name: scores | {"chance": 0.3, "facts": 9} for name in ("all", "shape")}
         place.mkdir(parents=True)
         report = {"images": 6, "reference_images": 10, "attribute_accuracy": groups, "unreadable": 0.0}
@@ -80,7 +80,7 @@ def fakes(monkeypatch, tmp_path_factory):
     monkeypatch.setattr(comparison, "prune", lambda config, place: place.mkdir(parents=True))
     monkeypatch.setattr(comparison, "load_unet_config", lambda place: unet_from_diffusers(tiny.MICRO))
     monkeypatch.setattr(comparison, "score_folder", score_folder)
-    monkeypatch.setattr(comparison, "make_judge", object)
+    monkeypatch.setattr(comparison, "shapes_reference", object)
     monkeypatch.setattr(comparison, "pretrained_identity", lambda: "0" * 64)
     student = unet_from_diffusers(tiny.MICRO)
     monkeypatch.setattr(comparison, "plan_student", lambda *args: SimpleNamespace(student=student))

@@ -17,7 +17,7 @@ from tests.fake_hub import COMMIT, REPOSITORY
 
 ASK = """
 import sys
-from bksdm_jax.errors import InputError
+from bksdm_jax.base.errors import InputError
 from bksdm_jax.pipelines.load import find_model, load_pipeline
 for question in sys.argv[1:]:
     try:

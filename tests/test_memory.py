@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from bksdm_jax.base.errors import InputError
-from bksdm_jax.base.memory import exhaustion_told, give_back, resident
+from bksdm_jax.base.memory import explain_out_of_memory, give_back, resident
 
 _MIB = 2**20
 
@@ -23,10 +23,10 @@ def test_resident_memory_is_what_was_touched() -> None:
 def test_a_device_without_enough_memory_is_one_line() -> None:
     error = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nallocating 1T")
     said = r"RESOURCE_EXHAUSTED: Out of memory allocating 1T\); raise accumulation$"
-    with pytest.raises(InputError, match=said), exhaustion_told("raise accumulation"):
+    with pytest.raises(InputError, match=said), explain_out_of_memory("raise accumulation"):
         raise error
 
 
 def test_other_errors_stay_what_they_are() -> None:
-    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"), exhaustion_told("raise accumulation"):
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"), explain_out_of_memory("raise accumulation"):
         raise jax.errors.JaxRuntimeError("INTERNAL: a bug")

@@ -147,7 +147,6 @@ def test_bfloat16_follows_float32(teachers: dict[str, UNet2DConditionModel]) -> 
         ({"layers_per_block": 0}, "layers_per_block is 0"),
         ({"act_fn": "gelu"}, "act_fn is 'gelu'"),
         ({"mid_block_type": "Other"}, "mid_block_type: unknown name 'Other'"),
-        ({"transformer_layers_per_block": 2}, "transformer_layers_per_block"),
         ({"class_embed_type": "timestep"}, "class_embed_type"),
     ],
 )

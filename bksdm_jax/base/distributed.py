@@ -15,9 +15,9 @@ from orbax.checkpoint import multihost
 from bksdm_jax.base.errors import InputError, in_short, whole_number
 
 NONE, AUTO = "none", "auto"
-_PATIENCE = 24 * 3600  # seconds to wait for processes that live; one that died is found out by its missing heartbeats
+_BARRIER_TIMEOUT = 24 * 3600  # seconds; a process that died is noticed earlier, by its missing heartbeats
 _SHUTDOWN = 60  # seconds that the end of a process waits for the ends of the others
-_meetings = itertools.count()
+_barriers = itertools.count()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,10 +38,10 @@ class ProcessConfig:
 
 
 def connect(config: ProcessConfig) -> None:
-    """Joins the other processes, before anything else is asked of JAX.
+    """Joins the other processes; must come before any other use of JAX.
 
     Raises:
-        InputError: settings that can't be used, no cluster where one was to be found, or others that don't come.
+        InputError: bad settings, no cluster found, or processes that don't join in time.
     """
     explicit = config.distributed not in (NONE, AUTO)
     if not explicit and (config.processes, config.process_id) != (0, -1):
@@ -74,30 +74,30 @@ def connect(config: ProcessConfig) -> None:
 
 
 def _gpus_of_a_lone_task(environment: Mapping[str, str]) -> list[int] | None:
-    """All GPUs of the node, for a SLURM task that has it to itself: JAX would take one GPU a task."""
+    """All GPUs of the node, for a SLURM task that has the node to itself: JAX would take one GPU per task."""
     alone = re.fullmatch(r"1(\(x\d+\))?", environment.get("SLURM_STEP_TASKS_PER_NODE", ""))
     gpus = environment.get("SLURM_GPUS_ON_NODE", "")
     return list(range(int(gpus))) if alone and gpus.isdigit() and "JAX_LOCAL_DEVICE_IDS" not in environment else None
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes what there is once: configs, metrics, models."""
+    """Whether this is the process that writes configs, metrics and models."""
     return jax.process_index() == 0
 
 
 def barrier(what: str) -> None:
-    """Waits until all processes are here; `what` tells places apart.
+    """Waits until every process has arrived; `what` tells barriers apart.
 
-    The processes' coordinator is asked, not the devices: these give up on others within seconds on some platforms.
+    It goes through the coordinator, not the devices, which on some platforms time out within seconds.
     """
-    name = f"{what} {next(_meetings)}"  # used once, as the coordinator wants it
-    multihost.sync_global_processes(name, timeout=_PATIENCE, processes=set(range(jax.process_count())))
+    name = f"{what} {next(_barriers)}"  # used once, as the coordinator wants it
+    multihost.sync_global_processes(name, timeout=_BARRIER_TIMEOUT, processes=set(range(jax.process_count())))
 
 
 def compiled_together(jitted: Any) -> Callable[..., Any]:
-    """A jitted function that is called with the same shapes only; all processes begin their first call at one time.
+    """A jitted function for arguments of one shape, whose first call begins at the same time in all processes.
 
-    One process may take the program from the compilation cache where another compiles it for minutes.
+    One process may find the program in the compilation cache while another compiles it for minutes.
     """
     compiled = None
 
@@ -112,7 +112,7 @@ def compiled_together(jitted: Any) -> Callable[..., Any]:
 
 
 def all_reduce_max(*values: float) -> tuple[float, ...]:
-    """Each value's largest among all processes; all of them must ask."""
+    """The maximum of each value over all processes; every process must call it."""
     if jax.process_count() == 1:
         return values
     found = multihost_utils.process_allgather(np.array(values, np.float32))

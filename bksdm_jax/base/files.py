@@ -1,4 +1,4 @@
-"""Writing so that nothing half-written is ever taken for whole, and reading text people really have."""
+"""Atomic writes, and reading text in the encodings that people use."""
 
 import codecs
 import contextlib
@@ -29,7 +29,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     `.NAME.partial` beside it, which the next call clears, or, between two renames, the former folder as `.NAME.old`.
 
     Raises:
-        InputError: the place can't be written, or an operating system's error in the block.
+        InputError: the folder can't be written, or the block raises an `OSError`.
     """
     target = Path(target).resolve()
     temporary, old = (target.with_name(f".{target.name}.{ending}") for ending in ("partial", "old"))
@@ -49,7 +49,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
             raise
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
-        raise InputError(f"{target}: can't be written ({error.strerror or error}); choose another place") from error
+        raise InputError(f"{target}: can't be written ({error.strerror or error}); choose another folder") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -93,7 +93,7 @@ def make_folder(path: Path) -> Path:
 
 def require_space(folder: Path, needed: int) -> None:
     """Raises `InputError` if the disk on which `folder` is, or is to be, has fewer than `needed` bytes free."""
-    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(there).free
     if free < needed:
         raise InputError(

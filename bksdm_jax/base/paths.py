@@ -1,4 +1,4 @@
-"""Names of files and folders to read: this machine's, or those of a Google Cloud Storage bucket (`gs://`)."""
+"""Paths of files and folders to read: on this machine, or in a Google Cloud Storage bucket (`gs://`)."""
 
 import os
 from pathlib import Path
@@ -12,7 +12,7 @@ _REMOTE = "gs"
 
 
 def to_path(name: str | os.PathLike[str]) -> epath.Path:
-    """The path that a user's name of a file or folder stands for: absolute, `~` its owner's home.
+    """A user's path of a file or folder, absolute and with `~` expanded.
 
     Raises:
         InputError: another scheme than `gs://`, or a bucket that can't be reached.
@@ -21,7 +21,7 @@ def to_path(name: str | os.PathLike[str]) -> epath.Path:
     if not mark:
         return epath.Path(name).expanduser().resolve()
     if scheme != _REMOTE:
-        raise InputError(f"{name}: expected a path of this machine or one that begins with {_REMOTE}://")
+        raise InputError(f"{name}: expected a local path or one that begins with {_REMOTE}://")
     path = epath.Path(name)
     try:
         path.exists()
@@ -33,12 +33,12 @@ def to_path(name: str | os.PathLike[str]) -> epath.Path:
 
 
 def is_remote(path: AnyPath) -> bool:
-    """Whether each question about this path is one to a store."""
+    """Whether the path is in a bucket."""
     return os.fspath(path).startswith(f"{_REMOTE}://")
 
 
 def size_and_time(path: AnyPath) -> tuple[int, int]:
-    """A file's bytes, and when it was written last; raises `InputError` if it can't be asked."""
+    """A file's size in bytes and its modification time; raises `InputError` if they can't be read."""
     try:
         if is_remote(path):
             found = path.stat()

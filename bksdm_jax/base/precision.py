@@ -1,4 +1,4 @@
-"""The number formats that networks may compute in."""
+"""The number formats that networks compute in."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -13,7 +13,7 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 def compute_dtype(name: str) -> jnp.dtype:
-    """The format called `name`; an unknown one raises `InputError` with the known ones."""
+    """The format called `name`; raises `InputError` with the known ones if there is none."""
     if name not in DTYPES:
         raise one_of("dtype", name, DTYPES)
     return DTYPES[name]
@@ -25,5 +25,5 @@ def cast_frozen(params: Any, dtype: jnp.dtype) -> Any:
 
 
 def exact_products(name: str) -> AbstractContextManager[None]:
-    """While entered, float32 means float32: GPUs and TPUs multiply float32 in shorter formats unless told."""
+    """Within this context float32 products are exact: GPUs and TPUs otherwise multiply float32 in shorter formats."""
     return jax.default_matmul_precision("highest") if name == "float32" else nullcontext()

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, a plain line now and then in a log."""
+"""Progress of long work: a bar on a terminal, plain lines in a log."""
 
 import contextlib
 import sys
@@ -48,7 +48,7 @@ class Progress:
 
 @contextlib.contextmanager
 def waiting(what: str) -> Iterator[None]:
-    """For work that can't be counted, as compiling: a running clock on a terminal, else a line before and after it."""
+    """For work that can't be counted, such as compiling: a clock on a terminal, else a line before and after it."""
     start = time.monotonic()
     if not sys.stderr.isatty():
         logging.info("%s ...", what)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a wish to end after the present step."""
+"""Ctrl-C and SIGTERM as a request to stop after the current step."""
 
 import signal
 import threading

@@ -49,4 +49,4 @@ def require_same(source: str, found: Mapping[str, tuple[int, ...]], expected: Ma
         if names
     ]
     if parts:
-        raise InputError(f"{source}: weights don't fit the config beside them; " + "; ".join(parts))
+        raise InputError(f"{source}: the weights don't match the config; " + "; ".join(parts))

@@ -29,7 +29,7 @@ def require_same(workdir: Path, settings: Mapping[str, Any], may_change: Collect
     path = workdir / "config.json"
     if not path.exists():
         if is_used(workdir):
-            raise InputError(f"{workdir}: not empty, and no run of this program; choose another workdir")
+            raise InputError(f"{workdir}: not empty and not created by this program; choose another workdir")
         return
     former, present = read_json(path), json.loads(json.dumps(settings))
     for key in sorted(former.keys() | present.keys()):
@@ -41,7 +41,7 @@ def require_same(workdir: Path, settings: Mapping[str, Any], may_change: Collect
 
 
 def is_used(folder: Path) -> bool:
-    """Whether something stands at `folder` already, other than an empty folder.
+    """Whether `folder` exists already and isn't an empty folder.
 
     Hidden files count, since they are the user's too; those that a kill before the end of `claim` leaves don't.
     """
@@ -69,8 +69,8 @@ def require_shared(workdir: Path) -> None:
     while not (workdir / "config.json").is_file():
         if time.monotonic() > deadline:
             raise InputError(
-                f"{workdir}: the run's first process has written here, and this one sees nothing of it; choose a "
-                "workdir that all processes see"
+                f"{workdir}: what the run's first process wrote here isn't visible to this one; choose a "
+                "workdir on a disk that all processes share"
             )
         time.sleep(1)
 

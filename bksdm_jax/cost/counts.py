@@ -107,16 +107,16 @@ def total(counts: LayerCounts, below: str = "") -> Cost:
 def unet_cost(config: UNetConfig, latent_size: int) -> Mapping[str, Cost]:
     """The cost of a U-Net by stage, under Diffusers' names.
 
-    Layers outside of the stages are `input` (`conv_in`, `time_embedding`) and `output` (`conv_norm_out`, `conv_out`).
+    Layers outside of the stages are `output` (`conv_norm_out`, `conv_out`) and `input` (`conv_in` and embeddings).
 
     Args:
         config: the U-Net.
         latent_size: height and width of the latent; rounded up to what the U-Net can halve as often as it does.
     """
-    multiple = 2 ** sum(stage.sampler for stage in config.down)
-    latent_size = -(-latent_size // multiple) * multiple
+    latent_size = -(-latent_size // config.downscale) * config.downscale
     counts = layer_counts(UNet(config), *example_inputs(config, 1, latent_size))
-    groups = {"conv_in": "input", "time_embedding": "input", "conv_norm_out": "output", "conv_out": "output"}
+    groups = dict.fromkeys(("conv_in", "time_embedding", "add_embedding"), "input")
+    groups |= dict.fromkeys(("conv_norm_out", "conv_out"), "output")
 
     def stage(path: str) -> str:
         head = path.split("/", maxsplit=1)[0]

@@ -28,11 +28,14 @@ def decoder_cost(config: VAEConfig, latent_size: int) -> Cost:
 
 def image_cost(networks: Architectures, latent_size: int, unet_calls: int) -> dict[str, Cost]:
     """Costs by network for one image; `U-Net` is that of one call, `image` counts `unet_calls` of them."""
-    unet = sum(unet_cost(networks.denoiser, latent_size).values(), NOTHING)
-    text = text_encoder_cost(networks.configs["text_encoder"])
-    decoder = decoder_cost(networks.configs["vae"], latent_size)
-    whole = text + unet.times(unet_calls) + decoder
-    return {"text encoder": text, "U-Net": unet, "VAE decoder": decoder, "image": whole}
+    kind = networks.kind
+    label = {name: network.label for name, network in kind.networks.items()}
+    encoders = [name for name in networks.frozen if name != kind.autoencoder]
+    costs = {label[name]: text_encoder_cost(networks.configs[name]) for name in encoders}
+    costs[label[kind.denoiser]] = sum(unet_cost(networks.denoiser, latent_size).values(), NOTHING)
+    costs["VAE decoder"] = decoder_cost(networks.configs[kind.autoencoder], latent_size)
+    calls = {label[kind.denoiser]: unet_calls}
+    return costs | {"image": sum((cost.times(calls.get(name, 1)) for name, cost in costs.items()), NOTHING)}
 
 
 def image_table(models: Mapping[str, Architectures], latent_size: int, unet_calls: int) -> str:

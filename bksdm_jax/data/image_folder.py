@@ -74,6 +74,14 @@ def load_image(path: AnyPath, resolution: int | None = None) -> np.ndarray:
         raise _unreadable(path, error) from error
 
 
+def image_size(path: AnyPath) -> tuple[int, int]:
+    """Width and height as an image file's header states them; raises `InputError` as `load_image`."""
+    try:
+        return open_image(read_bytes(path)).size
+    except ValueError as error:
+        raise _unreadable(path, error) from error
+
+
 def read_image(path: AnyPath) -> Image.Image:
     """An image file as RGB, upright; raises `InputError` as `load_image`."""
     data = read_bytes(path)

@@ -14,7 +14,7 @@ from bksdm_jax.base.workdir import claim, require_same
 from bksdm_jax.cost.counts import unet_cost
 from bksdm_jax.data.sources import open_examples
 from bksdm_jax.data.tables import write_table
-from bksdm_jax.metrics.score import make_judge, score_folder
+from bksdm_jax.metrics.score import score_folder, shapes_reference
 from bksdm_jax.models.unet import parameter_shapes
 from bksdm_jax.pipelines.embedded import TEACHER, pretrained_identity
 from bksdm_jax.pipelines.load import find_model
@@ -111,7 +111,7 @@ def compare_students(config: ComparisonConfig, experiment: Experiment, workdir: 
     prompts = workdir / "prompts.csv"
     examples = open_examples(data, "heldout")
     write_table(prompts, ("file_name", "text"), [(f"heldout/{i}", examples[i].texts[0]) for i in range(config.images)])
-    judge = None
+    reference = None
     results = []
     for number, row in enumerate(rows, start=1):
         where = f"{number} of {len(rows)}, {row.label}"
@@ -123,8 +123,8 @@ def compare_students(config: ComparisonConfig, experiment: Experiment, workdir: 
         sample(_sampling(config, model, prompts), images)
         if not (scores / "scores.json").exists():
             _say(f"{where}: scoring")
-            judge = judge or make_judge()
-            score_folder(str(images), judge, scores)
+            reference = reference or shapes_reference()
+            score_folder(str(images), reference, scores)
         results.append(_result(row, model, images, read_json(scores / "scores.json")))
     said = {"title": experiment.title, "explanation": experiment.explanation}
     write_json(workdir / "report.json", said | {"config": record, "rows": results})

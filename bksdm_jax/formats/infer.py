@@ -73,6 +73,12 @@ def _unet(table: Table) -> UNetConfig:
     def heads(channels: int) -> int:
         return 8 if context == _V1_CONTEXT else max(channels // _HEAD_WIDTH, 1)
 
+    def pair(transformer: str) -> str:
+        depth = 0
+        while has(f"{transformer}.transformer_blocks.{depth}.attn1.to_q.weight"):
+            depth += 1
+        return "R" + "A" * depth
+
     def stage(pairs: list[str], channels: int, sampler: bool) -> Stage:
         return Stage(channels, heads(channels), tuple(pairs), sampler)
 
@@ -82,13 +88,13 @@ def _unet(table: Table) -> UNetConfig:
             down.append(stage(pairs, channels, True))
             pairs = []
         else:
-            pairs.append("RA" if has(f"input_blocks.{i}.1.proj_in.weight") else "R")
+            pairs.append(pair(f"input_blocks.{i}.1"))
             channels = width(f"input_blocks.{i}.0")
     down.append(stage(pairs, channels, False))
     up, pairs = [], []
     for i in _numbers(table, "output_blocks"):
         if has(f"output_blocks.{i}.0.out_layers.3.weight"):  # with gaps in the numbers an upsampler may be alone
-            pairs.append("RA" if has(f"output_blocks.{i}.1.proj_in.weight") else "R")
+            pairs.append(pair(f"output_blocks.{i}.1"))
             channels = width(f"output_blocks.{i}.0")
         if any(has(f"output_blocks.{i}.{k}.conv.weight") for k in (1, 2)):
             up.append(stage(pairs, channels, True))
@@ -98,7 +104,7 @@ def _unet(table: Table) -> UNetConfig:
     mid = None
     if middle:
         channels = width("middle_block.0")
-        mid = stage(["RA" if has("middle_block.1.proj_in.weight") else "R", "R"][: len(middle)], channels, False)
+        mid = stage([pair("middle_block.1"), "R"][: len(middle)], channels, False)
     first = table[f"{UNET}input_blocks.0.0.weight"].shape
     return UNetConfig(
         down=tuple(down),

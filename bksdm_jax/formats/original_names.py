@@ -49,14 +49,18 @@ def unet_modules(config: UNetConfig, spaced: bool = False) -> dict[str, str]:
     """
     modules = dict(_ENDS)
     place = _spaced if spaced else _Consecutive().place
+    if config.added is not None:
+        modules |= {"add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2"}
     for row in block_table(config)[0]:
+        if row.layer:
+            continue  # the names within a transformer are the same
         original = place(row)
         if row.kind == "resnet":
-            modules |= {f"{row.name}.{ours}": f"{original}.{theirs}" for ours, theirs in _RESNET.items()}
+            modules |= {f"{row.block}.{ours}": f"{original}.{theirs}" for ours, theirs in _RESNET.items()}
         elif row.kind == "attention":
-            modules[row.name] = original
+            modules[row.block] = original
         else:
-            modules[f"{row.name}.conv"] = f"{original}.{'op' if row.kind == 'downsampler' else 'conv'}"
+            modules[f"{row.block}.conv"] = f"{original}.{'op' if row.kind == 'downsampler' else 'conv'}"
     return {ours: UNET + theirs for ours, theirs in modules.items()}
 
 

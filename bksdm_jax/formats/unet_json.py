@@ -1,10 +1,12 @@
 """`UNetConfig` from the `config.json` that Diffusers writes for a U-Net, and back to one."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bksdm_jax.base.errors import InputError, finite_number, known_name, true_or_false, whole_number
-from bksdm_jax.models.unet import Stage, UNetConfig
+from bksdm_jax.formats.unet_depths import depths_from_diffusers, depths_to_diffusers, shortest
+from bksdm_jax.models.unet import TIME_IDS, AddedEmbedding, Stage, UNetConfig
 
 # Diffusers' names for the kinds of stage: (side, attention) -> type.
 STAGE_TYPES = {
@@ -16,10 +18,10 @@ STAGE_TYPES = {
 MID_TYPES = {"UNetMidBlock2DCrossAttn": ("RA", "R"), "UNetMidBlock2D": ("R",), None: ()}
 _DEFAULT_MID = "UNetMidBlock2DCrossAttn"
 
-# Options of Diffusers' class that SD 1.x and 2.x leave at these values; another value would mean another network.
+# Options of Diffusers' class that Stable Diffusion leaves at these values; another would mean another network.
 _FIXED: dict[str, tuple[Any, ...]] = {
     "act_fn": ("silu", "swish"),
-    "addition_embed_type": (None,),
+    "addition_embed_type": (None, "text_time"),
     "attention_type": ("default",),
     "center_input_sample": (False,),
     "class_embed_type": (None,),
@@ -37,7 +39,6 @@ _FIXED: dict[str, tuple[Any, ...]] = {
     "resnet_out_scale_factor": (1,),
     "resnet_skip_time_act": (False,),
     "resnet_time_scale_shift": ("default",),
-    "reverse_transformer_layers_per_block": (None,),
     "time_cond_proj_dim": (None,),
     "time_embedding_act_fn": (None,),
     "time_embedding_dim": (None,),
@@ -54,48 +55,32 @@ def unet_from_diffusers(json: Mapping[str, Any], source: str = "config.json") ->
         source: its name, for errors.
 
     Raises:
-        InputError: a key with a value that SD 1.x and 2.x U-Nets don't have.
+        InputError: a key with a value that Stable Diffusion's U-Nets don't have.
     """
     for key, allowed in _FIXED.items():
         if key in json and json[key] not in allowed:
-            raise InputError(f"{source}: {key} is {json[key]!r}; this U-Net has {allowed[0]!r} only")
+            known = " or ".join(map(repr, allowed))
+            raise InputError(f"{source}: {key} is {json[key]!r}; this U-Net has {known} only")
     widths = _widths(json, source)
     count = len(widths)
     only_cross = json.get("only_cross_attention", False)
     if only_cross is not False and list(only_cross if isinstance(only_cross, list) else [True]) != [False] * count:
         raise InputError(f"{source}: only_cross_attention is {only_cross!r}; this U-Net has False only")
-    if _per_stage(json, "transformer_layers_per_block", 1, count, source) != (1,) * count:
-        raise InputError(f"{source}: transformer_layers_per_block must be 1 in every stage")
-    heads_key = "attention_head_dim" if json.get("num_attention_heads") is None else "num_attention_heads"
-    heads = _per_stage(json, heads_key, 8, count, source)
-    layers = _per_stage(json, "layers_per_block", 2, count, source)
-    down_types = _types(json, "down", count, source)
-    up_types = _types(json, "up", count, source)
-    mid_type = json.get("mid_block_type", _DEFAULT_MID)
-    if mid_type is not None:
-        known_name(source, "mid_block_type", mid_type, [name for name in MID_TYPES if name])
     context = json.get("cross_attention_dim", 1280)
     if isinstance(context, (list, tuple)) and len(set(context)) == 1:
         context = context[0]
 
     def flag(key: str, default: bool) -> bool:
-        return true_or_false(source, key, json.get(key, default))
+        value = json.get(key, default)
+        return true_or_false(source, key, False if value is None else value)  # SDXL's upcast_attention is null
 
-    down, up = [], []
-    for i, (width, layer_count) in enumerate(zip(widths, layers, strict=True)):
-        last = i == count - 1
-        down.append(Stage(width, heads[i], (("RA" if down_types[i] else "R"),) * layer_count, not last))
-        mirrored = count - 1 - i
-        pairs = (("RA" if up_types[i] else "R"),) * (layers[mirrored] + 1)
-        up.append(Stage(widths[mirrored], heads[mirrored], pairs, not last))
     config = UNetConfig(
-        down=tuple(down),
-        mid=Stage(widths[-1], heads[-1], MID_TYPES[mid_type], False) if MID_TYPES[mid_type] else None,
-        up=tuple(up),
+        **_stages(json, widths, source),
         stem_width=widths[0],
         in_channels=whole_number(source, "in_channels", json.get("in_channels", 4)),
         out_channels=whole_number(source, "out_channels", json.get("out_channels", 4)),
-        context_width=whole_number(source, "cross_attention_dim", context),
+        context_width=None if context is None else whole_number(source, "cross_attention_dim", context),
+        added=_added(json, source),
         linear_projection=flag("use_linear_projection", False),
         upcast_attention=flag("upcast_attention", False),
         norm_groups=whole_number(source, "norm_num_groups", json.get("norm_num_groups", 32)),
@@ -117,11 +102,11 @@ def unet_to_diffusers(config: UNetConfig) -> dict[str, Any]:
     _require_expressible(config)
     layers = [len(stage.pairs) for stage in config.down]
     heads = [stage.heads for stage in config.down]
-    mid_pairs = config.mid.pairs if config.mid else ()
-    return {
+    mid_pairs = _kinds(config.mid.pairs) if config.mid else ()
+    json = {
         "_class_name": "UNet2DConditionModel",
         "act_fn": "silu",
-        "attention_head_dim": _shortest(heads),
+        "attention_head_dim": shortest(heads),
         "block_out_channels": [stage.width for stage in config.down],
         "center_input_sample": False,
         "cross_attention_dim": config.context_width,
@@ -130,7 +115,7 @@ def unet_to_diffusers(config: UNetConfig) -> dict[str, Any]:
         "flip_sin_to_cos": config.flip_sin_to_cos,
         "freq_shift": int(config.freq_shift) if config.freq_shift == int(config.freq_shift) else config.freq_shift,
         "in_channels": config.in_channels,
-        "layers_per_block": _shortest(layers),
+        "layers_per_block": shortest(layers),
         "mid_block_scale_factor": 1,
         "mid_block_type": next(name for name, pairs in MID_TYPES.items() if pairs == mid_pairs),
         "norm_eps": config.norm_epsilon,
@@ -141,6 +126,13 @@ def unet_to_diffusers(config: UNetConfig) -> dict[str, Any]:
         "upcast_attention": config.upcast_attention,
         "use_linear_projection": config.linear_projection,
     }
+    if config.added is not None:
+        json |= {
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": config.added.time_width,
+            "projection_class_embeddings_input_dim": config.added.width,
+        }
+    return json | depths_to_diffusers(config)
 
 
 def require_flax_expressible(config: UNetConfig) -> None:
@@ -153,41 +145,58 @@ def require_flax_expressible(config: UNetConfig) -> None:
     layers = [len(stage.pairs) for stage in config.down]
     if len(set(layers)) > 1:
         raise InputError(f"format: flax needs the same number of layers in every stage, here {layers}: {way_out}")
-    if config.mid is not None and config.mid.pairs != MID_TYPES[_DEFAULT_MID]:
+    if config.mid is not None and _kinds(config.mid.pairs) != MID_TYPES[_DEFAULT_MID]:
         raise InputError(f"format: flax has no mid block without attention: {way_out}")
+    if "reverse_transformer_layers_per_block" in depths_to_diffusers(config):
+        raise InputError(f"format: flax needs transformers of one depth in a stage and its mirror image: {way_out}")
     if config.norm_groups != 32:
         raise InputError(f"format: flax normalises in 32 groups, here {config.norm_groups}: {way_out}")
 
 
 def _require_expressible(config: UNetConfig) -> None:
-    def refuse(stage: str, reason: str) -> None:
-        raise InputError(f"{stage}: Diffusers' UNet2DConditionModel can't express this student: {reason}")
-
+    if config.context_width is None:
+        _refuse("cross_attention_dim", "it has no text")
     for name, stage in config.stages().items():
-        if name == "mid_block":
-            if stage.pairs not in MID_TYPES.values():
-                known = " or ".join("-".join("".join(p)) for p in MID_TYPES.values() if p)
-                refuse(name, f"a mid block is {known}, or absent; here it is {'-'.join(''.join(stage.pairs))}")
-        elif not stage.pairs or set(stage.pairs) not in ({"RA"}, {"R"}):
-            found = " ".join(stage.pairs) or "nothing"
-            refuse(name, f"every pair of a stage has an attention or none has, and there is one; here: {found}")
+        if name != "mid_block" and set(_kinds(stage.pairs)) not in ({"RA"}, {"R"}):
+            found = " ".join(_kinds(stage.pairs)) or "nothing"
+            _refuse(name, f"every pair of a stage has an attention or none has, and there is one; here: {found}")
     if len(config.down) != len(config.up):
-        refuse("up_blocks", f"{len(config.up)} up stages for {len(config.down)} down stages")
+        _refuse("up_blocks", f"{len(config.up)} up stages for {len(config.down)} down stages")
     if config.down[0].width != config.stem_width:
-        refuse("down_blocks.0", f"conv_in has {config.stem_width} channels, the stage {config.down[0].width}")
+        _refuse("down_blocks.0", f"conv_in has {config.stem_width} channels, the stage {config.down[0].width}")
     for i, (down, up) in enumerate(zip(config.down, reversed(config.up), strict=True)):
         name, j = f"up_blocks.{len(config.up) - 1 - i}", len(config.up) - 1 - i
         last = i == len(config.down) - 1
         if (up.width, up.heads) != (down.width, down.heads):
-            refuse(name, f"its {up.width} channels, {up.heads} heads differ from down_blocks.{i}")
+            _refuse(name, f"its {up.width} channels, {up.heads} heads differ from down_blocks.{i}")
         if len(up.pairs) != len(down.pairs) + 1:
-            refuse(name, f"it has {len(up.pairs)} layers, one more than down_blocks.{i} ({len(down.pairs)}) needed")
+            _refuse(name, f"it has {len(up.pairs)} layers, one more than down_blocks.{i} ({len(down.pairs)}) needed")
         if down.sampler == last:
-            refuse(f"down_blocks.{i}", "every down stage but the last ends in a downsampler")
+            _refuse(f"down_blocks.{i}", "every down stage but the last ends in a downsampler")
         if up.sampler != (j < len(config.up) - 1):
-            refuse(name, "every up stage but the last ends in an upsampler")
-    if config.mid and (config.mid.width, config.mid.heads) != (config.down[-1].width, config.down[-1].heads):
-        refuse("mid_block", "its channels or heads differ from the last down stage's")
+            _refuse(name, "every up stage but the last ends in an upsampler")
+    if config.mid is not None:
+        _require_mid(config.mid, config.down[-1])
+
+
+def _require_mid(mid: Stage, last: Stage) -> None:
+    if (kinds := _kinds(mid.pairs)) not in MID_TYPES.values():
+        known = " or ".join("-".join("".join(pairs)) for pairs in MID_TYPES.values() if pairs)
+        _refuse("mid_block", f"a mid block is {known}, or absent; here it is {'-'.join(''.join(kinds))}")
+    if (mid.width, mid.heads) != (last.width, last.heads):
+        _refuse("mid_block", "its channels or heads differ from the last down stage's")
+    ours, theirs = sum(mid.depths), last.depths[0]
+    if ours and theirs and ours != theirs:
+        _refuse("mid_block", f"its transformer has {ours} layers, the first of the last down stage {theirs}")
+
+
+def _refuse(stage: str, reason: str) -> None:
+    raise InputError(f"{stage}: Diffusers' UNet2DConditionModel can't express this student: {reason}")
+
+
+def _kinds(pairs: Sequence[str]) -> tuple[str, ...]:
+    """`RAA` -> `RA`: what is there, however deep."""
+    return tuple(re.sub("A+", "A", pair) for pair in pairs)
 
 
 def _require_divisible(config: UNetConfig, source: str) -> None:
@@ -199,6 +208,41 @@ def _require_divisible(config: UNetConfig, source: str) -> None:
                 f"{source}: {name} has {stage.width} channels, no multiple of {stage.heads} heads "
                 "(Diffusers stores head counts under attention_head_dim)"
             )
+
+
+def _stages(json: Mapping[str, Any], widths: tuple[int, ...], source: str) -> dict[str, Any]:
+    """The stages, as the fields of `UNetConfig` that hold them."""
+    count = len(widths)
+    heads_key = "attention_head_dim" if json.get("num_attention_heads") is None else "num_attention_heads"
+    heads = _per_stage(json, heads_key, 8, count, source)
+    layers = _per_stage(json, "layers_per_block", 2, count, source)
+    mid_type = json.get("mid_block_type", _DEFAULT_MID)
+    if mid_type is not None:
+        known_name(source, "mid_block_type", mid_type, [name for name in MID_TYPES if name])
+    down = [n * attends for n, attends in zip(layers, _types(json, "down", count, source), strict=True)]
+    up = [(n + 1) * attends for n, attends in zip(reversed(layers), _types(json, "up", count, source), strict=True)]
+    middle = MID_TYPES[mid_type]
+    down_depths, mid_depths, up_depths = depths_from_diffusers(json, down, "RA" in middle, up, source)
+
+    def stage(i: int, depths: tuple[int, ...], more: int, sampler: bool) -> Stage:
+        pairs = tuple("R" + "A" * depth for depth in depths or (0,) * (layers[i] + more))
+        return Stage(widths[i], heads[i], pairs, sampler)
+
+    last = count - 1
+    mid = tuple(pair.replace("A", "A" * sum(mid_depths)) for pair in middle)
+    return {
+        "down": tuple(stage(i, depths, 0, i < last) for i, depths in enumerate(down_depths)),
+        "mid": Stage(widths[-1], heads[-1], mid, False) if mid else None,
+        "up": tuple(stage(last - i, depths, 1, i < last) for i, depths in enumerate(up_depths)),
+    }
+
+
+def _added(json: Mapping[str, Any], source: str) -> AddedEmbedding | None:
+    if json.get("addition_embed_type") is None:
+        return None
+    ours, whole = "addition_time_embed_dim", "projection_class_embeddings_input_dim"
+    time_width = whole_number(source, ours, json.get(ours))
+    return AddedEmbedding(whole_number(source, whole, json.get(whole), TIME_IDS * time_width + 1), time_width)
 
 
 def _widths(json: Mapping[str, Any], source: str) -> tuple[int, ...]:
@@ -232,7 +276,3 @@ def _per_stage(json: Mapping[str, Any], key: str, default: int, count: int, sour
     if len(values) != count:
         raise InputError(f"{source}: {key} has {len(values)} entries; expected one number, or {count}")
     return tuple(whole_number(source, key, v) for v in values)
-
-
-def _shortest(values: list[int]) -> int | list[int]:
-    return values[0] if len(set(values)) == 1 else values

@@ -30,16 +30,17 @@ def attribute_scores(asked: Sequence[Scene], shown: Sequence[Scene]) -> dict[str
         asked: what the captions state (`parse_caption`).
         shown: what their images show (`read_scene`).
     """
+    answers = _tallies(asked, shown)
     shifts = range(1, min(_SHIFTS, len(asked) - 1) + 1)
-    others = [asked[(i + shift) % len(asked)] for shift in shifts for i in range(len(asked))]
-    answers = [agreeing_facts(*pair) for pair in zip(asked, shown, strict=True)]
-    guesses = [agreeing_facts(*pair) for pair in zip(list(asked) * len(shifts), others, strict=True)]
-    objects = [len(scene.things) for scene in asked]
-    scores = {"all": _share(answers, guesses, objects, KINDS, (1, 2))}
-    scores |= {kind: _share(answers, guesses, objects, (kind,), (1, 2)) for kind in KINDS}
+    guesses = sum((_tallies(asked, [*asked[shift:], *asked[:shift]]) for shift in shifts), np.zeros_like(answers))
+    objects = np.array([len(scene.things) for scene in asked])
+    everything = np.full(len(asked), True)
+    scores = {"all": _share(answers, guesses, everything)}
+    for number, kind in enumerate(KINDS):
+        scores[kind] = _share(answers[:, [number]], guesses[:, [number]], everything)
     for count, name in ((1, "one object"), (2, "two objects")):
         if count in objects:
-            scores[name] = _share(answers, guesses, objects, KINDS, (count,))
+            scores[name] = _share(answers, guesses, objects == count)
     return scores
 
 
@@ -53,28 +54,21 @@ def unreadable_share(shown: Sequence[Scene]) -> float:
     return float(np.mean([not whole(scene) for scene in shown]))
 
 
-def _share(
-    answers: list[list[tuple[str, bool]]],
-    guesses: list[list[tuple[str, bool]]],
-    objects: list[int],
-    kinds: tuple[str, ...],
-    counts: tuple[int, ...],
-) -> AttributeScore:
-    """Over the facts of some kinds, in the scenes with some numbers of objects; resampled by image."""
+def _tallies(asked: Sequence[Scene], shown: Sequence[Scene]) -> np.ndarray:
+    """Facts by image and kind, [N, kinds, 2]: how many are shown, how many are asked for."""
+    tallies = np.zeros((len(asked), len(KINDS), 2), int)
+    for tally, *pair in zip(tallies, asked, shown, strict=True):
+        for kind, right in agreeing_facts(*pair):
+            tally[KINDS.index(kind)] += (right, 1)
+    return tallies
 
-    def tally(facts: list[list[tuple[str, bool]]]) -> np.ndarray:
-        rows = [
-            [sum(right for kind, right in row if kind in kinds), sum(kind in kinds for kind, _ in row)]
-            for row, count in zip(facts, objects * (len(facts) // len(objects)), strict=True)
-            if count in counts
-        ]
-        return np.array(rows, float)  # [images, (shown, asked)]
+
+def _share(answers: np.ndarray, guesses: np.ndarray, chosen: np.ndarray) -> AttributeScore:
+    """Over all facts in tallies [N, kinds, 2] of the chosen images; resampled by image."""
 
     def ratio(rows: np.ndarray) -> float:
         shown, wanted = rows.sum(axis=0)
-        return float(shown / wanted)
+        return float(shown / wanted) if wanted else float("nan")
 
-    rows = tally(answers)
-    accuracy = bootstrap(lambda chosen: ratio(rows[chosen]), len(rows))
-    chance = ratio(tally(guesses)) if guesses else float("nan")
-    return AttributeScore(accuracy, chance, int(rows[:, 1].sum()))
+    rows, guessed = answers[chosen].sum(axis=1), guesses[chosen].sum(axis=1)  # [N, 2]
+    return AttributeScore(bootstrap(lambda some: ratio(rows[some]), len(rows)), ratio(guessed), int(rows[:, 1].sum()))

@@ -4,6 +4,8 @@ import dataclasses
 
 import numpy as np
 
+from bksdm_jax.metrics.sums import FeatureSums
+
 
 @dataclasses.dataclass(frozen=True)
 class Normal:
@@ -14,31 +16,26 @@ class Normal:
     root: np.ndarray
 
 
-def fit_normal(features: np.ndarray) -> Normal:
-    """From features [N, D]."""
-    mean, covariance = _moments(features)
+def fit_normal(sums: FeatureSums) -> Normal:
+    """From the sums over at least two features."""
+    covariance = sums.covariance()
     values, vectors = np.linalg.eigh(covariance)
-    return Normal(mean, covariance, (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T)
+    return Normal(sums.mean, covariance, (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T)
 
 
-def frechet_distance(features: np.ndarray, reference: Normal) -> float:
+def frechet_distance(sums: FeatureSums, reference: Normal) -> float:
     """|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) of two normal distributions (Heusel et al. 2017).
 
     The trace of the root is the sum of the roots of the eigenvalues of sqrt(S2) S1 sqrt(S2), in float64.
 
     Args:
-        features: [N, D], to which the first distribution is fitted.
+        sums: over at least two features, to which the first distribution is fitted.
         reference: the second one.
 
     Returns:
         at least 0, but for rounding; the fewer features, the larger: compare at equal N only.
     """
-    mean, covariance = _moments(features)
+    covariance = sums.covariance()
     roots = np.sqrt(np.clip(np.linalg.eigvalsh(reference.root @ covariance @ reference.root), 0, None))
-    difference = np.sum((mean - reference.mean) ** 2)
+    difference = np.sum((sums.mean - reference.mean) ** 2)
     return float(difference + np.trace(covariance) + np.trace(reference.covariance) - 2 * np.sum(roots))
-
-
-def _moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    features = np.asarray(features, np.float64)
-    return features.mean(axis=0), np.atleast_2d(np.cov(features, rowvar=False))

@@ -1,6 +1,7 @@
 """Scoring as one call: a folder of images with captions in, `scores.json` out."""
 
 import dataclasses
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +10,11 @@ import numpy as np
 from bksdm_jax.base.errors import InputError, whole_number
 from bksdm_jax.base.files import make_folder, write_json
 from bksdm_jax.base.progress import Progress
-from bksdm_jax.data.image_folder import FileExample, load_image, read_image_folder
-from bksdm_jax.metrics.attributes import attribute_scores, unreadable_share
-from bksdm_jax.metrics.bootstrap import bootstrap
-from bksdm_jax.metrics.clip_features import clip_cosines, clip_features
-from bksdm_jax.metrics.frechet import Normal, fit_normal, frechet_distance
-from bksdm_jax.pipelines.clip_folder import LoadedCLIP, load_clip
-from bksdm_jax.pipelines.embedded import clip_folder
-from bksdm_jax.shapes.reader import read_scene
+from bksdm_jax.data.image_folder import FileExample, image_size, load_image, read_image_folder
+from bksdm_jax.metrics.evaluate import ReferenceStatistics, evaluate, reference_statistics
+from bksdm_jax.metrics.features import FEWEST, Batch
+from bksdm_jax.metrics.shapes_world import SceneReader, heldout_batches, require_captions
 from bksdm_jax.shapes.render import PIXELS
-from bksdm_jax.shapes.scenes import Scene, parse_caption
-from bksdm_jax.shapes.world import example
-
-_FEWEST = 2  # images that have a spread
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,48 +34,47 @@ class ScoreConfig:
     batch_size: int = 64
 
 
-@dataclasses.dataclass(frozen=True)
-class Judge:
-    """What images are held to: the shapes CLIP, and its view of real pictures."""
-
-    clip: LoadedCLIP
-    real: Normal
-    real_images: int
-    batch_size: int
-
-
-def make_judge(reference: str = "", reference_count: int = 1000, batch_size: int = 64) -> Judge:
-    """Loads the shapes CLIP and shows it the real pictures; arguments as in `ScoreConfig`.
-
-    Raises:
-        InputError: a setting, folder, table or image can't be used.
-    """
-    whole_number("config", "reference_count", reference_count, _FEWEST)
-    whole_number("config", "batch_size", batch_size)
-    clip = load_clip(clip_folder())
-    if reference:
-        pictures = _pictures(_enough(reference))
-    else:
-        pictures = np.stack([example("heldout", index)[0] for index in range(reference_count)])
-    return Judge(clip, fit_normal(clip_features(clip, pictures, batch_size)), len(pictures), batch_size)
-
-
 def score(config: ScoreConfig, workdir: Path) -> dict[str, Any]:
     """Scores images of the shapes world and writes `scores.json`.
 
     Returns:
-        what was written, see `score_folder`.
+        what was written, see `score_batches`.
 
     Raises:
         InputError: a setting, folder, table, image or caption can't be used; nothing is written then.
     """
-    _captions(config.images, _enough(config.images))  # told before anything slow
-    judge = make_judge(config.reference, config.reference_count, config.batch_size)
-    return score_folder(config.images, judge, workdir)
+    whole_number("config", "batch_size", config.batch_size)
+    batches = _folder_batches(config.images, config.batch_size)  # bad input is told before anything slow
+    reference = shapes_reference(config.reference, config.reference_count, config.batch_size)
+    return _write(score_batches(batches, reference, config.batch_size), workdir)
 
 
-def score_folder(images: str, judge: Judge, workdir: Path) -> dict[str, Any]:
-    """Scores a folder of images and writes `scores.json` in `workdir`.
+def shapes_reference(reference: str = "", reference_count: int = 1000, batch_size: int = 64) -> ReferenceStatistics:
+    """The statistics of real pictures of the shapes world; arguments as in `ScoreConfig`.
+
+    Raises:
+        InputError: a setting, folder, table or image can't be used.
+    """
+    whole_number("config", "reference_count", reference_count, FEWEST)
+    if reference:
+        batches = _folder_batches(reference, batch_size, captions=False)
+    else:
+        batches = ((images, None) for images, _ in heldout_batches(reference_count, batch_size))
+    return reference_statistics(batches, batch_size)
+
+
+def score_folder(images: str, reference: ReferenceStatistics, workdir: Path, batch_size: int = 64) -> dict[str, Any]:
+    """Scores a folder of images and writes `scores.json` in `workdir`; returns and raises as `score`."""
+    return _write(score_batches(_folder_batches(images, batch_size), reference, batch_size), workdir)
+
+
+def score_batches(batches: Iterable[Batch], reference: ReferenceStatistics, batch_size: int = 64) -> dict[str, Any]:
+    """Scores images of the shapes world as they come, from files or straight from a sampler.
+
+    Args:
+        batches: uint8 images [B, 64, 64, 3] with their captions; one batch is in memory at a time.
+        reference: from `shapes_reference`.
+        batch_size: images per program call.
 
     Returns:
         `images` (their number), `attribute_accuracy` (by group, each with its interval, chance and number of facts),
@@ -90,29 +82,16 @@ def score_folder(images: str, judge: Judge, workdir: Path) -> dict[str, Any]:
         image tower's states to those of `reference_images` real pictures).
 
     Raises:
-        InputError: the folder, its table, an image or a caption can't be used; nothing is written then.
+        InputError: fewer than two images, or one whose size or caption isn't of the shapes world.
     """
-    examples = _enough(images)
-    asked, pictures = _captions(images, examples), _pictures(examples)
-    shown = [read_scene(picture) for picture in pictures]
-    features = clip_features(judge.clip, pictures, judge.batch_size)
-    cosines = clip_cosines(judge.clip, pictures, [entry.text for entry in examples], judge.batch_size)
-    distance = bootstrap(lambda chosen: frechet_distance(features[chosen], judge.real), len(pictures), centred=True)
-    cosine = bootstrap(lambda chosen: float(cosines[chosen].mean(dtype=np.float64)), len(pictures))
-    attributes = {
-        group: {**dataclasses.asdict(entry.accuracy), "chance": entry.chance, "facts": entry.facts}
-        for group, entry in attribute_scores(asked, shown).items()
+    reader = SceneReader()
+    count, scores = evaluate(reader.watch(batches), reference, batch_size)
+    return {
+        "images": count,
+        "reference_images": reference.images,
+        **reader.scores(),
+        **{name: dataclasses.asdict(entry) for name, entry in scores.items()},
     }
-    scores = {
-        "images": len(pictures),
-        "reference_images": judge.real_images,
-        "attribute_accuracy": attributes,
-        "unreadable": unreadable_share(shown),
-        "clip_score_shapes": dataclasses.asdict(cosine),
-        "fd_clip_shapes": dataclasses.asdict(distance),
-    }
-    write_json(make_folder(workdir) / "scores.json", scores)
-    return scores
 
 
 def score_table(scores: dict[str, Any]) -> str:
@@ -135,31 +114,29 @@ def score_table(scores: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _enough(folder: str) -> list[FileExample]:
+def _write(scores: dict[str, Any], workdir: Path) -> dict[str, Any]:
+    write_json(make_folder(workdir) / "scores.json", scores)
+    return scores
+
+
+def _folder_batches(folder: str, batch_size: int, captions: bool = True) -> Iterator[Batch]:
+    """A folder's images with their captions, or without; the table and all sizes are checked at once."""
     examples = read_image_folder(folder)
-    if len(examples) < _FEWEST:
-        raise InputError(f"{folder}: {len(examples)} image; scores need {_FEWEST} at least")
-    return examples
+    if len(examples) < FEWEST:
+        raise InputError(f"{folder}: {len(examples)} image; scores need at least {FEWEST}")
+    if captions:
+        require_captions(folder, examples)
+    for entry in examples:
+        width, height = image_size(entry.path)
+        if (width, height) != (PIXELS, PIXELS):
+            raise InputError(f"{entry.path}: {width} x {height} pixels; the shapes world has {PIXELS} x {PIXELS}")
+    return _load_batches(examples, batch_size, captions)
 
 
-def _captions(folder: str, examples: list[FileExample]) -> list[Scene]:
-    scenes = []
-    for number, entry in enumerate(examples, start=1):
-        try:
-            scenes.append(parse_caption(entry.text))
-        except InputError as error:
-            raise InputError(f"{folder}/metadata.csv: row {number}: {error}") from error
-    return scenes
-
-
-def _pictures(examples: list[FileExample]) -> np.ndarray:
-    pictures = []
+def _load_batches(examples: list[FileExample], batch_size: int, captions: bool) -> Iterator[Batch]:
     with Progress("reading images", len(examples)) as progress:
-        for entry in examples:
-            pixels = load_image(entry.path)
-            if pixels.shape[:2] != (PIXELS, PIXELS):
-                found = f"{pixels.shape[1]} x {pixels.shape[0]}"
-                raise InputError(f"{entry.path}: {found} pixels; the shapes world has {PIXELS} x {PIXELS}")
-            pictures.append(pixels)
-            progress.advance()
-    return np.stack(pictures)
+        for start in range(0, len(examples), batch_size):
+            part = examples[start : start + batch_size]
+            images = np.stack([load_image(entry.path) for entry in part])
+            yield images, [entry.text for entry in part] if captions else None
+            progress.advance(len(part))

@@ -253,7 +253,7 @@ class FeedForward(nn.Module):
 class TransformerLayer(nn.Module):
     """Self-attention, cross-attention, feed-forward, each behind a LayerNorm and added to its input.
 
-    What self-attention adds is sown as `features/.../attn1`, [B, N, C].
+    Without a context there is no cross-attention. What self-attention adds is sown as `features/.../attn1`, [B, N, C].
     """
 
     heads: int
@@ -262,7 +262,7 @@ class TransformerLayer(nn.Module):
     attention: str = "auto"
 
     @nn.compact
-    def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, context: jax.Array | None = None) -> jax.Array:
         def norm(name: str) -> LayerNorm:
             return LayerNorm(epsilon=1e-5, result=self.dtype, name=name)
 
@@ -272,18 +272,20 @@ class TransformerLayer(nn.Module):
         attended = attention("attn1")(norm("norm1")(x))
         self.sow("features", "attn1_features", attended)
         x = x + attended
-        x = x + attention("attn2")(norm("norm2")(x), context)
+        if context is not None:
+            x = x + attention("attn2")(norm("norm2")(x), context)
         return x + FeedForward(self.dtype, name="ff")(norm("norm3")(x))
 
 
 class SpatialTransformer(nn.Module):
-    """The block `A`: one transformer layer over the pixels of a feature map, conditioned on text states.
+    """A transformer of `depth` layers over the pixels of a feature map, conditioned on text states where there are any.
 
     Projections into and out of it are 1x1 convolutions (SD v1) or linear layers (SD v2). The output of `proj_out`,
     before the residual is added, is sown as `features/.../proj_out`.
     """
 
     heads: int
+    depth: int = 1
     linear_projection: bool = False
     upcast: bool = False
     groups: int = 32
@@ -291,7 +293,7 @@ class SpatialTransformer(nn.Module):
     attention: str = "auto"
 
     @nn.compact
-    def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, context: jax.Array | None = None) -> jax.Array:
         batch, height, width, channels = x.shape
         h = GroupNorm(self.groups, epsilon=1e-6, result=self.dtype, name="norm")(x)
         if self.linear_projection:
@@ -300,9 +302,11 @@ class SpatialTransformer(nn.Module):
         else:
             h = conv(channels, 1, "proj_in", self.dtype)(h)
             h = h.reshape(batch, height * width, channels)
-        h = TransformerLayer(self.heads, self.upcast, self.dtype, self.attention, name="transformer_blocks_0")(
-            h, context
-        )
+        for k in range(self.depth):
+            layer = TransformerLayer(
+                self.heads, self.upcast, self.dtype, self.attention, name=f"transformer_blocks_{k}"
+            )
+            h = layer(h, context)
         if self.linear_projection:
             h = Dense(channels, dtype=self.dtype, name="proj_out")(h).reshape(x.shape)
         else:

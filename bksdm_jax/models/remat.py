@@ -28,7 +28,7 @@ POLICIES: dict[str, dict[str, Policy]] = {
 """Name -> kind of block, or a whole `stage` -> which of its results are kept; of kinds that aren't there, all.
 
 `products` keeps those of convolutions and matrix products, and computes norms, activations and casts anew: little time.
-`attention` keeps the inputs of transformer blocks alone, `blocks` those of every block, which costs about two thirds of
+`attention` keeps the inputs of transformers alone, `blocks` those of every block, which costs about two thirds of
 a forward pass, since the last product of each isn't needed again; `full` those of stages: one more forward pass.
 """
 

@@ -18,7 +18,10 @@ from bksdm_jax.models.layers import Downsample, GroupNorm, ResnetBlock, Timestep
 from bksdm_jax.models.remat import rematerialised
 
 Conditioning = Mapping[str, jax.Array]
-"""What a prediction is conditioned on: `context` [B, T, K], the text states, and whatever else a U-Net has."""
+"""What a prediction is conditioned on: `context` [B, T, K], the text states; where there is an added embedding also
+`text_embeds` [B, P], the pooled text, and `time_ids` [B, 6], sizes and crops in pixels. Without text it is empty.
+"""
+TIME_IDS = 6
 FEATURES = "features"
 """The variable collection that captured features are sown into."""
 
@@ -29,8 +32,9 @@ class Stage:
 
     Attributes:
         width: output channels.
-        heads: attention heads (what Diffusers stores under `attention_head_dim`).
-        pairs: entry j has the letter `R` if there is `resnets.j`, and `A` if there is `attentions.j`.
+        heads: attention heads.
+        pairs: entry j has the letter `R` if there is `resnets.j`, and an `A` for each layer of the transformer
+            `attentions.j`.
         sampler: whether the stage ends in its down- or upsampler.
     """
 
@@ -39,10 +43,31 @@ class Stage:
     pairs: tuple[str, ...]
     sampler: bool
 
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """How many layers `attentions.j` has, for each j; 0 where there is none."""
+        return tuple(pair.count("A") for pair in self.pairs)
+
+
+@dataclasses.dataclass(frozen=True)
+class AddedEmbedding:
+    """What SDXL adds to the timestep's embedding (Podell et al. 2023, section 2.2).
+
+    Attributes:
+        width: numbers that go in, those of the pooled text and the sinusoids of every time id.
+        time_width: sinusoids of one time id; even.
+    """
+
+    width: int
+    time_width: int
+
 
 @dataclasses.dataclass(frozen=True)
 class UNetConfig:
-    """The architecture of a U-Net. Defaults are SD v1's."""
+    """The architecture of a U-Net. Defaults are SD v1's.
+
+    Without a `context_width` there is no text: transformer layers have self-attention and feed-forward only.
+    """
 
     down: tuple[Stage, ...]
     mid: Stage | None
@@ -50,7 +75,8 @@ class UNetConfig:
     stem_width: int = 320
     in_channels: int = 4
     out_channels: int = 4
-    context_width: int = 768
+    context_width: int | None = 768
+    added: AddedEmbedding | None = None
     linear_projection: bool = False
     upcast_attention: bool = False
     norm_groups: int = 32
@@ -66,6 +92,11 @@ class UNetConfig:
             stages["mid_block"] = self.mid
         return stages | {f"up_blocks.{i}": stage for i, stage in enumerate(self.up)}
 
+    @property
+    def downscale(self) -> int:
+        """How many times higher and wider the input is than the smallest feature map: what both must divide by."""
+        return 2 ** sum(stage.sampler for stage in self.down)
+
 
 @dataclasses.dataclass(frozen=True)
 class Skip:
@@ -78,7 +109,7 @@ class Skip:
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """One row of the table.
+    """One row of the table: a residual block, a resampler, or one layer of a transformer.
 
     Attributes:
         stage, leaf: `down_blocks.1`, `resnets.0`.
@@ -87,6 +118,7 @@ class Block:
         out_width: channels that leave.
         level: how often the input was halved.
         heads: attention heads (attention only).
+        layer, depth: the number of this layer, and how many its transformer has (attention only).
         pops: whether it takes a skip.
         skip: the skip that it takes; None where the stack is empty.
         pushes: whether its output is put on the skip stack.
@@ -99,14 +131,21 @@ class Block:
     out_width: int
     level: int
     heads: int = 0
+    layer: int = 0
+    depth: int = 1
     pops: bool = False
     skip: Skip | None = None
     pushes: bool = False
 
     @property
-    def name(self) -> str:
-        """Diffusers' name, `down_blocks.1.resnets.0`."""
+    def block(self) -> str:
+        """Diffusers' name of the block, `down_blocks.1.resnets.0`; all layers of a transformer share it."""
         return f"{self.stage}.{self.leaf}"
+
+    @property
+    def name(self) -> str:
+        """Diffusers' name of this row, `down_blocks.1.attentions.0.transformer_blocks.0` or its block's."""
+        return f"{self.block}.transformer_blocks.{self.layer}" if self.kind == "attention" else self.block
 
 
 def block_table(config: UNetConfig) -> tuple[tuple[Block, ...], tuple[Skip, ...]]:
@@ -123,7 +162,7 @@ def block_table(config: UNetConfig) -> tuple[tuple[Block, ...], tuple[Skip, ...]
 
     def push() -> None:
         rows[-1] = dataclasses.replace(rows[-1], pushes=True)
-        skips.append(Skip(rows[-1].name, width, level))
+        skips.append(Skip(rows[-1].block, width, level))
 
     for name, stage in config.stages().items():
         side = name.split("_")[0]
@@ -133,8 +172,10 @@ def block_table(config: UNetConfig) -> tuple[tuple[Block, ...], tuple[Skip, ...]
                 pops = side == "up"
                 rows.append(Block(name, f"resnets.{j}", "resnet", width, stage.width, level, pops=pops, skip=skip))
                 width = stage.width
-            if "A" in pair:
-                rows.append(Block(name, f"attentions.{j}", "attention", width, stage.width, level, stage.heads))
+            rows += [
+                Block(name, f"attentions.{j}", "attention", width, stage.width, level, stage.heads, k, stage.depths[j])
+                for k in range(stage.depths[j])
+            ]
             if "R" in pair and side == "down":
                 push()
         if stage.sampler:
@@ -155,6 +196,7 @@ KINDS = {
         SpatialTransformer,
         lambda row, cfg: {
             "heads": row.heads,
+            "depth": row.depth,
             "linear_projection": cfg.linear_projection,
             "upcast": cfg.upcast_attention,
             "groups": cfg.norm_groups,
@@ -186,6 +228,8 @@ class UNetStage(nn.Module):
     ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
         inputs = {"resnet": (temb,), "attention": (context,), "downsampler": (), "upsampler": ()}
         for row in self.rows:
+            if row.layer < row.depth - 1:
+                continue  # a transformer runs as a whole, with its last layer
             if row.pops:
                 x, skips = jnp.concatenate([x, skips[-1]], axis=-1), skips[:-1]
             block, settings = KINDS[row.kind]
@@ -200,10 +244,10 @@ class UNetStage(nn.Module):
 
 
 class UNet(nn.Module):
-    """Predicts noise (or velocity) from a noisy latent, its timestep and the text states.
+    """Predicts noise (or velocity) from a noisy latent, its timestep and what it is conditioned on.
 
     With the collection `FEATURES` mutable, the output of every stage is sown under its name (`down_blocks.0`), and
-    those of every attention block's `attn1` and `proj_out`; `captured` lists them. Otherwise nothing is kept.
+    those of every transformer's `attn1` and `proj_out`; `captured` lists them. Otherwise nothing is kept.
 
     `attention` is a key of `attention.IMPLEMENTATIONS`, `remat` one of `remat.POLICIES`.
     """
@@ -215,15 +259,21 @@ class UNet(nn.Module):
 
     @nn.compact
     def __call__(self, latents: jax.Array, timesteps: jax.Array, conditioning: Conditioning) -> jax.Array:
-        """`latents` [B, H, W, in_channels], `timesteps` [B], `conditioning` with `context` [B, T, context_width].
+        """`latents` [B, H, W, in_channels], `timesteps` [B], `conditioning` as `example_inputs` has it.
 
         Returns:
-            [B, H, W, out_channels] in `dtype`. H and W must be multiples of 2^(number of downsamplers).
+            [B, H, W, out_channels] in `dtype`. H and W must be multiples of `config.downscale`.
         """
         cfg = self.config
         temb = timestep_embedding(timesteps, cfg.stem_width, cfg.flip_sin_to_cos, cfg.freq_shift)
         temb = TimestepMLP(4 * cfg.stem_width, self.dtype, name="time_embedding")(temb)
-        context = conditioning["context"].astype(self.dtype)
+        if cfg.added is not None:
+            ids = conditioning["time_ids"]
+            sizes = timestep_embedding(ids.reshape(-1), cfg.added.time_width, cfg.flip_sin_to_cos, cfg.freq_shift)
+            parts = (conditioning["text_embeds"], sizes.reshape(ids.shape[0], -1))
+            joined = jnp.concatenate([part.astype(self.dtype) for part in parts], axis=-1)  # [B, added.width]
+            temb = temb + TimestepMLP(4 * cfg.stem_width, self.dtype, name="add_embedding")(joined)
+        context = None if cfg.context_width is None else conditioning["context"].astype(self.dtype)
         x = conv(cfg.stem_width, 3, "conv_in", self.dtype)(latents)
         rows, unused = block_table(cfg)
         assert not unused, unused
@@ -262,15 +312,19 @@ def dotted(name: str) -> str:
 
 def example_inputs(config: UNetConfig, batch: int = 1, size: int = 64) -> tuple[Any, ...]:
     """Shapes of latents [B, size, size, C], timesteps [B] and conditioning (text states [B, 77, K]), float32."""
-    return (
-        jax.ShapeDtypeStruct((batch, size, size, config.in_channels), jnp.float32),
-        jax.ShapeDtypeStruct((batch,), jnp.float32),
-        {"context": jax.ShapeDtypeStruct((batch, 77, config.context_width), jnp.float32)},
-    )
+
+    def array(*shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((batch, *shape), jnp.float32)
+
+    conditioning = {}
+    if config.context_width is not None:
+        conditioning["context"] = array(77, config.context_width)
+    if config.added is not None:
+        conditioning["text_embeds"] = array(config.added.width - TIME_IDS * config.added.time_width)
+        conditioning["time_ids"] = array(TIME_IDS)
+    return array(size, size, config.in_channels), array(), conditioning
 
 
 def parameter_shapes(config: UNetConfig) -> dict[str, Any]:
     """The parameters of a U-Net as nested `jax.ShapeDtypeStruct`, from shapes alone."""
-    size = 2 ** sum(stage.sampler for stage in config.down)
-    inputs = example_inputs(config, size=size)
-    return parameter_shapes_of(UNet(config), *inputs)
+    return parameter_shapes_of(UNet(config), *example_inputs(config, size=config.downscale))

@@ -21,6 +21,7 @@ from bksdm_jax.pipelines.source import ModelSource, whatever_it_predicts
 from bksdm_jax.pipelines.stable_diffusion import TEACHERS, stable_diffusion
 from bksdm_jax.pruning.presets import PRESETS
 from bksdm_jax.pruning.removal import plan_removal, removed_blocks
+from bksdm_jax.sampling.text_to_image import require_resolution
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,9 +73,7 @@ def cost_report(config: CostConfig) -> str:
         models[name] = teacher.with_denoiser(plan.student)
     resolution = config.resolution or teacher.resolution
     size = resolution // teacher.factor
-    multiple = teacher.factor * 2 ** sum(stage.sampler for stage in teacher.denoiser.down)
-    if resolution % multiple or size < 1:
-        raise InputError(f"resolution: {resolution} pixels; expected a multiple of {multiple}")
+    require_resolution(resolution, teacher)
     lines = [
         image_table(models, size, config.steps),
         f"image: {resolution}x{resolution} pixels, text encoder once, U-Net {config.steps} times, decoder once "

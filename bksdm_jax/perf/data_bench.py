@@ -1,6 +1,5 @@
 """How fast training's data can be read on this machine, and what preparing them takes of memory."""
 
-import dataclasses
 import io
 import multiprocessing
 import multiprocessing.connection
@@ -11,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -31,7 +31,6 @@ _REPEATED = 1024  # times, since to shuffle few is slow
 _LATENTS = 1024
 _FEW, _MANY = 2_000, 20_000
 _TOKENS = 77
-_ORDERED = 10_000
 
 
 def bench_data(resolution: int, repeats: int) -> str:
@@ -49,7 +48,7 @@ def bench_data(resolution: int, repeats: int) -> str:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         lines = [*_decoding(folder / "images", resolution, repeats), *_latents(folder / "latents", resolution, repeats)]
-        return "\n".join([*lines, *_memory(folder), *_order()])
+        return "\n".join([*lines, *_memory(folder)])
 
 
 def _decoding(folder: Path, resolution: int, repeats: int) -> Iterator[str]:
@@ -124,68 +123,18 @@ def _prepare_and_tell(sender: multiprocessing.connection.Connection, source: Pat
     sender.send(int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Numbered:
-    """An example whose caption is its number."""
-
-    number: int
-
-    @property
-    def name(self) -> str:
-        return str(self.number)
-
-    @property
-    def texts(self) -> tuple[str, ...]:
-        return (self.name,)
-
-    def image(self) -> Image.Image:
-        return Image.new("RGB", (1, 1))
-
-
-def _order() -> Iterator[str]:
-    """Whether the order of examples is one and the same however they are read."""
-    examples = list(map(_Numbered, range(_ORDERED * 3 // 4)))  # so that a second epoch begins
-    steps = _ORDERED // _BATCH
-    expected = _numbers(examples, steps)
-    same = {f"{count} processes": _numbers(examples, steps, processes=count) for count in (2, 4)}
-    same |= {f"{count} workers": _numbers(examples, steps, workers=count) for count in (1, 2, 4)}
-    middle = int(np.random.default_rng().integers(1, steps))
-    resumed = np.concatenate([expected[:middle], _numbers(examples, steps - middle, middle)])
-    same[f"a restart at step {middle}"] = resumed
-    for what, found in same.items():
-        yield f"order of {_ORDERED:,} examples, {what}: {'the same' if np.array_equal(found, expected) else 'ANOTHER'}"
-
-
-def _numbers(
-    examples: Sequence[_Numbered], steps: int, start: int = 0, processes: int = 1, workers: int = 0
-) -> np.ndarray:
-    """The numbers of the examples that each step's micro-batches are made of, int32 [steps, 2, _BATCH / 2]."""
-    config = LoaderConfig(1, _BATCH, 2, flip=True, seed=0, workers=workers)
-    parts = []
-    for index in range(processes):
-        share = _BATCH // 2 // processes
-        rows = range(index * share, (index + 1) * share)
-        stream = training_batches(examples, _numbered_tokens, config, start, rows)
-        parts.append(np.stack([next(stream)["tokens"][..., 0] for _ in range(steps)]))
-    return np.concatenate(parts, axis=2)
-
-
-def _numbered_tokens(texts: Sequence[str]) -> np.ndarray:
-    return np.array([[int(text)] for text in texts], np.int32)
-
-
-def _stream(examples: Sequence[object], resolution: int, workers: int = 0) -> Iterator[dict[str, np.ndarray]]:
+def _stream(examples: Sequence[object], resolution: int, workers: int = 0) -> Iterator[dict[str, Any]]:
     config = LoaderConfig(resolution, _BATCH, 1, flip=True, seed=0, workers=workers)
     return training_batches(examples, _no_tokens, config)
 
 
-def _take(stream: Iterator[dict[str, np.ndarray]], count: int) -> None:
+def _take(stream: Iterator[dict[str, Any]], count: int) -> None:
     for _ in range(count // _BATCH):
         next(stream)
 
 
-def _no_tokens(texts: Sequence[str]) -> np.ndarray:
-    return np.zeros((len(texts), _TOKENS), np.int32)
+def _no_tokens(texts: Sequence[str]) -> dict[str, np.ndarray]:
+    return {"tokens": np.zeros((len(texts), _TOKENS), np.int32)}
 
 
 def _rates(programs: dict[str, Callable[[], object]], count: int, repeats: int) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The teacher and the CLIP that come with the package, held to their checksums."""
+"""The teacher and the CLIP that come with the package, verified by their checksums."""
 
 from pathlib import Path
 
@@ -35,13 +35,13 @@ def _checked(folder: Path) -> Path:
     if not folder.is_dir():
         raise InputError(f"{folder}: missing; `python -m launch.shapes_teacher` makes it, see README, The shapes world")
     wanted = read_json(folder / _CHECKSUMS)
-    way_out = "restore it (in a clone: git checkout), or install the package anew"
+    way_out = "restore it (in a clone: git checkout), or reinstall the package"
     for name, sha256 in wanted.items():
         path = folder / name
         if not path.is_file():
             raise InputError(f"{path}: missing; it comes with the package: {way_out}")
         if file_sha256(path) != sha256:
-            raise InputError(f"{path}: damaged, its SHA-256 isn't the one in {_CHECKSUMS}: {way_out}")
+            raise InputError(f"{path}: damaged: its SHA-256 differs from the one in {_CHECKSUMS}: {way_out}")
     strange = sorted(path for path in _files(folder) if path.relative_to(folder).as_posix() not in wanted)
     if strange:
         raise InputError(f"{strange[0]}: not one of the package's files; move it away")

@@ -133,7 +133,7 @@ def _require_components(folder: Path, family: Family) -> None:
     missing = [name for name in needed if not (folder / name).is_dir()]
     if missing:
         raise InputError(
-            f"{folder}: not a whole pipeline folder, {', '.join(name + '/' for name in missing)} missing; "
+            f"{folder}: not a complete pipeline folder, {', '.join(name + '/' for name in missing)} missing; "
             f"it needs {', '.join(name + '/' for name in needed)}"
         )
 

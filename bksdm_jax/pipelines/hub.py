@@ -25,7 +25,7 @@ _ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether `name` has the form `owner/name` and can't be meant as a path: no folder is called `owner` here."""
+    """Whether `name` has the form `owner/name` and isn't a path: there is no folder `owner` here."""
     return _ID.fullmatch(name) is not None and not Path(name).parent.exists()
 
 
@@ -50,24 +50,22 @@ def hub_folder(repo: str, revision: str, wanted: Callable[[Collection[str]], Col
             return Path(snapshot_download(repo, revision=revision or None, allow_patterns=patterns))
     except GatedRepoError as error:
         raise InputError(
-            f"{where}: the hub wants its licence accepted; do so on its page, then `hf auth login`"
+            f"{where}: its licence must be accepted on the hub; do so on its page, then run `hf auth login`"
         ) from error
     except RevisionNotFoundError as error:
         raise InputError(f"{where}: the hub has no such revision") from error
     except HFValidationError as error:
-        raise InputError(
-            f"{repo}: no such folder here, and no id that the hub could have ({in_short(error)})"
-        ) from error
+        raise InputError(f"{repo}: neither a folder here nor a valid id on the hub ({in_short(error)})") from error
     except RepositoryNotFoundError as error:
-        raise InputError(f"{repo}: no such folder here, and no such model on the hub (or a private one)") from error
+        raise InputError(f"{repo}: neither a folder here nor a public model on the hub") from error
     except (HfHubHTTPError, httpx.HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        logging.warning("%s: the hub can't be reached (%s); looking in its cache", repo, in_short(error))
+        logging.warning("%s: the hub can't be reached (%s); using its cache", repo, in_short(error))
     try:
         return Path(snapshot_download(repo, revision=revision or None, local_files_only=True))
     except IncompleteSnapshotError as error:  # files that no pipeline needs are missing, or its reader will name them
         return Path(error.snapshot_path)
     except (LocalEntryNotFoundError, FileNotFoundError) as error:
         raise InputError(
-            f"{where}: no such folder here; as a model of the hub it isn't in the cache, and the hub can't be reached; "
+            f"{where}: no such folder here, not in the hub's cache, and the hub can't be reached; "
             "fetch it where there is a network (`hf download`), or name a folder"
         ) from error

@@ -64,5 +64,5 @@ def _path(source: ModelSource, extras: Extras, networks: Collection[str] | None)
             source.name, source.revision, lambda names: needed_files(names, source.variant, extras, networks)
         )
     if source.revision:
-        raise InputError(f"{source.name}: no model of the hub, and only those have a revision ({source.revision!r})")
+        raise InputError(f"{source.name}: not a model on the hub, and only those have a revision ({source.revision!r})")
     return Path(source.name).expanduser().resolve()

@@ -1,4 +1,4 @@
-"""The model card that goes with a pipeline: what is known about it, and nothing else."""
+"""The model card of a pipeline: what is known about it, and nothing else."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,14 +13,14 @@ from bksdm_jax.pipelines.pipeline import Pipeline
 
 @dataclasses.dataclass(frozen=True)
 class CardFacts:
-    """What the networks themselves don't say.
+    """Facts that the networks don't tell.
 
     Attributes:
-        parent: the teacher, as it was named: a path, an id on the hub.
-        removed: its blocks that went.
+        parent: the teacher as the user named it: a path, or an id on the hub.
+        removed: its blocks that were removed.
         preset: the name of a student without these; empty: it has none.
         start: what the student's weights were before training, in words.
-        training: what was done, setting -> value; empty: nothing.
+        training: setting -> value; empty: not trained.
     """
 
     parent: str
@@ -64,7 +64,7 @@ def model_card(pipeline: Pipeline, facts: CardFacts, file_format: str) -> str:
         f"The U-Net started from {facts.start}. The other networks are the parent's.",
         _table("setting", facts.training) if facts.training else "It has not been trained.",
         "## Scores",
-        "None had been taken when this was written.",
+        "No scores have been measured.",
         "## Use",
         _use(pipeline, file_format),
         "## Licence",
@@ -74,7 +74,7 @@ def model_card(pipeline: Pipeline, facts: CardFacts, file_format: str) -> str:
 
 
 def parent_name(name: str) -> str:
-    """A pipeline's name as a card gives it: an id on the hub whole, of a path the last part, since a card is public."""
+    """A pipeline's name as a card gives it: an id on the hub, or the last part of a path, since a card is public."""
     return name if is_hub_id(name) else name.rstrip("/").rpartition("/")[2]
 
 
@@ -143,6 +143,6 @@ def tools_text(unet: UNetConfig, spaced: bool) -> str:
 def _licence(licence: Mapping[str, str], parent: str) -> str:
     name = licence.get("license_name") or licence.get("license")
     if not name:
-        return f"The licence of {parent} holds for these weights; its folder doesn't state which that is."
+        return f"These weights inherit {parent}'s licence, which its folder does not name."
     link = licence.get("license_link")
-    return f"As its parent's, {parent}: {f'[{name}]({link})' if link else name}."
+    return f"These weights inherit {parent}'s licence: {f'[{name}]({link})' if link else name}."

@@ -132,7 +132,7 @@ def open_single_file(path: Path, tokenizer: str = "", prediction_type: str = "")
         known_name("config", "prediction", prediction_type, TARGETS)
     elif is_second(text):
         raise InputError(
-            f"{path}: an SD 2.x checkpoint, and its file doesn't say what it predicts; set prediction to epsilon "
+            f"{path}: an SD 2.x checkpoint, which doesn't say what it predicts; set prediction to epsilon "
             "(the base models, 512 pixels) or to v_prediction (those of 768 pixels)"
         )
     if prediction_type == "v_prediction" and is_second(

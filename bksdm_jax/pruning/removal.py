@@ -5,6 +5,7 @@ and the pairs of feature maps that distillation compares.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from bksdm_jax.base.errors import InputError, nearest
@@ -28,6 +29,7 @@ class RemovalPlan:
         teacher, student: the two architectures; the student's blocks are numbered anew, as Diffusers would.
         removed: the names that were asked to go, in the teacher's numbering.
         blocks: (student block, teacher block) for every block that stays, in the order of the forward pass.
+        layers: the same for every transformer layer that stays.
         features: what feature distillation compares, in the order of the forward pass.
     """
 
@@ -35,15 +37,22 @@ class RemovalPlan:
     student: UNetConfig
     removed: tuple[str, ...]
     blocks: tuple[tuple[str, str], ...]
+    layers: tuple[tuple[str, str], ...]
     features: tuple[FeaturePair, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """The plan as plain data, to be stored beside the student."""
+        """The plan as plain data, to be stored beside the student; with layers where the teacher's are several deep."""
         return {
             "removed": list(self.removed),
             "blocks": dict(self.blocks),
+            **({"layers": dict(self.layers)} if self.is_deep else {}),
             "features": [dataclasses.asdict(pair) for pair in self.features],
         }
+
+    @property
+    def is_deep(self) -> bool:
+        """Whether a transformer of the teacher has more than one layer."""
+        return any(depth > 1 for stage in self.teacher.stages().values() for depth in stage.depths)
 
 
 def removed_blocks(student: str) -> tuple[str, ...]:
@@ -65,15 +74,17 @@ def plan_removal(teacher: UNetConfig, removed: tuple[str, ...]) -> RemovalPlan:
     """Takes the blocks `removed` out of `teacher`.
 
     Names are Diffusers': a stage (`down_blocks.3`, `mid_block`, `up_blocks.0`), a block (`down_blocks.1.resnets.1`,
-    `down_blocks.1.attentions.1`) or a sampler (`down_blocks.2.downsamplers.0`). A down block that goes takes its skip
-    with it. The last down stage and the last up stage that remain lose their sampler, as every U-Net ends.
+    `down_blocks.1.attentions.1`), a sampler (`down_blocks.2.downsamplers.0`) or one layer of a transformer
+    (`down_blocks.2.attentions.0.transformer_blocks.5`). A down block that goes takes its skip with it, a transformer
+    goes with its last layer. The last down stage and the last up stage that remain lose their sampler, as every U-Net
+    ends.
 
     Raises:
         InputError: an unknown name, or a block that stays would meet inputs that its weights weren't made for.
     """
     _require_known(teacher, removed)
     gone = set(removed)
-    kept: dict[str, tuple[str, Stage, list[str]]] = {}  # student stage -> teacher stage, stage, teacher block names
+    kept: dict[str, tuple[str, Stage, list[str]]] = {}  # student stage -> teacher stage, stage, names of teacher rows
     for side, stages in (("down_blocks", teacher.down), ("up_blocks", teacher.up)):
         survivors = []
         for i, stage in enumerate(stages):
@@ -96,35 +107,41 @@ def plan_removal(teacher: UNetConfig, removed: tuple[str, ...]) -> RemovalPlan:
         return tuple(stage for name, (_, stage, _) in kept.items() if name.startswith(prefix))
 
     student = dataclasses.replace(teacher, down=side("down"), mid=next(iter(side("mid")), None), up=side("up"))
-    rows, _ = block_table(student)
-    sources = [source for name in student.stages() for source in kept[name][2]]
-    blocks = tuple((row.name, source) for row, source in zip(rows, sources, strict=True))
-    _require_fit(teacher, student, dict(blocks))
+    of_teacher = {row.name: row for row in block_table(teacher)[0]}
+    sources = [of_teacher[source] for name in student.stages() for source in kept[name][2]]
+    pairs = tuple(zip(block_table(student)[0], sources, strict=True))
+    _require_fit(teacher, student, pairs)
+    blocks = tuple((row.block, source.block) for row, source in pairs if row.layer == 0)
+    layers = tuple((row.name, source.name) for row, source in pairs if row.kind == "attention")
     stages = {name: entry[0] for name, entry in kept.items()}
-    return RemovalPlan(teacher, student, removed, blocks, _feature_pairs(teacher, student, stages))
+    return RemovalPlan(teacher, student, removed, blocks, layers, _feature_pairs(teacher, student, stages))
 
 
 def _require_known(teacher: UNetConfig, removed: tuple[str, ...]) -> None:
     rows, _ = block_table(teacher)
-    known = [*teacher.stages(), *(row.name for row in rows)]
+    blocks = [*teacher.stages(), *dict.fromkeys(row.block for row in rows)]
+    layers = [row.name for row in rows if row.kind == "attention"]
     for name in removed:
-        if name not in known:
+        if name not in blocks and name not in layers:
             presets = ", ".join(PRESETS)
             raise InputError(
-                f"student: the teacher has no block {name!r}{nearest(name, [*known, *PRESETS])}; "
-                f"presets: {presets}; blocks: {', '.join(known)}"
+                f"student: the teacher has no block {name!r}{nearest(name, [*blocks, *PRESETS, *layers])}; "
+                f"presets: {presets}; blocks: {', '.join(blocks)}; the layers of attentions.j are transformer_blocks.k"
             )
 
 
 def _cut_stage(name: str, stage: Stage, gone: set[str]) -> tuple[Stage, list[str]]:
-    """What is left of a stage, and the teacher's names of what is left, in the order of the forward pass."""
+    """What is left of a stage, and the teacher's rows that are left, by name in the order of the forward pass."""
     pairs, sources = [], []
     for j, pair in enumerate(stage.pairs):
-        names = {"R": f"{name}.resnets.{j}", "A": f"{name}.attentions.{j}"}
-        letters = "".join(letter for letter in pair if names[letter] not in gone)
-        sources += [names[letter] for letter in letters]
-        if letters:
-            pairs.append(letters)
+        block = f"{name}.attentions.{j}"
+        layers = [f"{block}.transformer_blocks.{k}" for k in range(stage.depths[j])]
+        left = [("A", layer) for layer in layers if not {block, layer} & gone]
+        if "R" in pair and f"{name}.resnets.{j}" not in gone:
+            left.insert(0, ("R", f"{name}.resnets.{j}"))
+        sources += [source for _, source in left]
+        if left:
+            pairs.append("".join(letter for letter, _ in left))
     kind = "downsamplers" if name.startswith("down") else "upsamplers"
     sampler = stage.sampler and f"{name}.{kind}.0" not in gone
     if sampler:
@@ -132,28 +149,28 @@ def _cut_stage(name: str, stage: Stage, gone: set[str]) -> tuple[Stage, list[str
     return dataclasses.replace(stage, pairs=tuple(pairs), sampler=sampler), sources
 
 
-def _require_fit(teacher: UNetConfig, student: UNetConfig, origin: dict[str, str]) -> None:
+def _require_fit(teacher: UNetConfig, student: UNetConfig, pairs: Sequence[tuple[Block, Block]]) -> None:
     """Every block that stays must meet the widths that its weights were made for, at one resolution."""
 
     def refuse(problem: str) -> None:
         raise InputError(f"student: this list of removed blocks can't work: {problem}")
 
+    origin = {row.block: source.block for row, source in pairs}
+
     def called(name: str) -> str:
         return origin.get(name, name)
 
-    teacher_rows = {row.name: row for row in block_table(teacher)[0]}
     rows, unused = block_table(student)
     before = "conv_in"
-    for row in rows:
-        source = teacher_rows[origin[row.name]]
+    for row, source in pairs:
         if row.in_width != source.in_width:
             refuse(
-                f"{source.name} would follow {before} and receive {row.in_width} channels; "
+                f"{source.block} would follow {before} and receive {row.in_width} channels; "
                 f"its weights expect {source.in_width}"
             )
         if row.pops:
             _require_skip(row, source, called, refuse)
-        before = source.name
+        before = source.block
     if unused:
         names = ", ".join(called(skip.source) for skip in unused)
         refuse(f"{len(unused)} skip(s) would be left over that no up block takes: {names}")
@@ -168,15 +185,15 @@ def _require_fit(teacher: UNetConfig, student: UNetConfig, origin: dict[str, str
 def _require_skip(row: Block, source: Block, called: Any, refuse: Any) -> None:
     if row.skip is None:
         expected = source.skip.width if source.skip else 0
-        refuse(f"{source.name} would find no skip left; its weights expect one of {expected} channels")
+        refuse(f"{source.block} would find no skip left; its weights expect one of {expected} channels")
     elif source.skip is not None and row.skip.width != source.skip.width:
         refuse(
-            f"{source.name} would meet the skip of {called(row.skip.source)} with {row.skip.width} channels; "
+            f"{source.block} would meet the skip of {called(row.skip.source)} with {row.skip.width} channels; "
             f"its weights expect {source.skip.width}"
         )
     elif row.skip.level != row.level:
         refuse(
-            f"{source.name} works at 1/{_scale(row.level)} of the input's size and would meet the skip of "
+            f"{source.block} works at 1/{_scale(row.level)} of the input's size and would meet the skip of "
             f"{called(row.skip.source)} at 1/{_scale(row.skip.level)}"
         )
 
@@ -209,17 +226,20 @@ def _feature_pairs(teacher: UNetConfig, student: UNetConfig, stages: dict[str, s
         if not theirs or not ours or _outgoing_shape(theirs) != _outgoing_shape(ours):
             continue
         if suffix:
-            pairs.append(FeaturePair(f"{theirs[-1].name}.{suffix}", f"{ours[-1].name}.{suffix}"))
+            pairs.append(FeaturePair(f"{theirs[-1].block}.{suffix}", f"{ours[-1].block}.{suffix}"))
         else:
             pairs.append(FeaturePair(source, name))
     return tuple(pairs)
 
 
 def plan_text(plan: RemovalPlan) -> str:
-    """What goes, which teacher block each student block is, and the feature pairs."""
+    """What is removed, which teacher block each student block comes from, and the feature pairs."""
     lines = ["removed: " + (", ".join(plan.removed) or "nothing")]
     lines += ["", f"{'student block':<37}teacher block"]
     lines += [f"{student:<37}{source}" for student, source in plan.blocks]
+    if plan.is_deep:
+        lines += ["", f"{'transformer layer of the student':<50}layer of the teacher"]
+        lines += [f"{student:<50}{source}" for student, source in plan.layers]
     lines += ["", f"{'feature of the student':<37}feature of the teacher"]
     lines += [f"{pair.student:<37}{pair.teacher}" for pair in plan.features]
     return "\n".join(lines)

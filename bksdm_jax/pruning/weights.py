@@ -1,6 +1,7 @@
 """The student's first weights: its teacher's, or random ones."""
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,7 +9,7 @@ import jax
 import numpy as np
 
 from bksdm_jax.base import trees
-from bksdm_jax.models.unet import UNetConfig, flax_name, parameter_shapes
+from bksdm_jax.models.unet import UNetConfig, parameter_shapes
 from bksdm_jax.pruning.removal import RemovalPlan
 
 
@@ -22,13 +23,14 @@ def copy_weights(plan: RemovalPlan, teacher: Mapping[str, Any]) -> dict[str, Any
     Returns:
         parameters of the student's U-Net.
     """
-    origin = {_path(student): _path(source) for student, source in plan.blocks}
+    origin = {_path(student): _path(source) for student, source in (*plan.blocks, *plan.layers)}
     flat = trees.flatten(teacher)
     student = {}
     for path in trees.flatten(parameter_shapes(plan.student)):
-        block = "/".join(path.split("/")[:2])
-        source = origin[block] + path[len(block) :] if block in origin else path
-        student[path] = flat[source]
+        parts = path.split("/")
+        # A layer of a transformer, a block, or neither.
+        k = next((k for k in (3, 2) if "/".join(parts[:k]) in origin), 0)
+        student[path] = flat["/".join([origin["/".join(parts[:k])], *parts[k:]]) if k else path]
     return trees.unflatten(student)
 
 
@@ -53,7 +55,6 @@ def random_weights(config: UNetConfig, seed: int) -> dict[str, Any]:
     return trees.unflatten(weights)
 
 
-def _path(block: str) -> str:
-    stage, _, leaf = block.rpartition(".")
-    stage, _, kind = stage.rpartition(".")
-    return f"{flax_name(stage)}/{flax_name(f'{kind}.{leaf}')}"
+def _path(name: str) -> str:
+    """`mid_block.attentions.0.transformer_blocks.1` -> `mid_block/attentions_0/transformer_blocks_1`."""
+    return re.sub(r"\.(\d+)", r"_\1", name).replace(".", "/")

@@ -66,7 +66,7 @@ def require_sampler(config: SamplerConfig, networks: Architectures) -> None:
 
 def require_resolution(resolution: int, networks: Architectures) -> None:
     """Raises `InputError` if the networks can't halve so many pixels as often as they do."""
-    multiple = networks.factor * 2 ** sum(stage.sampler for stage in networks.denoiser.down)
+    multiple = networks.factor * networks.denoiser.downscale
     if resolution < multiple or resolution % multiple:
         raise InputError(f"resolution: {resolution} pixels; this model needs a multiple of {multiple}")
 

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from bksdm_jax.base.distributed import barrier, is_first
 from bksdm_jax.base.errors import InputError
-from bksdm_jax.base.memory import exhaustion_told, give_back
+from bksdm_jax.base.memory import explain_out_of_memory, give_back
 from bksdm_jax.base.precision import exact_products
 from bksdm_jax.base.progress import waiting
 from bksdm_jax.cost.chips import chip_of, peak_flops
@@ -39,7 +39,7 @@ def train(task: Task, config: TrainerConfig, workdir: Path) -> Any | None:
     require_whole_batches(config, mesh.size)
     logging.info("%d device(s), mesh %s", mesh.size, dict(mesh.shape))
     with (
-        exhaustion_told("raise accumulation, fsdp or remat and run it again; launch.plan tells what is needed"),
+        explain_out_of_memory("raise accumulation, fsdp or remat and run it again; launch.plan tells what is needed"),
         exact_products(config.dtype),
         jax.set_mesh(mesh),
         Checkpoints(workdir / "checkpoints", config.keep_checkpoints) as checkpoints,

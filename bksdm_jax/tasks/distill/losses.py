@@ -45,9 +45,7 @@ class LossWeights:
 SOURCES: dict[str, Callable[[RemovalPlan], tuple[FeaturePair, ...]]] = {
     "stages": lambda plan: plan.features,
     "self_attention": lambda plan: tuple(
-        FeaturePair(f"{theirs}.transformer_blocks.0.attn1", f"{ours}.transformer_blocks.0.attn1")
-        for ours, theirs in plan.blocks
-        if ".attentions." in ours
+        FeaturePair(f"{theirs}.attn1", f"{ours}.attn1") for ours, theirs in plan.layers
     ),
 }
 """Name -> pairs. `stages` are the paper's; `self_attention` what KOALA compares (Lee et al. 2023, section 3.3)."""

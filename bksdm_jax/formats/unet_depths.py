@@ -1,0 +1,73 @@
+"""How deep a U-Net's transformers are, as the `config.json` of Diffusers has it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bksdm_jax.base.errors import InputError, whole_number
+from bksdm_jax.models.unet import UNetConfig
+
+DOWN, UP = "transformer_layers_per_block", "reverse_transformer_layers_per_block"
+
+
+def depths_from_diffusers(
+    json: Mapping[str, Any], down: Sequence[int], mid: int, up: Sequence[int], source: str
+) -> tuple[list[tuple[int, ...]], tuple[int, ...], list[tuple[int, ...]]]:
+    """Reads the depth of every transformer.
+
+    Args:
+        json: the parsed file. One number holds for all stages, a list has an entry for each: a number, or a list with
+            one for each transformer. The up stages have the down stages' depths in reverse unless they are given.
+        down, mid, up: how many transformers each stage has.
+        source: the file's name, for errors.
+
+    Returns:
+        the depths of each down stage's transformers, of the mid block's (the first of the last down stage's entry),
+        and of each up stage's.
+
+    Raises:
+        InputError: an entry too many or too few, or one that is no depth.
+    """
+    value, mirrored = json.get(DOWN, 1), json.get(UP)
+    entries = list(value) if isinstance(value, (list, tuple)) else [value] * len(down)
+    if mirrored is None:
+        if any(isinstance(entry, (list, tuple)) for entry in entries):
+            raise InputError(f"{source}: {DOWN} is {value!r}; with lists in it {UP} must say what the up stages have")
+        mirrored = entries[::-1]
+    for key, found in ((DOWN, entries), (UP, mirrored)):
+        if not isinstance(found, (list, tuple)) or len(found) != len(down):
+            raise InputError(f"{source}: {key} is {found!r}; expected {len(down)} entries, one for each stage")
+
+    def depths(key: str, entry: Any, count: int) -> tuple[int, ...]:
+        if not count:
+            return ()  # Diffusers doesn't look at the entry
+        each = entry if isinstance(entry, (list, tuple)) else [entry] * count
+        if len(each) != count:
+            raise InputError(f"{source}: {key} has {entry!r} for a stage with {count} transformers")
+        return tuple(whole_number(source, key, depth) for depth in each)
+
+    last = entries[-1][:1] if isinstance(entries[-1], (list, tuple)) else entries[-1]
+    return (
+        [depths(DOWN, *pair) for pair in zip(entries, down, strict=True)],
+        depths(DOWN, last, mid),
+        [depths(UP, *pair) for pair in zip(mirrored, up, strict=True)],
+    )
+
+
+def depths_to_diffusers(config: UNetConfig) -> dict[str, Any]:
+    """The keys that say how deep the transformers are; none where each has one layer.
+
+    Where the last down stage has no transformer its entry is the mid block's.
+    """
+    mid = sum(config.mid.depths) if config.mid else 0
+    unused = [1] * (len(config.down) - 1) + [mid or 1]
+    down = [shortest(stage.depths) or other for stage, other in zip(config.down, unused, strict=True)]
+    up = [shortest(stage.depths) or other for stage, other in zip(config.up, reversed(down), strict=True)]
+    if all(entry == 1 for entry in (*down, *up)):
+        return {}
+    mirrored = up == down[::-1] and all(isinstance(entry, int) for entry in down)
+    return {DOWN: down} if mirrored else {DOWN: down, UP: up}
+
+
+def shortest(values: Sequence[int]) -> int | list[int]:
+    """One number for all where they agree."""
+    return values[0] if len(set(values)) == 1 else list(values)
