@@ -15,7 +15,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.formats.clip_json import clip_from_transformers
 from bksdm_jax.models.unet import parameter_shapes
-from bksdm_jax.models.vae import VAE, VAEConfig
+from bksdm_jax.models.vae import VAE, VAEConfig, vae_parameter_shapes
 from bksdm_jax.pipelines.tokenizer import load_tokenizer, write_tokenizer
 from bksdm_jax.shapes.scenes import caption, parse_caption, words
 from bksdm_jax.shapes.world import example
@@ -29,7 +29,7 @@ from tests import micro, tiny
 def test_autoencoder_loss_matches_its_parts() -> None:
     config = VAEConfig(widths=(8, 8), layers_per_block=1, norm_groups=4)
     images = np.stack([example("train", index)[0][:16, :16] for index in range(3)])
-    variables = jax.jit(VAE(config).init)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
+    variables = {"params": tiny.random_tree(vae_parameter_shapes(config), 0)}
     keys = jax.random.split(jax.random.key(1), 3)
     background = np.array([[16, 16, 16], [242, 242, 242], [128, 128, 128]], np.uint8)
     batch = {"images": images, "background": background}
