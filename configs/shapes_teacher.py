@@ -20,7 +20,7 @@ Reached on held-out captions:
 
 At 3.0, the best: colour 98.4, size 98.6, place 99.5, background 100, number of objects 99.6.
 
-Every setting is explained in `TeacherConfig` (bksdm_jax/shapes_teacher/make.py) and `Phase` (fit.py beside it).
+Every setting is explained in `TeacherConfig` (bksdm_jax/shapes_teacher/make.py) and `Phase` (phase.py beside it).
 """
 
 from ml_collections import config_dict

@@ -73,10 +73,9 @@ class PhaseTask:
     def __init__(self, loss: Loss, params: Any, frozen: Frozen, batches: Batches) -> None:
         """See `train_phase`."""
         self._params, self._frozen, self._batches = params, frozen, batches
-        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (params, dict(frozen)))
-        example = next(micro_batches(batches(0)))
-        batch = {name: jax.ShapeDtypeStruct(value.shape, value.dtype) for name, value in example.items()}
-        self.objective = Objective(loss, *shapes, batch)
+        arguments = params, dict(frozen), next(micro_batches(batches(0)))
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), arguments)
+        self.objective = Objective(loss, *shapes)
 
     def initial_params(self) -> Any:
         """As given."""

@@ -44,7 +44,10 @@ class LoopConfig:
 
 
 class Rates:
-    """How fast updates are, over the window since the last question."""
+    """How fast updates are, over the window since the last question.
+
+    clu's `ReportProgress` counts evaluators as part of the window, and knows neither images, FLOPs nor waiting.
+    """
 
     def __init__(self, config: LoopConfig, step: int) -> None:
         self._config = config

@@ -1,4 +1,8 @@
-"""A profiler's trace of a few updates, for TensorBoard and XProf."""
+"""A profiler's trace of a few updates, for TensorBoard and XProf.
+
+clu's `periodic_actions.Profile` can't replace it: it traces again every so many updates or seconds, stops without
+waiting for the last update's result, never stops where the run ends first, and only logs that a trace couldn't start.
+"""
 
 from pathlib import Path
 from typing import Any

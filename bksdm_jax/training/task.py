@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
+import jax
 from jax.sharding import Mesh
 
 from bksdm_jax.training.state import TrainState
@@ -63,7 +63,7 @@ class Task(Protocol):
         """Makes the run's result of the final parameters (numpy); called by the first process alone."""
 
 
-def micro_batches(batches: Iterator[Mapping[str, np.ndarray]]) -> Iterator[dict[str, Any]]:
-    """Batches of examples [M, ...] as updates of one micro-batch, [1, M, ...]."""
+def micro_batches(batches: Iterator[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Batches of examples, pytrees of arrays [M, ...], as updates of one micro-batch, [1, M, ...]."""
     for batch in batches:
-        yield {name: value[None] for name, value in batch.items()}
+        yield jax.tree.map(lambda value: value[None], dict(batch))

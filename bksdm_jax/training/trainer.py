@@ -16,7 +16,7 @@ from bksdm_jax.base.precision import exact_products
 from bksdm_jax.base.progress import waiting
 from bksdm_jax.cost.chips import chip_of, peak_flops
 from bksdm_jax.training.checkpoints import Checkpoints
-from bksdm_jax.training.config import TrainerConfig
+from bksdm_jax.training.config import TrainerConfig, require_whole_batches
 from bksdm_jax.training.loop import LoopConfig, run_loop
 from bksdm_jax.training.sharding import batch_to_global, device_put_global, gather_to_host, make_mesh, own_rows
 from bksdm_jax.training.state import TrainState, create_state, learning_rate, make_optimizer
@@ -32,10 +32,11 @@ def train(task: Task, config: TrainerConfig, workdir: Path) -> Any | None:
         if the run was interrupted (the same call continues it).
 
     Raises:
-        InputError: training meets an unreadable image, a loss that is not finite, devices with too little memory, or a
-            workdir that has made more steps already.
+        InputError: a batch that the devices can't share evenly, a workdir that has made more steps already, an
+            unreadable image, a loss that is not finite, or devices with too little memory.
     """
     mesh = make_mesh(config.fsdp)
+    require_whole_batches(config, mesh.size)
     logging.info("%d device(s), mesh %s", mesh.size, dict(mesh.shape))
     with (
         explain_out_of_memory("raise accumulation, fsdp or remat and run it again; launch.plan tells what is needed"),

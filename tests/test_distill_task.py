@@ -1,0 +1,114 @@
+"""Distillation as a task: which networks it needs and keeps, and the whole update on several micro-batches and meshes."""
+
+import gc
+import itertools
+import weakref
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from bksdm_jax.tasks.distill import task as distill_task
+from bksdm_jax.tasks.distill.config import DistillConfig
+from bksdm_jax.tasks.distill.inputs import open_inputs
+from bksdm_jax.tasks.distill.losses import LossWeights
+from bksdm_jax.tasks.distill.objective import make_objective
+from bksdm_jax.tasks.distill.task import DistillTask
+from bksdm_jax.training.sample_grids import SampleGridConfig
+from bksdm_jax.training.sharding import batch_to_global, make_mesh
+from bksdm_jax.training.state import OptimizerConfig, create_state, make_optimizer
+from bksdm_jax.training.train_step import make_train_step
+from tests import micro, tiny
+
+NO_KD = LossWeights(output=0.0, feature=0.0)
+
+
+def make_task(teacher: Path, data: Path, **settings: Any) -> DistillTask:
+    fixed = {"resolution": 16, "batch_size": 8, "accumulation": 1, "dtype": "float32"}
+    config = DistillConfig(str(teacher), tiny.MICRO_STUDENT, str(data), **fixed | settings)
+    return DistillTask(config, open_inputs(config))
+
+
+@pytest.mark.parametrize(
+    ("loss", "grid_steps", "needed"), [(NO_KD, 0, False), (NO_KD, 2, True), (LossWeights(feature=0.0), 0, True)]
+)
+def test_the_teacher_is_on_devices_only_where_it_is_needed(
+    micro_teacher: Path, photographs: Path, loss: LossWeights, grid_steps: int, needed: bool
+) -> None:
+    task = make_task(micro_teacher, photographs, loss=loss, sheets=SampleGridConfig(steps=grid_steps))
+    assert ("teacher" in task.objective.frozen) is needed
+    found = [name for name, _ in task.frozen_params()]
+    assert sorted(found) == sorted(task.objective.frozen)
+    assert set(found) - {"teacher"} == {"vae", "text_encoder"}
+
+
+def test_the_teachers_weights_leave_the_hosts_memory(micro_teacher: Path, photographs: Path) -> None:
+    task = make_task(micro_teacher, photographs)
+    kernel = weakref.ref(task._pipeline.denoiser.params["conv_in"]["kernel"])
+    student = task.initial_params()["conv_in"]["kernel"].copy()
+    taken = task.frozen_params()
+    name, params = next(taken)
+    assert (name, params["conv_in"]["kernel"] is kernel()) == ("teacher", True)
+    np.testing.assert_array_equal(student, params["conv_in"]["kernel"])
+    name, params = next(taken)
+    gc.collect()
+    assert name != "teacher"
+    assert kernel() is None
+
+
+def test_validation_has_the_plain_loss(
+    micro_teacher: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problems = []
+    monkeypatch.setattr(distill_task, "make_batch_loss", lambda problem, dtype: problems.append(problem))
+    loss = LossWeights(feature=0.5, min_snr_gamma=5.0)
+    make_task(micro_teacher, photographs, loss=loss, caption_dropout=0.1, noise_offset=0.1)
+    (problem,) = problems
+    assert problem == problem.plain()
+    assert problem.weights == LossWeights(feature=0.5)
+
+
+def test_batches_are_those_of_the_step(micro_teacher: Path, photographs: Path) -> None:
+    task = make_task(micro_teacher, photographs)
+    from_first, from_second = task.batches(0, range(8)), task.batches(1, [2, 5])
+    _, whole = itertools.islice(from_first, 2)
+    part = next(from_second)
+    assert jax.tree.map(np.shape, part) == {"images": (1, 2, 16, 16, 3), "captions": {"tokens": (1, 2, 77)}}
+    for ours, theirs in zip(jax.tree.leaves(part), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_array_equal(ours, theirs[:, [2, 5]])
+
+
+def losses(parts: int, devices: int, fsdp: int = 1, steps: int = 10) -> list[dict[str, float]]:
+    """Metrics of so many updates of the micro distillation."""
+    mesh, problem, config = make_mesh(fsdp, jax.devices()[:devices]), micro.problem(), OptimizerConfig()
+    step = make_train_step(make_objective(problem, 16, (parts, 8 // parts)), config, 7, mesh)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, (step.state, step.frozen))
+    first = create_state(micro.params(problem.plan.student, 0), make_optimizer(config))
+    networks = {"teacher": micro.params(problem.plan.teacher, 1), **micro.encoders()}
+    state, frozen = jax.device_put((first, networks), shardings)
+    whole = micro.batch(8)
+    batch = batch_to_global(mesh, jax.tree.map(lambda x: x.reshape(parts, 8 // parts, *x.shape[1:]), whole))
+    history = []
+    for _ in range(steps):
+        state, metrics = step.update(state, frozen, batch)
+        history.append({name: float(value) for name, value in metrics.items()})
+    return history
+
+
+@pytest.fixture(scope="module")
+def alone() -> list[dict[str, float]]:
+    """One device, no accumulation."""
+    return losses(1, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("parts", "devices", "fsdp"), [(4, 1, 1), (1, 8, 1), (1, 8, 2), (1, 8, 8), (2, 4, 2)], ids=str
+)
+def test_accumulation_and_meshes_change_no_loss(
+    alone: list[dict[str, float]], parts: int, devices: int, fsdp: int
+) -> None:
+    for ours, theirs in zip(losses(parts, devices, fsdp), alone, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)

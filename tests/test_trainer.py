@@ -1,0 +1,181 @@
+"""The trainer with a task that has nothing to do with images: interrupted, continued, watched, and as two processes."""
+
+import csv
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bksdm_jax.base import distributed
+from bksdm_jax.base.errors import InputError
+from bksdm_jax.training import profile, trainer, writers
+from bksdm_jax.training.config import TrainerConfig
+from bksdm_jax.training.state import OptimizerConfig
+from bksdm_jax.training.task import Evaluator
+from bksdm_jax.training.train_step import Objective
+
+SLOPE, ROWS = np.array([1.0, -2.0, 3.0], np.float32), 8
+CONFIG = {"batch_size": 2 * ROWS, "accumulation": 2, "dtype": "float32", "log_every": 1, "checkpoint_every": 4}
+RATE = OptimizerConfig(learning_rate=0.1)
+
+
+def squared_error(params: Any, ema: Any, frozen: Any, batch: Any, keys: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+    noise = jax.vmap(jax.random.normal)(keys)
+    total = jnp.mean(jnp.square(batch["x"] @ params["slope"] - batch["x"] @ frozen["truth"]["slope"] - 0.1 * noise))
+    return total, {"loss": total}
+
+
+class Regression:
+    """A line through points; every batch follows from its step."""
+
+    flops_per_image = 0.0
+
+    def __init__(self, stop_before: int = -1) -> None:
+        """`stop_before`: SIGTERM comes while the batch of this step is read."""
+        self.stop_before, self.written, self.evaluated = stop_before, [], []
+        shapes = {"slope": jax.ShapeDtypeStruct((3,), jnp.float32)}
+        batch = {"x": jax.ShapeDtypeStruct((2, ROWS, 3), jnp.float32)}
+        self.objective = Objective(squared_error, shapes, {"truth": shapes}, batch)
+
+    def initial_params(self) -> Any:
+        return {"slope": np.zeros(3, np.float32)}
+
+    def frozen_params(self) -> Iterator[tuple[str, Any]]:
+        yield "truth", {"slope": SLOPE}
+
+    def batches(self, step: int, rows: Any) -> Iterator[dict[str, Any]]:
+        while True:
+            if step == self.stop_before:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield {"x": np.random.default_rng(step).standard_normal((2, ROWS, 3)).astype(np.float32)[:, list(rows)]}
+            step += 1
+
+    def evaluators(self, mesh: Any, workdir: Path) -> dict[str, Evaluator]:
+        def distance(step: int, state: Any, frozen: Any) -> dict[str, float]:
+            self.evaluated.append(step)
+            return {"distance": float(jnp.abs(state.params["slope"] - frozen["truth"]["slope"]).max())}
+
+        def seen(step: int, state: Any, frozen: Any) -> dict[str, float]:
+            self.evaluated.append(f"seen {step}")
+            return {}
+
+        return {"probe": Evaluator(2, distance), "look": Evaluator(0, seen, metrics=False)}
+
+    def facts(self, metrics: Any) -> dict[str, float]:
+        return {"root": metrics["loss"] ** 0.5}
+
+    def write(self, params: Any, workdir: Path) -> Any:
+        self.written.append(params)
+        return params["slope"]
+
+
+def run(workdir: Path, stop_before: int = -1, steps: int = 7, **settings: Any) -> tuple[Any, Regression]:
+    task = Regression(stop_before)
+    return trainer.train(task, TrainerConfig(steps=steps, optimizer=RATE, **CONFIG | settings), workdir), task
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    """A table without what depends on the clock and the machine."""
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [{k: v for k, v in row.items() if "second" not in k and k not in ("data_wait", "host_memory")} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Regression, Path]:
+    """Result, task and workdir of a whole run."""
+    workdir = tmp_path_factory.mktemp("regression") / "whole"
+    return *run(workdir), workdir
+
+
+def test_a_task_is_trained_and_written(undisturbed: Any) -> None:
+    made, task, workdir = undisturbed
+    rows = table(workdir / "metrics.csv")
+    assert [int(row["step"]) for row in rows] == list(range(1, 8))
+    assert all(float(row["root"]) == pytest.approx(float(row["loss"]) ** 0.5, rel=1e-6) for row in rows)
+    assert {float(row["learning_rate"]) for row in rows} == {0.1}
+    assert len(task.written) == 1
+    assert (np.sign(made) == np.sign(SLOPE)).all()
+    assert sorted(int(path.name) for path in (workdir / "checkpoints").iterdir()) == [4, 7]
+
+
+def test_evaluators_are_called_on_their_schedules_and_at_the_end(undisturbed: Any) -> None:
+    _, task, workdir = undisturbed
+    assert task.evaluated == [2, 4, 6, 7, "seen 7"]
+    rows = table(workdir / "probe.csv")
+    assert [int(row["step"]) for row in rows] == [2, 4, 6, 7]
+    assert 0 < float(rows[-1]["distance"]) < float(rows[0]["distance"]) < 3
+    assert not (workdir / "look.csv").exists()
+    assert list((workdir / "tensorboard" / "probe").iterdir())
+
+
+def test_an_interrupted_run_ends_as_an_undisturbed_one(undisturbed: Any, tmp_path: Path) -> None:
+    made, _, whole = undisturbed
+    assert run(tmp_path / "run", stop_before=2)[0] is None
+    steps = [int(row["step"]) for row in table(tmp_path / "run" / "metrics.csv")]
+    assert steps == list(range(1, len(steps) + 1))
+    assert 2 <= len(steps) < 7
+    again, task = run(tmp_path / "run")
+    np.testing.assert_array_equal(again, made)
+    assert task.evaluated[-2:] == [7, "seen 7"]
+    for name in ("metrics.csv", "probe.csv"):
+        assert table(tmp_path / "run" / name) == table(whole / name)
+
+
+def test_a_run_that_is_done_is_only_written(undisturbed: Any) -> None:
+    made, _, workdir = undisturbed
+    again, task = run(workdir)
+    np.testing.assert_array_equal(again, made)
+    assert task.evaluated == []
+    raw, _ = run(workdir, save_weights="raw")
+    assert (raw != made).all()
+
+
+def test_what_cannot_be_trained_is_told(undisturbed: Any, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"steps: 5.*{undisturbed[2]}.* 7 "):
+        run(undisturbed[2], steps=5)
+    with pytest.raises(InputError, match="batch_size: 12.*accumulation 2.*8 device"):
+        run(tmp_path, batch_size=12)
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_process_waits_at_the_same_barriers_and_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[str] = []
+
+    def record(what: str) -> None:
+        waits.append(what)
+
+    def in_a_process(first: bool) -> tuple[list[str], Regression]:
+        waits.clear()
+        for module in (trainer, writers, profile):
+            monkeypatch.setattr(module, "is_first", lambda: first)
+        _, task = run(tmp_path / str(first), steps=3, profile_step=1)
+        return list(waits), task
+
+    patch_barriers(monkeypatch, record)
+    (ours, first), (theirs, other) = in_a_process(True), in_a_process(False)
+    assert ours == theirs == ["ready to train", "written"]
+    assert first.evaluated == other.evaluated == [2, 3, "seen 3"]
+    assert (len(first.written), len(other.written)) == (1, 0)
+    written = {path.name for path in (tmp_path / "True").iterdir()}
+    assert written == {"checkpoints", "metrics.csv", "probe.csv", "tensorboard", "profile"}
+    assert {path.name for path in (tmp_path / "False").iterdir()} == {"checkpoints"}  # Orbax knows its own processes
+
+
+def patch_barriers(monkeypatch: pytest.MonkeyPatch, record: Callable[[str], None]) -> None:
+    """Names of the barriers at which this process would wait for others, without the numbers that keep them apart."""
+
+    class Runtime:
+        @staticmethod
+        def sync_global_processes(name: str, **options: object) -> None:
+            record(name.rpartition(" ")[0])
+
+    monkeypatch.setattr(distributed, "multihost", Runtime)

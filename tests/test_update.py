@@ -1,0 +1,197 @@
+"""One optimiser update, whatever it minimises: AdamW, moving average, accumulation, meshes, what isn't trained."""
+
+import dataclasses
+import itertools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from bksdm_jax.base import trees
+from bksdm_jax.training.sharding import batch_to_global, device_put_global, make_mesh
+from bksdm_jax.training.state import OptimizerConfig, TrainState, create_state, ema_decay, learning_rate, make_optimizer
+from bksdm_jax.training.train_step import Objective, make_train_step
+
+WIDTH, IMAGES, SEED = 64, 8, 7  # a kernel of WIDTH x WIDTH is just large enough to be split among devices
+CONFIG = OptimizerConfig(learning_rate=1e-2, clip_norm=0.05)
+
+
+def network() -> dict[str, dict[str, np.ndarray]]:
+    generator = np.random.default_rng(0)
+
+    def layer() -> dict[str, np.ndarray]:
+        kernel = generator.standard_normal((WIDTH, WIDTH)) / WIDTH**0.5
+        return {"kernel": kernel.astype(np.float32), "bias": generator.standard_normal(WIDTH).astype(np.float32)}
+
+    return {"first": layer(), "second": layer()}
+
+
+def loss(params: Any, ema: Any, frozen: Any, batch: Any, keys: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Of two layers on noisy inputs; `ema_gap` is how far the weights are from their moving average."""
+    noise = jax.vmap(lambda key: jax.random.normal(key, (WIDTH,)))(keys)
+    hidden = jnp.tanh((batch["x"] + noise) @ params["first"]["kernel"] + params["first"]["bias"])
+    out = hidden @ params["second"]["kernel"] + params["second"]["bias"]
+    total = jnp.mean(jnp.square(out - batch["x"] @ frozen["wanted"]["kernel"]))
+    gap = jnp.mean(jnp.square(params["first"]["kernel"] - ema["first"]["kernel"]))
+    return total, {"loss": total, "ema_gap": gap}
+
+
+X = np.random.default_rng(1).standard_normal((IMAGES, WIDTH)).astype(np.float32)
+FROZEN = {"wanted": {"kernel": np.random.default_rng(2).standard_normal((WIDTH, WIDTH)).astype(np.float32)}}
+
+
+def shapes_of(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+
+
+def run(
+    parts: int = 1, devices: int = 1, fsdp: int = 1, steps: int = 3, trainable: Any = None
+) -> list[tuple[TrainState, dict[str, float]]]:
+    """States and metrics: those before the first update (without metrics), then those after each."""
+    mesh, params = make_mesh(fsdp, jax.devices()[:devices]), network()
+    batch = {"x": X.reshape(parts, IMAGES // parts, WIDTH)}
+    objective = Objective(loss, *map(shapes_of, (params, FROZEN, batch)), trainable)
+    step = make_train_step(objective, CONFIG, SEED, mesh)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, (step.state, step.frozen))
+    first = create_state(jax.tree.map(jnp.asarray, params), make_optimizer(CONFIG), trainable)
+    state, frozen = jax.device_put((first, FROZEN), shardings)
+    history = [(jax.tree.map(np.asarray, state), {})]
+    for _ in range(steps):
+        state, metrics = step.update(state, frozen, batch_to_global(mesh, batch))
+        history.append((jax.tree.map(np.asarray, state), {name: float(value) for name, value in metrics.items()}))
+    return history
+
+
+@pytest.fixture(scope="module")
+def plain() -> list[tuple[TrainState, dict[str, float]]]:
+    """One device, no accumulation."""
+    return run()
+
+
+def require_same_history(found: Any, expected: Any) -> None:
+    for (ours, metrics), (theirs, wanted) in zip(found, expected, strict=True):
+        assert metrics == pytest.approx(wanted, rel=1e-5, abs=1e-9)
+        for one, other in zip(jax.tree.leaves(ours.params), jax.tree.leaves(theirs.params), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("parts", [2, 8])
+def test_accumulation_changes_nothing(plain: Any, parts: int) -> None:
+    require_same_history(run(parts), plain)
+
+
+@pytest.mark.parametrize("fsdp", [1, 2, 8], ids=["8x1", "4x2", "1x8"])
+def test_meshes_change_nothing(plain: Any, fsdp: int) -> None:
+    require_same_history(run(1, 8, fsdp), plain)
+
+
+def test_large_leaves_are_in_several_shards() -> None:
+    mesh = make_mesh(4)
+    batch = {"x": X[None]}
+    step = make_train_step(Objective(loss, *map(shapes_of, (network(), FROZEN, batch))), CONFIG, SEED, mesh)
+    params = device_put_global(network(), jax.tree.map(lambda leaf: leaf.sharding, step.state.params))
+    kernel, bias = params["first"]["kernel"], params["first"]["bias"]
+    assert len({str(shard.index) for shard in kernel.addressable_shards}) == 4
+    assert {shard.data.size for shard in kernel.addressable_shards} == {WIDTH * WIDTH // 4}
+    assert {shard.data.size for shard in bias.addressable_shards} == {WIDTH}
+    moments = [leaf for leaf in jax.tree.leaves(step.state.opt_state) if leaf.shape == kernel.shape]
+    assert [leaf.sharding for leaf in moments] == [kernel.sharding] * 4
+    images = batch_to_global(mesh, batch)["x"].addressable_shards
+    assert len({str(shard.index) for shard in images}) == 8
+
+
+def test_updates_are_pytorchs_adamw(plain: Any) -> None:
+    """Clipping, AdamW and the moving average, redone by PyTorch and Diffusers' rule on our gradients."""
+    from diffusers.training_utils import EMAModel
+
+    gradient = jax.jit(jax.grad(loss, has_aux=True))
+    leaves = [torch.nn.Parameter(torch.from_numpy(leaf.copy())) for leaf in jax.tree.leaves(network())]
+    options = {"lr": CONFIG.learning_rate, "betas": (0.9, 0.999), "weight_decay": 1e-2, "eps": 1e-8}
+    optimizer = torch.optim.AdamW(leaves, **options)
+    average, rule = jax.tree.leaves(network()), EMAModel(leaves, decay=CONFIG.ema_decay)
+    for done, ((before, _), (after, metrics)) in enumerate(itertools.pairwise(plain)):
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(SEED), 2**32 - 1), done)
+        keys = jax.vmap(lambda i, key=key: jax.random.fold_in(key, i))(jnp.arange(IMAGES))
+        grads, _ = gradient(before.params, before.ema, FROZEN, {"x": X}, keys)
+        for leaf, grad in zip(leaves, jax.tree.leaves(grads), strict=True):
+            leaf.grad = torch.from_numpy(np.array(grad))
+        norm = torch.nn.utils.clip_grad_norm_(leaves, CONFIG.clip_norm)
+        assert norm > 2 * CONFIG.clip_norm
+        assert metrics["grad_norm"] == pytest.approx(float(norm), rel=1e-5)
+        optimizer.step()
+        decay = rule.get_decay(done + 1)
+        average = [decay * e + (1 - decay) * p.detach().numpy() for e, p in zip(average, leaves, strict=True)]
+        for ours, theirs in zip(jax.tree.leaves(after.params), leaves, strict=True):
+            np.testing.assert_allclose(ours, theirs.detach().numpy(), rtol=1e-4, atol=1e-5)
+        for ours, theirs in zip(jax.tree.leaves(after.ema), average, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_ema_decay_follows_the_reference() -> None:
+    from diffusers.training_utils import EMAModel
+
+    theirs = EMAModel([torch.nn.Parameter(torch.zeros(1))], decay=0.9999)
+    for done in (0, 1, 2, 10, 1000, 10**6):
+        # The reference counts the update that is under way; Diffusers starts its rule one update later.
+        expected = theirs.get_decay(done + 1)
+        assert float(ema_decay(jnp.asarray(done), 0.9999)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_half_of_the_leaves_can_be_frozen() -> None:
+    chosen = {"first": {"kernel": True, "bias": False}, "second": {"kernel": False, "bias": True}}
+    history = run(steps=5, trainable=chosen)
+    (before, _), (after, metrics) = history[0], history[-1]
+    for name, trained in trees.flatten(chosen).items():
+        for part in ("params", "ema"):
+            old, new = (trees.flatten(getattr(state, part))[name] for state in (before, after))
+            assert np.array_equal(old, new) is not trained, (part, name)
+    moments = [leaf.shape for leaf in jax.tree.leaves(after.opt_state) if leaf.ndim]
+    assert sorted(moments) == [(WIDTH,)] * 2 + [(WIDTH, WIDTH)] * 2  # two each of the two leaves that are trained
+    assert 0 < metrics["ema_distance"] < 1
+
+
+def test_only_what_is_trained_counts_for_clipping(plain: Any) -> None:
+    chosen = {"first": {"kernel": False, "bias": False}, "second": {"kernel": False, "bias": True}}
+    (_, metrics), (_, whole) = run(steps=1, trainable=chosen)[-1], plain[1]
+    assert metrics["loss"] == pytest.approx(whole["loss"])
+    assert 0 < metrics["grad_norm"] < 0.9 * whole["grad_norm"]
+
+
+def test_the_loss_sees_the_moving_average(plain: Any) -> None:
+    gaps = [metrics["ema_gap"] for _, metrics in plain[1:]]
+    assert gaps[:2] == [0, 0]  # the first update copies
+    state, _ = plain[2]
+    expected = np.mean(np.square(state.params["first"]["kernel"] - state.ema["first"]["kernel"]))
+    assert gaps[2] > 0
+    assert gaps[2] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(("warmup", "cosine"), [(0, 0), (10, 0), (0, 110), (10, 110), (1, 2)])
+def test_learning_rates_are_a_ramp_and_a_half_cosine(warmup: int, cosine: int) -> None:
+    rate = learning_rate(OptimizerConfig(learning_rate=2.0, warmup_steps=warmup, cosine_steps=cosine))
+    for done in (0, 1, 5, 9, 10, 11, 60, 109, 110, 10**6):
+        expected = 2.0
+        if cosine:
+            passed = np.clip((done - warmup) / (cosine - warmup), 0, 1)
+            expected = (1 + np.cos(np.pi * passed)).item()
+        if done < warmup:
+            expected = 2.0 * done / warmup
+        assert float(rate(done)) == pytest.approx(expected, abs=1e-6), done
+
+
+def test_the_rate_is_that_of_the_update() -> None:
+    """A warm-up of five begins at rate zero: the first update moves nothing."""
+    config = dataclasses.replace(CONFIG, warmup_steps=5)
+    optimizer = make_optimizer(config)
+    state = create_state({"x": jnp.ones(3)}, optimizer)
+    moved = []
+    with jax.numpy_dtype_promotion("standard"):
+        for _ in range(3):
+            updates, opt_state = optimizer.update({"x": jnp.ones(3)}, state.opt_state, state.params)
+            state = dataclasses.replace(state, opt_state=opt_state)
+            moved.append(float(jnp.abs(updates["x"]).max()))
+    assert moved[0] == 0
+    assert moved[2] == pytest.approx(2 * moved[1], rel=1e-3)
