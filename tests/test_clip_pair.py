@@ -16,7 +16,7 @@ from bksdm_jax.models.clip_pair import CLIP, clip_parameter_shapes
 from bksdm_jax.pipelines.clip_folder import load_clip, write_clip
 from bksdm_jax.pipelines.tokenizer import load_tokenizer, write_tokenizer
 from tests import tiny
-from tests.test_unet import require_close
+from tests.arrays import require_close
 
 
 @pytest.fixture(scope="module")

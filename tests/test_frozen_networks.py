@@ -12,7 +12,7 @@ from bksdm_jax.formats.vae_json import vae_from_diffusers
 from bksdm_jax.models.clip import CLIPTextEncoder, clip_text_parameter_shapes
 from bksdm_jax.models.vae import VAE, sample_latents, vae_parameter_shapes
 from tests import tiny
-from tests.test_unet import require_close
+from tests.arrays import require_close
 
 OTHER_VAE = {
     "block_out_channels": (16, 32, 64),

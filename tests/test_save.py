@@ -30,7 +30,7 @@ from bksdm_jax.pruning.presets import PRESETS
 from bksdm_jax.pruning.prune import PruneConfig, StudentInit, initial_weights, plan_student, prune
 from bksdm_jax.pruning.removal import plan_removal
 from tests import tiny
-from tests.test_weights import require_equal
+from tests.arrays import require_equal
 
 TORCH = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 NUMPY = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}

@@ -30,7 +30,7 @@ from bksdm_jax.pipelines.stable_diffusion import TEACHERS, stable_diffusion
 from bksdm_jax.pipelines.write_single_file import original_shapes, require_single_file
 from bksdm_jax.pruning.prune import PruneConfig, prune
 from tests import tiny
-from tests.test_weights import require_equal
+from tests.arrays import require_equal
 
 # Small, with what the layout can't say as in Stable Diffusion: 8 heads in v1, heads of 64 channels in v2.
 UNETS = {

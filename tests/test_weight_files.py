@@ -26,7 +26,7 @@ from bksdm_jax.formats.locate import choose_files, weight_files
 from bksdm_jax.formats.weights import INDEXERS
 from bksdm_jax.pipelines.load import load_pipeline
 from bksdm_jax.pipelines.source import ModelSource
-from tests.test_weights import require_equal
+from tests.arrays import require_equal
 
 TENSORS = {
     "float32": torch.randn(3, 5),
@@ -241,7 +241,7 @@ def test_an_old_pytorch_file_is_refused_with_advice(tmp_path: Path) -> None:
 
 def test_a_header_that_claims_too_much_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.safetensors").write_bytes((2**62).to_bytes(8, "little") + b"{}")
-    with pytest.raises(InputError, match="can't hold its header"):
+    with pytest.raises(InputError, match=r"a\.safetensors: "):
         INDEXERS[".safetensors"](tmp_path / "a.safetensors")
 
 
