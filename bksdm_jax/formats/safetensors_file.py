@@ -1,7 +1,7 @@
 """Where the tensors of a safetensors file lie.
 
-The library reads and checks the header. `StoredTensor` reads the tensors, as in the other formats: into a buffer that is
-used again, where `safe_open` allocates each tensor anew, and with an offset that makes rows of a tensor a tensor.
+The library reads and checks the header. `StoredTensor` reads the tensors, as in the other formats: into a buffer that
+is used again, where `safe_open` allocates each tensor anew, and with an offset that makes rows of a tensor a tensor.
 """
 
 import math
