@@ -75,7 +75,7 @@ def test_what_a_store_says_is_one_line(tmp_path: Path, asked: list[str]) -> None
     folder_of(tmp_path / "bucket/images", [("0.png", "a")], {"0.png": encoded(picture())})
     read = backend.tf_backend.open
     unreachable = mock.patch.object(backend.tf_backend, "exists", refuse)
-    with unreachable, pytest.raises(InputError, match="images: .*no credentials"):
+    with unreachable, pytest.raises(InputError, match=r"images: .*no credentials"):
         to_path(f"{NAME}/images")
     with pytest.raises(InputError, match="s3://mine/set"):
         to_path("s3://mine/set")

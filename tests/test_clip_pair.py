@@ -82,5 +82,5 @@ def test_tokenizer_knows_its_words_and_every_byte(tmp_path) -> None:
 def test_damaged_folders_are_told(tmp_path) -> None:
     with pytest.raises(InputError, match=str(tmp_path / "clip")):
         load_clip(tmp_path / "clip")
-    with pytest.raises(InputError, match="text_config.*None"):
+    with pytest.raises(InputError, match=r"text_config.*None"):
         clip_from_transformers({})

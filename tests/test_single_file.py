@@ -193,7 +193,7 @@ def test_what_a_single_file_cannot_say_is_asked_for(
     first = single(teachers["v1"], tmp_path / "first")
     with pytest.raises(InputError, match=r"second/model\.safetensors: .*prediction.*epsilon.*v_prediction"):
         load_pipeline(ModelSource(str(second), tokenizer=str(teachers["v2"])))
-    with pytest.raises(InputError, match="prediction: .*'v'"):
+    with pytest.raises(InputError, match=r"prediction: .*'v'"):
         load_pipeline(ModelSource(str(first), tokenizer=str(teachers["v1"]), prediction_type="v"))
     with pytest.raises(InputError, match=r"first/model\.safetensors: .*tokenizer.*nowhere"):
         load_pipeline(ModelSource(str(first), tokenizer=str(tmp_path / "nowhere")))
@@ -202,7 +202,7 @@ def test_what_a_single_file_cannot_say_is_asked_for(
         load_pipeline(first)
     with pytest.raises(InputError, match=r"variant: 'fp16'.*first/model\.safetensors"):
         load_pipeline(ModelSource(str(first), variant="fp16"))
-    with pytest.raises(InputError, match="tokenizer: .*v1"):
+    with pytest.raises(InputError, match=r"tokenizer: .*v1"):
         load_pipeline(ModelSource(str(teachers["v1"]), tokenizer="x"))
 
 
@@ -285,7 +285,7 @@ def test_gaps_are_seen_on_either_side(teachers: dict[str, Path], tmp_path: Path)
 def test_more_blocks_than_numbers_are_not_written() -> None:
     networks = stable_diffusion("v1")
     deep = networks.with_denoiser(unet_from_diffusers(TEACHERS["v1"] | {"layers_per_block": 3}))
-    with pytest.raises(InputError, match="format: .*unet.*numbers"):
+    with pytest.raises(InputError, match=r"format: .*unet.*numbers"):
         require_single_file(deep, spaced=True)
     require_single_file(deep, spaced=False)
 
@@ -293,7 +293,7 @@ def test_more_blocks_than_numbers_are_not_written() -> None:
 def test_another_schedule_is_not_written() -> None:
     networks = stable_diffusion("v1")
     linear = dataclasses.replace(networks.schedule, beta_schedule="linear")
-    with pytest.raises(InputError, match="format: .*schedule"):
+    with pytest.raises(InputError, match=r"format: .*schedule"):
         require_single_file(dataclasses.replace(networks, schedule=linear), spaced=False)
 
 
@@ -303,6 +303,6 @@ def test_networks_that_would_be_taken_for_others_are_not_written(teachers: dict[
     down, up = (tuple(dataclasses.replace(stage, heads=4) for stage in side) for side in (config.down, config.up))
     config = dataclasses.replace(config, down=down, mid=dataclasses.replace(config.mid, heads=4), up=up)
     other = pipeline.with_denoiser(config, pipeline.denoiser.params)
-    with pytest.raises(InputError, match="format: .*unet.*heads=4"):
+    with pytest.raises(InputError, match=r"format: .*unet.*heads=4"):
         write_pipeline(tmp_path / "single", other, SaveConfig("single_file"))
     assert not any(tmp_path.iterdir())

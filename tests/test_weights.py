@@ -247,7 +247,7 @@ def test_networks_that_do_not_belong_together_are_refused(micro_teacher: Path, t
     folder = shutil.copytree(micro_teacher, tmp_path / "pipeline")
     shutil.rmtree(folder / "unet")
     UNet2DConditionModel(**tiny.MICRO | {"cross_attention_dim": 48}).save_pretrained(folder / "unet")
-    with pytest.raises(InputError, match="cross_attention_dim.* 48 .*hidden_size.* 32"):
+    with pytest.raises(InputError, match=r"cross_attention_dim.* 48 .*hidden_size.* 32"):
         load_pipeline(folder)
 
 
