@@ -200,12 +200,17 @@ def write_flax_text_encoder(folder: Path, model: CLIPTextModel) -> None:
     model.config.save_pretrained(folder)
 
 
-def write_torch_pipeline(folder: Path, unet: dict[str, Any] | None = None, prediction: str = "epsilon") -> Path:
+def write_torch_pipeline(
+    folder: Path,
+    unet: dict[str, Any] | None = None,
+    prediction: str = "epsilon",
+    vae: dict[str, Any] | None = None,
+) -> Path:
     """A teacher folder that PyTorch Diffusers writes, in safetensors."""
     write_tokenizer(folder / "tokenizer")
     pipeline = StableDiffusionPipeline(
         unet=randomize(UNet2DConditionModel(**(unet or V1)), 0),
-        vae=randomize(AutoencoderKL(**VAE), 1),
+        vae=randomize(AutoencoderKL(**(vae or VAE)), 1),
         text_encoder=text_encoder(),
         tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
         scheduler=scheduler(prediction),
