@@ -2,6 +2,7 @@
 
 import io
 import json
+import multiprocessing
 import os
 import re
 import signal
@@ -17,6 +18,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from bksdm_jax.base.errors import InputError
+from bksdm_jax.base.progress import Progress
 from bksdm_jax.data.prepare import folders
 from bksdm_jax.data.prepare import prepare as preparing
 from bksdm_jax.data.prepare.pairs import share
@@ -179,8 +181,32 @@ def test_a_kill_loses_no_chunk_that_was_done(tmp_path: Path, monkeypatch: pytest
         prepare(config(source, chunk=5, validation=0.3), tmp_path / "set")
 
 
+def test_workers_and_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two workers, told to stop as by a Ctrl-C, which goes to all processes; the next call continues."""
+    source = many(tmp_path / "source", 30)
+    expected = prepare(config(source, chunk=2), tmp_path / "expected")
+
+    class Stops(Progress):
+        def advance(self, *args: Any) -> None:
+            super().advance(*args)
+            if self._done == 2:
+                for worker in multiprocessing.active_children():
+                    os.kill(worker.pid, signal.SIGINT)
+                signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as context:
+        context.setattr(preparing, "Progress", Stops)
+        assert prepare(config(source, chunk=2, workers=2), tmp_path / "set") is None
+    parts = tmp_path / "set" / "parts"
+    assert 1 <= len(list(parts.glob("*.json"))) < 15
+    assert not list(parts.glob(".*.partial"))
+    made = prepare(config(source, chunk=2), tmp_path / "set")
+    assert names(made) == names(expected)
+
+
+@pytest.mark.slow
 def test_processes_and_an_interruption(tmp_path: Path) -> None:
-    """The binary with two workers: stopped by SIGINT, continued, and the same as one process makes."""
+    """The binary with two workers: interrupted, continued, and the same as one process makes."""
     source = many(tmp_path / "source", 60)
     expected = prepare(config(source, chunk=2), tmp_path / "expected")
     command = [sys.executable, "-m", "launch.prepare", "--config=configs/prepare.py", f"--config.source={source}"]

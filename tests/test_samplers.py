@@ -11,7 +11,7 @@ from diffusers import DDIMScheduler, PNDMScheduler
 
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.diffusion.guidance import guided
-from bksdm_jax.diffusion.noise import image_keys, starting_noise
+from bksdm_jax.diffusion.noise import as_noise, image_keys, starting_noise
 from bksdm_jax.diffusion.samplers import (
     SAMPLERS,
     PNDMState,
@@ -191,3 +191,5 @@ def test_starting_noise_depends_on_seed_and_number_alone() -> None:
     np.testing.assert_array_equal(noise[4:5], alone)
     assert len({row.tobytes() for row in noise}) == 6
     assert not np.array_equal(noise, starting_noise(4, jnp.arange(6, dtype=jnp.uint32), (8, 8, 4)))
+    np.testing.assert_array_equal(as_noise(image_keys(3, jnp.arange(6, dtype=jnp.uint32)), (8, 8, 4)), noise)
+    np.testing.assert_array_equal(as_noise(noise, (8, 8, 4)), noise)

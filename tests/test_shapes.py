@@ -26,7 +26,7 @@ def shown(asked: Scene, picture: np.ndarray) -> list[tuple[str, bool]]:
 @pytest.fixture(scope="module")
 def pictures() -> list[tuple[Scene, np.ndarray]]:
     rng = np.random.default_rng()
-    drawn = [draw_scene(rng, 1 + i % 2, i % 3 == 0) for i in range(600)]
+    drawn = [draw_scene(rng, 1 + i % 2, i % 3 == 0) for i in range(300)]
     return [(scene, render(scene, rng)) for scene in drawn]
 
 
@@ -68,7 +68,7 @@ def test_captions_parse_back() -> None:
 
 def test_held_out_combinations_never_train_and_their_facts_do() -> None:
     trained, facts = set(), set()
-    for index in range(3000):
+    for index in range(1500):
         scene = parse_caption(example("train", index)[1])
         assert not held_out(scene)
         for thing in scene.things:
