@@ -10,6 +10,7 @@ from PIL import Image
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.data.image_folder import load_image, read_image_folder
 from bksdm_jax.data.loader import LoaderConfig, training_batches
+from bksdm_jax.data.sources import open_examples
 from bksdm_jax.data.tables import read_prompts
 from tests import tiny
 
@@ -63,34 +64,34 @@ def test_unreadable_images_name_their_file(tmp_path: Path, photographs: Path, co
         whole = (photographs / "coffee.png").read_bytes()
         content = whole[: len(whole) // 2]
     (tmp_path / "bad.png").write_bytes(content)
-    with pytest.raises(InputError, match=r"bad\.png: not a readable image"):
+    with pytest.raises(InputError, match=r"bad\.png"):
         load_image(tmp_path / "bad.png", 64)
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_image_bombs_are_refused_before_they_are_decoded(tmp_path: Path) -> None:
     Image.new("1", (12_000, 12_000)).save(tmp_path / "bomb.png")  # within twice Pillow's limit, where it only warns
-    with pytest.raises(InputError, match=r"12000 x 12000 pixels, the limit is 89478485 in all: a decompression bomb"):
+    with pytest.raises(InputError, match=r"bomb\.png.*12000 x 12000.*89478485"):
         load_image(tmp_path / "bomb.png", 64)
     Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")
     with pytest.raises(InputError, match="bomb"):
         load_image(tmp_path / "bomb.png", 64)
     Image.new("RGB", (90_000, 1)).save(tmp_path / "thread.png")  # small, until its short side is enlarged
-    with pytest.raises(InputError, match="enlarged to 5760000 x 64 pixels"):
+    with pytest.raises(InputError, match=r"thread\.png.*5760000 x 64"):
         load_image(tmp_path / "thread.png", 64)
 
 
 def test_what_has_more_than_one_picture_or_runs_is_no_image(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (8, 8), (shade, 0, 0)) for shade in (0, 200)]
     frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
-    with pytest.raises(InputError, match=r"moving\.gif: not a readable image \(2 pictures in one file\)"):
+    with pytest.raises(InputError, match=r"moving\.gif.*2 pictures"):
         load_image(tmp_path / "moving.gif")
     whole = (tmp_path / "moving.gif").read_bytes()
     (tmp_path / "moving.gif").write_bytes(whole[: whole.rindex(b",") + 1])
-    with pytest.raises(InputError, match=r"moving\.gif: not a readable image"):
+    with pytest.raises(InputError, match=r"moving\.gif"):
         load_image(tmp_path / "moving.gif")
     frames[0].save(tmp_path / "program.eps")
-    with pytest.raises(InputError, match="no image that can be read"):
+    with pytest.raises(InputError, match=r"program\.eps"):
         load_image(tmp_path / "program.eps")
 
 
@@ -100,21 +101,21 @@ def test_sixteen_bits_keep_their_range(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("table", "said"),
+    ("table", "facts"),
     [
-        ("", "no column 'file_name'"),
-        ("file_name,text\n", "no rows"),
-        ("file,text\na.png,cat\n", "no column 'file_name' (did you mean 'file'?)"),
-        ("file_name,text\nmissing.png,cat\n", "row 1 names 'missing.png'"),
-        ("file_name,text\n../secret.png,cat\n", "row 1 names '../secret.png'"),
-        ("file_name,text\na.png\n", "line 2 has no text"),
-        ('file_name,text\na.png,"cat\n', "not a readable CSV"),
-        ("file_name,text\na.png,a red, shiny cat\n", "line 2 has 3 fields; expected 2"),
-        ("file_name,text\n/etc/passwd,cat\n", "row 1 names '/etc/passwd'"),
-        ("file_name,text\na\0.png,cat\n", "metadata.csv"),
+        ("", ("'file_name'",)),
+        ("file_name,text\n", ("no rows",)),
+        ("file,text\na.png,cat\n", ("'file_name'", "'file'")),
+        ("file_name,text\nmissing.png,cat\n", ("row 1", "'missing.png'")),
+        ("file_name,text\n../secret.png,cat\n", ("row 1", "'../secret.png'")),
+        ("file_name,text\na.png\n", ("line 2", "text")),
+        ('file_name,text\na.png,"cat\n', ("CSV",)),
+        ("file_name,text\na.png,a red, shiny cat\n", ("line 2", "3 fields", "2")),
+        ("file_name,text\n/etc/passwd,cat\n", ("row 1", "'/etc/passwd'")),
+        ("file_name,text\na\0.png,cat\n", ()),
     ],
 )
-def test_bad_tables_are_refused(tmp_path: Path, table: str, said: str) -> None:
+def test_bad_tables_are_refused(tmp_path: Path, table: str, facts: tuple[str, ...]) -> None:
     (tmp_path / "secret.png").touch()
     folder = tmp_path / "data"
     folder.mkdir()
@@ -122,7 +123,8 @@ def test_bad_tables_are_refused(tmp_path: Path, table: str, said: str) -> None:
     (folder / "metadata.csv").write_text(table)
     with pytest.raises(InputError) as error:
         read_image_folder(folder)
-    assert said in str(error.value)
+    assert str(error.value).startswith(str(folder / "metadata.csv"))
+    assert all(fact in str(error.value) for fact in facts)
     assert "\n" not in str(error.value)
 
 
@@ -133,10 +135,12 @@ def test_a_folder_of_links_is_read(tmp_path: Path, photographs: Path) -> None:
 
 
 def test_missing_data_is_told(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no such folder"):
+    with pytest.raises(InputError, match="nowhere"):
         read_image_folder(tmp_path / "nowhere")
-    with pytest.raises(InputError, match=r"metadata\.csv: can't be read"):
+    with pytest.raises(InputError, match=r"metadata\.csv"):
         read_image_folder(tmp_path)
+    with pytest.raises(InputError, match=r"metadata\.csv.*dataset_info\.json"):
+        open_examples(tmp_path)
 
 
 def test_tables_with_marks_quotes_and_windows_line_ends(tmp_path: Path) -> None:
@@ -167,11 +171,11 @@ def test_prompts_from_csv_keep_their_file_names(tmp_path: Path) -> None:
     [
         ("empty.txt", b"", "no prompts"),
         ("blank.txt", b"\n \r\n", "no prompts"),
-        ("latin.txt", "a cat\nété\n".encode("latin-1"), "line 2 is not utf-8"),
-        ("prompts.json", b"[]", "a .txt file"),
-        ("empty.csv", b"", "no column"),
-        ("wide.txt", "a cat\n".encode("utf-16-le"), "line 1 has a NUL"),
-        ("odd16.txt", codecs.BOM_UTF16_LE + b"a", "is not utf-16"),
+        ("latin.txt", "a cat\nété\n".encode("latin-1"), "line 2"),
+        ("prompts.json", b"[]", ".txt"),
+        ("empty.csv", b"", "file_name"),
+        ("wide.txt", "a cat\n".encode("utf-16-le"), "line 1"),
+        ("odd16.txt", codecs.BOM_UTF16_LE + b"a", "utf-16"),
     ],
 )
 def test_bad_prompt_files_are_refused(tmp_path: Path, name: str, content: bytes, said: str) -> None:
@@ -234,7 +238,7 @@ def test_workers_change_nothing(photographs: Path, workers: int, start: int, ste
 def test_what_a_worker_cannot_read_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_bytes(b"no image")
     (tmp_path / "metadata.csv").write_text("file_name,text\nbad.png,a cat\n")
-    with pytest.raises(InputError, match=r"^/.*bad\.png: not a readable image") as error:
+    with pytest.raises(InputError, match=r"^/.*bad\.png") as error:
         first(tmp_path, 1, workers=1)
     assert "\n" not in str(error.value)
 
@@ -261,5 +265,5 @@ def test_processes_share_each_micro_batch(photographs: Path) -> None:
 
 
 def test_batches_must_divide(photographs: Path) -> None:
-    with pytest.raises(InputError, match="batch_size: 4 doesn't divide by accumulation 3"):
+    with pytest.raises(InputError, match=r"batch_size: 4 .*accumulation 3"):
         first(photographs, 1, accumulation=3)

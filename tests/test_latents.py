@@ -22,7 +22,7 @@ from bksdm_jax.data.loader import LoaderConfig, training_batches
 from bksdm_jax.data.prepare import latents
 from bksdm_jax.data.prepare.latents import LatentConfig, prepare_latents
 from bksdm_jax.data.prepare.prepare import PrepareConfig, prepare
-from bksdm_jax.data.prepare.shards import PartWriters, pair_features
+from bksdm_jax.data.prepare.shards import ShardWriters, pair_features
 from bksdm_jax.data.prepare.tfds_folder import write_set
 from bksdm_jax.data.sources import open_examples
 from bksdm_jax.models.vae import VAE, sample_latents
@@ -119,8 +119,8 @@ def test_draws_have_the_distribution_of_the_encoder(
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"resolution": 32}, "resolution 16, the run needs 32"),
-        ({"crop": "random"}, "crop 'centre', the run needs 'random'"),
+        ({"resolution": 32}, "resolution 16.*32"),
+        ({"crop": "random"}, "crop 'centre'.*'random'"),
         ({"vae_sha256": "0" * 64}, "vae_sha256"),
         ({"scaling_factor": 0.5}, "scaling_factor"),
         ({"tokens_sha256": ""}, "tokens_sha256"),
@@ -142,7 +142,7 @@ def test_latents_without_mirror_images_are_for_runs_without_them(
 ) -> None:
     made = prepare_latents(str(images), config(pipeline.path, flip=False), RESOLUTION, 9, tmp_path / "plain")
     require_identity(made, latent_identity(pipeline, RESOLUTION, flip=False))
-    with pytest.raises(InputError, match="flip False, the run needs True"):
+    with pytest.raises(InputError, match=r"flip False.*True"):
         require_identity(made, latent_identity(pipeline, RESOLUTION, flip=True))
 
 
@@ -213,10 +213,10 @@ def test_a_full_disk_is_told_before_any_work(
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"source": "photographs"}, "no TFDS set, of which latents are made"),
-        ({"source": "cached"}, "these are latents already"),
-        ({"resolution": 17}, "resolution: 17 pixels; this autoencoder needs a multiple of"),
-        ({"dtype": "fp16"}, "dtype: unknown name 'fp16'"),
+        ({"source": "photographs"}, "photographs: .*launch.prepare"),
+        ({"source": "cached"}, "latents: already"),
+        ({"resolution": 17}, "resolution: 17 .*multiple of 2"),
+        ({"dtype": "fp16"}, "dtype: .*'fp16'"),
     ],
 )
 def test_bad_settings_are_one_line(
@@ -234,11 +234,11 @@ def test_bad_settings_are_one_line(
 def test_an_unreadable_image_is_one_line(micro_teacher: Path, tmp_path: Path) -> None:
     (tmp_path / "broken" / "parts").mkdir(parents=True)
     row = pair_features().serialize_example({"name": "a", "image": b"noise", "text": ["x"]})
-    with PartWriters(tmp_path / "broken" / "parts", 0) as writers:
+    with ShardWriters(tmp_path / "broken" / "parts", 0) as writers:
         writers.write("train", row)
     records = [{"splits": {"train": [1, len(row)]}}]
     write_set(tmp_path / "broken", "pairs", "", pair_features(), records, ("train",))
-    with pytest.raises(InputError, match=r"example 0 can't be read \(no image") as error:
+    with pytest.raises(InputError, match=r"broken.*'train'.*example 0") as error:
         prepare_latents(str(tmp_path / "broken"), config(micro_teacher), RESOLUTION, 2, tmp_path / "latents")
     assert "\n" not in str(error.value)
     assert not (tmp_path / "latents" / "dataset_info.json").exists()
@@ -258,7 +258,7 @@ def test_a_run_trains_on_them(cached: Path, micro_teacher: Path, tmp_path: Path)
         checkpoint_every=0,
         sheets=SampleGridConfig(steps=0),
     )
-    with pytest.raises(InputError, match="crop 'centre', the run needs 'random'"):
+    with pytest.raises(InputError, match=r"crop 'centre'.*'random'"):
         distill(dataclasses.replace(settings, random_crop=True), tmp_path / "other")
     assert not (tmp_path / "other").exists()
     validation = ValidationConfig(every=1, images=8)
