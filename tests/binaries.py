@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
+import jax
 from absl import app, flags, logging
 
 from bksdm_jax.base.distributed import ProcessConfig
@@ -41,16 +42,18 @@ def settings(config: str, workdir: Path | None = None, **values: object) -> list
 
 def micro_run(teacher: Path, data: Path, workdir: Path, **values: object) -> list[str]:
     """Flags of a distillation of seconds, two stages at 16 pixels; all of them share one compiled update."""
-    small = {"student": tiny.MICRO_STUDENT, "resolution": 16, "sheets__steps": 0, "optimizer__learning_rate": 3e-3}
-    return settings("distill.py:v1,runlocal", workdir, teacher=teacher, data=data, **small | values)
+    small = {"student": tiny.MICRO_STUDENT, "resolution": 16, "batch_size": 2, "sheets__steps": 0}
+    rate = {"optimizer__learning_rate": 3e-3, "checkpoint_every": 0}  # a checkpoint takes longer than ten updates
+    return settings("distill.py:v1,runlocal", workdir, teacher=teacher, data=data, **small | rate | values)
 
 
 def run(verb: str, arguments: list[str]) -> Ended:
-    """Runs a binary to its end, from the folder that has `configs/`."""
+    """Runs a binary to its end on one device, from the folder that has `configs/`."""
     output, errors = io.StringIO(), io.StringIO()
     status = 0
     with (
         _as_first_program(),
+        mock.patch.object(jax, "devices", lambda devices=jax.devices: devices()[:1]),
         contextlib.chdir(ROOT),
         mock.patch.object(sys, "argv", [verb, *arguments]),
         mock.patch.object(logging.get_absl_handler().python_handler, "stream", errors),

@@ -22,17 +22,17 @@ from safetensors.numpy import load_file
 
 from tests import binaries, tiny
 from tests.binaries import fail, metrics, micro_run, settings, succeed
-from tests.conftest import ROOT
+from tests.conftest import QUICK_XLA, ROOT
 
 EPHEMERAL = {"images_per_second", "flops_per_second", "data_wait", "host_memory"}  # in no two runs the same
 
 
 def start(verb: str, arguments: list[str]) -> subprocess.Popen[str]:
-    """The program itself, in a process of its own."""
+    """The program itself, in a process of its own; one device, and otherwise compiled as in this one."""
     return subprocess.Popen(
         [sys.executable, "-m", f"launch.{verb}", *arguments],
         cwd=ROOT,
-        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "XLA_FLAGS": QUICK_XLA},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -77,7 +77,7 @@ class Stopped:
 def stopped(micro_teacher: Path, photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Stopped:
     """A process that got a SIGTERM early in a long run."""
     workdir = tmp_path_factory.mktemp("runs") / "stopped"
-    process = start("train", micro_run(micro_teacher, photographs, workdir, steps=100_000, checkpoint_every=0))
+    process = start("train", micro_run(micro_teacher, photographs, workdir, steps=100_000))
     wait_for(process, lambda: len(metrics(workdir)) >= 3)
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=300)
