@@ -1,4 +1,4 @@
-"""The smallest whole distillation: a teacher of two stages, 16-pixel images, 8x8 latents; what tests compile is shared."""
+"""The smallest whole distillation: a teacher of two stages, 16-pixel images, 8x8 latents; compiled once for many tests."""
 
 import copy
 import functools

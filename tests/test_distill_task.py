@@ -1,4 +1,4 @@
-"""Distillation as a task: which networks it needs and keeps, and the whole update on several micro-batches and meshes."""
+"""Distillation as a task: which networks it needs and keeps, and whole updates on several micro-batches, meshes."""
 
 import gc
 import itertools
@@ -58,9 +58,7 @@ def test_the_teachers_weights_leave_the_hosts_memory(micro_teacher: Path, photog
     assert kernel() is None
 
 
-def test_validation_has_the_plain_loss(
-    micro_teacher: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_validation_has_the_plain_loss(micro_teacher: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     problems = []
     monkeypatch.setattr(distill_task, "make_batch_loss", lambda problem, dtype: problems.append(problem))
     loss = LossWeights(feature=0.5, min_snr_gamma=5.0)
@@ -104,9 +102,7 @@ def alone() -> list[dict[str, float]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("parts", "devices", "fsdp"), [(4, 1, 1), (1, 8, 1), (1, 8, 2), (1, 8, 8), (2, 4, 2)], ids=str
-)
+@pytest.mark.parametrize(("parts", "devices", "fsdp"), [(4, 1, 1), (1, 8, 1), (1, 8, 2), (1, 8, 8), (2, 4, 2)], ids=str)
 def test_accumulation_and_meshes_change_no_loss(
     alone: list[dict[str, float]], parts: int, devices: int, fsdp: int
 ) -> None:

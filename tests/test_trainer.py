@@ -84,7 +84,9 @@ def table(path: Path) -> list[dict[str, str]]:
     """A table without what depends on the clock and the machine."""
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    return [{k: v for k, v in row.items() if "second" not in k and k not in ("data_wait", "host_memory")} for row in rows]
+    return [
+        {k: v for k, v in row.items() if "second" not in k and k not in ("data_wait", "host_memory")} for row in rows
+    ]
 
 
 @pytest.fixture(scope="module")
