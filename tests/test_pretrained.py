@@ -24,7 +24,7 @@ from bksdm_jax.sampling.text_to_image import SamplerConfig, generate_images, mak
 from bksdm_jax.shapes.reader import read_scene
 from bksdm_jax.shapes.scenes import parse_caption
 from bksdm_jax.shapes.world import example
-from launch import demo
+from launch import experiment
 
 MOST_BYTES = 24 * 2**20
 ONE_OBJECT = [text for text in (example("heldout", index)[1] for index in range(80)) if " and " not in text][:40]
@@ -105,7 +105,7 @@ def test_a_refused_demo_leaves_no_folder(tmp_path: Path) -> None:
     try:
         jax.config.update("jax_compilation_cache_dir", None)  # as a user has it: programs go to the workdir
         with pytest.raises(InputError, match=r"guidance_scale.*-1\.0"):
-            demo.main(ComparisonConfig(guidance_scale=-1.0), tmp_path / "demo")
+            experiment.main("demo", ComparisonConfig(guidance_scale=-1.0), tmp_path / "demo")
         assert jax.config.jax_compilation_cache_dir.startswith(str(tmp_path / "demo"))
     finally:
         jax.config.update("jax_compilation_cache_dir", former)

@@ -141,7 +141,7 @@ def _vae(table: Table) -> VAEConfig:
         layers += 1
     first, last = table[f"{VAE}encoder.conv_in.weight"].shape, table[f"{VAE}decoder.conv_out.weight"].shape
     latent = table[f"{VAE}post_quant_conv.weight"].shape[0]
-    return VAEConfig(tuple(widths), layers, in_channels=first[1], out_channels=last[0], latent_channels=latent)
+    return VAEConfig(layers, first[1], last[0], tuple(widths), latent)
 
 
 def text_names(second: bool) -> tuple[str, str, str]:

@@ -18,10 +18,10 @@ _EPSILON = 1e-6
 class VAEConfig:
     """The architecture. `scaling_factor` brings latents to about unit variance before diffusion sees them."""
 
-    widths: tuple[int, ...] = (128, 256, 512, 512)
     layers_per_block: int = 2
     in_channels: int = 3
     out_channels: int = 3
+    widths: tuple[int, ...] = (128, 256, 512, 512)
     latent_channels: int = 4
     norm_groups: int = 32
     scaling_factor: float = 0.18215

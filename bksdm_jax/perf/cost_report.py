@@ -42,9 +42,9 @@ class CostConfig:
 
     generation: str = ""
     pipeline: str = ""
-    students: str = ""
     resolution: int = 0
     steps: int = 25
+    students: str = ""
     latency: bool = False
     dtype: str = "float32"
     repeats: int = 5

@@ -51,8 +51,6 @@ class Phase:
             seed=seed,
             steps=self.steps,
             batch_size=self.batch_size,
-            accumulation=1,
-            dtype="float32",
             log_every=self.log_every,
             checkpoint_every=self.checkpoint_every,
             keep_checkpoints=1,

@@ -45,7 +45,7 @@ class Rates:
         return batch
 
     def until(self, step: int) -> dict[str, float]:
-        """Images and FLOPs per second, the fraction of the peak, and the fraction of the time spent waiting for data."""
+        """Images and FLOPs per second, the fraction of the peak, and that of the time spent waiting for data."""
         seconds = time.monotonic() - self._since
         rate = (step - self._step) / seconds
         found = {"images_per_second": rate * self._images, "data_wait": self._waited / seconds}
