@@ -79,8 +79,8 @@ def _unet(table: Table) -> UNetConfig:
             depth += 1
         return "R" + "A" * depth
 
-    def stage(pairs: list[str], channels: int, sampler: bool) -> Stage:
-        return Stage(channels, heads(channels), tuple(pairs), sampler)
+    def stage(pairs: list[str], channels: int, resampler: bool) -> Stage:
+        return Stage(channels, heads(channels), tuple(pairs), resampler)
 
     down, pairs, channels = [], [], 0
     for i in _numbers(table, "input_blocks")[1:]:

@@ -35,13 +35,13 @@ class Stage:
         heads: attention heads.
         pairs: entry j has the letter `R` if there is `resnets.j`, and an `A` for each layer of the transformer
             `attentions.j`.
-        sampler: whether the stage ends in its down- or upsampler.
+        resampler: whether the stage ends in its down- or upsampler.
     """
 
     width: int
     heads: int
     pairs: tuple[str, ...]
-    sampler: bool
+    resampler: bool
 
     @property
     def depths(self) -> tuple[int, ...]:
@@ -95,7 +95,7 @@ class UNetConfig:
     @property
     def downscale(self) -> int:
         """How many times higher and wider the input is than the smallest feature map: what both must divide by."""
-        return 2 ** sum(stage.sampler for stage in self.down)
+        return 2 ** sum(stage.resampler for stage in self.down)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,7 +178,7 @@ def block_table(config: UNetConfig) -> tuple[tuple[Block, ...], tuple[Skip, ...]
             ]
             if "R" in pair and side == "down":
                 push()
-        if stage.sampler:
+        if stage.resampler:
             kind = f"{side}sampler"
             rows.append(Block(name, f"{kind}s.0", kind, width, stage.width, level))
             width, level = stage.width, level + (1 if side == "down" else -1)
