@@ -120,7 +120,7 @@ def test_webdataset_archives(tmp_path: Path) -> None:
         ("00001.tar/../../014", ["outside"]),  # a name, of which no file is made
     ]
     assert rejects(made) == {
-        "00001.tar/a/010": "duplicate name in this archive; the first pair is used",
+        "00001.tar/a/010": "duplicate name; the first pair is used",
         "00001.tar/a/011": "neither .txt nor .json with a caption",
         "00001.tar/a/012": "no images of this name",
         "00001.tar/a/013": "2 images of this name",

@@ -81,7 +81,7 @@ def prepare_latents(source: str, config: LatentConfig, resolution: int, chunk: i
         the folder; None if the work was interrupted (the same call continues it).
 
     Raises:
-        InputError: a setting, the pipeline or the source can't be used, or the disk is too small; nothing is written.
+        InputError: a setting, the pipeline or the source can't be used, or the disk is too small (checked first).
     """
     whole_number("config", "latents.batch_size", config.batch_size)
     dtype = compute_dtype(config.dtype)

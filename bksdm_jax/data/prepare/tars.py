@@ -68,10 +68,7 @@ class TarChunk:
                     for member, key, ending in _members(archive):
                         if group is None or key != group.key:
                             yield from self._pair(group)
-                            group = _Group(
-                                key,
-                                problem="duplicate name in this archive; the first pair is used" if key in seen else "",
-                            )
+                            group = _Group(key, problem="duplicate name; the first pair is used" if key in seen else "")
                             seen.add(key)
                         most = MOST_BYTES if ending in IMAGES else _MOST_TEXT
                         if not member.isreg() or member.issparse():
@@ -101,9 +98,7 @@ class TarChunk:
         file.seek(offset)
         end = file.read(tarfile.BLOCKSIZE)
         if len(end) < tarfile.BLOCKSIZE or any(end):
-            yield Reject(
-                self.path.name, "no end mark: the archive is truncated or was never finished; pairs may be missing"
-            )
+            yield Reject(self.path.name, "no end mark: truncated or never finished; pairs may be missing")
         while piece := file.read(_PIECE):
             if piece.strip(b"\0"):
                 yield Reject(self.path.name, "data after the end mark, as in concatenated archives; it was skipped")
