@@ -14,7 +14,7 @@ from diffusers import FlaxUNet2DConditionModel, StableDiffusionPipeline, UNet2DC
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from huggingface_hub import ModelCard
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPImageProcessor
 
 from bksdm_jax.base import trees
@@ -220,11 +220,22 @@ def test_the_card_of_a_single_file_says_which_tools_take_it(file_format: str) ->
         assert "stable-diffusion.cpp" in said[student] if spaced or student == "bk_tiny" else "ComfyUI" in said[student]
 
 
+def test_a_student_can_start_at_random(micro_teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bksdm_jax.pruning.prune.random_weights", lambda config, seed: {"seed": np.full(2, seed)})
+    plan = plan_student(find_model(micro_teacher).architectures, "mid_block", SaveConfig())
+    weights = find_initial_weights(plan, StudentInit("random")).read({}, 5)
+    assert weights["seed"].tolist() == [5.0, 5.0]
+    with pytest.raises(InputError, match=r"init_variant: .*random"):
+        find_initial_weights(plan, StudentInit("random", variant="fp16"))
+
+
 def test_training_can_start_from_a_student(micro_torch_teacher: Path, tmp_path: Path) -> None:
     """A released student is a folder whose config lists one layer to a block and no mid block."""
     teacher = find_model(micro_torch_teacher).architectures
-    config = PruneConfig(str(micro_torch_teacher), tiny.MICRO_SMALL, seed=5, student_init="random")
-    prune(config, tmp_path / "released")
+    prune(PruneConfig(str(micro_torch_teacher), tiny.MICRO_SMALL), tmp_path / "released")
+    weights = tmp_path / "released" / "unet" / "diffusion_pytorch_model.safetensors"
+    trained = {name: 2 * tensor for name, tensor in load_file(weights).items()}  # so they aren't the teacher's
+    save_file(trained, weights, {"format": "pt"})
     config = json.loads((tmp_path / "released" / "unet" / "config.json").read_text())
     assert (config["mid_block_type"], config["layers_per_block"]) == (None, 1)
     released = str(tmp_path / "released")
