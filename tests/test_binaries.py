@@ -272,4 +272,4 @@ def test_mistakes_on_the_command_line_are_one_line(tmp_path: Path, arguments: li
 
 def test_a_workdir_is_asked_for() -> None:
     assert "--workdir" in fail("prune", settings("prune.py", teacher="shapes_teacher"))
-    assert "gs://b/run" in fail("prune", settings("prune.py", Path("x"), teacher="t")[:-1] + ["--workdir=gs://b/run"])
+    assert "gs://b/run" in fail("prune", [*settings("prune.py", teacher="t"), "--workdir=gs://b/run"])

@@ -1,4 +1,4 @@
-"""Distillation as a task: which networks it needs and keeps, and whole updates on several micro-batches, meshes."""
+"""Distillation as a task: which networks it needs and keeps, and its update over micro-batches and meshes."""
 
 import gc
 import itertools

@@ -1,4 +1,4 @@
-"""The losses and the student's gradients against a PyTorch twin of the reference's rules, and the terms by themselves."""
+"""The losses and the student's gradients against a PyTorch twin of the reference's rules, and single terms."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -129,22 +129,23 @@ def test_losses_and_gradients_of_presets_match_the_reference(preset: str) -> Non
     require_the_twins_losses(Twin(teacher, student, surgery.FEATURE_PAIRS[preset]), plan)
 
 
-def noisy_batch_of_ones() -> NoisyBatch:
-    ones = np.ones((2, 8, 8, 4), np.float32)
-    context = np.ones((2, 9, tiny.CONTEXT), np.float32)
-    return NoisyBatch(ones, np.full(2, 500, np.int32), 0.5 * ones, {"context": context}, np.full(2, 0.5, np.float32))
+def random_noisy_batch() -> NoisyBatch:
+    generator = np.random.default_rng(0)
+    noisy, target = generator.standard_normal((2, 2, 8, 8, 4)).astype(np.float32)
+    context = generator.standard_normal((2, 9, tiny.CONTEXT), np.float32)
+    return NoisyBatch(noisy, np.full(2, 500, np.int32), target, {"context": context}, np.full(2, 0.5, np.float32))
 
 
 def test_without_distillation_the_teacher_is_not_run() -> None:
     problem = dataclasses.replace(micro.problem(micro.ONE_STAGE), weights=LossWeights(output=0.0, feature=0.0))
     params = parameter_shapes(problem.plan.student)
-    _, terms = jax.eval_shape(make_loss(problem), params, {}, noisy_batch_of_ones())
+    _, terms = jax.eval_shape(make_loss(problem), params, {}, random_noisy_batch())
     assert set(terms) == {"loss", "loss_task"}
 
 
 def test_bfloat16_losses_follow_float32() -> None:
     problem = micro.problem(micro.ONE_STAGE)
-    plan, batch = problem.plan, noisy_batch_of_ones()
+    plan, batch = problem.plan, random_noisy_batch()
     student, frozen = micro.params(plan.student, 0), {"teacher": micro.params(plan.teacher, 1)}
     (exact, _), grads = micro.gradient(plan)(student, frozen, batch)
     loss, short_frozen = make_loss(problem, jnp.bfloat16), cast_frozen(frozen, jnp.bfloat16)
@@ -160,7 +161,7 @@ def test_bfloat16_losses_follow_float32() -> None:
 @pytest.mark.slow
 def test_bfloat16_gradients_follow_float32() -> None:
     problem = micro.problem(micro.ONE_STAGE)
-    plan, batch = problem.plan, noisy_batch_of_ones()
+    plan, batch = problem.plan, random_noisy_batch()
     student, frozen = micro.params(plan.student, 0), {"teacher": micro.params(plan.teacher, 1)}
     (_, _), exact = micro.gradient(plan)(student, frozen, batch)
     gradient = jax.jit(jax.grad(make_loss(problem, jnp.bfloat16), has_aux=True))
@@ -173,7 +174,7 @@ def test_bfloat16_gradients_follow_float32() -> None:
 @pytest.mark.slow
 def test_what_is_computed_anew_changes_no_gradient() -> None:
     problem = micro.problem()
-    plan, batch = problem.plan, noisy_batch_of_ones()
+    plan, batch = problem.plan, random_noisy_batch()
     arguments = micro.params(plan.student, 0), {"teacher": micro.params(plan.teacher, 1)}, batch
 
     def lowered(remat: str) -> Any:

@@ -22,8 +22,8 @@ def test_resident_memory_is_what_was_touched() -> None:
 
 def test_a_device_without_enough_memory_is_one_line() -> None:
     error = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nallocating 1T")
-    said = r"RESOURCE_EXHAUSTED: Out of memory allocating 1T\); raise accumulation$"
-    with pytest.raises(InputError, match=said), explain_out_of_memory("raise accumulation"):
+    named = "Out of memory allocating 1T.*raise accumulation$"
+    with pytest.raises(InputError, match=named), explain_out_of_memory("raise accumulation"):
         raise error
 
 

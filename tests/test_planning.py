@@ -10,7 +10,7 @@ from bksdm_jax.base.errors import InputError
 from bksdm_jax.cost.chips import TPUS, chip_of
 from bksdm_jax.perf import topology
 from bksdm_jax.perf.compiled_step import Compiled
-from bksdm_jax.perf.hlo import Program, Traffic, array_bytes
+from bksdm_jax.perf.hlo import CompiledProgram, Traffic, array_bytes
 from bksdm_jax.perf.plan import largest_lines, memory_lines, plan_run, work_lines
 from bksdm_jax.perf.topology import Target, target_of
 from bksdm_jax.perf.work import Work, count_work
@@ -60,7 +60,7 @@ ENTRY %main (a: f32[16,2], b: f32[10]) -> f32[10] {
 @pytest.mark.parametrize("noted", [True, False], ids=["noted", "compared"])
 def test_what_is_in_loops_counts_as_often_as_they_turn(noted: bool) -> None:
     assert NOTE in PROGRAM
-    program = Program(PROGRAM if noted else PROGRAM.replace(NOTE, ""), 4)
+    program = CompiledProgram(PROGRAM if noted else PROGRAM.replace(NOTE, ""), 4)
     assert program.collectives() == {
         # Among four, each sends three quarters of all there is, twice; among two, half.
         "all-reduce": Traffic(1 + 4, (10 * 4 + 3 * 2) + 4 * 10 * 4, 2 * 46 * 3 // 4 + 4 * 40),
@@ -82,8 +82,8 @@ def test_a_loop_of_unknown_length_counts_once() -> None:
     text = PROGRAM.replace(', backend_config={"known_trip_count":{"n":"4"}}', "").replace(
         "direction=LT", "direction=NE"
     )
-    assert Program(text, 4).collectives()["all-reduce"].count == 2
-    assert Program(text, 4).loop_factor() == 1
+    assert CompiledProgram(text, 4).collectives()["all-reduce"].count == 2
+    assert CompiledProgram(text, 4).loop_factor() == 1
 
 
 @pytest.mark.parametrize(
@@ -101,16 +101,16 @@ def test_sizes_of_arrays(text: str, size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "named"),
     [
-        ("v9:2x2x1", "topology: unknown name 'v9'.*known: v4, v5e, v5p, v6e"),
-        ("v4", "expected a generation and its chips along each axis"),
-        ("v4:2x2xtwo", "expected a generation and its chips along each axis"),
-        ("v4:0x2x1", "expected a generation and its chips along each axis"),
+        ("v9:2x2x1", "'v9'.*v4, v5e, v5p, v6e"),
+        ("v4", "'v4'"),
+        ("v4:2x2xtwo", "'v4:2x2xtwo'"),
+        ("v4:0x2x1", "'v4:0x2x1'"),
     ],
 )
-def test_topologies_that_cannot_be(name: str, said: str) -> None:
-    with pytest.raises(InputError, match=said):
+def test_topologies_that_cannot_be(name: str, named: str) -> None:
+    with pytest.raises(InputError, match=f"topology: .*{named}"):
         target_of(name)
 
 
@@ -122,7 +122,7 @@ def test_a_missing_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None
         raise RuntimeError("no TPU\nplugin")
 
     monkeypatch.setattr(topology.topologies, "get_topology_desc", refuse)
-    with pytest.raises(InputError, match=r"v4:2x2x1 can't be had \(no TPU plugin\); .*pip install --editable"):
+    with pytest.raises(InputError, match=r"^topology: v4:2x2x1.*no TPU plugin.*libtpu"):
         target_of("v4:2x2x1")
 
 
@@ -206,7 +206,7 @@ def test_the_largest_batch_is_confirmed() -> None:
 def test_work_is_that_of_the_passes(remat: str) -> None:
     """At full size; nothing is compiled."""
     networks = stable_diffusion("v1")
-    plan = plan_removal(networks.unet, removed_blocks("bk_base"))
+    plan = plan_removal(networks.denoiser, removed_blocks("bk_base"))
     config = DistillConfig("", "bk_base", "", dtype="bfloat16", remat=remat)
     work = count_work(config, plan, networks)
     assert work.image / work.passes == pytest.approx(1.0, abs=0.03)  # `full` spares the last product of each stage
@@ -245,13 +245,13 @@ def test_a_plan_for_the_devices_at_hand(micro_teacher: Path) -> None:
 
 def test_runs_that_cannot_be_planned_are_one_line(micro_teacher: Path) -> None:
     config = DistillConfig(str(micro_teacher), tiny.MICRO_STUDENT, "", resolution=16, batch_size=16, accumulation=1)
-    for changes, said in (
-        ({"fsdp": 3}, "fsdp: 3 doesn't divide the 8 devices"),
-        ({"batch_size": 12}, "batch_size: 12 doesn't divide by accumulation 1 x 8"),
-        ({"plan": PlanConfig(price=-1.0)}, "plan.price is -1.0"),
-        ({"teacher": "", "generation": "v3"}, "generation: unknown name 'v3'"),
-        ({"teacher": ""}, "generation: unknown name ''"),
-        ({"resolution": 13}, "resolution: 13 pixels"),
+    for changes, named in (
+        ({"fsdp": 3}, "fsdp: 3.* 8 devices"),
+        ({"batch_size": 12}, "batch_size: 12.*accumulation 1.* 8"),
+        ({"plan": PlanConfig(price=-1.0)}, "plan.price.*-1.0"),
+        ({"teacher": "", "generation": "v3"}, "generation: .*'v3'"),
+        ({"teacher": ""}, "generation: .*''"),
+        ({"resolution": 13}, "resolution: 13"),
     ):
-        with pytest.raises(InputError, match=said):
+        with pytest.raises(InputError, match=named):
             plan_run(dataclasses.replace(config, **changes))

@@ -1,27 +1,29 @@
-"""What the shapes teacher is trained with: losses against PyTorch's, batches, and a phase that is continued."""
+"""What the shapes teacher is trained with: losses against PyTorch's, batches, and what a phase ends in."""
 
+import functools
 import itertools
-import os
-import signal
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from bksdm_jax.shapes_teacher.fit import Phase, fit, shuffled
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.formats.clip_json import clip_from_transformers
+from bksdm_jax.models.unet import parameter_shapes
 from bksdm_jax.models.vae import VAE, VAEConfig
 from bksdm_jax.pipelines.tokenizer import load_tokenizer, write_tokenizer
 from bksdm_jax.shapes.scenes import caption, parse_caption, words
 from bksdm_jax.shapes.world import example
 from bksdm_jax.shapes_teacher.autoencoder import CROP, KL_WEIGHT, OBJECT_WEIGHT, autoencoder_loss, object_crops
 from bksdm_jax.shapes_teacher.contrastive import GROUP, contrastive_loss, flattened, groups
-from bksdm_jax.shapes_teacher.denoiser import unet_config
-from tests.test_clip_pair import flax_params, theirs  # noqa: F401
+from bksdm_jax.shapes_teacher.denoiser import denoising_loss, unet_config
+from bksdm_jax.shapes_teacher.phase import Phase, shuffled, train_phase
+from tests import micro, tiny
 
 
 def test_autoencoder_loss_matches_its_parts() -> None:
@@ -31,12 +33,13 @@ def test_autoencoder_loss_matches_its_parts() -> None:
     keys = jax.random.split(jax.random.key(1), 3)
     background = np.array([[16, 16, 16], [242, 242, 242], [128, 128, 128]], np.uint8)
     batch = {"images": images, "background": background}
-    total, terms = jax.jit(autoencoder_loss(config))(variables["params"], {}, batch, keys)
+    total, terms = jax.jit(autoencoder_loss(config))(variables["params"], {}, {}, batch, keys)
 
     unit = images.astype(np.float32) / 127.5 - 1
-    mean, log_variance = VAE(config).apply(variables, unit, method="encode")
+    mean, log_variance = jax.jit(functools.partial(VAE(config).apply, method="encode"))(variables, unit)
     noise = np.stack([jax.random.normal(key, mean.shape[1:]) for key in keys])
-    decoded = VAE(config).apply(variables, mean + np.exp(0.5 * log_variance) * noise, method="decode")
+    decode = jax.jit(functools.partial(VAE(config).apply, method="decode"))
+    decoded = decode(variables, mean + np.exp(0.5 * log_variance) * noise)
     differs = np.abs(images.astype(int) - background[:, None, None]).max(axis=-1, keepdims=True) > 0.1 * 127.5
     weight = np.where(differs, OBJECT_WEIGHT, 1.0)
     absolute = (weight * np.abs(decoded - unit)).mean()
@@ -47,14 +50,15 @@ def test_autoencoder_loss_matches_its_parts() -> None:
     assert float(total) == pytest.approx(absolute + squared + KL_WEIGHT * divergence, rel=1e-4)
 
 
-def test_contrastive_loss_is_clips(theirs) -> None:  # noqa: F811
+def test_contrastive_loss_is_clips() -> None:
+    theirs = tiny.clip(int(np.random.default_rng().integers(2**31)))
     generator = np.random.default_rng()
     tokens = generator.integers(0, 590, (4, 12), np.int32)
     tokens[:, 9:] = 599
     images = generator.integers(0, 256, (4, 32, 32, 3), np.uint8)
     batch = {"tokens": tokens, "ends": np.full(4, 9, np.int32), "images": images}
     loss = contrastive_loss(clip_from_transformers(theirs.config.to_dict()))
-    ours, _ = jax.jit(loss)(flax_params(theirs), {}, batch, jax.random.split(jax.random.key(0), 4))
+    ours, _ = jax.jit(loss)(tiny.clip_params(theirs), {}, {}, batch, jax.random.split(jax.random.key(0), 4))
     pixels = torch.from_numpy((images / 127.5 - 1).astype(np.float32).transpose(0, 3, 1, 2))
     with torch.inference_mode():
         wanted = theirs(input_ids=torch.from_numpy(tokens).long(), pixel_values=pixels, return_loss=True).loss
@@ -95,35 +99,49 @@ def test_an_epoch_shows_everything_once() -> None:
     assert list(epochs[0]) != list(epochs[1])
 
 
-def test_an_interrupted_phase_ends_as_an_undisturbed_one(tmp_path) -> None:
-    examples = {"x": np.random.default_rng().normal(size=(12, 2)).astype(np.float32)}
+def test_a_phase_ends_in_its_moving_average(tmp_path) -> None:
+    """How it is interrupted and continued is the trainer's, whose tests show it."""
+    examples = {"x": np.random.default_rng(0).normal(size=(24, 2)).astype(np.float32)}
+    wanted = np.array([1.0, -2.0, 3.0], np.float32)
 
-    def loss(params, frozen, batch, keys):
-        noise = jax.vmap(jax.random.normal)(keys)
-        total = jnp.mean(jnp.square(params["w"] - batch["x"].mean() - noise.mean()))
+    def loss(params: Any, ema: Any, frozen: Any, batch: Any, keys: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+        del ema, keys
+        total = jnp.mean(jnp.square(params["w"] - frozen["wanted"]["w"])) + 0.0 * batch["x"].mean()
         return total, {"loss": total}
 
-    def run(workdir, stop_after: int | None = None):
-        drawn = itertools.count()
+    def run(steps: int) -> Any:
+        def batches(first: int) -> Iterator[dict[str, np.ndarray]]:
+            return shuffled(examples, 8, 0, first)
 
-        def batches(first: int):
-            for batch in shuffled(examples, 4, 0, first):
-                if next(drawn) == stop_after:
-                    os.kill(os.getpid(), signal.SIGTERM)
-                yield batch
+        phase = Phase(steps, batch_size=8, learning_rate=0.1, warmup=0, checkpoint_every=2)
+        return train_phase(tmp_path / "run", phase, {"w": np.zeros(3, np.float32)}, frozen, loss, batches, 0)
 
-        phase = Phase(steps=6, batch_size=4, learning_rate=0.1, warmup=0, checkpoint_every=0)
-        return fit(workdir, phase, {"w": jnp.zeros(3)}, {}, loss, batches, 0)
+    frozen = {"wanted": {"w": wanted}}
+    made = run(6)
+    assert isinstance(made["w"], np.ndarray)
+    assert (np.sign(made["w"]) == np.sign(wanted)).all()
+    np.testing.assert_array_equal(run(6)["w"], made["w"])  # nothing is left to do
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["6"]
+    with pytest.raises(InputError, match=r"steps: 5.* 6 "):
+        run(5)
 
-    whole = run(tmp_path / "whole")
-    assert run(tmp_path / "twice", stop_after=3) is None
-    np.testing.assert_array_equal(run(tmp_path / "twice")["w"], whole["w"])
-    np.testing.assert_array_equal(run(tmp_path / "twice")["w"], whole["w"])  # nothing is left to do
-    assert np.abs(whole["w"]).min() > 0
-    with pytest.raises(InputError, match="steps: 5, but"):
-        fit(tmp_path / "whole", Phase(5, 4, 0.1), {"w": jnp.zeros(3)}, {}, loss, None, 0)
-    with pytest.raises(InputError, match="12 examples, fewer than a batch of 13"):
-        next(shuffled(examples, 13, 0))
+
+def test_a_batch_has_no_more_than_all_examples() -> None:
+    with pytest.raises(InputError, match=r"batch_size: 12.* 13"):
+        next(shuffled({"x": np.zeros((12, 2))}, 13, 0))
+
+
+def test_the_denoiser_learns_the_task_alone() -> None:
+    """Its loss is the distillation's, without a teacher."""
+    networks, batch = micro.networks(), micro.batch(8)
+    mean, log_variance = micro.moments(8)
+    examples = {"mean": mean, "log_variance": log_variance, "tokens": batch["captions"]["tokens"]}
+    empty = {"tokens": np.zeros(micro.TOKENS, np.int32)}
+    loss = denoising_loss(networks, empty)
+    params = parameter_shapes(networks.denoiser)
+    total, terms = jax.eval_shape(loss, params, params, micro.encoders(), examples, micro.keys(8))
+    assert (total.shape, total.dtype) == ((), jnp.float32)
+    assert set(terms) == {"loss", "loss_task"}
 
 
 def test_the_unet_has_sd_v1s_topology() -> None:

@@ -21,20 +21,19 @@ from bksdm_jax.tasks.distill.objective import Augmentation, Problem, make_object
 from bksdm_jax.training.sharding import batch_to_global, make_mesh
 from bksdm_jax.training.state import OptimizerConfig, create_state, make_optimizer
 from bksdm_jax.training.train_step import make_train_step
-from bksdm_jax.training.validation import validation
 from tests import tiny
 
 FAMILY = "latent_diffusion"
 UNET = UNetConfig(
-    down=(Stage(16, 2, ("RA", "RA"), False),),
+    down=(Stage(16, 2, ("A",), False),),
     mid=None,
-    up=(Stage(16, 2, ("RA", "RA", "R"), False),),
+    up=(Stage(16, 2, ("RA",), False),),
     stem_width=16,
     context_width=None,
     norm_groups=4,
     sample_size=8,
 )
-REMOVED = ("down_blocks.0.attentions.1", "up_blocks.0.attentions.1")
+REMOVED = ("up_blocks.0.attentions.0",)
 
 
 def no_captions(*_: Any) -> dict[str, Any]:
@@ -67,23 +66,18 @@ def test_it_is_distilled(networks: Architectures) -> None:
     params, plan, mesh = random_params(networks), plan_removal(UNET, REMOVED), make_mesh(1, jax.devices()[:1])
     assert networks.frozen == ("vae",)
     problem = Problem(plan, networks, augmentation=Augmentation(caption_dropout=0.5))
-    objective = make_objective(problem, 16, (2, 2))
-    assert (set(objective.frozen), set(objective.batch)) == ({"vae", "teacher"}, {"images", "captions"})
+    objective = make_objective(problem, 16, (1, 2), cached=True)
+    assert (set(objective.frozen), set(objective.batch)) == ({"vae", "teacher"}, {"moments", "captions"})
     step = make_train_step(objective, OptimizerConfig(), 0, mesh)
     student = jax.tree.map(jnp.asarray, copy_weights(plan, params["unet"]))
     frozen = {"teacher": params["unet"], "vae": params["vae"]}
-    images = np.random.default_rng(0).integers(0, 256, (2, 2, 16, 16, 3), np.uint8)
-    batch = batch_to_global(mesh, {"images": images, "captions": {}})
+    latents = np.random.default_rng(0).standard_normal((1, 2, 2, 8, 8, 4)).astype(jnp.bfloat16)
+    batch = batch_to_global(mesh, {"moments": latents.view(np.uint16), "captions": {}})
     state, metrics = step.update(create_state(student, make_optimizer(OptimizerConfig())), frozen, batch)
     assert int(state.step) == 1
     assert {"loss_task", "loss_output", "loss_feature", "feature/up_blocks.0"} < set(metrics)
     assert all(np.isfinite(value) for value in metrics.values())
     assert float(metrics["update_norm"]) > 0
-
-    clean = make_objective(problem.plain(), 16, (1, 2)).loss
-    one = {"images": images[:1], "captions": {}}
-    held_out = validation(clean, lambda: iter([one]), 1, 1, 0, mesh).run(1, state, frozen)
-    assert np.isfinite(list(held_out.values())).all()
 
 
 def test_it_is_sampled(networks: Architectures) -> None:
