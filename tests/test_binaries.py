@@ -48,6 +48,12 @@ def saved(workdir: Path) -> list[int]:
     return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
 
 
+def saved_and_on(workdir: Path) -> bool:
+    """Whether there is a checkpoint, and updates after the newest one."""
+    rows, steps = metrics(workdir), saved(workdir) if (workdir / "checkpoints").exists() else []
+    return bool(rows and steps) and int(rows[-1]["step"]) > steps[-1]
+
+
 @dataclasses.dataclass(frozen=True)
 class Stopped:
     """A run that was told to stop: where it is, the step it stopped after, and what it said."""
@@ -101,30 +107,6 @@ def test_a_stopped_run_ends_bit_for_bit_where_an_undisturbed_one_does(
     assert lasting(stopped.workdir) == lasting(undisturbed)
     shorter = fail("train", micro_run(micro_teacher, photographs, stopped.workdir, steps=2))
     assert "steps: 2" in shorter
-
-
-@pytest.mark.slow
-def test_a_killed_run_ends_bit_for_bit_where_an_undisturbed_one_does(
-    undisturbed: Path, micro_teacher: Path, photographs: Path, tmp_path: Path
-) -> None:
-    process = start("train", micro_run(micro_teacher, photographs, tmp_path, steps=100_000, checkpoint_every=10))
-    wait_for(process, lambda: saved_and_on(tmp_path))
-    process.kill()
-    process.communicate()
-    assert not (tmp_path / "model").exists()
-    reached = int(metrics(tmp_path)[-1]["step"])
-    assert saved(tmp_path)[-1] < reached  # what comes after the checkpoint is made again
-    steps = max(len(metrics(undisturbed)), reached)
-    succeed("train", micro_run(micro_teacher, photographs, tmp_path, steps=steps))
-    succeed("train", micro_run(micro_teacher, photographs, undisturbed, steps=steps))
-    assert weights(tmp_path) == weights(undisturbed)
-    assert lasting(tmp_path) == lasting(undisturbed)
-
-
-def saved_and_on(workdir: Path) -> bool:
-    """Whether there is a checkpoint, and updates after the newest one."""
-    rows, steps = metrics(workdir), saved(workdir) if (workdir / "checkpoints").exists() else []
-    return bool(rows and steps) and int(rows[-1]["step"]) > steps[-1]
 
 
 def test_a_run_on_photographs_leaves_what_the_manual_says(undisturbed: Path) -> None:
@@ -229,3 +211,21 @@ def test_mistakes_on_the_command_line_are_one_line(tmp_path: Path, arguments: li
     said = fail("train", [*arguments, f"--workdir={workdir}"])
     assert all(fact in said for fact in facts), said
     assert not workdir.exists()
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_bit_for_bit_where_an_undisturbed_one_does(
+    undisturbed: Path, micro_teacher: Path, photographs: Path, tmp_path: Path
+) -> None:
+    process = start("train", micro_run(micro_teacher, photographs, tmp_path, steps=100_000, checkpoint_every=10))
+    wait_for(process, lambda: saved_and_on(tmp_path))
+    process.kill()
+    process.communicate()
+    assert not (tmp_path / "model").exists()
+    reached = int(metrics(tmp_path)[-1]["step"])
+    assert saved(tmp_path)[-1] < reached  # what comes after the checkpoint is made again
+    steps = max(len(metrics(undisturbed)), reached)
+    succeed("train", micro_run(micro_teacher, photographs, tmp_path, steps=steps))
+    succeed("train", micro_run(micro_teacher, photographs, undisturbed, steps=steps))
+    assert weights(tmp_path) == weights(undisturbed)
+    assert lasting(tmp_path) == lasting(undisturbed)
