@@ -7,7 +7,9 @@ import contextlib
 import csv
 import dataclasses
 import io
+import os
 import runpy
+import subprocess
 import sys
 import traceback
 from collections.abc import Iterator
@@ -19,7 +21,7 @@ from absl import app, flags, logging
 
 from bksdm_jax.base.distributed import ProcessConfig
 from tests import tiny
-from tests.conftest import ROOT
+from tests.conftest import QUICK_XLA, ROOT
 
 VERBS = sorted(path.stem for path in (ROOT / "launch").glob("*.py") if "__main__" in path.read_text(encoding="utf-8"))
 _FLAGS = {"config", "workdir", *(field.name for field in dataclasses.fields(ProcessConfig))}
@@ -69,6 +71,18 @@ def run(verb: str, arguments: list[str]) -> Ended:
             status = 1
             traceback.print_exc()
     return Ended(status, output.getvalue(), errors.getvalue())
+
+
+def start(verb: str, arguments: list[str]) -> subprocess.Popen[str]:
+    """The program itself, in a process of its own; one device, and otherwise compiled as in this one."""
+    return subprocess.Popen(
+        [sys.executable, "-m", f"launch.{verb}", *arguments],
+        cwd=ROOT,
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "XLA_FLAGS": QUICK_XLA},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def succeed(verb: str, arguments: list[str]) -> str:

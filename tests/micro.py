@@ -1,4 +1,4 @@
-"""The smallest whole distillation, whose programs tests share: a teacher of two stages, 16-pixel images, 8x8 latents."""
+"""The smallest whole distillation, shared by tests: a teacher of two stages, 16-pixel images, 8x8 latents."""
 
 import copy
 import functools

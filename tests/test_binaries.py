@@ -3,14 +3,11 @@
 import csv
 import dataclasses
 import json
-import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -20,23 +17,10 @@ from flax import serialization
 from PIL import Image
 from safetensors.numpy import load_file
 
-from tests import binaries, tiny
-from tests.binaries import fail, metrics, micro_run, settings, succeed
-from tests.conftest import QUICK_XLA, ROOT
+from tests import tiny
+from tests.binaries import fail, metrics, micro_run, settings, start, succeed
 
 EPHEMERAL = {"images_per_second", "flops_per_second", "data_wait", "host_memory"}  # in no two runs the same
-
-
-def start(verb: str, arguments: list[str]) -> subprocess.Popen[str]:
-    """The program itself, in a process of its own; one device, and otherwise compiled as in this one."""
-    return subprocess.Popen(
-        [sys.executable, "-m", f"launch.{verb}", *arguments],
-        cwd=ROOT,
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "XLA_FLAGS": QUICK_XLA},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 def wait_for(process: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
@@ -62,6 +46,12 @@ def lasting(workdir: Path) -> list[dict[str, str]]:
 def saved(workdir: Path) -> list[int]:
     """The steps of the whole checkpoints."""
     return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
+
+
+def saved_and_on(workdir: Path) -> bool:
+    """Whether there is a checkpoint, and updates after the newest one."""
+    rows, steps = metrics(workdir), saved(workdir) if (workdir / "checkpoints").exists() else []
+    return bool(rows and steps) and int(rows[-1]["step"]) > steps[-1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,18 +90,6 @@ def undisturbed(
     return workdir
 
 
-def test_every_binary_starts_and_its_help_is_its_manual() -> None:
-    def manual(verb: str) -> str:
-        process = start(verb, ["--help"])
-        output, errors = process.communicate(timeout=300)
-        assert process.returncode == 1, errors  # absl's status of --help
-        return output
-
-    with ThreadPoolExecutor(2) as two:
-        for verb, text in zip(binaries.VERBS, two.map(manual, binaries.VERBS), strict=True):
-            assert f"python -m launch.{verb} --config=configs/" in text, verb
-
-
 def test_a_stopped_run_ends_bit_for_bit_where_an_undisturbed_one_does(
     stopped: Stopped, undisturbed: Path, micro_teacher: Path, photographs: Path
 ) -> None:
@@ -129,30 +107,6 @@ def test_a_stopped_run_ends_bit_for_bit_where_an_undisturbed_one_does(
     assert lasting(stopped.workdir) == lasting(undisturbed)
     shorter = fail("train", micro_run(micro_teacher, photographs, stopped.workdir, steps=2))
     assert "steps: 2" in shorter
-
-
-@pytest.mark.slow
-def test_a_killed_run_ends_bit_for_bit_where_an_undisturbed_one_does(
-    undisturbed: Path, micro_teacher: Path, photographs: Path, tmp_path: Path
-) -> None:
-    process = start("train", micro_run(micro_teacher, photographs, tmp_path, steps=100_000, checkpoint_every=10))
-    wait_for(process, lambda: saved_and_on(tmp_path))
-    process.kill()
-    process.communicate()
-    assert not (tmp_path / "model").exists()
-    reached = int(metrics(tmp_path)[-1]["step"])
-    assert saved(tmp_path)[-1] < reached  # what comes after the checkpoint is made again
-    steps = max(len(metrics(undisturbed)), reached)
-    succeed("train", micro_run(micro_teacher, photographs, tmp_path, steps=steps))
-    succeed("train", micro_run(micro_teacher, photographs, undisturbed, steps=steps))
-    assert weights(tmp_path) == weights(undisturbed)
-    assert lasting(tmp_path) == lasting(undisturbed)
-
-
-def saved_and_on(workdir: Path) -> bool:
-    """Whether there is a checkpoint, and updates after the newest one."""
-    rows, steps = metrics(workdir), saved(workdir) if (workdir / "checkpoints").exists() else []
-    return bool(rows and steps) and int(rows[-1]["step"]) > steps[-1]
 
 
 def test_a_run_on_photographs_leaves_what_the_manual_says(undisturbed: Path) -> None:
@@ -219,17 +173,6 @@ def test_images_from_a_trained_student(undisturbed: Path, tmp_path: Path) -> Non
     assert "model" in fail("sample", settings("sample.py", out, **given | {"model": model}))
 
 
-def test_prune_prints_the_plan_and_the_cost(micro_teacher: Path, tmp_path: Path) -> None:
-    printed = succeed(
-        "prune", settings("prune.py", tmp_path / "cut", teacher=micro_teacher, student=tiny.MICRO_STUDENT)
-    )
-    origins = [line.split() for line in printed.splitlines()]
-    assert ["up_blocks.1.resnets.1", "up_blocks.1.resnets.2"] in origins  # the student's and the teacher's
-    assert all(part in printed for part in (*tiny.MICRO_STUDENT.split(","), "parameters", "total"))
-    assert printed.splitlines()[-1] == str(tmp_path / "cut")
-    assert StableDiffusionPipeline.from_pretrained(tmp_path / "cut").unet.config.layers_per_block == [1, 2]
-
-
 def test_a_loss_that_is_not_finite_stops_the_run(micro_teacher: Path, photographs: Path, tmp_path: Path) -> None:
     teacher = shutil.copytree(micro_teacher, tmp_path / "teacher")
     path = teacher / "unet" / "diffusion_flax_model.msgpack"
@@ -270,6 +213,19 @@ def test_mistakes_on_the_command_line_are_one_line(tmp_path: Path, arguments: li
     assert not workdir.exists()
 
 
-def test_a_workdir_is_asked_for() -> None:
-    assert "--workdir" in fail("prune", settings("prune.py", teacher="shapes_teacher"))
-    assert "gs://b/run" in fail("prune", [*settings("prune.py", teacher="t"), "--workdir=gs://b/run"])
+@pytest.mark.slow
+def test_a_killed_run_ends_bit_for_bit_where_an_undisturbed_one_does(
+    undisturbed: Path, micro_teacher: Path, photographs: Path, tmp_path: Path
+) -> None:
+    process = start("train", micro_run(micro_teacher, photographs, tmp_path, steps=100_000, checkpoint_every=10))
+    wait_for(process, lambda: saved_and_on(tmp_path))
+    process.kill()
+    process.communicate()
+    assert not (tmp_path / "model").exists()
+    reached = int(metrics(tmp_path)[-1]["step"])
+    assert saved(tmp_path)[-1] < reached  # what comes after the checkpoint is made again
+    steps = max(len(metrics(undisturbed)), reached)
+    succeed("train", micro_run(micro_teacher, photographs, tmp_path, steps=steps))
+    succeed("train", micro_run(micro_teacher, photographs, undisturbed, steps=steps))
+    assert weights(tmp_path) == weights(undisturbed)
+    assert lasting(tmp_path) == lasting(undisturbed)
