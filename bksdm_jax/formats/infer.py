@@ -14,7 +14,7 @@ from bksdm_jax.formats.original_names import CLIP, OPEN_CLIP, POSITIONS, UNET, V
 from bksdm_jax.formats.unet_json import unet_from_diffusers, unet_to_diffusers
 from bksdm_jax.formats.vae_json import vae_from_diffusers, vae_to_diffusers
 from bksdm_jax.models.clip import CLIPTextConfig
-from bksdm_jax.models.unet import Stage, UNetConfig
+from bksdm_jax.models.unet_table import Stage, UNetConfig
 from bksdm_jax.models.vae import VAEConfig
 
 _V1_CONTEXT = 768

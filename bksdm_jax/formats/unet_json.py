@@ -6,7 +6,8 @@ from typing import Any
 
 from bksdm_jax.base.errors import InputError, finite_number, known_name, true_or_false, whole_number
 from bksdm_jax.formats.unet_depths import depths_from_diffusers, depths_to_diffusers, shortest
-from bksdm_jax.models.unet import TIME_IDS, AddedEmbedding, Stage, UNetConfig
+from bksdm_jax.models.unet import TIME_IDS
+from bksdm_jax.models.unet_table import AddedEmbedding, Stage, UNetConfig
 
 # Diffusers' names for the kinds of stage: (side, attention) -> type.
 STAGE_TYPES = {

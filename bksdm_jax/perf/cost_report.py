@@ -13,7 +13,8 @@ from bksdm_jax.base.precision import compute_dtype, exact_products
 from bksdm_jax.cost.pipeline import image_table
 from bksdm_jax.cost.timing import arbitrary_weights, time_program
 from bksdm_jax.models.clip import CLIPTextEncoder, clip_text_parameter_shapes
-from bksdm_jax.models.unet import UNet, UNetConfig, parameter_shapes
+from bksdm_jax.models.unet import UNet, parameter_shapes
+from bksdm_jax.models.unet_table import UNetConfig
 from bksdm_jax.models.vae import VAE, vae_parameter_shapes
 from bksdm_jax.pipelines.load import find_model
 from bksdm_jax.pipelines.pipeline import Architectures

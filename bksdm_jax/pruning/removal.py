@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bksdm_jax.base.errors import InputError, nearest
-from bksdm_jax.models.unet import Block, Stage, UNetConfig, block_table
+from bksdm_jax.models.unet_table import Block, Stage, UNetConfig, block_table
 from bksdm_jax.pruning.presets import PRESETS
 
 
