@@ -1,4 +1,4 @@
-"""Makes a set for training out of images with captions, or out of such a set one of cached latents.
+"""Converts captioned images into a training dataset, or such a dataset into one of cached latents.
 
   python -m launch.prepare --config=configs/prepare.py --config.source=DIR --workdir=DIR
 
@@ -17,7 +17,7 @@ from launch.command import run, tell  # noqa: E402
 
 
 def main(config: PrepareConfig, workdir: Path) -> None:
-    """Prints what came out."""
+    """Prepares the dataset and prints its statistics."""
     made = prepare(config, workdir)
     if made is not None and not config.latents.pipeline:
         found = read_json(made / SUMMARY)
@@ -25,7 +25,7 @@ def main(config: PrepareConfig, workdir: Path) -> None:
         print(f"{found['captions']:,} captions, {found['bytes'] / 2**20:,.1f} MiB")
         for key in filter(found.get, ("short_side", "caption_letters", "reasons")):
             print(f"{key.replace('_', ' ')}: " + "; ".join(f"{what}: {count:,}" for what, count in found[key].items()))
-        print(f"{found['rejects']:,} rejects, in {made / REJECTS}; a look at some pairs: {made / SHEET}")
+        print(f"{found['rejects']:,} rejected (list: {made / REJECTS}); preview: {made / SHEET}")
     tell(made, workdir)
 
 

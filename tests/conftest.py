@@ -54,6 +54,13 @@ def micro_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def micro_torch_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same two stages, written by PyTorch Diffusers."""
+    folder = tmp_path_factory.mktemp("pipelines") / "micro_torch"
+    return tiny.write_torch_pipeline(folder, tiny.MICRO, vae=tiny.MICRO_VAE)
+
+
+@pytest.fixture(scope="session")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Photographs that scikit-image ships, with captions."""
     return tiny.write_photographs(tmp_path_factory.mktemp("data") / "photographs")

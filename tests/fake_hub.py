@@ -1,25 +1,36 @@
-"""A server that answers as the Hugging Face hub does for one repository.
+"""A server that answers as the Hugging Face hub does for one repository."""
 
-  python -m tests.fake_hub FOLDER
-
-Prints its port, then what it is asked for.
-"""
-
+import contextlib
 import hashlib
 import http.server
 import json
-import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 REPOSITORY, COMMIT = "somebody/tiny", "a" * 40
+
+
+@contextlib.contextmanager
+def fake_hub(folder: Path, asked: list[str]) -> Iterator[str]:
+    """Serves `folder` as `REPOSITORY`; yields the address, and `asked` grows by what is asked for, `GET /...`."""
+    handler = type("Handler", (Hub,), {"folder": folder, "asked": asked})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
     """Lists the files of `folder` and hands them out; other repositories and revisions don't exist."""
 
     folder: Path
+    asked: list[str]
 
     def answer(self) -> None:
+        self.asked.append(f"{self.command} {self.path}")
         path, api = self.path.split("?")[0], f"/api/models/{REPOSITORY}/"
         if path.startswith(api):
             kind, revision = path.removeprefix(api).split("/")[:2]
@@ -60,12 +71,4 @@ class Hub(http.server.BaseHTTPRequestHandler):
     do_GET = do_HEAD = answer
 
     def log_message(self, *_: object) -> None:
-        """Says what was asked for on standard output, in place of the library's own lines."""
-        print(self.command, self.path, flush=True)
-
-
-if __name__ == "__main__":
-    Hub.folder = Path(sys.argv[1])
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
-        print(server.server_address[1], flush=True)
-        server.serve_forever()
+        """Nothing on standard error."""

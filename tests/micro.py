@@ -1,4 +1,4 @@
-"""The smallest whole distillation, whose programs tests share: a teacher of two stages, 16 pixels, 8x8 latents."""
+"""The smallest whole distillation, shared by tests: a teacher of two stages, 16-pixel images, 8x8 latents."""
 
 import copy
 import functools
@@ -12,7 +12,8 @@ from diffusers import UNet2DConditionModel
 from bksdm_jax.diffusion.schedule import ScheduleConfig
 from bksdm_jax.formats.unet_json import unet_from_diffusers
 from bksdm_jax.models.clip import CLIPTextConfig
-from bksdm_jax.models.unet import UNetConfig, parameter_shapes
+from bksdm_jax.models.unet import parameter_shapes
+from bksdm_jax.models.unet_table import UNetConfig
 from bksdm_jax.models.vae import VAEConfig
 from bksdm_jax.pipelines.pipeline import Architectures
 from bksdm_jax.pruning.removal import RemovalPlan, plan_removal, removed_blocks

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import jax
 import numpy as np
 import pytest
 from etils.epath import backend
@@ -28,8 +29,8 @@ def asked(tmp_path: Path) -> Iterator[list[str]]:
         yield names
 
 
-def _tokens(texts: list[str]) -> np.ndarray:
-    return np.array([[int(text.split()[-1])] for text in texts], np.int32)
+def _tokens(texts: list[str]) -> dict[str, np.ndarray]:
+    return {"tokens": np.array([[int(text.split()[-1])] for text in texts], np.int32)}
 
 
 def test_training_reads_a_set_of_a_bucket(tmp_path: Path, asked: list[str]) -> None:
@@ -42,8 +43,8 @@ def test_training_reads_a_set_of_a_bucket(tmp_path: Path, asked: list[str]) -> N
     assert fingerprint(folder) == fingerprint(tmp_path / "bucket/set")
     settings = LoaderConfig(16, 4, 1, flip=True, seed=3)
     batch, other = (next(training_batches(source, _tokens, settings)) for source in (found, expected))
-    for key in ("images", "tokens"):
-        np.testing.assert_array_equal(batch[key], other[key])
+    assert batch["captions"]["tokens"].size
+    jax.tree.map(np.testing.assert_array_equal, batch, other)
 
 
 def test_a_folder_of_a_bucket_is_prepared(tmp_path: Path, asked: list[str]) -> None:
@@ -74,14 +75,14 @@ def test_what_a_store_says_is_one_line(tmp_path: Path, asked: list[str]) -> None
     folder_of(tmp_path / "bucket/images", [("0.png", "a")], {"0.png": encoded(picture())})
     read = backend.tf_backend.open
     unreachable = mock.patch.object(backend.tf_backend, "exists", refuse)
-    with unreachable, pytest.raises(InputError, match=r"can't be reached \(no credentials"):
+    with unreachable, pytest.raises(InputError, match=r"images: .*no credentials"):
         to_path(f"{NAME}/images")
-    with pytest.raises(InputError, match="s3://mine/set: expected a path"):
+    with pytest.raises(InputError, match="s3://mine/set"):
         to_path("s3://mine/set")
     refusing = mock.patch.object(
         backend.tf_backend, "open", lambda path, mode: refuse() if str(path).endswith(".png") else read(path, mode)
     )
-    with refusing, pytest.raises(InputError, match=r"images/0.png: can't be read \(no credentials"):
+    with refusing, pytest.raises(InputError, match=r"images/0\.png: .*no credentials"):
         prepare(config(f"{NAME}/images"), tmp_path / "set")
     prepare(config(f"{NAME}/images"), tmp_path / "set")  # it was the connection, so nothing is lost
     assert names(tmp_path / "set") == ["0.png"]

@@ -7,36 +7,19 @@ import torch
 from transformers import CLIPConfig as TheirConfig
 from transformers import CLIPModel
 
-from bksdm_jax.base import trees
 from bksdm_jax.base.errors import InputError
-from bksdm_jax.formats import names
 from bksdm_jax.formats.clip_json import clip_from_transformers, clip_to_transformers
 from bksdm_jax.metrics.extractors import clip_extractor
-from bksdm_jax.models.clip_pair import CLIP, clip_parameter_shapes
+from bksdm_jax.models.clip_pair import CLIP
 from bksdm_jax.pipelines.clip_folder import load_clip, write_clip
 from bksdm_jax.pipelines.tokenizer import load_tokenizer, write_tokenizer
 from tests import tiny
-from tests.test_unet import require_close
+from tests.arrays import require_close
 
 
 @pytest.fixture(scope="module")
 def theirs() -> CLIPModel:
-    both = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    text = both | {"vocab_size": 600, "bos_token_id": 598, "eos_token_id": 599, "pad_token_id": 599}
-    vision = both | {"hidden_size": 48, "image_size": 32, "patch_size": 8}
-    module = CLIPModel(TheirConfig(text_config=text, vision_config=vision, projection_dim=24))
-    return tiny.randomize(module, int(np.random.default_rng().integers(2**31)))
-
-
-def flax_params(module: CLIPModel) -> dict:
-    config = clip_from_transformers(module.config.to_dict())
-    state = {name.replace(".text_model.", "."): tensor.numpy() for name, tensor in module.state_dict().items()}
-    flat = {}
-    for path in trees.flatten(clip_parameter_shapes(config)):
-        raw = path.rsplit("/", maxsplit=1)[-1] in ("class_embedding", "logit_scale")
-        name = path.replace("/", ".") if raw else names.torch_name(path)
-        flat[path] = state[name] if raw else names.to_flax(path, state[name])
-    return trees.unflatten(flat)
+    return tiny.clip(int(np.random.default_rng().integers(2**31)))
 
 
 def test_both_towers_match_pytorch(theirs: CLIPModel) -> None:
@@ -47,7 +30,7 @@ def test_both_towers_match_pytorch(theirs: CLIPModel) -> None:
         row[end:] = 599
     images = generator.uniform(-1, 1, (2, 32, 32, 3)).astype(np.float32)
     config = clip_from_transformers(theirs.config.to_dict())
-    variables = {"params": flax_params(theirs)}
+    variables = {"params": tiny.clip_params(theirs)}
     ours = jax.jit(CLIP(config).apply)(variables, tokens, ends, images)
     with torch.inference_mode():
         wanted = theirs(
@@ -60,7 +43,7 @@ def test_both_towers_match_pytorch(theirs: CLIPModel) -> None:
 def test_folder_goes_out_and_in_and_fits_transformers(theirs: CLIPModel, tmp_path) -> None:
     config = clip_from_transformers(theirs.config.to_dict())
     write_tokenizer(tmp_path / "tokenizer", tiny.WORDS)
-    params = flax_params(theirs)
+    params = tiny.clip_params(theirs)
     write_clip(tmp_path / "clip", config, params, tmp_path / "tokenizer")
     loaded = load_clip(tmp_path / "clip")
     assert loaded.config == config
@@ -101,7 +84,7 @@ def test_tokenizer_knows_its_words_and_every_byte(tmp_path) -> None:
 
 
 def test_damaged_folders_are_told(tmp_path) -> None:
-    with pytest.raises(InputError, match="no such CLIP folder"):
+    with pytest.raises(InputError, match=str(tmp_path / "clip")):
         load_clip(tmp_path / "clip")
-    with pytest.raises(InputError, match="text_config is None"):
+    with pytest.raises(InputError, match=r"text_config.*None"):
         clip_from_transformers({})

@@ -1,5 +1,6 @@
 """The comparison with PyTorch: small pipelines in every form, and the networks of Stable Diffusion at full size."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,9 @@ import jax
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, Transformer2DModel, UNet2DConditionModel
+from diffusers.models.resnet import ResnetBlock2D
+from flax import linen as nn
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -22,25 +25,32 @@ from bksdm_jax.interop.components import (
     text_encoder_difference,
     unet_difference,
 )
-from bksdm_jax.interop.parity import CompareConfig, difference_table
+from bksdm_jax.interop.parity import CompareConfig, difference_table, parity
+from bksdm_jax.models.attention import SpatialTransformer
 from bksdm_jax.models.clip import clip_text_parameter_shapes
+from bksdm_jax.models.layers import ResnetBlock
 from bksdm_jax.models.unet import parameter_shapes
 from bksdm_jax.models.vae import VAEConfig, vae_parameter_shapes
 from bksdm_jax.pipelines.stable_diffusion import TEACHERS, TEXT_ENCODERS
+from tests import tiny
+from tests.arrays import require_close
 
 
-def test_pytorchs_folder_agrees(torch_teacher: Path, tmp_path: Path) -> None:
-    config = CompareConfig(str(torch_teacher), prompts=("a cat", "the red rocket"), steps=4)
+def test_pytorchs_folder_agrees(tmp_path: Path) -> None:
+    """Its networks have the shapes of the Flax folder's below, which so finds its programs compiled."""
+    options = {key: value for key, value in tiny.MICRO.items() if key != "norm_num_groups"}
+    folder = tiny.write_torch_pipeline(tmp_path / "torch", options, vae=tiny.MICRO_VAE)
+    config = CompareConfig(str(folder), prompts=("a cat", "the red rocket"), steps=4)
     found = parity(config, tmp_path / "out")
     assert [one.what for one in found] == ["text encoder", "U-Net", "VAE decoder", "VAE encoder", "image (levels)"]
     assert all(one.within for one in found), difference_table(found)
     written = json.loads((tmp_path / "out" / "differences.json").read_text())
     assert [row["largest"] for row in written] == [one.largest for one in found]
-    assert Image.open(tmp_path / "out" / "images.png").size == (4 + 2 * 68, 4 + 2 * 68)
+    assert Image.open(tmp_path / "out" / "images.png").size == (4 + 2 * 20, 4 + 2 * 20)
 
 
-def test_a_flax_folder_is_converted_for_pytorch(flax_teacher: Path, tmp_path: Path) -> None:
-    found = parity(CompareConfig(str(flax_teacher), steps=0), tmp_path / "out")
+def test_a_flax_folder_is_converted_for_pytorch(micro_teacher: Path, tmp_path: Path) -> None:
+    found = parity(CompareConfig(str(micro_teacher), prompts=("a cat", "the red rocket"), steps=0), tmp_path / "out")
     assert len(found) == 4
     assert all(one.within for one in found), difference_table(found)
     assert not (tmp_path / "out" / "images.png").exists()
@@ -52,7 +62,7 @@ def test_a_difference_is_seen() -> None:
     assert (one.largest, one.scale) == (pytest.approx(3e-4, rel=1e-3), 2.0)
     assert not one.within
     assert not difference("x", np.full((1, 2), np.nan), theirs).within
-    assert "BEYOND" in difference_table([one])
+    assert difference_table([one]) != difference_table([dataclasses.replace(one, tolerance=1.0)])  # it says so
     with pytest.raises(ValueError, match="shapes"):
         difference("x", theirs[0], theirs)
 
@@ -66,17 +76,55 @@ def stored(module: torch.nn.Module, folder: Path, shapes: Any) -> Any:
     return params
 
 
-@pytest.mark.parametrize(
-    ("generation", "size"),
-    [("v1", 32), *(pytest.param(generation, 64, marks=pytest.mark.slow) for generation in TEACHERS)],
-)
-def test_a_full_size_unet_matches_pytorch(tmp_path: Path, generation: str, size: int) -> None:
+@pytest.mark.parametrize(("generation", "width", "heads"), [("v1", 320, 8), ("v1", 1280, 8), ("v2", 1280, 20)])
+def test_a_transformer_of_real_width_matches_pytorch(generation: str, width: int, heads: int) -> None:
+    linear = generation == "v2"
+    context_width = TEACHERS[generation]["cross_attention_dim"]
+    theirs = Transformer2DModel(
+        heads, width // heads, width, cross_attention_dim=context_width, use_linear_projection=linear
+    )
+    x = np.random.default_rng().standard_normal((1, 8, 8, width), np.float32)
+    context = np.random.default_rng().standard_normal((1, 77, context_width), np.float32)
+    ours = SpatialTransformer(heads=heads, linear_projection=linear)
+    with torch.inference_mode():
+        (expected,) = theirs.eval()(channels_first(x), torch.from_numpy(context), return_dict=False)
+    require_close(apply_torch(ours, theirs, x, context), channels_last(expected))
+
+
+@pytest.mark.parametrize(("incoming", "width"), [(320, 320), (2560, 1280)])
+def test_a_residual_block_of_real_width_matches_pytorch(incoming: int, width: int) -> None:
+    theirs = ResnetBlock2D(in_channels=incoming, out_channels=width, temb_channels=1280, eps=1e-5)
+    x = np.random.default_rng().standard_normal((1, 8, 8, incoming), np.float32)
+    time = np.random.default_rng().standard_normal((1, 1280), np.float32)
+    with torch.inference_mode():
+        expected = theirs.eval()(channels_first(x), torch.from_numpy(time))
+    require_close(apply_torch(ResnetBlock(width), theirs, x, time), channels_last(expected))
+
+
+def channels_first(x: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
+
+
+def channels_last(x: torch.Tensor) -> np.ndarray:
+    return x.numpy().transpose(0, 2, 3, 1)
+
+
+def apply_torch(ours: nn.Module, theirs: torch.nn.Module, *inputs: np.ndarray) -> jax.Array:
+    """Our module with the other's weights."""
+    shapes = jax.eval_shape(ours.init, jax.random.key(0), *inputs)["params"]
+    params = tiny.flax_params(theirs.requires_grad_(False), shapes)
+    return ours.apply({"params": params}, *inputs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("generation", TEACHERS)
+def test_a_full_size_unet_matches_pytorch(tmp_path: Path, generation: str) -> None:
     generator = np.random.default_rng()
     with torch.no_grad():
         module = UNet2DConditionModel(**TEACHERS[generation]).eval()
     config = unet_from_diffusers(TEACHERS[generation])
     params = jax.device_put(stored(module, tmp_path, parameter_shapes(config)))
-    latents = generator.standard_normal((1, size, size, 4), np.float32)
+    latents = generator.standard_normal((1, 64, 64, 4), np.float32)
     context = generator.standard_normal((1, 77, config.context_width), np.float32)
     one = unet_difference(module, config, params, latents, np.array([500], np.int32), context)
     assert one.within, one

@@ -133,12 +133,13 @@ def test_mistakes_are_one_line(variants: str, settings: tuple[str, ...], facts: 
 
 
 @pytest.mark.parametrize(
-    ("variants", "said"),
-    [("update,smal,bk_base", "unknown variant 'smal'"), ("v1,v2", "v1 and v2 exclude"), ("data,update", "exclude")],
+    ("variants", "facts"),
+    [("update,smal,bk_base", ("'smal'", "small")), ("v1,v2", ("v1", "v2")), ("data,update", ("data", "update"))],
 )
-def test_no_such_benchmark(variants: str, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_no_such_benchmark(variants: str, facts: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError) as error:  # noqa: PT011 what it names is looked at
         benchmarks.get_config(variants)
+    assert all(fact in str(error.value) for fact in facts), error.value
 
 
 def test_a_benchmark_is_what_it_is_called() -> None:
@@ -194,28 +195,30 @@ def test_every_setting_is_explained(cls: type) -> None:
             test_every_setting_is_explained(wanted)
 
 
-@pytest.mark.parametrize("variants", ["shapes,rates,batches", "v1,v2,rates", "v3,rates"])
-def test_no_such_sweep(variants: str) -> None:
-    with pytest.raises(ValueError, match=r"unknown variant|expected one generation"):
+@pytest.mark.parametrize(
+    ("variants", "named"), [("shapes,rates,batches", "rates, batches"), ("v1,v2,rates", "v1, v2"), ("v3,rates", "'v3'")]
+)
+def test_no_such_sweep(variants: str, named: str) -> None:
+    with pytest.raises(ValueError, match=named):
         sweeps.get_config(variants)
 
 
 @pytest.mark.parametrize(
-    ("scales", "said"),
+    ("source", "scales", "facts"),
     [
-        (("up_blocks.9=1",), r"no feature 'up_blocks.9' \(did you mean 'up_blocks"),
-        (("up_blocks.1",), "expected NAME=WEIGHT"),
-        (("up_blocks.1=-1",), "expected NAME=WEIGHT"),
-        (("up_blocks.1=nan",), "expected NAME=WEIGHT"),
-        (("=1",), "no feature ''"),
+        ("stages", ("up_blocks.9=1",), ("feature_scales", "'up_blocks.9'", "'up_blocks.")),
+        ("stages", ("up_blocks.1",), ("feature_scales", "'up_blocks.1'", "NAME=WEIGHT")),
+        ("stages", ("up_blocks.1=-1",), ("feature_scales", "'up_blocks.1=-1'", "NAME=WEIGHT")),
+        ("stages", ("up_blocks.1=nan",), ("feature_scales", "'up_blocks.1=nan'", "NAME=WEIGHT")),
+        ("stages", ("=1",), ("feature_scales", "''")),
+        ("attention", (), ("loss.feature_source", "'attention'", "self_attention")),
     ],
 )
-def test_weights_of_features_are_checked(scales: tuple[str, ...], said: str) -> None:
+def test_weights_of_features_are_checked(source: str, scales: tuple[str, ...], facts: tuple[str, ...]) -> None:
     plan = plan_removal(unet_from_diffusers(TEACHERS["v1"]), removed_blocks("bk_small"))
-    with pytest.raises(InputError, match=said):
-        weighted_pairs(plan, "stages", scales)
-    with pytest.raises(InputError, match=r"loss\.feature_source: unknown name 'attention'"):
-        weighted_pairs(plan, "attention", ())
+    with pytest.raises(InputError) as error:
+        weighted_pairs(plan, source, scales)
+    assert all(fact in str(error.value) for fact in facts), error.value
 
 
 def test_weights_of_features_stand_for_stages_too() -> None:
@@ -256,8 +259,8 @@ def test_a_teacher_of_another_generation_is_refused(unet: str, predicts: str, fi
         if name in fits:
             require_generation(config, teacher)
             continue
-        message = f"predicts {predicts}, as Stable Diffusion {next(iter(fits))}, and these settings are for {name};"
-        with pytest.raises(InputError, match=message):
+        with pytest.raises(InputError) as error:
             require_generation(config, teacher)
+        assert all(fact in str(error.value) for fact in ("teacher: DIR", predicts, *fits, name)), error.value
     require_generation(dataclasses.replace(config, generation=""), teacher)
     require_generation(config, find_model("shapes_teacher").architectures)  # is none of them

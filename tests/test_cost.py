@@ -1,6 +1,7 @@
 """What a pipeline costs: against the paper's figures, PyTorch's parameters, and formulas of its own."""
 
-import dataclasses
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,9 +11,11 @@ import torch
 from diffusers import AutoencoderKL
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from bksdm_jax.base import trees
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.cost.counts import NOTHING, layer_counts, total
 from bksdm_jax.cost.pipeline import decoder_cost, image_cost, text_encoder_cost
+from bksdm_jax.cost.timing import Timing
 from bksdm_jax.diffusion.schedule import ScheduleConfig
 from bksdm_jax.formats.clip_json import clip_text_from_transformers
 from bksdm_jax.formats.unet_json import unet_from_diffusers
@@ -20,6 +23,7 @@ from bksdm_jax.formats.vae_json import vae_from_diffusers
 from bksdm_jax.models.attention import Attention
 from bksdm_jax.perf.bench import BenchConfig, bench, bench_update
 from bksdm_jax.perf.cost_report import CostConfig, cost_report
+from bksdm_jax.pipelines.load import find_model
 from bksdm_jax.pipelines.pipeline import Architectures
 from bksdm_jax.pipelines.stable_diffusion import TEXT_ENCODERS, stable_diffusion
 from bksdm_jax.pruning.presets import PRESETS
@@ -29,7 +33,7 @@ from tests import tiny
 
 def test_text_encoder_and_decoder_cost_what_was_published() -> None:
     models = stable_diffusion("v1")
-    text, decoder = text_encoder_cost(models.text_encoder), decoder_cost(models.vae, 64)
+    text, decoder = text_encoder_cost(models.configs["text_encoder"]), decoder_cost(models.configs["vae"], 64)
     assert (text.parameters, text.macs) == (123_060_480, 6_545_882_112)
     assert (decoder.parameters, decoder.macs) == (49_490_179, 1_240_079_532_032)
 
@@ -51,8 +55,8 @@ def test_parameters_are_pytorchs(generation: str) -> None:
             up_block_types=("UpDecoderBlock2D",) * 4,
             layers_per_block=2,
         )
-    assert text_encoder_cost(models.text_encoder).parameters == sum(p.numel() for p in text.parameters())
-    assert decoder_cost(models.vae, 64).parameters == sum(p.numel() for p in vae.decoder.parameters())
+    costs = text_encoder_cost(models.configs["text_encoder"]), decoder_cost(models.configs["vae"], 64)
+    assert [cost.parameters for cost in costs] == [sum(p.numel() for p in m.parameters()) for m in (text, vae.decoder)]
 
 
 def test_products_inside_attention_are_counted_in_full_only() -> None:
@@ -66,53 +70,59 @@ def test_products_inside_attention_are_counted_in_full_only() -> None:
 
 
 def test_the_full_count_of_a_student_is_smaller() -> None:
-    models = stable_diffusion("v2")
-    student = plan_removal(models.unet, PRESETS["bk_tiny"].removed).student
-    whole, left = (image_cost(m, 64, 1) for m in (models, dataclasses.replace(models, unet=student)))
-    assert left["U-Net"].macs == PRESETS["bk_tiny"].macs["v2"]
+    models = stable_diffusion("v1")
+    student = plan_removal(models.denoiser, PRESETS["bk_tiny"].removed).student
+    whole, left = (image_cost(m, 64, 1) for m in (models, models.with_denoiser(student)))
+    assert left["U-Net"].macs == PRESETS["bk_tiny"].macs["v1"]
     assert left["U-Net"].macs < left["U-Net"].full_macs < whole["U-Net"].full_macs
     assert left["VAE decoder"] == whole["VAE decoder"] != NOTHING
 
 
-def test_the_report_lists_every_model(flax_teacher) -> None:
-    report = cost_report(
-        CostConfig(
-            pipeline=str(flax_teacher),
-            students="mid_block+down_blocks.3.resnets.1+up_blocks.0.resnets.1",
-            latency=True,
-            repeats=2,
-        )
-    )
-    for said in ("teacher", "mid_block,down_blocks.3", "VAE decoder", "100.0%", "64x64 pixels", "milliseconds on cpu"):
+def test_the_report_lists_every_model(micro_teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = {"text encoder": 0.001, "decoder": 0.002, "U-Net of teacher": 0.01, "U-Net of mid_block": 0.005}
+
+    def timed(what: str, program: Callable[..., Any], *inputs: Any, repeats: int) -> Timing:
+        """What `time_program` is given runs; how long it takes is known here."""
+        assert jax.eval_shape(program, *inputs).shape[0] == 1
+        return Timing(0.0, (seconds[what],) * repeats)
+
+    monkeypatch.setattr("bksdm_jax.perf.cost_report.time_program", timed)
+    report = cost_report(CostConfig(pipeline=str(micro_teacher), students="mid_block", latency=True))
+    params = find_model(micro_teacher).read().params
+    for said in ("VAE decoder", "16x16 pixels", *(f"{trees.count(params[key]):,}" for key in ("unet", "text_encoder"))):
         assert said in report, said
+    rows = [line.split() for line in report.splitlines()]
+    assert ["teacher", "10.0", "100.0%", "253.0", "100.0%"] in rows  # 1 + 25 * 10 + 2 ms
+    assert ["mid_block", "5.0", "50.0%", "128.0", "50.6%"] in rows
 
 
 @pytest.mark.parametrize(
-    ("config", "said"),
+    ("config", "facts"),
     [
-        (CostConfig(), "give either generation"),
-        (CostConfig(generation="v3"), "unknown name 'v3'"),
-        (CostConfig(generation="v1", students="bk_smal"), "did you mean 'bk_small'"),
-        (CostConfig(generation="v1", students="bk_tiny", resolution=520), "expected a multiple of 64"),
+        (CostConfig(), ["generation: ", "pipeline"]),
+        (CostConfig(generation="v3"), ["generation: ", "'v3'", "v1"]),
+        (CostConfig(generation="v1", students="bk_smal"), ["'bk_smal'", "'bk_small'"]),
+        (CostConfig(generation="v1", students="bk_tiny", resolution=520), ["resolution: ", "520", "64"]),
     ],
 )
-def test_bad_settings_are_refused(config: CostConfig, said: str) -> None:
+def test_bad_settings_are_refused(config: CostConfig, facts: list[str]) -> None:
     with pytest.raises(InputError) as error:
         cost_report(config)
-    assert said in str(error.value)
+    for fact in facts:
+        assert fact in str(error.value)
 
 
 @pytest.mark.slow
 def test_bench_prints_rates(monkeypatch: pytest.MonkeyPatch) -> None:
-    small = Architectures(
-        unet_from_diffusers(tiny.V1),
-        vae_from_diffusers(tiny.VAE),
-        clip_text_from_transformers(tiny.text_encoder().config.to_dict()),
-        ScheduleConfig(),
-    )
+    configs = {
+        "unet": unet_from_diffusers(tiny.MICRO),
+        "vae": vae_from_diffusers(tiny.MICRO_VAE),
+        "text_encoder": clip_text_from_transformers(tiny.text_encoder().config.to_dict()),
+    }
+    small = Architectures(configs, ScheduleConfig())
     monkeypatch.setattr("bksdm_jax.perf.bench.stable_diffusion", lambda generation: small)
-    table = bench(BenchConfig(student="bk_tiny", batch_size=2, resolution=64, steps=2, repeats=2)).splitlines()
-    assert table[0].startswith("bk_tiny of SD v1, batch 2, float32, 64x64 pixels, on cpu")
+    table = bench(BenchConfig(student="mid_block", batch_size=2, resolution=16, steps=2, repeats=1)).splitlines()
+    assert table[0].startswith("mid_block of SD v1, batch 2, float32, 16x16 pixels, on cpu")
     assert [line.split("  ")[0] for line in table[2:]] == ["U-Net call", "image, 2 steps"]
     assert all(line.endswith("-") for line in table[2:])  # no peak is known
 
@@ -129,12 +139,12 @@ def test_bench_times_an_update() -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"widths": (32, 64)}, r"widths is \(32, 64\); expected 4 multiples of 32"),
-        ({"widths": (32, 64, 128, "128")}, "expected 4 multiples of 32"),
-        ({"widths": (32, 64, 128, 100)}, "expected 4 multiples of 32"),
-        ({"remat": "ful"}, "did you mean 'full'"),
-        ({"attention": "flsh"}, "did you mean 'flash'"),
-        ({"batch_size": 0}, "batch_size is 0"),
+        ({"widths": (32, 64)}, r"widths.*\(32, 64\)"),
+        ({"widths": (32, 64, 128, "128")}, "widths.*'128'"),
+        ({"widths": (32, 64, 128, 100)}, "widths.*100"),
+        ({"remat": "ful"}, "remat.*'ful'.*'full'"),
+        ({"attention": "flsh"}, "attention.*'flsh'.*'flash'"),
+        ({"batch_size": 0}, "batch_size.*0"),
     ],
 )
 def test_what_cannot_be_timed(settings: dict[str, Any], said: str) -> None:

@@ -10,6 +10,7 @@ from PIL import Image
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.data.image_folder import load_image, read_image_folder
 from bksdm_jax.data.loader import LoaderConfig, training_batches
+from bksdm_jax.data.sources import open_examples
 from bksdm_jax.data.tables import read_prompts
 from tests import tiny
 
@@ -63,34 +64,34 @@ def test_unreadable_images_name_their_file(tmp_path: Path, photographs: Path, co
         whole = (photographs / "coffee.png").read_bytes()
         content = whole[: len(whole) // 2]
     (tmp_path / "bad.png").write_bytes(content)
-    with pytest.raises(InputError, match=r"bad\.png: not a readable image"):
+    with pytest.raises(InputError, match=r"bad\.png"):
         load_image(tmp_path / "bad.png", 64)
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_image_bombs_are_refused_before_they_are_decoded(tmp_path: Path) -> None:
     Image.new("1", (12_000, 12_000)).save(tmp_path / "bomb.png")  # within twice Pillow's limit, where it only warns
-    with pytest.raises(InputError, match=r"12000 x 12000 pixels, the limit is 89478485 in all: a decompression bomb"):
+    with pytest.raises(InputError, match=r"bomb\.png.*12000 x 12000.*89478485"):
         load_image(tmp_path / "bomb.png", 64)
     Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")
     with pytest.raises(InputError, match="bomb"):
         load_image(tmp_path / "bomb.png", 64)
     Image.new("RGB", (90_000, 1)).save(tmp_path / "thread.png")  # small, until its short side is enlarged
-    with pytest.raises(InputError, match="enlarged to 5760000 x 64 pixels"):
+    with pytest.raises(InputError, match=r"thread\.png.*5760000 x 64"):
         load_image(tmp_path / "thread.png", 64)
 
 
 def test_what_has_more_than_one_picture_or_runs_is_no_image(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (8, 8), (shade, 0, 0)) for shade in (0, 200)]
     frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
-    with pytest.raises(InputError, match=r"moving\.gif: not a readable image \(2 pictures in one file\)"):
+    with pytest.raises(InputError, match=r"moving\.gif.*2 pictures"):
         load_image(tmp_path / "moving.gif")
     whole = (tmp_path / "moving.gif").read_bytes()
     (tmp_path / "moving.gif").write_bytes(whole[: whole.rindex(b",") + 1])
-    with pytest.raises(InputError, match=r"moving\.gif: not a readable image"):
+    with pytest.raises(InputError, match=r"moving\.gif"):
         load_image(tmp_path / "moving.gif")
     frames[0].save(tmp_path / "program.eps")
-    with pytest.raises(InputError, match="no image that can be read"):
+    with pytest.raises(InputError, match=r"program\.eps"):
         load_image(tmp_path / "program.eps")
 
 
@@ -100,21 +101,21 @@ def test_sixteen_bits_keep_their_range(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("table", "said"),
+    ("table", "facts"),
     [
-        ("", "no column 'file_name'"),
-        ("file_name,text\n", "no rows"),
-        ("file,text\na.png,cat\n", "no column 'file_name' (did you mean 'file'?)"),
-        ("file_name,text\nmissing.png,cat\n", "row 1 names 'missing.png'"),
-        ("file_name,text\n../secret.png,cat\n", "row 1 names '../secret.png'"),
-        ("file_name,text\na.png\n", "line 2 has no text"),
-        ('file_name,text\na.png,"cat\n', "not a readable CSV"),
-        ("file_name,text\na.png,a red, shiny cat\n", "line 2 has 3 fields; expected 2"),
-        ("file_name,text\n/etc/passwd,cat\n", "row 1 names '/etc/passwd'"),
-        ("file_name,text\na\0.png,cat\n", "metadata.csv"),
+        ("", ("'file_name'",)),
+        ("file_name,text\n", ("no rows",)),
+        ("file,text\na.png,cat\n", ("'file_name'", "'file'")),
+        ("file_name,text\nmissing.png,cat\n", ("row 1", "'missing.png'")),
+        ("file_name,text\n../secret.png,cat\n", ("row 1", "'../secret.png'")),
+        ("file_name,text\na.png\n", ("line 2", "text")),
+        ('file_name,text\na.png,"cat\n', ("CSV",)),
+        ("file_name,text\na.png,a red, shiny cat\n", ("line 2", "3 fields", "2")),
+        ("file_name,text\n/etc/passwd,cat\n", ("row 1", "'/etc/passwd'")),
+        ("file_name,text\na\0.png,cat\n", ()),
     ],
 )
-def test_bad_tables_are_refused(tmp_path: Path, table: str, said: str) -> None:
+def test_bad_tables_are_refused(tmp_path: Path, table: str, facts: tuple[str, ...]) -> None:
     (tmp_path / "secret.png").touch()
     folder = tmp_path / "data"
     folder.mkdir()
@@ -122,7 +123,8 @@ def test_bad_tables_are_refused(tmp_path: Path, table: str, said: str) -> None:
     (folder / "metadata.csv").write_text(table)
     with pytest.raises(InputError) as error:
         read_image_folder(folder)
-    assert said in str(error.value)
+    assert str(error.value).startswith(str(folder / "metadata.csv"))
+    assert all(fact in str(error.value) for fact in facts)
     assert "\n" not in str(error.value)
 
 
@@ -133,10 +135,12 @@ def test_a_folder_of_links_is_read(tmp_path: Path, photographs: Path) -> None:
 
 
 def test_missing_data_is_told(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no such folder"):
+    with pytest.raises(InputError, match="nowhere"):
         read_image_folder(tmp_path / "nowhere")
-    with pytest.raises(InputError, match=r"metadata\.csv: can't be read"):
+    with pytest.raises(InputError, match=r"metadata\.csv"):
         read_image_folder(tmp_path)
+    with pytest.raises(InputError, match=r"metadata\.csv.*dataset_info\.json"):
+        open_examples(tmp_path)
 
 
 def test_tables_with_marks_quotes_and_windows_line_ends(tmp_path: Path) -> None:
@@ -167,11 +171,11 @@ def test_prompts_from_csv_keep_their_file_names(tmp_path: Path) -> None:
     [
         ("empty.txt", b"", "no prompts"),
         ("blank.txt", b"\n \r\n", "no prompts"),
-        ("latin.txt", "a cat\nété\n".encode("latin-1"), "line 2 is not utf-8"),
-        ("prompts.json", b"[]", "a .txt file"),
-        ("empty.csv", b"", "no column"),
-        ("wide.txt", "a cat\n".encode("utf-16-le"), "line 1 has a NUL"),
-        ("odd16.txt", codecs.BOM_UTF16_LE + b"a", "is not utf-16"),
+        ("latin.txt", "a cat\nété\n".encode("latin-1"), "line 2"),
+        ("prompts.json", b"[]", ".txt"),
+        ("empty.csv", b"", "file_name"),
+        ("wide.txt", "a cat\n".encode("utf-16-le"), "line 1"),
+        ("odd16.txt", codecs.BOM_UTF16_LE + b"a", "utf-16"),
     ],
 )
 def test_bad_prompt_files_are_refused(tmp_path: Path, name: str, content: bytes, said: str) -> None:
@@ -186,7 +190,7 @@ def first(photographs: Path, steps: int, start: int = 0, rows: range | None = No
     settings = {"resolution": 16, "batch_size": 4, "accumulation": 2, "flip": True, "seed": 3} | changes
     batches = training_batches(
         read_image_folder(photographs),
-        lambda captions: np.array([[len(caption)] for caption in captions], np.int32),
+        lambda captions: {"tokens": np.array([[len(caption)] for caption in captions], np.int32)},
         LoaderConfig(**settings),
         start,
         rows,
@@ -197,10 +201,10 @@ def first(photographs: Path, steps: int, start: int = 0, rows: range | None = No
 def test_stream_follows_from_seed_and_step(photographs: Path) -> None:
     whole = first(photographs, 6)
     assert whole[0]["images"].shape == (2, 2, 16, 16, 3)
-    assert whole[0]["tokens"].shape == (2, 2, 1)
+    assert whole[0]["captions"]["tokens"].shape == (2, 2, 1)
     for batch, again in zip(whole[4:], first(photographs, 2, start=4), strict=True):
         np.testing.assert_array_equal(batch["images"], again["images"])
-        np.testing.assert_array_equal(batch["tokens"], again["tokens"])
+        np.testing.assert_array_equal(batch["captions"]["tokens"], again["captions"]["tokens"])
     other = first(photographs, 1, seed=4)[0]
     assert not np.array_equal(whole[0]["images"], other["images"])
 
@@ -208,31 +212,33 @@ def test_stream_follows_from_seed_and_step(photographs: Path) -> None:
 def test_an_epoch_shows_every_image_once_and_flips_half(photographs: Path) -> None:
     batches = first(photographs, 90, batch_size=2, accumulation=1)
     for epoch in range(30):
-        lengths = np.concatenate([batch["tokens"].ravel() for batch in batches[3 * epoch : 3 * epoch + 3]])
+        lengths = np.concatenate([batch["captions"]["tokens"].ravel() for batch in batches[3 * epoch : 3 * epoch + 3]])
         assert sorted(lengths) == sorted(len(caption) for caption in tiny.PHOTOGRAPHS.values())
     plain = {len(e.text): load_image(e.path, 16) for e in read_image_folder(photographs)}
     flipped = [
         not np.array_equal(image, plain[int(tokens[0])])
         for batch in batches
-        for image, tokens in zip(batch["images"][0], batch["tokens"][0], strict=True)
+        for image, tokens in zip(batch["images"][0], batch["captions"]["tokens"][0], strict=True)
     ]
     assert 60 < sum(flipped) < 120
 
 
-@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 3])
-def test_workers_change_nothing(photographs: Path, workers: int) -> None:
-    """Captions' lengths name the examples, epochs and batches don't divide, and the second part begins anywhere."""
-    expected = first(photographs, 9)
-    found = first(photographs, 4, workers=workers) + first(photographs, 5, start=4, workers=workers)
-    for batch, other in zip(expected, found, strict=True):
-        np.testing.assert_array_equal(batch["tokens"], other["tokens"])
+@pytest.mark.parametrize(
+    ("workers", "start", "steps"),
+    [(2, 3, 4), *(pytest.param(*row, marks=pytest.mark.slow) for row in ((1, 0, 4), (3, 0, 4), (3, 4, 5)))],
+)
+def test_workers_change_nothing(photographs: Path, workers: int, start: int, steps: int) -> None:
+    """Captions' lengths name the examples; epochs and batches don't divide, and the beginning is anywhere."""
+    expected = first(photographs, start + steps)[start:]
+    for batch, other in zip(expected, first(photographs, steps, start=start, workers=workers), strict=True):
+        np.testing.assert_array_equal(batch["captions"]["tokens"], other["captions"]["tokens"])
         np.testing.assert_array_equal(batch["images"], other["images"])
 
 
 def test_what_a_worker_cannot_read_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_bytes(b"no image")
     (tmp_path / "metadata.csv").write_text("file_name,text\nbad.png,a cat\n")
-    with pytest.raises(InputError, match=r"^/.*bad\.png: not a readable image") as error:
+    with pytest.raises(InputError, match=r"^/.*bad\.png") as error:
         first(tmp_path, 1, workers=1)
     assert "\n" not in str(error.value)
 
@@ -259,5 +265,5 @@ def test_processes_share_each_micro_batch(photographs: Path) -> None:
 
 
 def test_batches_must_divide(photographs: Path) -> None:
-    with pytest.raises(InputError, match="batch_size: 4 doesn't divide by accumulation 3"):
+    with pytest.raises(InputError, match=r"batch_size: 4 .*accumulation 3"):
         first(photographs, 1, accumulation=3)

@@ -12,7 +12,7 @@ from bksdm_jax.formats.vae_json import vae_from_diffusers
 from bksdm_jax.models.clip import CLIPTextEncoder, clip_text_parameter_shapes
 from bksdm_jax.models.vae import VAE, sample_latents, vae_parameter_shapes
 from tests import tiny
-from tests.test_unet import require_close
+from tests.arrays import require_close
 
 OTHER_VAE = {
     "block_out_channels": (16, 32, 64),
@@ -23,7 +23,7 @@ OTHER_VAE = {
 }
 
 
-@pytest.mark.parametrize("options", [tiny.VAE, OTHER_VAE])
+@pytest.mark.parametrize("options", [tiny.MICRO_VAE, OTHER_VAE], ids=["two stages", "three stages"])
 def test_vae_matches_pytorch(options: dict) -> None:
     module = tiny.randomize(AutoencoderKL(**options), int(np.random.default_rng().integers(2**31)))
     config = vae_from_diffusers(module.config)
@@ -60,24 +60,25 @@ def test_clip_text_matches_pytorch(activation: str, layers: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "facts"),
     [
-        ({"down_block_types": ("AttnDownEncoderBlock2D",) * 4}, "down_block_types"),
-        ({"layers_per_block": "2"}, "layers_per_block is '2'"),
-        ({"shift_factor": 0.1}, "shift_factor is 0.1"),
-        ({"block_out_channels": (30, 32, 64, 64)}, "multiples of 32"),
+        ({"down_block_types": ("AttnDownEncoderBlock2D",) * 4}, ["down_block_types", "AttnDownEncoderBlock2D"]),
+        ({"layers_per_block": "2"}, ["layers_per_block", "'2'"]),
+        ({"shift_factor": 0.1}, ["shift_factor", "0.1"]),
+        ({"block_out_channels": (30, 32, 64, 64)}, ["block_out_channels", "30", "32"]),
     ],
 )
-def test_other_vaes_are_refused(change: dict, said: str) -> None:
+def test_other_vaes_are_refused(change: dict, facts: list[str]) -> None:
     with pytest.raises(InputError) as error:
         vae_from_diffusers(tiny.VAE | change, "vae/config.json")
     assert str(error.value).startswith("vae/config.json: ")
-    assert said in str(error.value)
+    for fact in facts:
+        assert fact in str(error.value)
 
 
 def test_other_text_encoders_are_refused() -> None:
     json = tiny.text_encoder().config.to_dict()
     with pytest.raises(InputError, match="hidden_act"):
         clip_text_from_transformers(json | {"hidden_act": "relu"})
-    with pytest.raises(InputError, match="vocab_size is None"):
+    with pytest.raises(InputError, match=r"vocab_size.*None"):
         clip_text_from_transformers({key: value for key, value in json.items() if key != "vocab_size"})

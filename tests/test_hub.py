@@ -1,105 +1,113 @@
 """Pipelines by their id on the hub, against a server that answers as the hub does."""
 
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 
-from bksdm_jax.pipelines.folder import needed_files
-from bksdm_jax.pipelines.save import SaveConfig
-from tests.conftest import ROOT
-from tests.fake_hub import COMMIT, REPOSITORY
-
-ASK = """
-import sys
 from bksdm_jax.base.errors import InputError
-from bksdm_jax.pipelines.load import find_model, load_pipeline
-for question in sys.argv[1:]:
-    try:
-        if question.startswith("configs of "):
-            load_architectures(question.removeprefix("configs of "))
-            continue
-        if question.startswith("unet of "):
-            load_unet(question.removeprefix("unet of "))
-            continue
-        folder = find_pipeline(*question.split(","))
-        load_pipeline(folder)
-        print(folder)
-    except InputError as error:
-        print("error:", error)
-"""
+from bksdm_jax.pipelines.folder import needed_files
+from bksdm_jax.pipelines.load import find_model
+from bksdm_jax.pipelines.save import SaveConfig
+from bksdm_jax.pipelines.source import ModelSource
+from tests.fake_hub import COMMIT, REPOSITORY, fake_hub
+
+NOBODY = "http://127.0.0.1:9"  # nobody listens there
 
 
 @pytest.fixture(scope="module")
-def repository(torch_teacher: Path, flax_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def repository(micro_torch_teacher: Path, micro_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What Diffusers writes, with files besides that a pipeline doesn't need."""
-    folder = shutil.copytree(torch_teacher, tmp_path_factory.mktemp("hub") / "tiny")
+    folder = shutil.copytree(micro_torch_teacher, tmp_path_factory.mktemp("hub") / "tiny")
     for network in ("unet", "vae"):
         name = "diffusion_flax_model.msgpack"
-        shutil.copy(flax_teacher / network / name, folder / network / name)
+        shutil.copy(micro_teacher / network / name, folder / network / name)
     (folder / "README.md").write_text("A picture of it: " + "x" * 1000)
     (folder / "v1.ckpt").write_bytes(b"0" * 1000)
     return folder
 
 
+def point_to(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+    template = address + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+
+
 @pytest.fixture
-def hub(repository: Path, tmp_path: Path) -> Iterator[str]:
-    """The server's address; what it was asked for is in `tmp_path / "asked"`."""
-    with (tmp_path / "asked").open("w") as asked:
-        command = [sys.executable, "-m", "tests.fake_hub", str(repository)]
-        with subprocess.Popen(command, cwd=ROOT, stdout=asked) as server:
-            while not (tmp_path / "asked").read_text().strip():
-                assert server.poll() is None
-            yield f"http://127.0.0.1:{(tmp_path / 'asked').read_text().split()[0]}"
-            server.terminate()
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty cache of a library that isn't told to stay offline, and that nobody answers."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    point_to(NOBODY, monkeypatch)
+    yield tmp_path / "cache"
+    huggingface_hub.close_session()
 
 
-def ask(home: Path, address: str, *questions: str, **more: str) -> list[str]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    environment |= {"HF_HOME": str(home), "HF_ENDPOINT": address, "XLA_FLAGS": ""} | more
-    command = [sys.executable, "-c", ASK, *questions]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=True)
-    return done.stdout.splitlines()
+@pytest.fixture
+def asked(repository: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """What the server was asked for."""
+    asked: list[str] = []
+    with fake_hub(repository, asked) as address:
+        point_to(address, monkeypatch)
+        yield asked
 
 
-def test_a_pipeline_of_the_hub_is_fetched_once_and_then_found_offline(hub: str, tmp_path: Path) -> None:
-    (folder,) = ask(tmp_path / "home", hub, REPOSITORY)
-    assert Path(folder).name == COMMIT
-    fetched = [
-        line.split(f"{COMMIT}/")[1] for line in (tmp_path / "asked").read_text().splitlines() if "GET /som" in line
-    ]
-    assert "unet/diffusion_pytorch_model.safetensors" in fetched
-    assert not [name for name in fetched if "flax" in name or "README" in name or "ckpt" in name]
-    assert ask(tmp_path / "home", hub, REPOSITORY, HF_HUB_OFFLINE="1") == [folder]
-    assert ask(tmp_path / "home", "http://127.0.0.1:9", REPOSITORY) == [folder]  # nobody listens there
+def fetched(asked: list[str]) -> list[str]:
+    """The files whose contents were asked for."""
+    return [line.split(f"{COMMIT}/")[1] for line in asked if line.startswith(f"GET /{REPOSITORY}/resolve")]
 
 
-def test_what_the_hub_lacks_is_said(hub: str, tmp_path: Path) -> None:
-    said = ask(tmp_path / "home", hub, "somebody/else", f"{REPOSITORY},v9", "tests/no_such_model")
-    assert said[0] == "error: somebody/else: no such folder here, and no such model on the hub (or a private one)"
-    assert said[1] == f"error: {REPOSITORY} at revision v9: the hub has no such revision"
-    assert said[2].endswith("tests/no_such_model: no such pipeline folder")
-    (said,) = ask(tmp_path / "home", hub, "owner/a--b")
-    assert said.startswith("error: owner/a--b: no such folder here, and no id that the hub could have")
+def test_a_pipeline_of_the_hub_is_fetched_once_and_then_found_offline(
+    asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = find_model(REPOSITORY).read()
+    assert pipeline.path.name == COMMIT
+    assert "unet/diffusion_pytorch_model.safetensors" in fetched(asked)
+    assert not [name for name in fetched(asked) if "flax" in name or "README" in name or "ckpt" in name]
+    files = len(fetched(asked))
+    assert find_model(REPOSITORY).path == pipeline.path
+    assert len(fetched(asked)) == files
+    with monkeypatch.context() as offline:
+        offline.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        requests = len(asked)
+        assert find_model(REPOSITORY).path == pipeline.path
+        assert len(asked) == requests
+    point_to(NOBODY, monkeypatch)
+    assert find_model(REPOSITORY).path == pipeline.path
 
 
-def test_without_hub_and_cache_it_is_said_at_once(tmp_path: Path) -> None:
-    (said,) = ask(tmp_path / "home", "http://127.0.0.1:9", REPOSITORY, HF_HUB_OFFLINE="1")
-    assert said.startswith(f"error: {REPOSITORY}: no such folder here; as a model of the hub it isn't in the cache")
-    assert not (tmp_path / "home" / "hub" / "models--somebody--tiny").exists()
+@pytest.mark.parametrize(
+    ("source", "facts"),
+    [
+        (ModelSource("somebody/else"), ["somebody/else: "]),
+        (ModelSource(REPOSITORY, "v9"), [f"{REPOSITORY} ", "v9"]),
+        (ModelSource("tests/no_such_model"), ["tests/no_such_model: "]),
+        (ModelSource("owner/a--b"), ["owner/a--b: "]),
+    ],
+)
+def test_what_the_hub_lacks_is_said(asked: list[str], source: ModelSource, facts: list[str]) -> None:
+    with pytest.raises(InputError) as error:
+        find_model(source)
+    for fact in facts:
+        assert fact in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not fetched(asked)
 
 
-def test_a_student_to_start_from_fetches_its_unet_alone(hub: str, tmp_path: Path) -> None:
-    assert ask(tmp_path / "home", hub, f"unet of {REPOSITORY}") == []
-    fetched = [line for line in (tmp_path / "asked").read_text().splitlines() if "GET /som" in line]
-    assert [line.split(f"{COMMIT}/")[1] for line in fetched if "safetensors" in line] == [
-        "unet/diffusion_pytorch_model.safetensors"
-    ]
+@pytest.mark.parametrize("offline", [True, False])
+def test_without_hub_and_cache_it_is_said_at_once(cache: Path, monkeypatch: pytest.MonkeyPatch, offline: bool) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+    with pytest.raises(InputError, match=f"{REPOSITORY}: "):
+        find_model(REPOSITORY)
+    assert not cache.exists() or not list(cache.glob("models--*"))
+
+
+def test_a_student_to_start_from_fetches_its_unet_alone(asked: list[str]) -> None:
+    assert find_model(REPOSITORY, networks=("unet",)).read_denoiser().params
+    assert [name for name in fetched(asked) if "safetensors" in name] == ["unet/diffusion_pytorch_model.safetensors"]
 
 
 @pytest.mark.parametrize(
@@ -119,8 +127,7 @@ def test_a_copy_fetches_the_safety_checker_that_it_can_hold(settings: dict[str, 
     assert needed == ["README.md", *parts]
 
 
-def test_counting_fetches_no_weights(hub: str, tmp_path: Path) -> None:
-    assert ask(tmp_path / "home", hub, f"configs of {REPOSITORY}") == []
-    fetched = [line for line in (tmp_path / "asked").read_text().splitlines() if "GET /som" in line]
-    assert any("unet/config.json" in line for line in fetched)
-    assert not any("safetensors" in line or "msgpack" in line for line in fetched)
+def test_counting_fetches_no_weights(asked: list[str]) -> None:
+    assert find_model(REPOSITORY, networks=()).architectures.denoiser.mid
+    assert "unet/config.json" in fetched(asked)
+    assert not [name for name in fetched(asked) if "safetensors" in name or "msgpack" in name]

@@ -31,42 +31,45 @@ def test_jsonl_with_several_captions_and_other_columns(tmp_path: Path) -> None:
     rows = ['{"image": "a.png", "said": ["one", "two", ""]}', "no json", "", '{"image": 3, "said": "x"}', "[]"]
     rows += ['{"image": "b.png", "said": 5}', '{"image": "\\ud800.png", "said": "x"}']
     rows += ['{"image": "./a.png", "said": "again"}', '{"image": "c.png", "said": "half \\ud83d"}']
+    rows += ['{"image": "d.png", "said": null}']
     (source / "metadata.jsonl").write_text("\n".join(rows))
     made = prepare(config(source, image_column="image", text_column="said"), tmp_path / "set")
     (example,) = open_examples(made)
     assert list(example.texts) == ["one", "two"]
     assert rejects(made) == {
-        "line 2 of metadata.jsonl": "no JSON",
-        "line 4 of metadata.jsonl": "image 3 names no file in the folder",
+        "line 2 of metadata.jsonl": "not valid JSON",
+        "line 4 of metadata.jsonl": "image 3 isn't the name of a file in the folder",
         "line 5 of metadata.jsonl": "list; expected an object",
-        "b.png": "the caption is int, not text",
-        "line 7 of metadata.jsonl": "image '\\ud800.png' names no file in the folder",
-        "./a.png": "listed before",
-        "c.png": "half of a surrogate pair in the caption",
+        "b.png": "the caption isn't text but int",
+        "line 7 of metadata.jsonl": "image '\\ud800.png' isn't the name of a file in the folder",
+        "./a.png": "duplicate row for this image; the first row is used",
+        "c.png": "unpaired surrogate in the caption",
+        "d.png": "no caption (null)",
     }
 
 
 @pytest.mark.parametrize(
-    ("table", "said"),
+    ("table", "facts"),
     [
-        (b"", "no column 'file_name'; its first line has nothing"),
-        (b"file,text\na.png,x\n", "no column 'file_name' (did you mean 'file'?)"),
-        (b"file_name,text\n", "no rows"),
-        (b"file_name,text\na.png,\xff\xfe\n", "not UTF-8"),
-        (b'file_name,text\na.png,"cat\n', "not a readable CSV"),
-        (b"file_name,text\na.png,b,c\n", "no pair of image and caption"),
-        (b"x" * 2**23, "more than 4194304 letters"),
-        (None, "neither metadata.csv nor metadata.jsonl, nor .tar files, nor a TFDS set"),
+        (b"", ("metadata.csv", "'file_name'")),
+        (b"file,text\na.png,x\n", ("metadata.csv", "'file_name'", "'file'")),
+        (b"file_name,text\n", ("metadata.csv", "no rows")),
+        (b"file_name,text\na.png,ok\nb.png,\xff\xfe\n", ("metadata.csv", "line 3", "UTF-8")),
+        ("file_name,text\n".encode("utf-16") + b"\x00\xd8a", ("metadata.csv", "UTF-16")),
+        (b'file_name,text\na.png,"cat\n', ("metadata.csv", "CSV")),
+        (b"file_name,text\na.png,b,c\n", ("rejects.csv",)),
+        (b"x" * 2**23, ("metadata.csv", "4194304")),
+        (None, ("metadata.csv", "metadata.jsonl", ".tar", "dataset_info.json")),
     ],
 )
-def test_bad_tables_are_one_line(tmp_path: Path, table: bytes | None, said: str) -> None:
+def test_bad_tables_are_one_line(tmp_path: Path, table: bytes | None, facts: tuple[str, ...]) -> None:
     source = tmp_path / "source"
     source.mkdir()
     if table is not None:
         (source / "metadata.csv").write_bytes(table)
     with pytest.raises(InputError) as error:
         prepare(config(source), tmp_path / "set")
-    assert said in str(error.value)
+    assert all(fact in str(error.value) for fact in (str(tmp_path), *facts))
     assert "\n" not in str(error.value)
     assert not (tmp_path / "set" / "dataset_info.json").exists()
 
@@ -117,7 +120,7 @@ def test_webdataset_archives(tmp_path: Path) -> None:
         ("00001.tar/../../014", ["outside"]),  # a name, of which no file is made
     ]
     assert rejects(made) == {
-        "00001.tar/a/010": "a name that was there before",
+        "00001.tar/a/010": "duplicate name; the first pair is used",
         "00001.tar/a/011": "neither .txt nor .json with a caption",
         "00001.tar/a/012": "no images of this name",
         "00001.tar/a/013": "2 images of this name",
@@ -167,11 +170,11 @@ def test_hostile_and_damaged_archives(tmp_path: Path) -> None:
         assert found[name] == "its .png is a link, device or sparse file"
     assert "no end mark" in found["cut_between.tar"]
     for name in ("cut_in_image.tar", "empty.tar", "noise.tar"):
-        assert "no whole archive" in found[name], name
+        assert "not a tar file" in found[name], name
     assert "limit is" in found["claims.tar/0"]
     assert "negative size" in found["back.tar"]
-    assert "more after its end mark" in found["joined.tar"]
-    assert "claims too much" in found["header.tar"]
+    assert "after the end mark" in found["joined.tar"]
+    assert "claims too many" in found["header.tar"]
     assert found.keys() == {
         *("links.tar/1", "links.tar/2", "claims.tar/0", "claims.tar", "back.tar", "joined.tar", "header.tar"),
         *("empty.tar", "noise.tar", "cut_between.tar", "cut_in_image.tar", "cut_in_image.tar/1"),
@@ -213,9 +216,9 @@ def test_any_tfds_set(tmp_path: Path, file_format: str) -> None:
     file = next(source.glob("*record*"))
     file.write_bytes(file.read_bytes()[: -file.stat().st_size // 2])
     prepare_again = config(source, text_column="captions/text", most_rejects=0.5)
-    with pytest.raises(InputError, match="of 6 pairs can't be used"):  # each that the file is to have counts
+    with pytest.raises(InputError, match="of 6 pairs"):  # each that the file is to have counts
         prepare(prepare_again, tmp_path / "damaged")
-    with pytest.raises(InputError, match=r"no feature 'text'; it has image, captions|no feature 'text'.*captions"):
+    with pytest.raises(InputError, match=r"'text'.*captions"):
         prepare(config(source), tmp_path / "other")
-    with pytest.raises(InputError, match="split: unknown name 'test'"):
+    with pytest.raises(InputError, match=r"split: .*'test'"):
         prepare(config(source, split="test", text_column="captions/text"), tmp_path / "other")

@@ -1,5 +1,6 @@
 """The teacher and the CLIP that come with the package: what they weigh, what they can do, and that others read them."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -9,33 +10,35 @@ import pytest
 import torch
 from diffusers import FlaxAutoencoderKL, FlaxUNet2DConditionModel, StableDiffusionPipeline
 
+from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.images import save_png
 from bksdm_jax.data.tables import write_table
+from bksdm_jax.diffusion.noise import starting_noise
+from bksdm_jax.experiments.comparison import ComparisonConfig
 from bksdm_jax.metrics.attributes import attribute_scores
+from bksdm_jax.metrics.score import ScoreConfig, score
 from bksdm_jax.pipelines.embedded import teacher_folder
 from bksdm_jax.pipelines.load import load_pipeline
 from bksdm_jax.pipelines.save import SaveConfig, write_pipeline
-from bksdm_jax.sampling.text_to_image import SamplerConfig, generate_images, make_generate, starting_noise
+from bksdm_jax.sampling.text_to_image import SamplerConfig, generate_images, make_generate
 from bksdm_jax.shapes.reader import read_scene
 from bksdm_jax.shapes.scenes import parse_caption
 from bksdm_jax.shapes.world import example
-from configs.demo import get_config
-from tests.test_binaries import command, fail, succeed
-from tests.test_weights import require_equal
+from launch import experiment
 
 MOST_BYTES = 24 * 2**20
 ONE_OBJECT = [text for text in (example("heldout", index)[1] for index in range(80)) if " and " not in text][:40]
+FEW, STEPS, GUIDANCE = 12, 8, 1.5
 
 
-@pytest.fixture(scope="module")
-def drawn() -> np.ndarray:
-    """The teacher's pictures of `ONE_OBJECT` with the demo's sampler, uint8 [40, 64, 64, 3]."""
-    pipeline, demo = load_pipeline("shapes_teacher"), get_config()
-    sampler = SamplerConfig(demo.sampling_steps, demo.guidance_scale, 64, seed=1)
-    params = {name: pipeline.networks[name].params for name in ("unet", "vae", "text_encoder")}
-    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)
+@functools.cache
+def drawn(count: int, steps: int) -> np.ndarray:
+    """The teacher's pictures of the first of `ONE_OBJECT`, by PNDM: uint8 [count, 64, 64, 3]."""
+    pipeline, sampler = load_pipeline("shapes_teacher"), SamplerConfig(steps, GUIDANCE, 64, seed=1)
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), pipeline.params)
     generate = jax.jit(make_generate(pipeline.architectures, sampler))
-    made = generate_images(generate, params, pipeline.tokenizer, sampler, list(enumerate(ONE_OBJECT)), len(ONE_OBJECT))
+    prompts = list(enumerate(ONE_OBJECT[:count]))
+    made = generate_images(generate, params, pipeline.caption_inputs, sampler, prompts, FEW)
     return np.stack([picture for _, picture in made])
 
 
@@ -43,7 +46,7 @@ def test_files_are_small_and_half_precision() -> None:
     folder = teacher_folder().parent
     assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= MOST_BYTES
     pipeline = load_pipeline("shapes_teacher")
-    for network in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+    for network in pipeline.networks.values():
         assert {leaf.dtype for leaf in jax.tree.leaves(network.params)} == {np.dtype(np.float16)}
     unet, vae = pipeline.networks["unet"].config, pipeline.networks["vae"].config
     assert [len(stage.pairs) for stage in (*unet.down, unet.mid, *unet.up)] == [2, 2, 2, 2, 2, 3, 3, 3, 3]
@@ -55,24 +58,25 @@ def test_diffusers_flax_classes_read_the_teacher() -> None:
     for cls, network in ((FlaxUNet2DConditionModel, "unet"), (FlaxAutoencoderKL, "vae")):
         with jax.numpy_dtype_promotion("standard"):
             _, params = cls.from_pretrained(teacher_folder() / network, dtype=np.float16)
-        require_equal(params, pipeline.networks[network].params)
+        jax.tree.map(np.testing.assert_array_equal, params, pipeline.networks[network].params)
     index = json.loads((teacher_folder() / "model_index.json").read_text())
     assert index["_class_name"] == "FlaxStableDiffusionPipeline"
 
 
-def test_pytorch_draws_the_same_pictures(drawn: np.ndarray, tmp_path: Path) -> None:
-    pipeline, demo = load_pipeline("shapes_teacher"), get_config()
-    write_pipeline(tmp_path / "torch", pipeline, SaveConfig())
+def test_pytorch_draws_the_same_pictures(tmp_path: Path) -> None:
+    write_pipeline(tmp_path / "torch", load_pipeline("shapes_teacher"), SaveConfig())
     theirs = StableDiffusionPipeline.from_pretrained(tmp_path / "torch", torch_dtype=torch.float32)
     theirs.set_progress_bar_config(disable=True)
-    noise = np.asarray(starting_noise(1, np.arange(3, dtype=np.uint32), (8, 8, 4))).transpose(0, 3, 1, 2)
-    options = {"num_inference_steps": demo.sampling_steps, "guidance_scale": demo.guidance_scale, "output_type": "np"}
-    wanted = theirs(ONE_OBJECT[:3], latents=torch.from_numpy(noise.copy()), **options).images
-    np.testing.assert_allclose(drawn[:3], wanted * 255, atol=1.5)
+    noise = np.array(starting_noise(1, np.arange(2, dtype=np.uint32), (8, 8, 4))).transpose(0, 3, 1, 2)
+    options = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "output_type": "np"}
+    wanted = theirs(ONE_OBJECT[:2], latents=torch.from_numpy(noise.copy()), **options).images
+    np.testing.assert_allclose(drawn(FEW, STEPS)[:2], wanted * 255, atol=1.5)
 
 
-def test_teacher_shows_what_it_is_told(drawn: np.ndarray) -> None:
-    shown = attribute_scores([parse_caption(text) for text in ONE_OBJECT], [read_scene(picture) for picture in drawn])
+@pytest.mark.parametrize(("count", "steps"), [(FEW, STEPS), pytest.param(40, 12, marks=pytest.mark.slow)])
+def test_teacher_shows_what_it_is_told(count: int, steps: int) -> None:
+    scenes = [parse_caption(text) for text in ONE_OBJECT[:count]]
+    shown = attribute_scores(scenes, [read_scene(picture) for picture in drawn(count, steps)])
     assert shown["one object"].accuracy.value >= 0.85
 
 
@@ -86,9 +90,7 @@ def test_score_knows_right_pictures_from_others(tmp_path: Path) -> None:
             save_png(tmp_path / name / f"{number}.png", picture)
         table = [(f"{number}.png", text) for number, text in enumerate(texts)]
         write_table(tmp_path / name / "metadata.csv", ("file_name", "text"), table)
-        settings = {"images": tmp_path / name, "reference_count": 400}
-        printed = succeed(command("score", "score.py", tmp_path / f"{name}_scores", **settings))
-        assert "clip_score_shapes" in printed
+        score(ScoreConfig(str(tmp_path / name), reference_count=400), tmp_path / f"{name}_scores")
         scores[name] = json.loads((tmp_path / f"{name}_scores" / "scores.json").read_text())
     right, others = scores["right"], scores["others"]
     assert right["images"] == 64
@@ -98,8 +100,13 @@ def test_score_knows_right_pictures_from_others(tmp_path: Path) -> None:
     assert others["attribute_accuracy"]["all"]["value"] < 0.6
 
 
-def test_a_refused_demo_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)  # as a user has it: programs go to the workdir
-    said = fail(command("demo", "demo.py", tmp_path / "demo", guidance_scale=-1.0))
-    assert "guidance_scale is -1.0" in said
+def test_a_refused_demo_leaves_no_folder(tmp_path: Path) -> None:
+    former = jax.config.jax_compilation_cache_dir
+    try:
+        jax.config.update("jax_compilation_cache_dir", None)  # as a user has it: programs go to the workdir
+        with pytest.raises(InputError, match=r"guidance_scale.*-1\.0"):
+            experiment.main("demo", ComparisonConfig(guidance_scale=-1.0), tmp_path / "demo")
+        assert jax.config.jax_compilation_cache_dir.startswith(str(tmp_path / "demo"))
+    finally:
+        jax.config.update("jax_compilation_cache_dir", former)
     assert not (tmp_path / "demo").exists()

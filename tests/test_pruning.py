@@ -119,7 +119,7 @@ def test_the_outer_stages_can_go_where_widths_allow() -> None:
     config = unet_from_diffusers(tiny.V1)  # widths 32, 32, 64, 64
     plan = plan_removal(config, ("down_blocks.0", "up_blocks.3"))
     assert plan.features == ()
-    assert plan.student.up[-1].sampler is False
+    assert plan.student.up[-1].resampler is False
     assert unet_from_diffusers(unet_to_diffusers(plan.student)) == plan.student
     copied = copy_weights(plan, random_weights(config, 0))
     assert jax.tree.map(np.shape, copied) == jax.tree.map(lambda s: s.shape, parameter_shapes(plan.student))

@@ -1,27 +1,29 @@
-"""PNDM and DDIM against Diffusers' schedulers, and the images they make."""
+"""PNDM, DDIM and guidance against Diffusers' schedulers and against formulas."""
 
-from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, PNDMScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler, PNDMScheduler
 
 from bksdm_jax.base.errors import InputError
-from bksdm_jax.diffusion.samplers import SAMPLERS, timesteps
+from bksdm_jax.diffusion.guidance import guided
+from bksdm_jax.diffusion.noise import as_noise, image_keys, starting_noise
+from bksdm_jax.diffusion.samplers import (
+    SAMPLERS,
+    PNDMState,
+    ddim,
+    ddim_step,
+    pndm,
+    pndm_calls,
+    pndm_step,
+    timesteps,
+)
 from bksdm_jax.diffusion.schedule import SPACINGS, ScheduleConfig
 from bksdm_jax.formats.scheduler_json import schedule_from_diffusers
-from bksdm_jax.pipelines.load import load_pipeline
-from bksdm_jax.pipelines.pipeline import Pipeline
-from bksdm_jax.sampling.text_to_image import (
-    Architectures,
-    SamplerConfig,
-    generate_images,
-    make_generate,
-    starting_noise,
-)
 from tests import tiny
 
 SCHEDULERS = {
@@ -31,8 +33,20 @@ SCHEDULERS = {
 
 
 def stand_in(x, t, backend):
-    """A fixed nonlinear function in the place of the U-Net; `backend` is torch or jax.numpy."""
+    """A fixed nonlinear function in place of the U-Net; `backend` is torch or jax.numpy."""
     return 0.7 * backend.tanh(1.3 * x + t / 1000) + 0.2 * backend.sin(2 * x)
+
+
+def predict(x: jax.Array, t: jax.Array) -> jax.Array:
+    return stand_in(x, t.astype(jnp.float32), jnp)
+
+
+def normal(*shape: int) -> np.ndarray:
+    return np.random.default_rng().standard_normal(shape, np.float32)
+
+
+def require_close(ours: Any, theirs: Any) -> None:
+    assert np.abs(np.asarray(ours) - np.asarray(theirs)).max() <= 1e-5 * np.abs(np.asarray(theirs)).max()
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
@@ -49,30 +63,98 @@ def test_latents_match_diffusers(name: str, prediction: str, spacing: str, steps
         set_alpha_to_one=False,
     )
     scheduler.set_timesteps(steps)
-    noise = np.random.default_rng().standard_normal((2, 4, 8, 8), np.float32)
+    noise = normal(2, 8, 8, 4)
     theirs = torch.from_numpy(noise)
     for t in scheduler.timesteps:
         theirs = scheduler.step(stand_in(theirs, t, torch), t, theirs).prev_sample
     schedule = schedule_from_diffusers(scheduler.config)
-
-    def sample(x: jax.Array) -> jax.Array:
-        return SAMPLERS[name](lambda x, t: stand_in(x, t.astype(jnp.float32), jnp), x, schedule, steps)
-
-    ours = np.asarray(jax.jit(sample)(noise.transpose(0, 2, 3, 1))).transpose(0, 3, 1, 2)
-    assert np.abs(ours - theirs.numpy()).max() <= 1e-5 * np.abs(theirs.numpy()).max()
+    require_close(jax.jit(lambda x: SAMPLERS[name](predict, x, schedule, steps))(noise), theirs)
 
 
 def test_ddim_clips_where_its_config_says_so() -> None:
     scheduler = DDIMScheduler(**tiny.SD_BETAS)  # clips by default
     scheduler.set_timesteps(5)
-    noise = np.random.default_rng().standard_normal((1, 4, 8, 8), np.float32)
+    noise = normal(1, 8, 8, 4)
     theirs = torch.from_numpy(noise)
     for t in scheduler.timesteps:
         theirs = scheduler.step(stand_in(theirs, t, torch), t, theirs).prev_sample
     schedule = schedule_from_diffusers(scheduler.config)
     assert schedule.clip_range == 1.0
-    ours = SAMPLERS["ddim"](lambda x, t: stand_in(x, t.astype(jnp.float32), jnp), jnp.asarray(noise), schedule, 5)
-    assert np.abs(np.asarray(ours) - theirs.numpy()).max() <= 1e-5 * np.abs(theirs.numpy()).max()
+    require_close(ddim(predict, jnp.asarray(noise), schedule, 5), theirs)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("eta", [0.4, 1.0])
+def test_stochastic_ddim_matches_diffusers(eta: float, prediction: str) -> None:
+    scheduler = DDIMScheduler(
+        **tiny.SD_BETAS, prediction_type=prediction, steps_offset=1, set_alpha_to_one=False, clip_sample=False
+    )
+    scheduler.set_timesteps(6)
+    noise, added = normal(2, 8, 8, 4), normal(6, 2, 8, 8, 4)
+    theirs = torch.from_numpy(noise)
+    for t, variance_noise in zip(scheduler.timesteps, torch.from_numpy(added), strict=True):
+        out = stand_in(theirs, t, torch)
+        theirs = scheduler.step(out, t, theirs, eta=eta, variance_noise=variance_noise).prev_sample
+    schedule = schedule_from_diffusers(scheduler.config)
+    require_close(ddim(predict, jnp.asarray(noise), schedule, 6, jnp.asarray(added), eta), theirs)
+
+
+def test_stochastic_ddim_with_keys_depends_on_each_images_key_alone() -> None:
+    schedule, keys = ScheduleConfig(), image_keys(2, jnp.arange(3, dtype=jnp.uint32))
+    noise = starting_noise(2, jnp.arange(3, dtype=jnp.uint32), (8, 8, 4))
+    together = ddim(predict, noise, schedule, 4, keys, eta=1.0)
+    require_close(ddim(predict, noise[1:2], schedule, 4, keys[1:2], eta=1.0), together[1:2])
+    require_close(ddim(predict, noise, schedule, 4, keys, eta=1.0), together)
+    others = ddim(predict, noise, schedule, 4, image_keys(3, jnp.arange(3, dtype=jnp.uint32)), eta=1.0)
+    assert (np.abs(np.asarray(others - together)).max(axis=(1, 2, 3)) > 0.1).all()
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_loops_over_the_single_steps_equal_the_samplers(prediction_type: str) -> None:
+    steps, schedule = 5, ScheduleConfig(prediction_type=prediction_type)
+    noise, alphas = jnp.asarray(normal(2, 8, 8, 4)), jnp.asarray(schedule.alphas_cumprod(), jnp.float32)
+    x = noise
+    for t in timesteps(schedule, steps):
+        here, there = alphas[t], alphas[max(t - schedule.train_steps // steps, 0)]
+        x = ddim_step(schedule, x, predict(x, jnp.asarray(t)), here, there)
+    require_close(ddim(predict, noise, schedule, steps), x)
+
+    calls = pndm_calls(schedule, steps)
+    state = PNDMState(noise, noise, jnp.zeros((3, *noise.shape)))
+    for number in range(steps + 1):
+        call = jax.tree.map(lambda rows, number=number: rows[number], calls)
+        state = pndm_step(schedule, state, predict(state.x, call.timestep), call)
+    require_close(pndm(predict, noise, schedule, steps), state.x)
+
+
+def test_guidance_takes_conditioning_of_several_arrays() -> None:
+    def network(x: jax.Array, t: jax.Array, conditioning: dict[str, Any]) -> jax.Array:
+        context, pooled = conditioning["context"], conditioning["added"]["pooled"]
+        return x * context.mean(axis=(1, 2))[:, None, None, None] + pooled.sum(axis=1)[:, None, None, None] + t[0]
+
+    def conditioning() -> dict[str, Any]:
+        return {"context": jnp.asarray(normal(2, 5, 6)), "added": {"pooled": jnp.asarray(normal(2, 3))}}
+
+    x, wanted, negative = jnp.asarray(normal(2, 8, 8, 4)), conditioning(), conditioning()
+    times = jnp.full((2,), 7.0)
+    with_text, without = network(x, times, wanted), network(x, times, negative)
+    predict = guided(network, wanted, negative, 4.0)
+    require_close(predict(x, times[0]), without + 4.0 * (with_text - without))
+
+
+@pytest.mark.parametrize(("conditioning", "scale", "images"), [({}, 7.5, 2), ("text", 1.0, 2), ("text", 7.5, 4)])
+def test_what_cannot_be_guided_runs_a_single_batch(conditioning: Any, scale: float, images: int) -> None:
+    if conditioning:
+        conditioning = {"context": jnp.ones((2, 5, 6))}
+    seen = []
+
+    def network(x: jax.Array, t: jax.Array, given: Any) -> jax.Array:
+        seen.append((len(x), len(t), *(len(leaf) for leaf in jax.tree.leaves(given))))
+        return x
+
+    x = jnp.asarray(normal(2, 8, 8, 4))
+    require_close(guided(network, conditioning, conditioning, scale)(x, jnp.asarray(3)), x)
+    assert [set(lengths) for lengths in seen] == [{images}]
 
 
 @pytest.mark.parametrize("beta_schedule", ["linear", "scaled_linear", "squaredcos_cap_v2"])
@@ -85,11 +167,11 @@ def test_alphas_match_diffusers(beta_schedule: str) -> None:
 def test_pndm_makes_one_call_more_than_steps() -> None:
     calls = []
 
-    def predict(x: jax.Array, t: jax.Array) -> jax.Array:
+    def record(x: jax.Array, t: jax.Array) -> jax.Array:
         jax.debug.callback(lambda t: calls.append(int(t)), t)
         return x
 
-    SAMPLERS["pndm"](predict, jnp.ones((1, 2, 2, 4)), ScheduleConfig(), 25).block_until_ready()
+    pndm(record, jnp.ones((1, 2, 2, 4)), ScheduleConfig(), 25).block_until_ready()
     jax.effects_barrier()
     expected = PNDMScheduler(skip_prk_steps=True, steps_offset=1)
     expected.set_timesteps(25)
@@ -109,50 +191,5 @@ def test_starting_noise_depends_on_seed_and_number_alone() -> None:
     np.testing.assert_array_equal(noise[4:5], alone)
     assert len({row.tobytes() for row in noise}) == 6
     assert not np.array_equal(noise, starting_noise(4, jnp.arange(6, dtype=jnp.uint32), (8, 8, 4)))
-
-
-def networks_of(pipeline: Pipeline) -> tuple[Architectures, dict]:
-    names = ("unet", "vae", "text_encoder")
-    configs = {name: pipeline.networks[name].config for name in names}
-    return Architectures(**configs, schedule=pipeline.schedule), {n: getattr(pipeline, n).params for n in names}
-
-
-def test_images_do_not_depend_on_batch_size(micro_teacher: Path) -> None:
-    pipeline = load_pipeline(micro_teacher)
-    networks, params = networks_of(pipeline)
-    config = SamplerConfig(steps=3, guidance_scale=4.0, resolution=16, seed=5)
-    generate = jax.jit(make_generate(networks, config))
-    prompts = list(enumerate(["a red cat", "the rocket", "a cup", "space", "blue"]))
-    runs = [dict(generate_images(generate, params, pipeline.tokenizer, config, prompts, size)) for size in (1, 2, 5)]
-    for run in runs[1:]:
-        assert list(run) == [0, 1, 2, 3, 4]
-        for index, image in run.items():
-            assert np.abs(image.astype(int) - runs[0][index].astype(int)).max() <= 1
-    assert len({image.tobytes() for image in runs[0].values()}) == 5
-
-
-@pytest.mark.parametrize(("sampler", "guidance"), [("pndm", 7.5), ("ddim", 1.0)])
-def test_images_match_pytorch_diffusers(torch_teacher: Path, sampler: str, guidance: float) -> None:
-    """Prompt to pixels, from the same starting noise."""
-    pipeline = load_pipeline(torch_teacher)
-    networks, params = networks_of(pipeline)
-    config = SamplerConfig(steps=4, guidance_scale=guidance, resolution=64, sampler=sampler, seed=1)
-    generate = jax.jit(make_generate(networks, config))
-    prompts = ["a photo of a cat", "the red rocket 🚀"]
-    ours = [
-        image for _, image in generate_images(generate, params, pipeline.tokenizer, config, list(enumerate(prompts)), 2)
-    ]
-    theirs = StableDiffusionPipeline.from_pretrained(torch_teacher, safety_checker=None)
-    theirs.scheduler = {"pndm": PNDMScheduler, "ddim": DDIMScheduler}[sampler].from_config(
-        theirs.scheduler.config, clip_sample=False
-    )
-    theirs.set_progress_bar_config(disable=True)
-    noise = np.array(starting_noise(1, jnp.arange(2, dtype=jnp.uint32), (8, 8, 4)))
-    expected = theirs(
-        prompts,
-        num_inference_steps=4,
-        guidance_scale=guidance,
-        latents=torch.from_numpy(noise.transpose(0, 3, 1, 2)),
-        output_type="np",
-    ).images
-    assert np.abs(np.stack(ours) / 255.0 - expected).max() <= 1.5 / 255
+    np.testing.assert_array_equal(as_noise(image_keys(3, jnp.arange(6, dtype=jnp.uint32)), (8, 8, 4)), noise)
+    np.testing.assert_array_equal(as_noise(noise, (8, 8, 4)), noise)

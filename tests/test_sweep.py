@@ -48,6 +48,7 @@ def trainer(monkeypatch: pytest.MonkeyPatch) -> Trainer:
     trainer = Trainer()
     monkeypatch.setattr(module, "distill", trainer)
     monkeypatch.setattr(module, "open_inputs", require_settings)
+    monkeypatch.setattr(module, "_plot", lambda histories, path: path.write_text(",".join(histories)))
     return trainer
 
 
@@ -62,10 +63,16 @@ def test_every_run_is_made_once(trainer: Trainer, tmp_path: Path) -> None:
     steps = str(RUNS["bk_base"].steps)
     assert [(row["run"], row["status"], row["updates"]) for row in rows] == [(name, "done", steps) for name in RUNS]
     assert rows[0]["loss_task"] == str(1 / int(steps))
-    with Image.open(tmp_path / "runs" / PLOT) as plot:
-        assert plot.size[0] > 500
+    assert (tmp_path / "runs" / PLOT).read_text() == ",".join(RUNS)
     assert sweep(RUNS, tmp_path / "runs") == table
     assert trainer.made == list(RUNS)
+
+
+def test_the_plot_is_a_picture(tmp_path: Path) -> None:
+    rows = [{"step": str(step), "loss_task": str(1 / step)} for step in range(1, 4)]
+    module._plot({"bk_base": rows, "bk_small": rows}, tmp_path / PLOT)
+    with Image.open(tmp_path / PLOT) as plot:
+        assert plot.size[0] > 500
 
 
 def test_an_interrupted_sweep_goes_on(trainer: Trainer, tmp_path: Path) -> None:
@@ -121,22 +128,22 @@ def test_a_teacher_that_is_not_there_is_told_before_anything_is_made(tmp_path: P
 def test_other_settings_are_refused_before_anything_is_made(trainer: Trainer, tmp_path: Path) -> None:
     sweep(RUNS, tmp_path / "runs")
     other = RUNS | {"bk_small": dataclasses.replace(RUNS["bk_small"], batch_size=8)}
-    with pytest.raises(InputError, match=r"has bk_small\.batch_size 32, not 8; choose another workdir"):
+    with pytest.raises(InputError, match=r"config\.json: .*bk_small\.batch_size 32, not 8"):
         sweep(other, tmp_path / "runs")
     assert trainer.made == list(RUNS)
 
 
 def test_the_workdir_of_a_single_run_is_refused(trainer: Trainer, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"teacher": "shapes_teacher"}')
-    with pytest.raises(InputError, match=r"has program None, not 'launch\.sweep'"):
+    with pytest.raises(InputError, match=r"config\.json: .*program None, not 'launch\.sweep'"):
         sweep(RUNS, tmp_path)
     assert not trainer.made
 
 
 def test_a_bad_setting_names_its_run(trainer: Trainer, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="bk_tiny: config: steps is 0"):
+    with pytest.raises(InputError, match=r"^bk_tiny: .*steps is 0"):
         sweep(RUNS | {"bk_tiny": dataclasses.replace(RUNS["bk_tiny"], steps=0)}, tmp_path / "runs")
-    with pytest.raises(InputError, match="runs: none"):
+    with pytest.raises(InputError, match=r"^runs: "):
         sweep({}, tmp_path / "runs")
     assert not trainer.made
     assert not (tmp_path / "runs").exists()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bksdm_jax.diffusion.schedule import ScheduleConfig
-from bksdm_jax.models.unet import Stage, UNetConfig
+from bksdm_jax.models.unet_table import Stage, UNetConfig
 from bksdm_jax.models.vae import VAEConfig
 from bksdm_jax.pipelines import families
 from bksdm_jax.pipelines.families import FAMILIES, STABLE_DIFFUSION

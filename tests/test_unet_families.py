@@ -18,7 +18,8 @@ from bksdm_jax.formats.infer import infer_architectures
 from bksdm_jax.formats.unet_depths import DOWN, UP
 from bksdm_jax.formats.unet_json import require_flax_expressible, unet_from_diffusers, unet_to_diffusers
 from bksdm_jax.models.attention import SpatialTransformer
-from bksdm_jax.models.unet import FEATURES, UNet, block_table, captured, example_inputs, parameter_shapes
+from bksdm_jax.models.unet import FEATURES, UNet, captured, example_inputs, parameter_shapes
+from bksdm_jax.models.unet_table import block_table
 from bksdm_jax.pipelines.stable_diffusion import stable_diffusion
 from bksdm_jax.pipelines.write_single_file import original_shapes
 from bksdm_jax.pruning.removal import RemovalPlan, plan_removal, removed_blocks

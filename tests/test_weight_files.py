@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from diffusers import FlaxUNet2DConditionModel, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from flax import serialization
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -24,9 +24,9 @@ from bksdm_jax.base import trees
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.formats.locate import choose_files, weight_files
 from bksdm_jax.formats.weights import INDEXERS
-from bksdm_jax.pipelines.load import load_pipeline
+from bksdm_jax.pipelines.load import find_model, load_pipeline
 from bksdm_jax.pipelines.source import ModelSource
-from tests.test_weights import require_equal
+from tests.arrays import require_equal
 
 TENSORS = {
     "float32": torch.randn(3, 5),
@@ -96,36 +96,48 @@ def spread(folder: Path, network: str, save: Callable[[Path], None]) -> Path:
 
 WAYS: dict[str, tuple[dict[str, Any], int]] = {
     "bin": ({"safe_serialization": False}, 1),
-    "sharded safetensors": ({"max_shard_size": "400KB"}, 2),
-    "sharded bin": ({"safe_serialization": False, "max_shard_size": "400KB"}, 2),
+    "sharded safetensors": ({"max_shard_size": "200KB"}, 2),
+    "sharded bin": ({"safe_serialization": False, "max_shard_size": "200KB"}, 2),
 }
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_unets_as_pytorch_diffusers_writes_them(torch_teacher: Path, tmp_path: Path, way: str) -> None:
+def test_unets_as_pytorch_diffusers_writes_them(micro_torch_teacher: Path, tmp_path: Path, way: str) -> None:
     options, files = WAYS[way]
-    module = UNet2DConditionModel.from_pretrained(torch_teacher / "unet")
-    folder = shutil.copytree(torch_teacher, tmp_path / "pipeline")
+    module = UNet2DConditionModel.from_pretrained(micro_torch_teacher / "unet")
+    folder = shutil.copytree(micro_torch_teacher, tmp_path / "pipeline")
     spread(folder, "unet", lambda place: module.save_pretrained(place, **options))
-    pipeline = load_pipeline(folder)
-    assert len(pipeline.denoiser_files) >= files
-    require_equal(pipeline.networks["unet"].params, load_pipeline(torch_teacher).networks["unet"].params)
+    model = find_model(folder)
+    found = model.read()
+    assert len(found.denoiser_files) >= files
+    require_equal(found.denoiser.params, find_model(micro_torch_teacher).read_denoiser().params)
+    require_equal(model.read_denoiser().params, found.denoiser.params)
 
 
-def test_sharded_flax_checkpoints_are_read(flax_teacher: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(flax_teacher, tmp_path / "pipeline")
-    with jax.numpy_dtype_promotion("standard"):
-        module, params = FlaxUNet2DConditionModel.from_pretrained(flax_teacher / "unet")
-        spread(folder, "unet", lambda place: module.save_pretrained(place, params, max_shard_size="400KB"))
-    pipeline = load_pipeline(folder)
-    assert len(pipeline.denoiser_files) >= 1
-    require_equal(pipeline.networks["unet"].params, params)
+def test_sharded_flax_checkpoints_are_read(micro_teacher: Path, tmp_path: Path) -> None:
+    """Shards as Transformers 4 wrote them: each a tree of its own, an index from paths to files."""
+    folder = shutil.copytree(micro_teacher, tmp_path / "pipeline")
+    whole = folder / "text_encoder" / "flax_model.msgpack"
+    flat = trees.flatten(serialization.msgpack_restore(whole.read_bytes()))
+    whole.unlink()
+    files = {path: f"flax_model-0000{1 + index % 3}-of-00003.msgpack" for index, path in enumerate(flat)}
+    for file in set(files.values()):
+        shard = trees.unflatten({path: array for path, array in flat.items() if files[path] == file})
+        (folder / "text_encoder" / file).write_bytes(serialization.msgpack_serialize(shard))
+    index = {"metadata": {"total_size": 1}, "weight_map": files}
+    whole.with_suffix(".msgpack.index.json").write_text(json.dumps(index))
+    require_equal(load_pipeline(folder).networks["text_encoder"].params, trees.unflatten(flat))
+    (folder / "text_encoder" / files[next(iter(flat))]).unlink()
+    with pytest.raises(InputError, match=files[next(iter(flat))]):
+        load_pipeline(folder)
 
 
-@pytest.mark.parametrize("options", [{}, {"max_shard_size": "400KB"}], ids=["whole", "sharded"])
-def test_a_variant_is_read_where_there_is_one(torch_teacher: Path, tmp_path: Path, options: dict[str, Any]) -> None:
-    folder = shutil.copytree(torch_teacher, tmp_path / "pipeline")
-    module = UNet2DConditionModel.from_pretrained(torch_teacher / "unet").half()
+@pytest.mark.parametrize("options", [{}, {"max_shard_size": "100KB"}], ids=["whole", "sharded"])
+def test_a_variant_is_read_where_there_is_one(
+    micro_torch_teacher: Path, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    folder = shutil.copytree(micro_torch_teacher, tmp_path / "pipeline")
+    module = UNet2DConditionModel.from_pretrained(micro_torch_teacher / "unet").half()
     module.save_pretrained(folder / "unet", variant="fp16", **options)
     plain, half = load_pipeline(folder), load_pipeline(ModelSource(str(folder), variant="fp16"))
     assert plain.networks["unet"].params["conv_in"]["bias"].dtype == np.float32
@@ -133,18 +145,18 @@ def test_a_variant_is_read_where_there_is_one(torch_teacher: Path, tmp_path: Pat
         half.networks["unet"].params, jax.tree.map(lambda leaf: leaf.astype(np.float16), plain.networks["unet"].params)
     )
     require_equal(half.networks["vae"].params, plain.networks["vae"].params)
-    with pytest.raises(InputError, match="no weights of variant 'non_ema'"):
+    assert len(half.denoiser_files) > len(options)
+    with pytest.raises(InputError, match="non_ema"):
         load_pipeline(ModelSource(str(folder), variant="non_ema"))
 
 
-def test_bfloat16_is_read(torch_teacher: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(torch_teacher, tmp_path / "pipeline")
-    module = UNet2DConditionModel.from_pretrained(torch_teacher / "unet").bfloat16()
+def test_bfloat16_is_read(micro_torch_teacher: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(micro_torch_teacher, tmp_path / "pipeline")
+    module = UNet2DConditionModel.from_pretrained(micro_torch_teacher / "unet").bfloat16()
     spread(folder, "unet", module.save_pretrained)
-    expected = jax.tree.map(
-        lambda leaf: leaf.astype(ml_dtypes.bfloat16), load_pipeline(torch_teacher).networks["unet"].params
-    )
-    require_equal(load_pipeline(folder).networks["unet"].params, expected)
+    plain = find_model(micro_torch_teacher).read_denoiser().params
+    expected = jax.tree.map(lambda leaf: leaf.astype(ml_dtypes.bfloat16), plain)
+    require_equal(find_model(folder).read_denoiser().params, expected)
 
 
 def test_formats_are_preferred_in_order() -> None:
@@ -157,29 +169,29 @@ def test_formats_are_preferred_in_order() -> None:
 
 def test_little_bytes_are_not_made_much(tmp_path: Path) -> None:
     torch.save(collections.OrderedDict(kernel=torch.zeros(1).expand(5000, 1000)), tmp_path / "a.bin")
-    with pytest.raises(InputError, match="more numbers than its storage"):
+    with pytest.raises(InputError, match=r"a\.bin: .*kernel"):
         INDEXERS[".bin"](tmp_path / "a.bin")
     tree: dict[str, Any] = {"kernel": np.zeros(0, np.float32)}
     for _ in range(20):
         tree = {"n" * 1000: tree}
     (tmp_path / "a.msgpack").write_bytes(serialization.msgpack_serialize(tree))
-    with pytest.raises(InputError, match="a path of"):
+    with pytest.raises(InputError, match=r"a\.msgpack: .*nnnn"):
         INDEXERS[".msgpack"](tmp_path / "a.msgpack")
 
 
-def test_a_missing_shard_is_named(torch_teacher: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(torch_teacher, tmp_path / "pipeline")
-    module = UNet2DConditionModel.from_pretrained(torch_teacher / "unet")
-    spread(folder, "unet", lambda place: module.save_pretrained(place, max_shard_size="400KB"))
+def test_a_missing_shard_is_named(micro_torch_teacher: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(micro_torch_teacher, tmp_path / "pipeline")
+    module = UNet2DConditionModel.from_pretrained(micro_torch_teacher / "unet")
+    spread(folder, "unet", lambda place: module.save_pretrained(place, max_shard_size="200KB"))
     next((folder / "unet").glob("*-00001-of-*")).unlink()
-    with pytest.raises(InputError, match=r"index\.json: lists 'diffusion_pytorch_model-00001-of-.*isn't there"):
+    with pytest.raises(InputError, match=r"index\.json: .*'diffusion_pytorch_model-00001-of-"):
         load_pipeline(folder)
 
 
 @pytest.mark.parametrize("shard", ["../vae/config.json", "/etc/passwd"])
 def test_an_index_cannot_point_elsewhere(tmp_path: Path, shard: str) -> None:
     (tmp_path / "a.safetensors.index.json").write_text(json.dumps({"weight_map": {"conv_in.bias": shard}}))
-    with pytest.raises(InputError, match=r"lists .* which isn't there"):
+    with pytest.raises(InputError, match=f"index.json: .*{shard}"):
         weight_files(tmp_path, {".safetensors": "a", ".msgpack": "b", ".bin": "c"}, "")
 
 
@@ -203,7 +215,7 @@ def test_a_pickle_is_never_run(tmp_path: Path) -> None:
     trap = tmp_path / "sprung"
     for protocol in range(6):
         path = zipped(tmp_path / "a.bin", pickle.dumps({"weight": Hostile(trap)}, protocol))
-        with pytest.raises(InputError, match="never run here"):
+        with pytest.raises(InputError, match=r"a\.bin: "):
             INDEXERS[".bin"](path)
         assert not trap.exists()
     pickle.loads(pickle.dumps(Hostile(trap)))
@@ -235,13 +247,13 @@ def test_a_far_place_of_the_memo_takes_no_memory(tmp_path: Path) -> None:
 
 def test_an_old_pytorch_file_is_refused_with_advice(tmp_path: Path) -> None:
     torch.save({"a": torch.ones(2)}, tmp_path / "a.bin", _use_new_zipfile_serialization=False)
-    with pytest.raises(InputError, match=r"PyTorch 1\.6 .* convert it"):
+    with pytest.raises(InputError, match=r"a\.bin: .*save_file"):
         INDEXERS[".bin"](tmp_path / "a.bin")
 
 
 def test_a_header_that_claims_too_much_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.safetensors").write_bytes((2**62).to_bytes(8, "little") + b"{}")
-    with pytest.raises(InputError, match="can't hold its header"):
+    with pytest.raises(InputError, match=r"a\.safetensors: "):
         INDEXERS[".safetensors"](tmp_path / "a.safetensors")
 
 

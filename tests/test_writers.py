@@ -39,6 +39,6 @@ def test_a_table_cut_off_in_its_header_begins_anew(tmp_path: Path) -> None:
 def test_rates_are_those_of_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
-    rates = loop.Rates(loop.LoopConfig(100, 10, 0, images_per_step=8, flops_per_step=4e12, peak_flops=40e12), 0)
+    rates = loop.Rates(images=8, flops=4e12, peak=40e12)
     now[0] = 2.0
     assert rates.until(10) == {"images_per_second": 40, "data_wait": 0, "flops_per_second": 20e12, "mfu": 0.5}

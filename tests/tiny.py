@@ -26,10 +26,12 @@ from diffusers import (  # noqa: E402
 )
 from flax import serialization, traverse_util  # noqa: E402
 from PIL import Image  # noqa: E402
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer  # noqa: E402
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer  # noqa: E402
 
 from bksdm_jax.base import trees  # noqa: E402
 from bksdm_jax.formats import names  # noqa: E402
+from bksdm_jax.formats.clip_json import clip_from_transformers  # noqa: E402
+from bksdm_jax.models.clip_pair import clip_parameter_shapes  # noqa: E402
 
 WIDTHS = (32, 32, 64, 64)
 CONTEXT = 32
@@ -63,6 +65,8 @@ MICRO = {
 MICRO_STUDENT = (
     "down_blocks.0.resnets.1,down_blocks.0.attentions.1,up_blocks.1.resnets.1,up_blocks.1.attentions.1,mid_block"
 )
+# bk_small for two stages: one layer to a stage and no mid block.
+MICRO_SMALL = f"{MICRO_STUDENT},down_blocks.1.resnets.1,up_blocks.0.resnets.1"
 MICRO_VAE = {
     "block_out_channels": (32, 32),
     "down_block_types": ("DownEncoderBlock2D",) * 2,
@@ -106,6 +110,26 @@ def text_encoder(seed: int = 2, activation: str = "quick_gelu", layers: int = 2)
         pad_token_id=599,
     )
     return randomize(CLIPTextModel(config), seed)
+
+
+def clip(seed: int) -> CLIPModel:
+    """Both of Transformers' CLIP towers with random weights, for images of 32x32 pixels."""
+    both = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    text = both | {"vocab_size": 600, "bos_token_id": 598, "eos_token_id": 599, "pad_token_id": 599}
+    vision = both | {"hidden_size": 48, "image_size": 32, "patch_size": 8}
+    return randomize(CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=24)), seed)
+
+
+def clip_params(module: CLIPModel) -> dict[str, Any]:
+    """The weights of both towers as our parameters."""
+    config = clip_from_transformers(module.config.to_dict())
+    state = {name.replace(".text_model.", "."): tensor.numpy() for name, tensor in module.state_dict().items()}
+    flat = {}
+    for path in trees.flatten(clip_parameter_shapes(config)):
+        raw = path.rsplit("/", maxsplit=1)[-1] in ("class_embedding", "logit_scale")
+        name = path.replace("/", ".") if raw else names.torch_name(path)
+        flat[path] = state[name] if raw else names.to_flax(path, state[name])
+    return trees.unflatten(flat)
 
 
 def write_tokenizer(folder: Path) -> None:
@@ -200,13 +224,19 @@ def write_flax_text_encoder(folder: Path, model: CLIPTextModel) -> None:
     model.config.save_pretrained(folder)
 
 
-def write_torch_pipeline(folder: Path, unet: dict[str, Any] | None = None, prediction: str = "epsilon") -> Path:
+def write_torch_pipeline(
+    folder: Path,
+    unet: dict[str, Any] | None = None,
+    prediction: str = "epsilon",
+    vae: dict[str, Any] | None = None,
+    text: CLIPTextModel | None = None,
+) -> Path:
     """A teacher folder that PyTorch Diffusers writes, in safetensors."""
     write_tokenizer(folder / "tokenizer")
     pipeline = StableDiffusionPipeline(
         unet=randomize(UNet2DConditionModel(**(unet or V1)), 0),
-        vae=randomize(AutoencoderKL(**VAE), 1),
-        text_encoder=text_encoder(),
+        vae=randomize(AutoencoderKL(**(vae or VAE)), 1),
+        text_encoder=text or text_encoder(),
         tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
         scheduler=scheduler(prediction),
         safety_checker=None,

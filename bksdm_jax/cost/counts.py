@@ -14,7 +14,8 @@ from flax import linen as nn
 from bksdm_jax.base import trees
 from bksdm_jax.models.attention import Attention
 from bksdm_jax.models.clip import SelfAttention
-from bksdm_jax.models.unet import UNet, UNetConfig, dotted, example_inputs
+from bksdm_jax.models.unet import UNet, dotted, example_inputs
+from bksdm_jax.models.unet_table import UNetConfig
 from bksdm_jax.models.vae import VAEAttention
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from bksdm_jax.cost.counts import NOTHING, Cost, unet_cost
-from bksdm_jax.models.unet import UNetConfig
+from bksdm_jax.models.unet_table import UNetConfig
 
 
 def cost_table(teacher: UNetConfig, student: UNetConfig, blocks: Sequence[tuple[str, str]], latent_size: int) -> str:

@@ -1,1 +1,1 @@
-"""Images with captions, and the stream of training batches."""
+"""Images with captions, and the batches that training takes of them."""

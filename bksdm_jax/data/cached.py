@@ -1,4 +1,4 @@
-"""Examples of a set of cached latents, as they are stored and read."""
+"""Examples of a dataset of cached latents: how they are stored and read."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,22 +8,22 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 IDENTITY = "latents.json"
-"""The file beside such a set that says what its latents were made with."""
+"""The file of such a dataset that records what its latents were made with."""
 
 
 def latent_features(shape: Sequence[int], max_length: int) -> tfds.features.FeaturesDict:
-    """What an example of a set of cached latents has.
+    """The features of an example of cached latents.
 
     Args:
         shape: of one image's latents, [h, w, C].
-        max_length: token ids of a caption.
+        max_length: number of a caption's token ids.
     """
     return tfds.features.FeaturesDict(
         {
             "name": tfds.features.Text(),
             "text": tfds.features.Sequence(tfds.features.Text()),
             "tokens": tfds.features.Tensor(shape=(None, max_length), dtype=np.int32),
-            # plain and mirrored; mean and log-variance; TFDS stores no bfloat16, so its bits
+            # as is, mirrored; mean, log-variance; as bits, since TFDS can't store bfloat16
             "moments": tfds.features.Tensor(
                 shape=(None, 2, *shape), dtype=np.uint16, encoding=tfds.features.Encoding.BYTES
             ),
@@ -37,7 +37,7 @@ def to_bits(values: np.ndarray) -> np.ndarray:
 
 
 class CachedExample:
-    """One record of a set of cached latents."""
+    """A record of a dataset of cached latents."""
 
     def __init__(self, record: Mapping[str, Any]) -> None:
         self.name: str = record["name"].decode()
@@ -45,9 +45,9 @@ class CachedExample:
         self._tokens, self._moments = record["tokens"], record["moments"]
 
     def caption_inputs(self, caption: int) -> dict[str, np.ndarray]:
-        """What the pipeline takes of a caption: token ids int32 [T] under `tokens`."""
+        """The pipeline's inputs for one of the captions: token ids int32 [T] under `tokens`."""
         return {"tokens": self._tokens[caption]}
 
     def moments(self, mirrored: bool) -> np.ndarray:
-        """Mean and log-variance of the image, or of its mirror image: uint16 [2, h, w, C], bits of bfloat16."""
+        """Mean and log-variance for the image or its mirror image: uint16 [2, h, w, C], the bits of bfloat16."""
         return self._moments[int(mirrored)]

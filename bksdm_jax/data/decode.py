@@ -1,4 +1,4 @@
-"""Bytes of an image file to pixels: bounded before anything is decoded, and nothing in the file is ever run."""
+"""Image files to pixels: sizes are checked before anything is decoded, and nothing in a file is executed."""
 
 import io
 
@@ -6,31 +6,31 @@ import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
-"""Formats of pixels alone: others that Pillow opens, such as EPS, are programs."""
+"""Formats that only hold pixels; some that Pillow opens, such as EPS, are programs."""
 MOST_PIXELS = 89_478_485
 """Width times height above which an image is refused; Pillow's own limit."""
-_STATIC = ("MPO",)  # what Pillow calls a JPEG photograph with a preview, or the other eye's view, behind it
+_STATIC = ("MPO",)  # Pillow's name for a JPEG photograph followed by a preview or by the other view of a stereo pair
 _ORIENTATION = 0x0112  # EXIF's tag
 
 
 def open_image(data: bytes, most_pixels: int = MOST_PIXELS) -> ImageFile.ImageFile:
-    """The header of an image; its pixels are decoded when they are asked for.
+    """Opens an image without decoding its pixels.
 
     Raises:
-        ValueError: not an image of `FORMATS`, one with more pixels, or an animation.
+        ValueError: not an image in one of `FORMATS`, more than `most_pixels`, or several pictures in one file.
     """
     if not data:
-        raise ValueError("an empty file")
+        raise ValueError("the file is empty")
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Exception as error:  # Pillow's readers raise many types
-        raise ValueError(f"no image that can be read: {_short(error)}") from error
+        raise ValueError(f"unknown or damaged image format: {_short(error)}") from error
     width, height = image.size
     if width * height > most_pixels:
-        raise ValueError(f"{width} x {height} pixels, the limit is {most_pixels} in all: a decompression bomb?")
+        raise ValueError(f"{width} x {height} pixels, the limit is {most_pixels} in total: a decompression bomb?")
     try:
         count = 1 if image.format in _STATIC else getattr(image, "n_frames", 1)
-    except Exception as error:  # it looks through the file
+    except Exception as error:  # counting scans the file
         raise ValueError(f"damaged: {_short(error)}") from error
     if count > 1:
         raise ValueError(f"{count} pictures in one file")
@@ -38,17 +38,17 @@ def open_image(data: bytes, most_pixels: int = MOST_PIXELS) -> ImageFile.ImageFi
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Decodes an image, turns it upright by its EXIF tag, and brings it to 8-bit RGB; transparency is dropped.
+    """Decodes an image to upright 8-bit RGB: applies its EXIF rotation and drops transparency.
 
     Raises:
-        ValueError: its data are damaged, or of a number format without a known range.
+        ValueError: damaged, or 32-bit pixels, whose range is unknown.
     """
     try:
         image = upright(image)
-        if image.mode.startswith("I;16"):  # Pillow's own conversion would make all above 255 white
+        if image.mode.startswith("I;16"):  # Pillow's own conversion clips at 255
             image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
         if image.mode in ("I", "F"):
-            raise ValueError(f"32-bit pixels ({image.mode}), whose range isn't known")
+            raise ValueError(f"32-bit pixels ({image.mode}), whose range is unknown")
         if image.mode == "RGB":
             image.load()
             return image
@@ -58,7 +58,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """The image as its EXIF orientation wants it shown."""
+    """The image, rotated and mirrored as its EXIF orientation says."""
     return image if is_upright(image) else ImageOps.exif_transpose(image)
 
 
@@ -74,26 +74,26 @@ def fit_square(
     mirror: bool = False,
     most_pixels: int = MOST_PIXELS,
 ) -> np.ndarray:
-    """Short side to `resolution` (bilinear, antialiased), then a crop, which may be mirrored.
+    """Resizes the short side to `resolution` (bilinear, antialiased), then crops a square.
 
     Args:
         image: RGB.
         resolution: pixels.
-        where: of the crop, from 0 (left, top) to 1 (right, bottom); the middle by default.
-        mirror: left to right.
-        most_pixels: of the enlarged image.
+        where: horizontal and vertical position of the crop, from 0 (left, top) to 1 (right, bottom).
+        mirror: flip the crop left to right.
+        most_pixels: limit for the resized image.
 
     Returns:
         uint8 [resolution, resolution, 3].
 
     Raises:
-        ValueError: enlarged, the image would have more pixels than that.
+        ValueError: the resized image would have more than `most_pixels`.
     """
     width, height = image.size
     short = min(width, height)
     size = (max(resolution, resolution * width // short), max(resolution, resolution * height // short))
     if size[0] * size[1] > most_pixels:
-        raise ValueError(f"enlarged to {size[0]} x {size[1]} pixels, the limit is {most_pixels} in all")
+        raise ValueError(f"enlarged to {size[0]} x {size[1]} pixels, the limit is {most_pixels} in total")
     if size != image.size:
         image = image.resize(size, Image.Resampling.BILINEAR)
     left, top = (round((length - resolution) * share) for length, share in zip(size, where, strict=True))

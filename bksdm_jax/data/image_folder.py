@@ -26,15 +26,15 @@ class FileExample:
         return (self.text,)
 
     def image(self) -> Image.Image:
-        """RGB, upright; raises `InputError` if it can't be read."""
+        """Upright RGB; raises `InputError` if it can't be read."""
         return read_image(self.path)
 
 
 def read_image_folder(folder: str | AnyPath) -> list[FileExample]:
-    """The examples that `metadata.csv` (`file_name,text`) of a folder lists, in its order.
+    """The examples listed in a folder's `metadata.csv` (`file_name,text`), in that order.
 
     Raises:
-        InputError: no folder, no table, or a listed image that isn't in the folder.
+        InputError: the folder or its table is missing, or a listed image isn't in the folder.
     """
     folder = to_path(folder)
     table = folder / "metadata.csv"
@@ -49,23 +49,23 @@ def read_image_folder(folder: str | AnyPath) -> list[FileExample]:
         except (OSError, ValueError):  # a name too long
             inside = False
         if not inside:
-            raise InputError(f"{table}: row {number} names {row['file_name']!r}, which is no file in {folder}")
+            raise InputError(f"{table}: row {number} names {row['file_name']!r}, which isn't a file in {folder}")
         examples.append(FileExample(path, row["file_name"], row["text"]))
     return examples
 
 
 def load_image(path: AnyPath, resolution: int | None = None) -> np.ndarray:
-    """An image file, fitted to a square by `fit_square`, or as it is.
+    """Loads an image file, as a square by `fit_square` or at its own size.
 
     Args:
         path: an image file; EXIF rotation is applied.
-        resolution: pixels; None: the file's own height and width.
+        resolution: side of the square in pixels; None: the file's own size.
 
     Returns:
         uint8 [H, W, 3].
 
     Raises:
-        InputError: the file can't be read, is no image, or has more pixels than `MOST_PIXELS`.
+        InputError: the file can't be read, isn't an image, or has more than `MOST_PIXELS`.
     """
     image = read_image(path)
     try:
@@ -83,7 +83,7 @@ def image_size(path: AnyPath) -> tuple[int, int]:
 
 
 def read_image(path: AnyPath) -> Image.Image:
-    """An image file as RGB, upright; raises `InputError` as `load_image`."""
+    """Loads an image file as upright RGB; raises `InputError` like `load_image`."""
     data = read_bytes(path)
     try:
         return to_rgb(open_image(data))
@@ -92,4 +92,6 @@ def read_image(path: AnyPath) -> Image.Image:
 
 
 def _unreadable(path: AnyPath, error: Exception) -> InputError:
-    return InputError(f"{path}: not a readable image ({error}); mend it or remove its row")
+    return InputError(
+        f"{path}: not a readable image ({error}); replace the file, or remove its row and start in a new workdir"
+    )

@@ -1,4 +1,4 @@
-"""What cached latents depend on: the autoencoder, the tokenizer and the transform that they were made with."""
+"""The identity of cached latents: autoencoder, tokenizer and image transform."""
 
 import dataclasses
 import hashlib
@@ -13,20 +13,24 @@ from bksdm_jax.data.cached import IDENTITY
 from bksdm_jax.pipelines.pipeline import Network, Pipeline
 
 CENTRE = "centre"
-_PROBE = ["a photo of a cat", "A 3D render, 1920x1080: \u732b & caf\u00e9!", ""]  # captions that tell tokenizers apart
+_PROBE = [
+    "a photo of a cat",
+    "A 3D render, 1920x1080: \u732b & caf\u00e9!",
+    "",
+]  # captions that tokenizers treat differently
 
 
 @dataclasses.dataclass(frozen=True)
 class LatentIdentity:
-    """What cached latents depend on.
+    """Everything that cached latents depend on.
 
     Attributes:
-        vae_sha256: of the autoencoder's weights, `weights_sha256`.
-        scaling_factor: its, for which the latents are unscaled.
-        resolution: pixels of the images.
-        crop: `CENTRE`, the middle of the image after its short side was brought to the resolution.
-        flip: whether the mirrored image was encoded too.
-        tokens_sha256: of the token ids of some captions: tells tokenizers, and their lengths, apart.
+        vae_sha256: `weights_sha256` of the autoencoder.
+        scaling_factor: the autoencoder's; the stored latents are unscaled.
+        resolution: side of the images in pixels.
+        crop: `CENTRE`: the centre of the image, its short side resized to `resolution`.
+        flip: whether mirrored images were encoded too.
+        tokens_sha256: hash of the token ids of a few captions; differs between tokenizers and caption lengths.
     """
 
     vae_sha256: str
@@ -38,14 +42,14 @@ class LatentIdentity:
 
 
 def latent_identity(pipeline: Pipeline, resolution: int, flip: bool, crop: str = CENTRE) -> LatentIdentity:
-    """The identity of latents that this pipeline's autoencoder would make now."""
+    """The identity of the latents that this pipeline would make."""
     vae = pipeline.networks["vae"]
     tokens = hashlib.sha256(np.ascontiguousarray(pipeline.caption_inputs(_PROBE)["tokens"], "<i4").tobytes())
     return LatentIdentity(weights_sha256(vae), vae.config.scaling_factor, resolution, crop, flip, tokens.hexdigest())
 
 
 def weights_sha256(network: Network) -> str:
-    """SHA-256 over a network's parameters, as float32, in the order of their names."""
+    """SHA-256 of a network's parameters as float32, in the order of their names."""
     digest = hashlib.sha256()
     for name, leaf in sorted(trees.flatten(network.params).items()):
         digest.update(name.encode())
@@ -54,12 +58,12 @@ def weights_sha256(network: Network) -> str:
 
 
 def require_identity(folder: AnyPath, wanted: LatentIdentity) -> None:
-    """Holds a set of cached latents to what a run needs.
+    """Checks that a dataset of cached latents fits a run.
 
-    A cache with mirrored images serves a run without them; all else must be the same.
+    Latents with mirrored images also fit a run without them; everything else must be equal.
 
     Raises:
-        InputError: an item differs; it is named.
+        InputError: names what differs.
     """
     path = folder / IDENTITY
     found = read_json(path)
@@ -67,5 +71,5 @@ def require_identity(folder: AnyPath, wanted: LatentIdentity) -> None:
         if key not in found or (found[key] != value and not (key == "flip" and found[key])):
             raise InputError(
                 f"{path}: these latents have {key} {found.get(key)!r}, the run needs {value!r}; "
-                "prepare them anew, or train from the images"
+                "prepare them again for this run, or train from the images"
             )

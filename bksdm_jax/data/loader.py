@@ -1,4 +1,4 @@
-"""Batches for training: a Grain pipeline whose every batch follows from the seed and the step alone."""
+"""Training batches from a Grain pipeline; each batch depends only on the seed and the step."""
 
 import dataclasses
 import re
@@ -14,7 +14,7 @@ from bksdm_jax.base.errors import InputError
 from bksdm_jax.data.cached import CachedExample
 from bksdm_jax.data.sources import Example, square_image
 
-_ENDLESS = 2**48  # examples; Grain counts them all
+_ENDLESS = 2**48  # examples; Grain wants a finite number
 _THREADS = 16
 _Entry = TypeVar("_Entry")
 
@@ -24,13 +24,13 @@ class LoaderConfig:
     """How examples become batches.
 
     Attributes:
-        resolution: pixels.
+        resolution: side of the images in pixels.
         batch_size: images per optimiser update, over all processes.
-        accumulation: micro-batches that an update is made of.
+        accumulation: micro-batches per update.
         flip: mirror half of the images.
-        seed: of order, captions, crops and flips.
-        random_crop: crop anywhere along the long side, not in the middle.
-        workers: processes that read and decode; 0: threads of this one do.
+        seed: decides order, captions, crops and flips.
+        random_crop: crop at a random position along the long side instead of the centre.
+        workers: processes that read and decode; 0 uses threads.
     """
 
     resolution: int
@@ -49,29 +49,29 @@ def training_batches(
     start_step: int = 0,
     rows: Sequence[int] | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Endless batches from `start_step` on; every epoch has its own order.
+    """Endless batches from `start_step` on, in a new order each epoch.
 
-    The examples of a batch, their order, captions, crops and flips follow from `examples`, `seed` and the step alone,
-    whatever the numbers of processes and workers.
+    A batch's examples, captions, crops and flips depend only on `examples`, `seed` and the step, not on the number of
+    processes or workers.
 
     Args:
         examples: images, or cached latents, with captions.
-        caption_inputs: captions -> what the pipeline takes of them, arrays [N, ...]; cached latents have it already.
-        config: see there.
-        start_step: the first batch is the one that an undisturbed run would see at this step.
-        rows: places in each micro-batch that this process reads, ascending; None: all.
+        caption_inputs: captions -> the pipeline's inputs for them, arrays [N, ...]; cached latents store theirs.
+        config: batch sizes, seed and image transform.
+        start_step: the first batch is the one that an uninterrupted run sees at this step.
+        rows: rows of each micro-batch that this process reads, ascending; None: all.
 
     Yields:
-        with A micro-batches of M images for this process, `captions` (arrays [A, M, ...] by name, `tokens` among
-        them), and `images` uint8 [A, M, H, W, 3] or, of cached latents, `moments` uint16 [A, M, 2, h, w, C]: mean and
-        log-variance, the bits of bfloat16.
+        A micro-batches of M images for this process: `captions`, arrays [A, M, ...] by name, and `images` uint8
+        [A, M, H, W, 3] or, from cached latents, `moments` uint16 [A, M, 2, h, w, C]: mean and log-variance, the bits
+        of bfloat16.
 
     Raises:
-        InputError: the batch doesn't divide, or (while iterating) an unreadable image.
+        InputError: `accumulation` doesn't divide `batch_size`, or (while iterating) an image can't be read.
     """
     micro_batch, rest = divmod(config.batch_size, config.accumulation)
     if rest or not micro_batch:
-        raise InputError(f"batch_size: {config.batch_size} doesn't divide by accumulation {config.accumulation}")
+        raise InputError(f"batch_size: {config.batch_size} isn't a multiple of accumulation {config.accumulation}")
     rows = range(micro_batch) if rows is None else rows
     share = len(rows)
 
@@ -91,19 +91,19 @@ def training_batches(
     batch, workers = config.accumulation * share, max(config.workers, 1)
 
     def own(position: int) -> dict[str, Any]:
-        """This process's rows of each micro-batch, so that an image meets the same noise on any number of them."""
-        turn, worker = divmod(position, workers)  # Grain deals positions out to workers, and takes batches in turn
+        """This process's rows of each micro-batch: an image gets the same noise whatever the number of processes."""
+        turn, worker = divmod(position, workers)  # Grain deals positions to the workers in turn
         step, offset = divmod(turn, batch)
-        part, row = divmod(offset, share)
+        index, row = divmod(offset, share)
         step = start_step + step * workers + worker
-        return loaded[step * config.batch_size + part * micro_batch + rows[row]]
+        return loaded[step * config.batch_size + index * micro_batch + rows[row]]
 
     length = (len(loaded) // config.batch_size - start_step) // workers * workers * batch
     examples_ahead = grain.ReadOptions(num_threads=_THREADS if not config.workers else 1, prefetch_buffer_size=256)
     stream = grain.MapDataset.range(length).map(own).to_iter_dataset(examples_ahead)
     stream = stream.batch(share).batch(config.accumulation)
     if config.workers:
-        if not flags.FLAGS.is_parsed():  # Grain asks for one of its own when it starts a process
+        if not flags.FLAGS.is_parsed():  # Grain reads a flag when it starts a process
             flags.FLAGS.mark_as_parsed()
         stream = stream.mp_prefetch(
             grain.MultiprocessingOptions(config.workers, per_worker_buffer_size=2), _start_worker
@@ -112,13 +112,13 @@ def training_batches(
 
 
 def _start_worker(index: int, count: int) -> None:
-    """A Ctrl-C goes to the parent, which saves and then ends its workers."""
+    """Leaves Ctrl-C to the parent, which saves and then ends its workers."""
     del index, count
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def in_one_line(entries: Iterator[_Entry]) -> Iterator[_Entry]:
-    """An error as the one line that it began with: Grain adds advice to it, and wraps that of a worker."""
+    """Reduces errors to their first line: Grain appends advice, and wraps what a worker raised."""
     try:
         yield from entries
     except Exception as error:

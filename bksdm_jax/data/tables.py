@@ -1,4 +1,4 @@
-"""Comma-separated tables and lists of prompts, as people have them."""
+"""CSV tables and lists of prompts."""
 
 import csv
 import dataclasses
@@ -13,10 +13,11 @@ from bksdm_jax.base.paths import AnyPath
 
 
 def read_table(path: AnyPath, columns: tuple[str, ...]) -> list[dict[str, str]]:
-    """The rows of a `.csv` file that has a header with at least `columns`; any text encoding that `read_text` knows.
+    """The rows of a `.csv` file whose header has at least `columns`, in any encoding that `read_text` knows.
 
     Raises:
-        InputError: the file can't be read, a column is missing, a row is short, or there are no rows.
+        InputError: the file can't be read, a column is missing, a row has the wrong number of fields, or there are
+            no rows.
     """
     try:
         reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
@@ -34,7 +35,7 @@ def read_table(path: AnyPath, columns: tuple[str, ...]) -> list[dict[str, str]]:
             if None in row:
                 raise InputError(
                     f"{path}: line {reader.line_num} has {len(header) + len(row[None])} fields; "
-                    f"expected {len(header)} (a caption that holds a comma goes in quotes)"
+                    f"expected {len(header)} (put captions with commas in quotes)"
                 )
             rows.append({column: row[column] for column in columns})
     except csv.Error as error:
@@ -56,23 +57,23 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str]
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """A caption to make an image for, and the `file_name` beside it in its CSV (empty for a `.txt` file)."""
+    """A prompt, and its `file_name` in the CSV (empty for a `.txt` file)."""
 
     text: str
     source: str = ""
 
 
 def read_prompts(path: str | Path) -> list[Prompt]:
-    """Prompts from a `.txt` file, one per line, blank lines skipped, or a `.csv` with `file_name,text`.
+    """Reads prompts from a `.txt` file, one per line (blank lines are skipped), or a `.csv` with `file_name,text`.
 
     Raises:
-        InputError: no such file, another ending, or no prompts.
+        InputError: the file is missing, has another ending, or has no prompts.
     """
     path = Path(path).expanduser()
     if path.suffix.lower() == ".csv":
         return [Prompt(row["text"], row["file_name"]) for row in read_table(path, ("file_name", "text"))]
     if path.suffix.lower() != ".txt":
-        raise InputError(f"{path}: prompts are a .txt file, one per line, or a .csv file with file_name,text")
+        raise InputError(f"{path}: expected a .txt file with one prompt per line, or a .csv file with file_name,text")
     lines = re.split(r"\r\n|\n|\r", read_text(path))
     prompts = [Prompt(line.strip()) for line in lines if line.strip()]
     if not prompts:

@@ -79,10 +79,10 @@ class ComparisonConfig:
     learning_rate: float = 5e-4
     warmup_steps: int = 20
     images: int = 256
-    sampling_steps: int = 25
-    guidance_scale: float = 3.0
     seed: int = 0
     dataset: str = "demo"
+    sampling_steps: int = 25
+    guidance_scale: float = 3.0
 
 
 def compare_students(config: ComparisonConfig, experiment: Experiment, workdir: Path) -> Path | None:

@@ -14,7 +14,7 @@ from bksdm_jax.formats.original_names import CLIP, OPEN_CLIP, POSITIONS, UNET, V
 from bksdm_jax.formats.unet_json import unet_from_diffusers, unet_to_diffusers
 from bksdm_jax.formats.vae_json import vae_from_diffusers, vae_to_diffusers
 from bksdm_jax.models.clip import CLIPTextConfig
-from bksdm_jax.models.unet import Stage, UNetConfig
+from bksdm_jax.models.unet_table import Stage, UNetConfig
 from bksdm_jax.models.vae import VAEConfig
 
 _V1_CONTEXT = 768
@@ -79,8 +79,8 @@ def _unet(table: Table) -> UNetConfig:
             depth += 1
         return "R" + "A" * depth
 
-    def stage(pairs: list[str], channels: int, sampler: bool) -> Stage:
-        return Stage(channels, heads(channels), tuple(pairs), sampler)
+    def stage(pairs: list[str], channels: int, resampler: bool) -> Stage:
+        return Stage(channels, heads(channels), tuple(pairs), resampler)
 
     down, pairs, channels = [], [], 0
     for i in _numbers(table, "input_blocks")[1:]:
@@ -141,7 +141,7 @@ def _vae(table: Table) -> VAEConfig:
         layers += 1
     first, last = table[f"{VAE}encoder.conv_in.weight"].shape, table[f"{VAE}decoder.conv_out.weight"].shape
     latent = table[f"{VAE}post_quant_conv.weight"].shape[0]
-    return VAEConfig(tuple(widths), layers, in_channels=first[1], out_channels=last[0], latent_channels=latent)
+    return VAEConfig(layers, first[1], last[0], tuple(widths), latent)
 
 
 def text_names(second: bool) -> tuple[str, str, str]:

@@ -7,7 +7,7 @@ student's as a teacher's; for students there is a second way of numbering (`unet
 from collections.abc import Mapping
 
 from bksdm_jax.models.clip import CLIPTextConfig
-from bksdm_jax.models.unet import Block, UNetConfig, block_table
+from bksdm_jax.models.unet_table import Block, UNetConfig, block_table
 from bksdm_jax.models.vae import VAEConfig
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bksdm_jax.base.errors import InputError, whole_number
-from bksdm_jax.models.unet import UNetConfig
+from bksdm_jax.models.unet_table import UNetConfig
 
 DOWN, UP = "transformer_layers_per_block", "reverse_transformer_layers_per_block"
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from bksdm_jax.base.errors import InputError, finite_number, known_name, true_or_false, whole_number
 from bksdm_jax.formats.unet_depths import depths_from_diffusers, depths_to_diffusers, shortest
-from bksdm_jax.models.unet import TIME_IDS, AddedEmbedding, Stage, UNetConfig
+from bksdm_jax.models.unet import TIME_IDS
+from bksdm_jax.models.unet_table import AddedEmbedding, Stage, UNetConfig
 
 # Diffusers' names for the kinds of stage: (side, attention) -> type.
 STAGE_TYPES = {
@@ -171,9 +172,9 @@ def _require_expressible(config: UNetConfig) -> None:
             _refuse(name, f"its {up.width} channels, {up.heads} heads differ from down_blocks.{i}")
         if len(up.pairs) != len(down.pairs) + 1:
             _refuse(name, f"it has {len(up.pairs)} layers, one more than down_blocks.{i} ({len(down.pairs)}) needed")
-        if down.sampler == last:
+        if down.resampler == last:
             _refuse(f"down_blocks.{i}", "every down stage but the last ends in a downsampler")
-        if up.sampler != (j < len(config.up) - 1):
+        if up.resampler != (j < len(config.up) - 1):
             _refuse(name, "every up stage but the last ends in an upsampler")
     if config.mid is not None:
         _require_mid(config.mid, config.down[-1])
@@ -224,9 +225,9 @@ def _stages(json: Mapping[str, Any], widths: tuple[int, ...], source: str) -> di
     middle = MID_TYPES[mid_type]
     down_depths, mid_depths, up_depths = depths_from_diffusers(json, down, "RA" in middle, up, source)
 
-    def stage(i: int, depths: tuple[int, ...], more: int, sampler: bool) -> Stage:
+    def stage(i: int, depths: tuple[int, ...], more: int, resampler: bool) -> Stage:
         pairs = tuple("R" + "A" * depth for depth in depths or (0,) * (layers[i] + more))
-        return Stage(widths[i], heads[i], pairs, sampler)
+        return Stage(widths[i], heads[i], pairs, resampler)
 
     last = count - 1
     mid = tuple(pair.replace("A", "A" * sum(mid_depths)) for pair in middle)

@@ -11,7 +11,8 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextModel
 
 from bksdm_jax.models.clip import CLIPTextConfig, CLIPTextEncoder
-from bksdm_jax.models.unet import UNet, UNetConfig
+from bksdm_jax.models.unet import UNet
+from bksdm_jax.models.unet_table import UNetConfig
 from bksdm_jax.models.vae import VAE, VAEConfig
 
 TOLERANCE = 1e-4

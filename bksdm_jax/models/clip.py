@@ -1,7 +1,7 @@
 """CLIP's text encoder as Stable Diffusion uses it: token ids to the states that the U-Net attends to."""
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,29 +17,24 @@ ACTIVATIONS = {
 }
 
 
-class Tower(Protocol):
-    """What the text tower and the image tower have in common."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TowerConfig:
+    """What the text tower and the image tower have in common. Defaults are those of ViT-L/14's text tower."""
 
-    width: int
-    mlp_width: int
-    layers: int
-    heads: int
-    activation: str
-    epsilon: float
-
-
-@dataclasses.dataclass(frozen=True)
-class CLIPTextConfig:
-    """The architecture. Defaults are SD v1's (ViT-L/14's text tower)."""
-
-    vocab_size: int = 49408
     width: int = 768
     mlp_width: int = 3072
     layers: int = 12
     heads: int = 12
-    max_length: int = 77
     activation: str = "quick_gelu"
     epsilon: float = 1e-5
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CLIPTextConfig(TowerConfig):
+    """The text tower's architecture. Defaults are SD v1's (ViT-L/14's)."""
+
+    vocab_size: int = 49408
+    max_length: int = 77
 
 
 class Embeddings(nn.Module):
@@ -87,7 +82,7 @@ class MLP(nn.Module):
 class EncoderLayer(nn.Module):
     """A pre-norm transformer layer."""
 
-    config: Tower
+    config: TowerConfig
     causal: bool
     dtype: jnp.dtype
 
@@ -104,7 +99,7 @@ class EncoderLayer(nn.Module):
 class Encoder(nn.Module):
     """The stack of layers; Transformers' Flax checkpoints name them `layers/0`, `layers/1`, ..."""
 
-    config: Tower
+    config: TowerConfig
     causal: bool
     dtype: jnp.dtype
 
@@ -116,7 +111,7 @@ class Encoder(nn.Module):
 class LayerStack(nn.Module):
     """Layers under the names `0`, `1`, ..."""
 
-    config: Tower
+    config: TowerConfig
     causal: bool
     dtype: jnp.dtype
 
@@ -158,6 +153,6 @@ def clip_text_parameter_shapes(config: CLIPTextConfig) -> dict[str, Any]:
     return parameter_shapes_of(CLIPTextEncoder(config), tokens)
 
 
-def norm(config: Tower, dtype: jnp.dtype, name: str) -> LayerNorm:
+def norm(config: TowerConfig, dtype: jnp.dtype, name: str) -> LayerNorm:
     """Layer normalisation with the tower's epsilon."""
     return LayerNorm(epsilon=config.epsilon, result=dtype, name=name)

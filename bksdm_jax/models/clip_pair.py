@@ -8,12 +8,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from bksdm_jax.models.abstract import parameter_shapes_of
-from bksdm_jax.models.clip import CLIPTextConfig, Encoder, TextTransformer, norm
+from bksdm_jax.models.clip import CLIPTextConfig, Encoder, TextTransformer, TowerConfig, norm
 from bksdm_jax.models.layers import Dense
 
 
-@dataclasses.dataclass(frozen=True)
-class CLIPVisionConfig:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CLIPVisionConfig(TowerConfig):
     """The image tower's architecture. Defaults are ViT-L/14's."""
 
     image_size: int = 224
@@ -22,8 +22,6 @@ class CLIPVisionConfig:
     mlp_width: int = 4096
     layers: int = 24
     heads: int = 16
-    activation: str = "quick_gelu"
-    epsilon: float = 1e-5
 
 
 @dataclasses.dataclass(frozen=True)

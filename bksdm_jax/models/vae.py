@@ -18,10 +18,10 @@ _EPSILON = 1e-6
 class VAEConfig:
     """The architecture. `scaling_factor` brings latents to about unit variance before diffusion sees them."""
 
-    widths: tuple[int, ...] = (128, 256, 512, 512)
     layers_per_block: int = 2
     in_channels: int = 3
     out_channels: int = 3
+    widths: tuple[int, ...] = (128, 256, 512, 512)
     latent_channels: int = 4
     norm_groups: int = 32
     scaling_factor: float = 0.18215
@@ -49,13 +49,13 @@ class VAEAttention(nn.Module):
 
 
 class VAEStage(nn.Module):
-    """Residual blocks at one resolution, optionally around attention (`mid_block`) or before a sampler."""
+    """Residual blocks at one resolution, optionally around attention (`mid_block`) or before a resampler."""
 
     width: int
     layers: int
     groups: int
     dtype: jnp.dtype
-    sampler: str | None = None
+    resampler: str | None = None
     attention: bool = False
 
     @nn.compact
@@ -64,9 +64,9 @@ class VAEStage(nn.Module):
             x = ResnetBlock(self.width, self.groups, _EPSILON, self.dtype, name=f"resnets_{j}")(x)
             if self.attention and j == 0:
                 x = VAEAttention(self.groups, self.dtype, name="attentions_0")(x)
-        if self.sampler == "down":
+        if self.resampler == "down":
             x = Downsample(self.width, symmetric=False, dtype=self.dtype, name="downsamplers_0")(x)
-        elif self.sampler == "up":
+        elif self.resampler == "up":
             x = Upsample(self.width, dtype=self.dtype, name="upsamplers_0")(x)
         return x
 
@@ -86,10 +86,10 @@ class Coder(nn.Module):
         mid = VAEStage(cfg.widths[-1], 2, cfg.norm_groups, self.dtype, attention=True, name="mid_block")
         x = x if down else mid(x)
         for i, width in enumerate(widths):
-            sampler = self.side if i < len(widths) - 1 else None
+            resampler = self.side if i < len(widths) - 1 else None
             layers = cfg.layers_per_block + (0 if down else 1)
             name = f"{self.side}_blocks_{i}"
-            x = VAEStage(width, layers, cfg.norm_groups, self.dtype, sampler, name=name)(x)
+            x = VAEStage(width, layers, cfg.norm_groups, self.dtype, resampler, name=name)(x)
         x = mid(x) if down else x
         x = GroupNorm(cfg.norm_groups, epsilon=_EPSILON, result=self.dtype, name="conv_norm_out")(x)
         channels = 2 * cfg.latent_channels if down else cfg.out_channels

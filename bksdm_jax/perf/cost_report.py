@@ -13,7 +13,8 @@ from bksdm_jax.base.precision import compute_dtype, exact_products
 from bksdm_jax.cost.pipeline import image_table
 from bksdm_jax.cost.timing import arbitrary_weights, time_program
 from bksdm_jax.models.clip import CLIPTextEncoder, clip_text_parameter_shapes
-from bksdm_jax.models.unet import UNet, UNetConfig, parameter_shapes
+from bksdm_jax.models.unet import UNet, parameter_shapes
+from bksdm_jax.models.unet_table import UNetConfig
 from bksdm_jax.models.vae import VAE, vae_parameter_shapes
 from bksdm_jax.pipelines.load import find_model
 from bksdm_jax.pipelines.pipeline import Architectures
@@ -42,9 +43,9 @@ class CostConfig:
 
     generation: str = ""
     pipeline: str = ""
-    students: str = ""
     resolution: int = 0
     steps: int = 25
+    students: str = ""
     latency: bool = False
     dtype: str = "float32"
     repeats: int = 5

@@ -21,7 +21,7 @@ from bksdm_jax.data.decode import fit_square, open_image, to_rgb
 from bksdm_jax.data.image_folder import FileExample
 from bksdm_jax.data.loader import LoaderConfig, training_batches
 from bksdm_jax.data.prepare.prepare import PrepareConfig, prepare
-from bksdm_jax.data.prepare.shards import TRAIN, PartWriters
+from bksdm_jax.data.prepare.shards import TRAIN, ShardWriters
 from bksdm_jax.data.prepare.tfds_folder import PARTS, write_set
 from bksdm_jax.data.sources import open_examples
 from bksdm_jax.data.tables import write_table
@@ -84,7 +84,7 @@ def _latents(folder: Path, resolution: int, repeats: int) -> Iterator[str]:
     bits = np.random.default_rng(0).integers(0, 2**16, (2, 2, *shape), np.uint16)
     tokens = np.zeros((1, _TOKENS), np.int32)
     total = 0
-    with PartWriters(parts, 0) as writers:
+    with ShardWriters(parts, 0) as writers:
         for index in range(_LATENTS):
             row = features.serialize_example({"name": str(index), "text": ["x"], "tokens": tokens, "moments": bits})
             writers.write(TRAIN, row)

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from bksdm_jax.base.precision import compute_dtype
-from bksdm_jax.models.unet import UNet, UNetConfig, example_inputs, parameter_shapes
+from bksdm_jax.models.unet import UNet, example_inputs, parameter_shapes
+from bksdm_jax.models.unet_table import UNetConfig
 from bksdm_jax.perf.compiled_step import planned_step
 from bksdm_jax.pipelines.pipeline import Architectures
 from bksdm_jax.pruning.removal import RemovalPlan

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from huggingface_hub import ModelCardData
 
 from bksdm_jax.base import trees
-from bksdm_jax.models.unet import UNetConfig
+from bksdm_jax.models.unet_table import UNetConfig
 from bksdm_jax.pipelines.hub import is_hub_id
 from bksdm_jax.pipelines.pipeline import Pipeline
 

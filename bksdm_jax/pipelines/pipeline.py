@@ -11,7 +11,8 @@ import numpy as np
 
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.diffusion.schedule import ScheduleConfig
-from bksdm_jax.models.unet import Conditioning, UNetConfig
+from bksdm_jax.models.unet import Conditioning
+from bksdm_jax.models.unet_table import UNetConfig
 from bksdm_jax.pipelines.families import FAMILIES, STABLE_DIFFUSION, CaptionInputs, Family, Params
 from bksdm_jax.pipelines.passthrough import Component
 from bksdm_jax.pipelines.tokenizer import Tokenizer

@@ -4,12 +4,15 @@ import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from transformers import CLIPTokenizer
 
 from bksdm_jax.base.errors import InputError, in_short
 from bksdm_jax.base.files import read_text, write_json
+
+if TYPE_CHECKING:
+    from transformers import CLIPTokenizer
 
 _CONFIG, _SPECIAL = "tokenizer_config.json", "special_tokens_map.json"
 TOKENIZER_FILES = (
@@ -32,7 +35,7 @@ class Tokenizer:
         files: what `write` puts into a folder, by name.
     """
 
-    def __init__(self, tokenizer: CLIPTokenizer, max_length: int, files: Mapping[str, bytes]) -> None:
+    def __init__(self, tokenizer: "CLIPTokenizer", max_length: int, files: Mapping[str, bytes]) -> None:
         self._tokenizer, self._max_length, self._files = tokenizer, max_length, files
 
     def write(self, folder: Path) -> None:
@@ -65,6 +68,9 @@ def load_tokenizer(folder: Path, max_length: int, pad: str = "") -> Tokenizer:
     Raises:
         InputError: Transformers can't read it.
     """
+    # A second of start-up, which a command that needs no captions, or has a mistake, shouldn't wait for.
+    from transformers import CLIPTokenizer  # noqa: PLC0415
+
     if not (folder / "tokenizer.json").is_file():
         for name in ("vocab.json", "merges.txt"):
             if not (folder / name).is_file():

@@ -21,7 +21,8 @@ from bksdm_jax.formats.original_names import (
     vae_modules,
 )
 from bksdm_jax.formats.weights import torch_tensors, write_tensors
-from bksdm_jax.models.unet import UNetConfig, parameter_shapes
+from bksdm_jax.models.unet import parameter_shapes
+from bksdm_jax.models.unet_table import UNetConfig
 from bksdm_jax.models.vae import vae_parameter_shapes
 from bksdm_jax.pipelines.pipeline import Architectures, Network, Pipeline
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from bksdm_jax.base.errors import InputError, one_of
 from bksdm_jax.base.workdir import is_used
-from bksdm_jax.models.unet import UNetConfig
+from bksdm_jax.models.unet_table import UNetConfig
 from bksdm_jax.pipelines.hub import is_hub_id
 from bksdm_jax.pipelines.load import Model, find_model
 from bksdm_jax.pipelines.model_card import CardFacts, parent_name

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bksdm_jax.base.errors import InputError, nearest
-from bksdm_jax.models.unet import Block, Stage, UNetConfig, block_table
+from bksdm_jax.models.unet_table import Block, Stage, UNetConfig, block_table
 from bksdm_jax.pruning.presets import PRESETS
 
 
@@ -74,9 +74,9 @@ def plan_removal(teacher: UNetConfig, removed: tuple[str, ...]) -> RemovalPlan:
     """Takes the blocks `removed` out of `teacher`.
 
     Names are Diffusers': a stage (`down_blocks.3`, `mid_block`, `up_blocks.0`), a block (`down_blocks.1.resnets.1`,
-    `down_blocks.1.attentions.1`), a sampler (`down_blocks.2.downsamplers.0`) or one layer of a transformer
+    `down_blocks.1.attentions.1`), a resampler (`down_blocks.2.downsamplers.0`) or one layer of a transformer
     (`down_blocks.2.attentions.0.transformer_blocks.5`). A down block that goes takes its skip with it, a transformer
-    goes with its last layer. The last down stage and the last up stage that remain lose their sampler, as every U-Net
+    goes with its last layer. The last down stage and the last up stage that remain lose their resampler, as every U-Net
     ends.
 
     Raises:
@@ -90,13 +90,13 @@ def plan_removal(teacher: UNetConfig, removed: tuple[str, ...]) -> RemovalPlan:
         for i, stage in enumerate(stages):
             name = f"{side}.{i}"
             cut, sources = _cut_stage(name, stage, gone)
-            if name not in gone and (cut.pairs or cut.sampler):
+            if name not in gone and (cut.pairs or cut.resampler):
                 survivors.append((name, cut, sources))
         if not survivors:
             raise InputError(f"student: no {side} would be left; keep at least one stage on each side")
         name, cut, sources = survivors[-1]
         sources = [source for source in sources if "samplers" not in source]
-        survivors[-1] = (name, dataclasses.replace(cut, sampler=False), sources)
+        survivors[-1] = (name, dataclasses.replace(cut, resampler=False), sources)
         kept |= {f"{side}.{k}": entry for k, entry in enumerate(survivors)}
     if teacher.mid is not None and "mid_block" not in gone:
         cut, sources = _cut_stage("mid_block", teacher.mid, gone)
@@ -143,10 +143,10 @@ def _cut_stage(name: str, stage: Stage, gone: set[str]) -> tuple[Stage, list[str
         if left:
             pairs.append("".join(letter for letter, _ in left))
     kind = "downsamplers" if name.startswith("down") else "upsamplers"
-    sampler = stage.sampler and f"{name}.{kind}.0" not in gone
-    if sampler:
+    resampler = stage.resampler and f"{name}.{kind}.0" not in gone
+    if resampler:
         sources.append(f"{name}.{kind}.0")
-    return dataclasses.replace(stage, pairs=tuple(pairs), sampler=sampler), sources
+    return dataclasses.replace(stage, pairs=tuple(pairs), resampler=resampler), sources
 
 
 def _require_fit(teacher: UNetConfig, student: UNetConfig, pairs: Sequence[tuple[Block, Block]]) -> None:
@@ -209,7 +209,7 @@ def _outgoing_shape(rows: tuple[Block, ...]) -> tuple[int, int]:
 
 
 def _feature_pairs(teacher: UNetConfig, student: UNetConfig, stages: dict[str, str]) -> tuple[FeaturePair, ...]:
-    """The paper's pairs: stage outputs that agree in shape; a lost sampler moves a pair to the last `proj_out`."""
+    """The paper's pairs: stage outputs that agree in shape; a lost resampler moves a pair to the last `proj_out`."""
     tables = {"teacher": block_table(teacher)[0], "student": block_table(student)[0]}
 
     def rows(who: str, stage: str, kind: str | None = None) -> tuple[Block, ...]:
@@ -220,7 +220,7 @@ def _feature_pairs(teacher: UNetConfig, student: UNetConfig, stages: dict[str, s
         source = stages[name]
         if name == "mid_block":
             continue
-        lost = teacher.stages()[source].sampler and not student.stages()[name].sampler
+        lost = teacher.stages()[source].resampler and not student.stages()[name].resampler
         kind, suffix = ("attention", "proj_out") if lost else (None, None)
         theirs, ours = rows("teacher", source, kind), rows("student", name, kind)
         if not theirs or not ours or _outgoing_shape(theirs) != _outgoing_shape(ours):

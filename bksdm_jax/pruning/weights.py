@@ -9,7 +9,8 @@ import jax
 import numpy as np
 
 from bksdm_jax.base import trees
-from bksdm_jax.models.unet import UNetConfig, parameter_shapes
+from bksdm_jax.models.unet import parameter_shapes
+from bksdm_jax.models.unet_table import UNetConfig
 from bksdm_jax.pruning.removal import RemovalPlan
 
 

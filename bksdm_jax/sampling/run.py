@@ -25,38 +25,32 @@ from bksdm_jax.sampling.text_to_image import Generate, SamplerConfig, generate_i
 _MAY_CHANGE = ("batch_size", "prompts")  # the texts themselves are recorded
 
 
-@dataclasses.dataclass(frozen=True)
-class SampleConfig(ModelOptions):
-    """A folder of images to make.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SampleConfig(SamplerConfig, ModelOptions):
+    """A folder of images to make. How they are made is explained in `SamplerConfig`.
 
     Attributes:
         model: pipeline folder, single file, id on the hub, or `shapes_teacher`.
         prompts: `.txt` or `.csv` file; or else
         prompt: one prompt.
-        negative_prompt: what guidance leads away from.
-        seed: image i starts from noise that `seed` and i alone decide.
-        steps: sampler steps.
         batch_size: images per program call; in float32 an image doesn't depend on it beyond rounding.
-        guidance_scale: at most 1: no guidance.
         resolution: pixels; 0: the model's own.
-        sampler: `pndm` or `ddim`.
         dtype: of the networks' computations, `float32` or `bfloat16`.
-        attention: of the U-Net, a key of `attention.IMPLEMENTATIONS`.
         revision, variant, tokenizer, prediction: of the model, as `ModelSource` has them.
     """
 
     model: str
     prompts: str = ""
     prompt: str = ""
-    negative_prompt: str = ""
-    seed: int = 0
-    steps: int = 25
     batch_size: int = 4
-    guidance_scale: float = 7.5
     resolution: int = 0
-    sampler: str = "pndm"
     dtype: str = "float32"
-    attention: str = "auto"
+
+    def sampler_config(self, resolution: int) -> SamplerConfig:
+        """How the images are made; `resolution` is the model's own."""
+        names = [field.name for field in dataclasses.fields(SamplerConfig)]
+        settings = {name: getattr(self, name) for name in names}
+        return SamplerConfig(**settings | {"resolution": self.resolution or resolution})
 
 
 def sample(config: SampleConfig, workdir: Path) -> int:
@@ -77,15 +71,7 @@ def sample(config: SampleConfig, workdir: Path) -> int:
     whole_number("config", "batch_size", config.batch_size)
     pipeline = load_pipeline(config.source(config.model))
     networks = pipeline.architectures
-    sampler = SamplerConfig(
-        config.steps,
-        config.guidance_scale,
-        config.resolution or networks.resolution,
-        config.sampler,
-        config.seed,
-        config.negative_prompt,
-        config.attention,
-    )
+    sampler = config.sampler_config(networks.resolution)
     generate = jax.jit(make_generate(networks, sampler, dtype))
     record = dataclasses.asdict(config) | {
         "model": str(pipeline.path.resolve()),

@@ -23,8 +23,9 @@ GROUP = 4
 
 def clip_config(vocabulary: int) -> CLIPConfig:
     """Both towers, small."""
-    text = CLIPTextConfig(vocabulary, WIDTH, 4 * WIDTH, layers=3, heads=4, max_length=77)
-    return CLIPConfig(text, CLIPVisionConfig(PIXELS, 8, WIDTH, 4 * WIDTH, layers=3, heads=4), WIDTH)
+    tower = {"width": WIDTH, "mlp_width": 4 * WIDTH, "layers": 3, "heads": 4}
+    text = CLIPTextConfig(vocab_size=vocabulary, **tower)
+    return CLIPConfig(text, CLIPVisionConfig(image_size=PIXELS, patch_size=8, **tower), WIDTH)
 
 
 def contrastive_loss(config: CLIPConfig) -> Loss:

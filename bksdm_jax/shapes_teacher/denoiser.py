@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bksdm_jax.models.unet import Stage, UNetConfig
+from bksdm_jax.models.unet_table import Stage, UNetConfig
 from bksdm_jax.pipelines.pipeline import Architectures
 from bksdm_jax.pruning.removal import plan_removal
 from bksdm_jax.tasks.distill.losses import LossWeights

@@ -8,13 +8,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.files import make_folder
 from bksdm_jax.training.config import TrainerConfig
 from bksdm_jax.training.state import OptimizerConfig
-from bksdm_jax.training.task import Evaluator, micro_batches
+from bksdm_jax.training.task import Task, micro_batches
 from bksdm_jax.training.train_step import Frozen, Loss, Objective
 from bksdm_jax.training.trainer import train
 
@@ -52,8 +51,6 @@ class Phase:
             seed=seed,
             steps=self.steps,
             batch_size=self.batch_size,
-            accumulation=1,
-            dtype="float32",
             log_every=self.log_every,
             checkpoint_every=self.checkpoint_every,
             keep_checkpoints=1,
@@ -65,10 +62,8 @@ Batches = Callable[[int], Iterator[Mapping[str, np.ndarray]]]
 """The number of the first update -> endless batches of examples [M, ...] from it on."""
 
 
-class PhaseTask:
+class PhaseTask(Task):
     """The training of one network, see `training.task.Task`; it ends in the parameters themselves."""
-
-    flops_per_image = 0.0
 
     def __init__(self, loss: Loss, params: Any, frozen: Frozen, batches: Batches) -> None:
         """See `train_phase`."""
@@ -89,16 +84,6 @@ class PhaseTask:
         """All rows: the teacher is made by one process."""
         del rows
         return micro_batches(self._batches(step))
-
-    def evaluators(self, mesh: Mesh, workdir: Path) -> Mapping[str, Evaluator]:
-        """None."""
-        del mesh, workdir
-        return {}
-
-    def facts(self, metrics: Mapping[str, float]) -> dict[str, float]:
-        """None."""
-        del metrics
-        return {}
 
     def write(self, params: Any, workdir: Path) -> Any:
         """The parameters, which `make_teacher` goes on with."""

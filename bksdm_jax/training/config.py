@@ -16,7 +16,7 @@ WEIGHTS = {"ema": "the moving average", "raw": "those of the last update"}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainerConfig:
-    """How something is trained. Defaults are the reference run's (section 4 of the paper).
+    """How something is trained.
 
     Attributes:
         seed: of everything random.
@@ -32,18 +32,18 @@ class TrainerConfig:
         optimizer: see there.
     """
 
-    seed: int = 1234
-    steps: int = 50_000
-    batch_size: int = 256
-    accumulation: int = 4
-    dtype: str = "bfloat16"
-    fsdp: int = 1
+    steps: int
+    batch_size: int
+    accumulation: int = 1
+    dtype: str = "float32"
+    save_weights: str = "ema"
+    seed: int = 0
+    optimizer: OptimizerConfig = OptimizerConfig()
     log_every: int = 50
     checkpoint_every: int = 1000
     keep_checkpoints: int = 3
     profile_step: int = 0
-    save_weights: str = "ema"
-    optimizer: OptimizerConfig = OptimizerConfig()
+    fsdp: int = 1
 
 
 def require_trainer_settings(config: TrainerConfig) -> None:

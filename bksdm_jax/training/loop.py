@@ -1,6 +1,5 @@
 """The one training loop."""
 
-import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -14,44 +13,25 @@ from bksdm_jax.base.memory import give_back, resident
 from bksdm_jax.base.progress import Progress
 from bksdm_jax.base.signals import Interrupts
 from bksdm_jax.training.checkpoints import Checkpoints
+from bksdm_jax.training.config import TrainerConfig
 from bksdm_jax.training.profile import PROFILED, Profile
 from bksdm_jax.training.state import TrainState
 from bksdm_jax.training.task import Evaluator
 from bksdm_jax.training.train_step import Batch, Frozen, Update
 
-_ASK_SECONDS, _ASK_MOST = 2.0, 100  # time and updates between questions whether to stop
-
-
-@dataclasses.dataclass(frozen=True)
-class LoopConfig:
-    """When things happen, in optimiser updates; the last update logs and saves in any case.
-
-    Attributes:
-        steps: updates in all.
-        log_every, checkpoint_every: periods; 0: only at the end.
-        images_per_step, flops_per_step: for the rates; 0 FLOPs: not known.
-        peak_flops: of all devices together, FLOP/s; 0: not known.
-        profile_step: the first of three updates that the profiler watches; 0: none.
-    """
-
-    steps: int
-    log_every: int
-    checkpoint_every: int
-    images_per_step: int
-    flops_per_step: float = 0.0
-    peak_flops: float = 0.0
-    profile_step: int = 0
+_ASK_SECONDS, _ASK_MOST = 2.0, 100  # seconds and updates between agreements on whether to stop
 
 
 class Rates:
-    """How fast updates are, over the window since the last question.
+    """How fast updates are, over the window since the last call.
 
     clu's `ReportProgress` counts evaluators as part of the window, and knows neither images, FLOPs nor waiting.
     """
 
-    def __init__(self, config: LoopConfig, step: int) -> None:
-        self._config = config
-        self.begin(step)
+    def __init__(self, images: int, flops: float = 0.0, peak: float = 0.0) -> None:
+        """`images` and `flops` are those of an update, `peak` is that of all devices, FLOP/s; 0: not known."""
+        self._images, self._flops, self._peak = images, flops, peak
+        self.begin(0)
 
     def begin(self, step: int) -> None:
         """A new window, from after this step."""
@@ -65,14 +45,14 @@ class Rates:
         return batch
 
     def until(self, step: int) -> dict[str, float]:
-        """Images and FLOPs per second, their part of the peak, and what part of the time was spent on waiting."""
+        """Images and FLOPs per second, the fraction of the peak, and that of the time spent waiting for data."""
         seconds = time.monotonic() - self._since
         rate = (step - self._step) / seconds
-        found = {"images_per_second": rate * self._config.images_per_step, "data_wait": self._waited / seconds}
-        if self._config.flops_per_step:
-            found["flops_per_second"] = rate * self._config.flops_per_step
-        if self._config.flops_per_step and self._config.peak_flops:
-            found["mfu"] = found["flops_per_second"] / self._config.peak_flops
+        found = {"images_per_second": rate * self._images, "data_wait": self._waited / seconds}
+        if self._flops:
+            found["flops_per_second"] = rate * self._flops
+        if self._flops and self._peak:
+            found["mfu"] = rate * self._flops / self._peak
         self.begin(step)
         return found
 
@@ -80,15 +60,15 @@ class Rates:
 class Stop:
     """Whether to stop, which all processes must decide alike.
 
-    Several are asked every two seconds only, since each waits for the others' answers; they agree on when by the
-    slowest one's updates.
+    They agree every two seconds only, since each waits for the others; when that is follows from the slowest one's
+    updates.
     """
 
     def __init__(self, step: int) -> None:
         self._asked, self._next, self._since = step, step + 1, time.monotonic()
 
     def after(self, step: int, wanted: bool) -> bool:
-        """Asked after every step, with whether this process was told to stop; the same answer in all of them."""
+        """Called after every step, `wanted`: this process was told to stop. All processes get the same answer."""
         if jax.process_count() == 1:
             return wanted
         if step < self._next:
@@ -109,7 +89,8 @@ def run_loop(
     frozen: Frozen,
     update: Update,
     batches: Iterator[Batch],
-    config: LoopConfig,
+    config: TrainerConfig,
+    rates: Rates,
     workdir: Path,
     checkpoints: Checkpoints,
     evaluators: Mapping[str, Evaluator],
@@ -133,7 +114,8 @@ def run_loop(
     others = {name: make_writer(workdir, first, name) for name, one in evaluators.items() if one.metrics}
     previous: tuple[int, Mapping[str, jax.Array]] | None = None
     barrier("ready to train")  # all have compiled, and the first has what it writes with
-    rates, stop = Rates(config, first), Stop(first)
+    stop = Stop(first)
+    rates.begin(first)
     with Interrupts() as interrupts, Progress("training", config.steps, done=first) as progress, Profile() as profile:
         for step in range(first + 1, config.steps + 1):
             if step == config.profile_step:

@@ -1,9 +1,10 @@
 """What the trainer is given to train, and what it asks of it."""
 
+import abc
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -27,7 +28,7 @@ class Evaluator:
     metrics: bool = True
 
 
-class Task(Protocol):
+class Task(abc.ABC):
     """A training: what is trained on what, and what becomes of it. `trainer.train` runs it.
 
     Attributes:
@@ -36,17 +37,20 @@ class Task(Protocol):
     """
 
     objective: Objective
-    flops_per_image: float
+    flops_per_image: float = 0.0
 
+    @abc.abstractmethod
     def initial_params(self) -> Any:
-        """The first parameters, float32 numpy in `objective.params`' shapes; asked where there is no checkpoint."""
+        """The first parameters, float32 numpy in `objective.params`' shapes; called if there is no checkpoint."""
 
     def frozen_params(self) -> Iterator[tuple[str, Any]]:
-        """Each network of `objective.frozen` with its parameters as numpy arrays.
+        """Each network of `objective.frozen` with its parameters as numpy arrays; by default there are none.
 
-        Asked once, after `initial_params`; what the task doesn't need later it should drop as they are taken.
+        Called once, after `initial_params`; what the task doesn't need later it should drop as they are taken.
         """
+        return iter(())
 
+    @abc.abstractmethod
     def batches(self, step: int, rows: Sequence[int]) -> Iterator[dict[str, Any]]:
         """Batches from the update after `step` on: pytrees of numpy arrays [A, rows, ...].
 
@@ -54,11 +58,16 @@ class Task(Protocol):
         """
 
     def evaluators(self, mesh: Mesh, workdir: Path) -> Mapping[str, Evaluator]:
-        """What is done besides training, by name; called in this order."""
+        """What is done besides training, by name; called in this order. By default nothing."""
+        del mesh, workdir
+        return {}
 
     def facts(self, metrics: Mapping[str, float]) -> dict[str, float]:
-        """What is logged besides the metrics of an update, and follows from them."""
+        """What is logged besides the metrics of an update, and follows from them. By default nothing."""
+        del metrics
+        return {}
 
+    @abc.abstractmethod
     def write(self, params: Any, workdir: Path) -> Any:
         """Makes the run's result of the final parameters (numpy); called by the first process alone."""
 

@@ -17,7 +17,7 @@ from bksdm_jax.base.progress import waiting
 from bksdm_jax.cost.chips import chip_of, peak_flops
 from bksdm_jax.training.checkpoints import Checkpoints
 from bksdm_jax.training.config import TrainerConfig, require_whole_batches
-from bksdm_jax.training.loop import LoopConfig, run_loop
+from bksdm_jax.training.loop import Rates, run_loop
 from bksdm_jax.training.sharding import batch_to_global, device_put_global, gather_to_host, make_mesh, own_rows
 from bksdm_jax.training.state import TrainState, create_state, learning_rate, make_optimizer
 from bksdm_jax.training.task import Task
@@ -89,18 +89,14 @@ def _train_on(
     rows = own_rows(mesh, config.batch_size // config.accumulation)
     rate = learning_rate(config.optimizer)
     chip = chip_of(mesh.devices.flat[0].device_kind)
-    schedule = LoopConfig(
-        **{name: getattr(config, name) for name in ("steps", "log_every", "checkpoint_every", "profile_step")},
-        images_per_step=config.batch_size,
-        flops_per_step=config.batch_size * task.flops_per_image,
-        peak_flops=(peak_flops(chip, config.dtype) or 0.0) * mesh.size,
-    )
+    peak = (peak_flops(chip, config.dtype) or 0.0) * mesh.size
     state, finished = run_loop(
         state,
         frozen,
         compiled,
         global_batches(mesh, task.batches(first, rows)),
-        schedule,
+        config,
+        Rates(config.batch_size, config.batch_size * task.flops_per_image, peak),
         workdir,
         checkpoints,
         task.evaluators(mesh, workdir),

@@ -1,1 +1,1 @@
-"""Makes datasets for training of images and captions."""
+"""Converts images with captions into training datasets."""

@@ -19,12 +19,12 @@ from bksdm_jax.data.prepare.pairs import MOST_BYTES, Chunk, Pair, Reject, checke
 TABLES = ("metadata.csv", "metadata.jsonl")
 _MARKS = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _UTF = ("utf-32", "utf-32", "utf-16", "utf-16")
-_MOST_LINE = 2**22  # letters
+_MOST_LINE = 2**22  # characters
 
 
 @dataclasses.dataclass(frozen=True)
 class FolderChunk:
-    """Some rows of a table."""
+    """Rows of a table."""
 
     folder: epath.Path
     rows: tuple[tuple[str, tuple[str, ...]] | Reject, ...]
@@ -40,12 +40,12 @@ class FolderChunk:
                 yield Pair(name, _file_bytes(self.folder / name), texts)
             except (OSError, ValueError) as error:
                 yield Reject(name, in_short(error))
-            except Exception as error:  # of a store's client: of the connection, not of the file
+            except Exception as error:  # of a bucket's client: the connection, not the file
                 raise InputError(f"{self.folder / name}: can't be read ({in_short(error)})") from error
 
 
 class FolderSource:
-    """A folder; its table is read as it is needed, so that it may be of any length."""
+    """A folder; its table is streamed, so it may have any length."""
 
     unit = "pairs"
 
@@ -54,17 +54,17 @@ class FolderSource:
 
         Args:
             folder: with one of `TABLES`.
-            columns: of the file name and of the caption.
-            chunk: rows that are read together.
+            columns: names of the columns of file name and caption.
+            chunk: rows per chunk.
 
         Raises:
-            InputError: no table, one without these columns, or that can't be read.
+            InputError: the table is missing, lacks these columns, or can't be read.
         """
         found = [folder / name for name in TABLES if (folder / name).exists()]
         if not found:
-            raise InputError(f"{folder}: no {' or '.join(TABLES)}; expected images and such a table")
+            raise InputError(f"{folder}: no {' or '.join(TABLES)}; expected images and one of these tables")
         if len(found) > 1:
-            raise InputError(f"{folder}: both {' and '.join(TABLES)}; move one away")
+            raise InputError(f"{folder}: has both {' and '.join(TABLES)}; keep one of them")
         self._folder, self._table, self._columns, self._chunk = folder, found[0], columns, chunk
         self.total = sum(1 for _ in self._rows())
         if not self.total:
@@ -73,12 +73,12 @@ class FolderSource:
             self.fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
 
     def chunks(self) -> Iterator[Chunk]:
-        """As `Source.chunks`; a name that was there before is a reject."""
-        seen: set[bytes] = set()  # hashes, of which two alike are one in 10^19, since names may be long
+        """As `Source.chunks`; further rows for the same file are rejected."""
+        seen: set[bytes] = set()  # 64-bit hashes, since names may be long
         rows: list[tuple[str, tuple[str, ...]] | Reject] = []
         for row in self._rows():
             mark = b"" if isinstance(row, Reject) else _mark(row[0])
-            rows.append(Reject(row[0], "listed before") if mark in seen else row)
+            rows.append(Reject(row[0], "duplicate row for this image; the first row is used") if mark in seen else row)
             if mark:
                 seen.add(mark)
             if len(rows) == self._chunk:
@@ -94,12 +94,12 @@ class FolderSource:
                 for where, row in read(self._table, text, self._columns):
                     yield _checked(where, row, self._columns)
         except UnicodeError as error:
-            raise InputError(f"{self._table}: not {_UNICODE}; save it as UTF-8") from error
+            raise InputError(f"{self._table}: {_undecodable(self._table)}; save it as UTF-8") from error
         except csv.Error as error:
             raise InputError(f"{self._table}: not a readable CSV file ({error})") from error
         except InputError:
             raise
-        except Exception as error:  # the system's, or types of a store's client
+        except Exception as error:  # OSError, or a bucket client's own types
             raise InputError(f"{self._table}: can't be read ({in_short(error)})") from error
 
 
@@ -107,14 +107,29 @@ def _mark(name: str) -> bytes:
     return hashlib.blake2b(str(PurePosixPath(name)).encode(), digest_size=8).digest()
 
 
-_UNICODE = "UTF-8, nor UTF-16 or UTF-32 with its mark"
-
-
 def _text(file: BinaryIO) -> io.TextIOWrapper:
+    return io.TextIOWrapper(file, encoding=_encoding(file), newline="")
+
+
+def _encoding(file: BinaryIO) -> str:
     head = file.read(4)
     file.seek(0)
-    encoding = next((utf for mark, utf in zip(_MARKS, _UTF, strict=True) if head.startswith(mark)), "utf-8-sig")
-    return io.TextIOWrapper(file, encoding=encoding, newline="")
+    return next((utf for mark, utf in zip(_MARKS, _UTF, strict=True) if head.startswith(mark)), "utf-8-sig")
+
+
+def _undecodable(table: epath.Path) -> str:
+    """What isn't text in a table; in UTF-8, which line."""
+    with table.open("rb") as file:
+        encoding, number = _encoding(file), 0
+        if encoding != "utf-8-sig":
+            return f"not valid {encoding.upper()}"
+        while line := file.readline(4 * _MOST_LINE):
+            number += 1
+            try:
+                line.decode()
+            except UnicodeError:
+                break
+    return f"line {number} isn't valid UTF-8 (UTF-16 and UTF-32 need a byte-order mark)"
 
 
 def _csv_rows(table: epath.Path, text: io.TextIOWrapper, columns: tuple[str, str]) -> Iterator[tuple[str, Any]]:
@@ -131,7 +146,7 @@ def _csv_rows(table: epath.Path, text: io.TextIOWrapper, columns: tuple[str, str
             continue
         where = f"line {reader.line_num} of {table.name}"
         if len(row) != len(header):
-            yield where, f"{len(row)} fields; expected {len(header)} (a caption with a comma goes in quotes)"
+            yield where, f"{len(row)} fields; expected {len(header)} (put captions with commas in quotes)"
         else:
             yield where, dict(zip(header, row, strict=True))
 
@@ -145,12 +160,12 @@ def _json_rows(table: epath.Path, text: io.TextIOWrapper, columns: tuple[str, st
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):
-            yield where, "no JSON"
+            yield where, "not valid JSON"
             continue
         if not isinstance(row, dict):
             yield where, f"{type(row).__name__}; expected an object"
             continue
-        if not known:  # the first whole line says which columns there are
+        if not known:  # the first valid line says which columns there are
             for column in columns:
                 if column not in row:
                     found = ", ".join(map(str, row))
@@ -162,17 +177,17 @@ def _json_rows(table: epath.Path, text: io.TextIOWrapper, columns: tuple[str, st
 def _bounded_lines(table: epath.Path, text: io.TextIOWrapper) -> Iterator[str]:
     while line := text.readline(_MOST_LINE):
         if len(line) == _MOST_LINE:
-            raise InputError(f"{table}: a line of more than {_MOST_LINE} letters; is it the table?")
+            raise InputError(f"{table}: a line has more than {_MOST_LINE} characters; is this the table?")
         yield line
 
 
 def _checked(where: str, row: Any, columns: tuple[str, str]) -> tuple[str, tuple[str, ...]] | Reject:
-    """A row, held to what it must be."""
+    """Checks a row: its file name and captions, or why it is rejected."""
     if isinstance(row, str):
         return Reject(where, row)
     name, texts = (row.get(column) for column in columns)
     if not isinstance(name, str) or not is_inside(name):
-        return Reject(where, f"{columns[0]} {name!r:.200} names no file in the folder")
+        return Reject(where, f"{columns[0]} {name!r:.200} isn't the name of a file in the folder")
     try:
         return name, checked_texts(texts if isinstance(texts, list) else [texts])
     except ValueError as error:
@@ -180,14 +195,14 @@ def _checked(where: str, row: Any, columns: tuple[str, str]) -> tuple[str, tuple
 
 
 def _file_bytes(path: epath.Path) -> bytes:
-    """Raises `ValueError` or `OSError` if there is no such file, or one too large."""
+    """Reads a file; raises `ValueError` or `OSError` if it is missing, unreadable or too large."""
     if not is_remote(path):
         if not path.exists():
             raise ValueError("no such file")
         if not path.is_file():
-            raise ValueError("no file, but a folder or device")
+            raise ValueError("a folder or device instead of a file")
     with path.open("rb") as file:
         data = file.read(MOST_BYTES + 1)
     if len(data) > MOST_BYTES:
-        raise ValueError(f"more than {MOST_BYTES} bytes")
+        raise ValueError(f"file of more than {MOST_BYTES} bytes")
     return data

@@ -1,4 +1,4 @@
-"""A set of images made one of cached latents, by a pipeline's autoencoder."""
+"""Encodes a dataset of images to cached latents with a pipeline's autoencoder."""
 
 import dataclasses
 import re
@@ -26,7 +26,7 @@ from bksdm_jax.base.workdir import claim, require_same
 from bksdm_jax.data.cached import IDENTITY, latent_features, to_bits
 from bksdm_jax.data.latents import latent_identity
 from bksdm_jax.data.loader import in_one_line
-from bksdm_jax.data.prepare.shards import PartWriters, record_path
+from bksdm_jax.data.prepare.shards import ShardWriters, record_path
 from bksdm_jax.data.prepare.tfds_folder import INFO, PARTS, clear, write_set
 from bksdm_jax.data.sources import Example, data_folder, fingerprint, is_cached, open_examples, open_set, square_image
 from bksdm_jax.models.vae import VAE, VAEConfig
@@ -34,22 +34,22 @@ from bksdm_jax.pipelines.load import find_model
 from bksdm_jax.pipelines.pipeline import Pipeline
 from bksdm_jax.pipelines.source import ModelOptions
 
-_TEXT = 1000  # bytes of an example besides its latents, about
+_TEXT = 1000  # bytes of an example besides its latents, roughly
 _MAY_CHANGE = ("batch_size",)
-_NETWORKS = ("vae",)  # whose weights are needed
+_NETWORKS = ("vae",)  # those whose weights are needed
 Encode = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
 class LatentConfig(ModelOptions):
-    """What latents are made with.
+    """How latents are made.
 
     Attributes:
-        pipeline: the teacher of the runs they are for, as `find_model` takes it; empty: no latents are made.
+        pipeline: the teacher of the runs that will use them, as `find_model` takes it; empty: make no latents.
         revision, variant, tokenizer, prediction: of the pipeline, as `ModelSource` has them.
-        flip: make those of the mirrored images too.
+        flip: also encode mirrored images.
         dtype: of the autoencoder's computations.
-        batch_size: images that are encoded together on each device.
+        batch_size: images per device and call.
     """
 
     pipeline: str = ""
@@ -66,32 +66,34 @@ class _Chunk:
 
 
 def prepare_latents(source: str, config: LatentConfig, resolution: int, chunk: int, workdir: Path) -> Path | None:
-    """Makes, or goes on making, a set of cached latents in `workdir`, with the splits of `source`.
+    """Makes a dataset of cached latents in `workdir` with the splits of `source`, or continues making it.
 
-    Every process of a run with several makes its share of the chunks with the devices that it has; the folder must be
-    one that all of them see.
+    With several processes, each encodes its share of the chunks on its own devices; all must see the same `workdir`.
 
     Args:
-        source: folder of a TFDS set with `image` and `text`, as `launch.prepare` makes it, or `shapes_world/NAME`.
-        config: see there.
-        resolution: pixels; 0: those that the pipeline's U-Net was made for.
-        chunk: examples of one file.
-        workdir: the folder.
+        source: folder of a TFDS dataset with `image` and `text`, as `launch.prepare` writes it, or `shapes_world/NAME`.
+        config: the pipeline and how to run it.
+        resolution: side of the images in pixels; 0: the pipeline's own.
+        chunk: examples per file.
+        workdir: the dataset's folder.
 
     Returns:
         the folder; None if the work was interrupted (the same call continues it).
 
     Raises:
-        InputError: a setting, the pipeline or the source can't be used, or the disk is too small (before any work).
+        InputError: a setting, the pipeline or the source can't be used, or the disk is too small (checked first).
     """
     whole_number("config", "latents.batch_size", config.batch_size)
     dtype = compute_dtype(config.dtype)
     folder = data_folder(source)
     if not (folder / INFO).is_file():
-        raise InputError(f"{folder}: no TFDS set, of which latents are made; prepare one first, without a pipeline")
+        raise InputError(
+            f"{folder}: not a prepared dataset; run launch.prepare without latents.pipeline first, "
+            "then give its workdir as source"
+        )
     splits = {split: open_examples(folder, split) for split in _split_names(folder)}
     if any(map(is_cached, splits.values())):
-        raise InputError(f"{folder}: these are latents already; name the set of images that they were made of")
+        raise InputError(f"{folder}: already cached latents; give the dataset of images they were made from")
     pipeline = find_model(config.source(config.pipeline), networks=_NETWORKS).read(_NETWORKS)
     vae = pipeline.networks["vae"].config
     resolution = resolution or pipeline.architectures.resolution
@@ -135,16 +137,16 @@ def prepare_latents(source: str, config: LatentConfig, resolution: int, chunk: i
 
 
 def make_encode(vae: VAEConfig, params: Any, dtype: jnp.dtype, flip: bool, batch_size: int) -> tuple[int, Encode]:
-    """Builds what encodes a batch, over this process's devices.
+    """Builds the function that encodes a batch on this process's devices.
 
     Args:
         vae, params: the autoencoder.
         dtype: of its computations.
-        flip: encode the mirrored images too.
-        batch_size: images on a device.
+        flip: also encode mirrored images.
+        batch_size: images per device.
 
     Returns:
-        how many images a batch has at most; uint8 [N, H, W, 3] -> float32 [N, 1 or 2 (mirrored), 2 (mean,
+        the largest batch size; a function uint8 [N, H, W, 3] -> float32 [N, 1 or 2 (mirrored), 2 (mean,
         log-variance), h, w, C].
     """
     devices = jax.local_devices()
@@ -176,7 +178,7 @@ def _encode_all(
     encode: tuple[int, Encode],
     resolution: int,
 ) -> bool:
-    """Makes the parts of this process's chunks that are missing; False if interrupted."""
+    """Writes the missing ones of this process's chunks; False if interrupted."""
     own = [index for index in range(len(chunks)) if index % jax.process_count() == jax.process_index()]
     missing = [index for index in own if not record_path(parts, index).exists()]
     sizes = {index: chunks[index].end - chunks[index].start for index in own}
@@ -184,7 +186,7 @@ def _encode_all(
     with Interrupts() as interrupts, Progress("images", sum(sizes.values()), finished) as progress:
         for index in missing:
             chunk, total = chunks[index], 0
-            with PartWriters(parts, index, tuple(splits)) as writers:
+            with ShardWriters(parts, index, tuple(splits)) as writers:
                 for examples, images in _batches(splits[chunk.split], chunk, resolution, encode[0]):
                     for example, moments in zip(examples, to_bits(encode[1](images)), strict=True):
                         row = features.serialize_example(
@@ -209,13 +211,13 @@ def _encode_all(
 def _batches(
     examples: Sequence[Example], chunk: _Chunk, resolution: int, count: int
 ) -> Iterator[tuple[list[Example], np.ndarray]]:
-    """The chunk's examples and their images, uint8 [N, H, W, 3], up to `count` at a time, read ahead by threads."""
+    """The chunk's examples and their images, uint8 [N, H, W, 3], up to `count` at a time; threads read ahead."""
 
     def load(index: int) -> tuple[Example, np.ndarray]:
         example = examples[index]
         return example, square_image(example, resolution)
 
-    ahead = grain.ReadOptions(num_threads=16, prefetch_buffer_size=max(16, 2 * count))  # whole images are waiting
+    ahead = grain.ReadOptions(num_threads=16, prefetch_buffer_size=max(16, 2 * count))  # decoded images use memory
     stream = grain.MapDataset.range(chunk.start, chunk.end).map(load).to_iter_dataset(ahead)
     waiting: list[tuple[Example, np.ndarray]] = []
     for entry in in_one_line(iter(stream)):
@@ -231,10 +233,12 @@ def _split_names(folder: AnyPath) -> list[str]:
     names = list(open_set(folder).info.splits)
     odd = [name for name in names if not re.fullmatch(r"\w{1,64}", name)]
     if odd or not names:
-        raise InputError(f"{folder}: splits {names!r:.200}; expected names of letters and digits, which name files")
+        raise InputError(
+            f"{folder}: splits {names!r:.200}; expected letters, digits and underscores, since files are named by them"
+        )
     return names
 
 
 def _bytes(shape: Sequence[int], flip: bool) -> int:
-    """Of one example."""
+    """The size of one example in bytes."""
     return int(np.prod(shape)) * 2 * 2 * (2 if flip else 1) + _TEXT

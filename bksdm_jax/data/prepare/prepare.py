@@ -1,4 +1,4 @@
-"""What people have on disk, made a TFDS set: one call, over processes, that a kill doesn't lose."""
+"""Converts images with captions to a TFDS dataset in worker processes; an interrupted call can be continued."""
 
 import concurrent.futures
 import dataclasses
@@ -34,31 +34,31 @@ from bksdm_jax.data.tables import write_table
 
 KINDS = ("auto", "folder", "tars", "tfds")
 REJECTS, SUMMARY, SHEET = "rejects.csv", "summary.json", "contact_sheet.png"
-"""Files beside a prepared set."""
-_ENOUGH = 1000  # pairs, from which on too many rejects end the work at once
+"""Files written beside a dataset."""
+_ENOUGH = 1000  # pairs from which on too many rejects stop the work at once
 _MAY_CHANGE = ("workers", "most_rejects")
 
 
 @dataclasses.dataclass(frozen=True)
 class PrepareConfig:
-    """A set to make.
+    """The dataset to make.
 
     Attributes:
         source: a folder of images with `metadata.csv` or `metadata.jsonl`, a folder of WebDataset `.tar` files, or the
-            folder of a TFDS set.
-        kind: which of them, one of `KINDS`; `auto` looks.
-        split: of a TFDS set.
-        image_column, text_column: names of the table's columns, or of the set's features (`captions/text` for one
-            inside another); of `.json` members in archives the caption's. Empty: `file_name` and `text`, `image` and
-            `text`, `caption`.
-        validation: share of the examples that are kept out of training, by a hash of their names.
-        resolution: the short side in pixels that larger images are shrunk to; 0: all stay as they are.
-        most_pixels: width times height above which an image is a reject.
-        most_rejects: share of rejects above which the whole is given up.
-        chunk: rows of a table that a worker takes at a time; each chunk makes a file of the set.
-        workers: processes; 0: as many as there are cores.
-        latents: for a set of cached latents, of a source that is a TFDS set; then `resolution` is the latents' (0: the
-            pipeline's own), and of the rest only `chunk` counts.
+            folder of a TFDS dataset.
+        kind: the kind of source, one of `KINDS`; `auto` detects it.
+        split: of a TFDS dataset.
+        image_column, text_column: names of the table's columns or the dataset's features (`captions/text` names a
+            nested one); in archives, `text_column` is the caption's key in `.json` members. Empty: `file_name` and
+            `text` in tables, `image` and `text` in datasets, `caption` in archives.
+        validation: share of the examples that go to the validation split, by a hash of their names.
+        resolution: short side in pixels that larger images are downscaled to; 0: keep all sizes.
+        most_pixels: images of more pixels (width times height) are rejected.
+        most_rejects: share of rejects above which the command stops.
+        chunk: rows of a table that a worker takes at a time; each chunk becomes a file of the dataset.
+        workers: worker processes; 0: one per core.
+        latents: set its `pipeline` to make a dataset of cached latents from a prepared dataset; `resolution` is then
+            that of the latents (0: the pipeline's own), and of the other settings only `chunk` is used.
     """
 
     source: str
@@ -76,19 +76,22 @@ class PrepareConfig:
 
 
 def prepare(config: PrepareConfig, workdir: Path) -> Path | None:
-    """Makes, or goes on making, a set in `workdir`, which `tfds.builder_from_directory` opens.
+    """Makes a dataset in `workdir`, or continues making it; `tfds.builder_from_directory` opens the result.
 
-    Its splits are `train` and `validation`; beside it lie `rejects.csv`, `summary.json` and `contact_sheet.png`.
+    Its splits are `train` and `validation`; `rejects.csv`, `summary.json` and `contact_sheet.png` are written beside
+    it.
 
     Returns:
         the folder; None if the work was interrupted (the same call continues it).
 
     Raises:
-        InputError: a setting or the source can't be used, the disk not written, or too much of the source is rejected.
+        InputError: a setting or the source can't be used, the disk can't be written, or too many pairs are rejected.
     """
     _require_settings(config)
     if not config.latents.pipeline and jax.process_count() > 1:
-        raise InputError(f"{jax.process_count()} processes are for latents; images are prepared by one, with workers")
+        raise InputError(
+            f"latents.pipeline: empty with {jax.process_count()} processes; images are prepared by one, with workers"
+        )
     if config.latents.pipeline:
         return prepare_latents(config.source, config.latents, config.resolution, config.chunk, workdir)
     source = _open_source(config)
@@ -96,7 +99,7 @@ def prepare(config: PrepareConfig, workdir: Path) -> Path | None:
     record |= {"source": str(to_path(config.source)), "fingerprint": source.fingerprint}
     require_same(workdir, record, _MAY_CHANGE)
     if (workdir / INFO).exists():
-        clear(workdir)  # a kill may have come before that
+        clear(workdir)  # an interrupted call may have left it
         return workdir
     claim(workdir, record)
     parts = make_folder(workdir / PARTS)
@@ -109,7 +112,7 @@ def prepare(config: PrepareConfig, workdir: Path) -> Path | None:
     found = summary(records)
     _require_few_rejects(config, parts, sum(found["examples"].values()), found["rejects"])
     if not sum(found["examples"].values()):
-        raise InputError(f"{config.source}: no pair of image and caption that can be used; see {workdir / REJECTS}")
+        raise InputError(f"{config.source}: no usable pair of image and caption; see {workdir / REJECTS}")
     if not (workdir / SHEET).exists():
         write_contact_sheet(workdir / SHEET, parts, pair_features(), records)
     write_json(workdir / SUMMARY, found)
@@ -147,11 +150,11 @@ def _kind(folder: epath.Path) -> str:
         return "folder"
     if any(path.name.endswith(".tar") for path in folder.iterdir()):
         return "tars"
-    raise InputError(f"{folder}: neither {' nor '.join(TABLES)}, nor .tar files, nor a TFDS set's {INFO} in it")
+    raise InputError(f"{folder}: found no {', '.join(TABLES)}, .tar files or {INFO} (TFDS)")
 
 
 def _run(config: PrepareConfig, source: Source, shard: ShardConfig, parts: Path) -> int | None:
-    """Has the workers make the parts of all chunks that are missing; the number of chunks, or None if interrupted."""
+    """Has the workers write the missing chunks; returns the number of all chunks, or None if interrupted."""
     former = {int(path.stem): read_json(path) for path in sorted(parts.glob("[0-9]*.json"))}
     accepted, bad = (sum(map(counted, former.values())) for counted in (_accepted, _rejected))
     done, count = accepted + bad if source.unit == "pairs" else len(former), max(former, default=-1) + 1
@@ -167,9 +170,9 @@ def _run(config: PrepareConfig, source: Source, shard: ShardConfig, parts: Path)
                 if interrupts.wanted:
                     return None
         except BrokenProcessPool as error:
-            if interrupts.wanted:  # the workers met the signal too
+            if interrupts.wanted:  # the workers got the signal too
                 return None
-            raise InputError("a worker was killed, for want of memory perhaps; the same command continues") from error
+            raise InputError("a worker was killed, perhaps out of memory; the same command continues") from error
     return count
 
 
@@ -184,20 +187,20 @@ def _rejected(record: Mapping[str, Any]) -> int:
 def _records(
     config: PrepareConfig, source: Source, shard: ShardConfig, parts: Path, former: Container[int]
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The record of every chunk that isn't among the former ones, as it is done."""
+    """Index and record of every chunk that isn't in `former`, as they are completed."""
     missing = ((index, chunk) for index, chunk in enumerate(source.chunks()) if index not in former)
     workers = config.workers or os.cpu_count() or 1
     if workers == 1:
         for index, chunk in missing:
             yield index, write_shard(parts, index, chunk, shard)
         return
-    context = multiprocessing.get_context("spawn")  # forks of a process with threads can hang
+    context = multiprocessing.get_context("spawn")  # forking a process with threads can hang
     pool = concurrent.futures.ProcessPoolExecutor(workers, context, initializer=_start_worker)
     running: dict[concurrent.futures.Future[dict[str, Any]], int] = {}
     try:
         for index, chunk in missing:
             running[pool.submit(write_shard, parts, index, chunk, shard)] = index
-            if len(running) >= 2 * workers:  # so that a table of any length is never held whole
+            if len(running) >= 2 * workers:  # never queues a whole table
                 yield from _finished(running)
         while running:
             yield from _finished(running)
@@ -212,7 +215,7 @@ def _finished(running: dict[Any, int]) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _start_worker() -> None:
-    """A Ctrl-C goes to the parent, which lets the chunks at hand be finished; without a parent a worker ends."""
+    """Leaves Ctrl-C to the parent, which waits for the running chunks; a worker exits if its parent dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 
@@ -227,13 +230,13 @@ def _require_few_rejects(config: PrepareConfig, parts: Path, accepted: int, bad:
     if bad > config.most_rejects * (accepted + bad):
         told = _tell_rejects(parts)
         raise InputError(
-            f"{config.source}: {bad} of {accepted + bad} pairs can't be used, for the reasons in {told}; "
-            f"to go on without them, set most_rejects above {config.most_rejects:g}"
+            f"{config.source}: {bad} of {accepted + bad} pairs can't be used (reasons: {told}); "
+            f"to continue without them, raise most_rejects above {config.most_rejects:g}"
         )
 
 
 def _tell_rejects(parts: Path) -> Path:
-    """Writes the list of all rejects so far; returns its path."""
+    """Writes the list of rejects so far; returns its path."""
     path = parts.parent / REJECTS
     records = (read_json(record) for record in sorted(parts.glob("[0-9]*.json")))
     write_table(path, ("name", "reason"), rejected(records))

@@ -1,4 +1,4 @@
-"""What a worker makes of a chunk: one file of examples for each split, and a record of what came out."""
+"""Writes a chunk: a shard (file of examples) for each split, and a record with counts and rejects."""
 
 import dataclasses
 import heapq
@@ -22,20 +22,20 @@ from bksdm_jax.data.prepare.pairs import Chunk, Pair, Reject, printable, share
 TRAIN, VALIDATION = SPLITS = ("train", "validation")
 SHOWN = 48
 """Images on the contact sheet."""
-_MOST_RATIO = 64  # of the sides
-_KEPT = ("JPEG", "MPO", "PNG", "WEBP")  # formats whose bytes are stored as they are
-_QUALITY = 95  # of the JPEG files that shrunken images become
+_MOST_RATIO = 64  # long side to short side
+_KEPT = ("JPEG", "MPO", "PNG", "WEBP")  # formats stored unchanged
+_QUALITY = 95  # of JPEG files written for downscaled images
 _MOST_REASON = 300  # letters
 
 
 @dataclasses.dataclass(frozen=True)
 class ShardConfig:
-    """What becomes of each pair.
+    """How pairs are stored.
 
     Attributes:
-        validation: share of the examples, by a hash of their names, that are kept out of training.
-        resolution: the short side that larger images are shrunk to; 0: all stay as they are.
-        most_pixels: images with more are rejects.
+        validation: share of the examples, by a hash of their names, that go to the validation split.
+        resolution: short side in pixels that larger images are downscaled to; 0: keep all sizes.
+        most_pixels: images with more are rejected.
     """
 
     validation: float
@@ -44,7 +44,7 @@ class ShardConfig:
 
 
 def pair_features() -> tfds.features.FeaturesDict:
-    """What an example of a prepared set has: its name, the image's file, one or more captions."""
+    """The features of an example: its name, the image file, one or more captions."""
     return tfds.features.FeaturesDict(
         {
             "name": tfds.features.Text(),
@@ -54,24 +54,24 @@ def pair_features() -> tfds.features.FeaturesDict:
     )
 
 
-def part_path(folder: Path, index: int, split: str) -> Path:
-    """A chunk's examples of a split."""
+def shard_path(folder: Path, index: int, split: str) -> Path:
+    """The file of a chunk's examples of a split."""
     return folder / f"{index:06d}.{split}.array_record"
 
 
 def record_path(folder: Path, index: int) -> Path:
-    """What came out of a chunk. It is written last, so that a chunk that has one is done."""
+    """The record of a chunk; it is written last, so a chunk with a record is complete."""
     return folder / f"{index:06d}.json"
 
 
 def write_shard(folder: Path, index: int, chunk: Chunk, config: ShardConfig) -> dict[str, Any]:
-    """Reads a chunk, and writes its parts and its record.
+    """Reads a chunk, and writes its shards and its record.
 
     Raises:
-        InputError: the source can't be read, or the folder written.
+        InputError: the source can't be read, or the folder can't be written.
     """
     features, tally = pair_features(), Tally()
-    with PartWriters(folder, index) as writers:
+    with ShardWriters(folder, index) as writers:
         for pair in chunk.read():
             try:
                 if isinstance(pair, Reject):
@@ -88,32 +88,32 @@ def write_shard(folder: Path, index: int, chunk: Chunk, config: ShardConfig) -> 
     return record
 
 
-class PartWriters:
-    """The files of one chunk, under their names only when all is written; use as a context manager."""
+class ShardWriters:
+    """Writes the shards of one chunk, which get their names only when complete; use as a context manager."""
 
     def __init__(self, folder: Path, index: int, splits: Sequence[str] = SPLITS) -> None:
         self._folder = folder
-        self._paths = {split: part_path(folder, index, split) for split in splits}
+        self._paths = {split: shard_path(folder, index, split) for split in splits}
         self._open: dict[str, ArrayRecordWriter] = {}
         self._counts: Counter[str] = Counter()
         self._dropped = False
 
-    def __enter__(self) -> "PartWriters":
+    def __enter__(self) -> "ShardWriters":
         return self
 
     def write(self, split: str, row: bytes) -> int:
-        """Adds an example to a split; returns its place."""
+        """Adds an example to a split; returns its position."""
         try:
             if split not in self._open:
                 self._open[split] = ArrayRecordWriter(str(_partial(self._paths[split])), "group_size:1")
             self._open[split].write(row)
-        except Exception as error:  # types of its own
+        except Exception as error:  # ArrayRecord raises types of its own
             raise self._failed(error) from error
         self._counts[split] += 1
         return self._counts[split] - 1
 
     def drop(self) -> None:
-        """Nothing of what was written is to be kept."""
+        """Discards what was written."""
         self._dropped = True
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -135,11 +135,13 @@ class PartWriters:
 
 
 def _partial(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.partial")  # its own, should a former worker still be at work
+    return path.with_name(
+        f".{path.name}.{os.getpid()}.partial"
+    )  # by process, in case an earlier worker is still writing
 
 
 class Tally:
-    """Counts of what came out of a chunk, of a size that doesn't grow with it but for the rejects."""
+    """Statistics of a chunk; only the list of rejects grows with it."""
 
     def __init__(self) -> None:
         self._counts: dict[str, list[int]] = {split: [0, 0] for split in SPLITS}  # examples, bytes
@@ -150,18 +152,18 @@ class Tally:
         self._shown: list[tuple[float, str, int]] = []
 
     def reject(self, name: str, reason: str) -> None:
-        """One more that can't be used."""
+        """Counts a pair that can't be used."""
         self._rejects.append((printable(name), printable(reason[:_MOST_REASON])))
 
-    def accept(self, pair: Pair, split: str, size: tuple[int, int], count: int, place: int) -> None:
-        """One more example, of `count` bytes, in its split's file at `place`."""
+    def accept(self, pair: Pair, split: str, size: tuple[int, int], count: int, position: int) -> None:
+        """Counts an example of `count` bytes at `position` in its split's shard."""
         self._counts[split][0] += 1
         self._counts[split][1] += count
         self._sides[bucket(min(size))] += 1
         self._captions += len(pair.texts)
         for text in pair.texts:
             self._letters[bucket(len(text))] += 1
-        heapq.heappush(self._shown, (-share(f"shown {pair.name}"), split, place))
+        heapq.heappush(self._shown, (-share(f"shown {pair.name}"), split, position))
         if len(self._shown) > SHOWN:
             heapq.heappop(self._shown)
 
@@ -173,7 +175,7 @@ class Tally:
             "captions": self._captions,
             "short_side": {str(least): count for least, count in sorted(self._sides.items())},
             "caption_letters": {str(least): count for least, count in sorted(self._letters.items())},
-            "shown": [(-order, split, place) for order, split, place in self._shown],
+            "shown": [(-order, split, position) for order, split, position in self._shown],
         }
 
 
@@ -185,25 +187,25 @@ def bucket(number: int) -> int:
 def storable(data: bytes, config: ShardConfig) -> tuple[bytes, tuple[int, int]]:
     """The image file to store, and its width and height.
 
-    JPEG, PNG and WebP files in 8-bit RGB, upright, stay as they are; others become PNG, pixel for pixel, and those that
-    are shrunk JPEG.
+    Upright JPEG, PNG and WebP files in 8-bit RGB are stored unchanged; downscaled images become JPEG, all others
+    lossless PNG.
 
     Raises:
-        ValueError: an image that can't be used.
+        ValueError: the image can't be used.
     """
     file = open_image(data, config.most_pixels)
     short = min(file.size)
     if max(file.size) > _MOST_RATIO * short:
-        raise ValueError(f"{file.size[0]} x {file.size[1]} pixels: too narrow to be brought to a square")
+        raise ValueError(f"{file.size[0]} x {file.size[1]} pixels: too narrow for a square crop")
     shrinks = 0 < config.resolution < short
-    image = to_rgb(file)  # also to know that it is whole
+    image = to_rgb(file)  # decodes it, so that damage is found
     if file.format in _KEPT and file.mode == "RGB" and is_upright(file) and not shrinks:
         return data, file.size
     if shrinks:
         size = tuple(max(1, round(length * config.resolution / short)) for length in image.size)
         image = image.resize(size, Image.Resampling.BILINEAR)
     buffer = io.BytesIO()
-    image.info = {}  # profiles and comments of another format
+    image.info = {}  # colour profiles and comments of the former format
     try:
         image.save(buffer, "JPEG" if shrinks else "PNG", quality=_QUALITY)
     except Exception as error:  # Pillow's encoders raise many types

@@ -1,4 +1,4 @@
-"""What came out of a preparation: numbers to read, and a contact sheet to look at."""
+"""Statistics of a prepared dataset, and a contact sheet of its images."""
 
 import heapq
 import textwrap
@@ -12,15 +12,15 @@ from PIL import Image, ImageDraw, ImageFont
 
 from bksdm_jax.base.files import atomic_file
 from bksdm_jax.data.decode import open_image, to_rgb
-from bksdm_jax.data.prepare.shards import SHOWN, SPLITS, part_path
-from bksdm_jax.data.prepare.tfds_folder import read_part
+from bksdm_jax.data.prepare.shards import SHOWN, SPLITS, shard_path
+from bksdm_jax.data.prepare.tfds_folder import read_example
 
 _COLUMNS, _SIDE, _LINES, _LETTERS = 8, 144, 3, 24
 _MOST_REASONS = 10
 
 
 def summary(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The numbers of all chunks: examples and bytes by split, histograms of sizes and captions, reasons of rejects."""
+    """Totals over chunks: examples and bytes by split, histograms of sizes and captions, reasons for rejects."""
     sides: Counter[int] = Counter()
     letters: Counter[int] = Counter()
     reasons: Counter[str] = Counter()
@@ -40,7 +40,7 @@ def summary(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def rejected(records: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
-    """Name and reason of every reject, in the source's order."""
+    """Name and reason of every reject, in the order of the source."""
     for record in records:
         yield from ((name, reason) for name, reason in record["rejects"])
 
@@ -48,19 +48,19 @@ def rejected(records: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
 def write_contact_sheet(
     path: Path, parts: Path, features: tfds.features.FeaturesDict, records: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Draws up to `SHOWN` examples, drawn by a hash of their names, with the beginnings of their captions."""
+    """Draws up to `SHOWN` examples, chosen by a hash of their names, with the beginnings of their captions."""
     drawn = heapq.nsmallest(
         SHOWN,
         (
-            (order, index, split, place)
+            (order, index, split, position)
             for index, record in enumerate(records)
-            for order, split, place in record["shown"]
+            for order, split, position in record["shown"]
         ),
     )
     cells = []
-    for _, index, split, place in drawn:
+    for _, index, split, position in drawn:
         row = features.deserialize_example_np(
-            read_part(part_path(parts, index, split), place), decoders={"image": tfds.decode.SkipDecoding()}
+            read_example(shard_path(parts, index, split), position), decoders={"image": tfds.decode.SkipDecoding()}
         )
         cells.append((row["image"], row["text"][0].decode()))
     sheet = _drawn(cells)
@@ -79,11 +79,11 @@ def _drawn(cells: Sequence[tuple[bytes, str]]) -> Image.Image:
         picture = to_rgb(open_image(data))
         picture.thumbnail((_SIDE, _SIDE))
         sheet.paste(picture, (left + (_SIDE - picture.width) // 2, top + (_SIDE - picture.height) // 2))
-        for number, part in enumerate(textwrap.wrap(text[:1000], _LETTERS, max_lines=_LINES, placeholder=" ...")):
-            draw.text((left, top + _SIDE + 2 + number * line), part, fill="black", font=font)
+        for number, words in enumerate(textwrap.wrap(text[:1000], _LETTERS, max_lines=_LINES, placeholder=" ...")):
+            draw.text((left, top + _SIDE + 2 + number * line), words, fill="black", font=font)
     return sheet
 
 
 def _kind(reason: str) -> str:
-    """A reason without what is particular to one image, so that alike ones are counted together."""
+    """A reason without the details of one image, so that similar ones are counted together."""
     return "".join("N" if letter.isdigit() else letter for letter in reason.split(":", maxsplit=1)[0])[:80]

@@ -18,20 +18,20 @@ from bksdm_jax.data.prepare.pairs import MOST_BYTES, Chunk, Pair, Reject, checke
 IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
 """Endings of a member that is an image."""
 _TEXTS = ("txt", "json")
-_MOST_TEXT = 2**20  # bytes of a caption's member
-_MOST_HEADER = 2**16  # bytes of a header, long names and all
+_MOST_TEXT = 2**20  # bytes of a member with captions
+_MOST_HEADER = 2**16  # bytes of a header, long names included
 _PIECE = 2**20  # bytes
 
 
 class _Bounded(io.RawIOBase):
-    """A file of which at most `most` bytes are read at a time, whatever a header claims."""
+    """A file that reads at most `most` bytes at a time, whatever size a header claims."""
 
     def __init__(self, file: io.RawIOBase) -> None:
         self._file, self.most = file, _MOST_HEADER
 
     def read(self, size: int = -1) -> bytes:
         if size < 0 or size > self.most:
-            raise tarfile.ReadError("a header that claims too much")
+            raise tarfile.ReadError("a header claims too many bytes")
         return self._file.read(size)
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
@@ -58,7 +58,7 @@ class TarChunk:
     column: str
 
     def read(self) -> Iterator[Pair | Reject]:
-        """As `Chunk.read`; what comes after damage is lost, which is one more reject."""
+        """As `Chunk.read`; the pairs after damage are skipped, which counts as one reject."""
         group = None
         try:
             with self.path.open("rb") as file:
@@ -68,7 +68,7 @@ class TarChunk:
                     for member, key, ending in _members(archive):
                         if group is None or key != group.key:
                             yield from self._pair(group)
-                            group = _Group(key, problem="a name that was there before" if key in seen else "")
+                            group = _Group(key, problem="duplicate name; the first pair is used" if key in seen else "")
                             seen.add(key)
                         most = MOST_BYTES if ending in IMAGES else _MOST_TEXT
                         if not member.isreg() or member.issparse():
@@ -82,24 +82,26 @@ class TarChunk:
                             group.members[ending] = archive.extractfile(member).read()
                             bounded.most = _MOST_HEADER
                             if len(group.members[ending]) != member.size:
-                                raise tarfile.ReadError("it ends in the middle of a member")
+                                raise tarfile.ReadError("it ends inside a member")
                     rest = archive.offset
                 yield from self._pair(group)
                 group = None
                 yield from self._end(file, rest)
         except Exception as error:  # tarfile raises many types besides its own
             yield from self._pair(group)
-            yield Reject(self.path.name, f"no whole archive ({in_short(error)}); the rest is lost")
+            yield Reject(
+                self.path.name, f"damaged or not a tar file ({in_short(error)}); pairs after this point were skipped"
+            )
 
     def _end(self, file: io.RawIOBase, offset: int) -> Iterator[Reject]:
-        """What is wrong with the end of an archive."""
+        """Rejects for an archive without an end mark, or with data after it."""
         file.seek(offset)
         end = file.read(tarfile.BLOCKSIZE)
         if len(end) < tarfile.BLOCKSIZE or any(end):
-            yield Reject(self.path.name, "no end mark: the archive is cut off, or was never finished")
+            yield Reject(self.path.name, "no end mark: truncated or never finished; pairs may be missing")
         while piece := file.read(_PIECE):
             if piece.strip(b"\0"):
-                yield Reject(self.path.name, "more after its end mark, as of archives that were joined; that is lost")
+                yield Reject(self.path.name, "data after the end mark, as in concatenated archives; it was skipped")
                 return
 
     def _pair(self, group: _Group | None) -> Iterator[Pair | Reject]:
@@ -112,7 +114,7 @@ class TarChunk:
             if problem:
                 raise ValueError(problem)
             yield Pair(name, group.members[images[0]], checked_texts(self._texts(group.members)))
-        except ValueError as error:  # also of an encoding
+        except ValueError as error:  # also UnicodeError
             yield Reject(name, "the caption isn't UTF-8" if isinstance(error, UnicodeError) else str(error))
 
     def _texts(self, members: dict[str, bytes]) -> list[object]:
@@ -123,7 +125,7 @@ class TarChunk:
         try:
             table = json.loads(members["json"].decode("utf-8-sig"))
         except (UnicodeError, RecursionError, ValueError) as error:
-            raise ValueError("its .json is no JSON") from error
+            raise ValueError("its .json isn't valid JSON") from error
         if not isinstance(table, dict) or self.column not in table:
             raise ValueError(f"its .json has no {self.column!r}")
         texts = table[self.column]
@@ -131,10 +133,10 @@ class TarChunk:
 
 
 def _members(archive: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, tuple[PurePosixPath, str], str]]:
-    """The members that may belong to a pair: with the folder and name that tell which, and the ending."""
+    """The members that may belong to a pair, each with the pair's folder and name, and its own ending."""
     end = 0
     for member in archive:
-        archive.members = []  # it keeps all otherwise
+        archive.members = []  # else it keeps all of them
         if member.size < 0 or archive.offset <= end:
             raise tarfile.ReadError("a header of negative size")
         end = archive.offset
@@ -145,25 +147,25 @@ def _members(archive: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, tuple[
 
 
 class TarSource:
-    """A folder of archives, one chunk each, in the order of their names."""
+    """A folder of archives in the order of their names; each is a chunk."""
 
-    unit = "archives"  # how many pairs they hold is known when they have been read
+    unit = "archives"  # the number of pairs is only known after reading
 
     def __init__(self, folder: epath.Path, column: str) -> None:
         """Lists the archives.
 
         Args:
-            folder: where they are.
-            column: of the captions in `.json` members, where there is no `.txt`.
+            folder: with the archives.
+            column: key of the captions in `.json` members, for pairs without `.txt`.
 
         Raises:
-            InputError: there are none.
+            InputError: the folder has none.
         """
         self._paths = sorted((path for path in folder.iterdir() if path.name.endswith(".tar")), key=str)
         if not self._paths:
             raise InputError(f"{folder}: no .tar files")
         self._column, self.total = column, len(self._paths)
-        with concurrent.futures.ThreadPoolExecutor(16) as pool:  # each may be a request to a store
+        with concurrent.futures.ThreadPoolExecutor(16) as pool:  # each may be a request to a bucket
             facts = list(pool.map(size_and_time, self._paths))
         table = [(path.name, *fact) for path, fact in zip(self._paths, facts, strict=True)]
         self.fingerprint = hashlib.sha256(json.dumps(table).encode()).hexdigest()

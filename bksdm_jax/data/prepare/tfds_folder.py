@@ -1,4 +1,4 @@
-"""Parts of chunks become a TFDS set: shards under their final names, then the metadata that makes them one."""
+"""Turns the chunks' shards into a TFDS dataset: files under their final names, then the metadata."""
 
 import contextlib
 import dataclasses
@@ -15,22 +15,22 @@ from tensorflow_datasets.core import naming, splits
 
 from bksdm_jax.base.errors import InputError, in_short
 from bksdm_jax.base.files import atomic_file
-from bksdm_jax.data.prepare.shards import SPLITS, TRAIN, part_path
+from bksdm_jax.data.prepare.shards import SPLITS, TRAIN, shard_path
 
 INFO = "dataset_info.json"
-"""The file that makes a folder a set; it is written last."""
+"""The file that marks a folder as a dataset; it is written last, so an interrupted folder never looks finished."""
 PARTS = "parts"
-"""The folder in it where the parts of chunks wait."""
+"""The subfolder with the chunks' shards until the dataset is complete."""
 _SUFFIX = "array_record"
 _METADATA = ".metadata"
-_MERGED = 1000  # examples of a validation shard, to which small parts are joined
+_MERGED = 1000  # examples from which on a file of the validation split takes no further shard
 
 
 @dataclasses.dataclass(frozen=True)
-class _Shard:
-    """Parts that become one file."""
+class _File:
+    """A file of the dataset, and the shards it is made of."""
 
-    parts: list[Path]
+    shards: list[Path]
     examples: int
 
 
@@ -42,40 +42,40 @@ def write_set(
     records: Sequence[Mapping[str, Any]],
     split_names: Sequence[str] = SPLITS,
 ) -> None:
-    """Makes `folder` a set of the parts of all chunks; goes on where a killed call stopped.
+    """Makes `folder` a dataset from the shards of all chunks; continues where an interrupted call stopped.
 
     Args:
-        folder: of the set; in its `PARTS` are the parts.
-        name: of the set, and of its files.
-        description: of the set.
+        folder: of the dataset; the shards are in its subfolder `PARTS`.
+        name: of the dataset, and the beginning of its files' names.
+        description: of the dataset.
         features: of an example.
-        records: `splits` of each chunk, in their order.
-        split_names: of the set.
+        records: for each chunk in order, examples and bytes by split under `splits`.
+        split_names: of the dataset.
 
     Raises:
-        InputError: a part is missing, or the folder can't be written.
+        InputError: a shard is missing, or the folder can't be written.
     """
     template = naming.ShardedFileTemplate(data_dir=folder, dataset_name=name, filetype_suffix=_SUFFIX)
     infos, parts = [], folder / PARTS
     for split in split_names:
-        shards = _shards(parts, split, [record["splits"][split][0] for record in records])
-        if not shards:
+        files = _files(parts, split, [record["splits"][split][0] for record in records])
+        if not files:
             continue
         split_template = template.replace(split=split)
-        for index, shard in enumerate(shards):
-            path = Path(split_template.sharded_filepath(shard_index=index, num_shards=len(shards)))
-            _place(shard.parts, path)
+        for index, file in enumerate(files):
+            path = Path(split_template.sharded_filepath(shard_index=index, num_shards=len(files)))
+            _move(file.shards, path)
         infos.append(
             splits.SplitInfo(
                 name=split,
-                shard_lengths=[shard.examples for shard in shards],
+                shard_lengths=[file.examples for file in files],
                 num_bytes=sum(record["splits"][split][1] for record in records),
                 filename_template=split_template,
             )
         )
     try:
         with tempfile.TemporaryDirectory(dir=folder, prefix=_METADATA) as temporary:
-            for info in infos:  # it looks at the names of the data's files beside what it writes
+            for info in infos:  # TFDS looks for the data files beside the metadata
                 for path in info.filepaths:
                     (Path(temporary) / path.name).touch()
             tfds.folder_dataset.write_metadata(
@@ -94,56 +94,56 @@ def write_set(
         raise InputError(f"{folder}: can't be written ({error.strerror or error})") from error
 
 
-def read_part(path: Path, place: int) -> bytes:
-    """An example of a part, serialized."""
+def read_example(path: Path, position: int) -> bytes:
+    """A serialized example of a shard."""
     with ArrayRecordDataSource([str(path)]) as records:
-        return records[place]
+        return records[position]
 
 
-def _shards(parts: Path, split: str, counts: Sequence[int]) -> list[_Shard]:
-    """Training parts one by one, others joined until they have enough."""
-    shards: list[_Shard] = []
+def _files(parts: Path, split: str, counts: Sequence[int]) -> list[_File]:
+    """A file for each training shard; the few examples of other splits are merged into fewer files."""
+    files: list[_File] = []
     for index, count in enumerate(counts):
         if not count:
             continue
-        path = part_path(parts, index, split)
-        if split != TRAIN and shards and shards[-1].examples < _MERGED:
-            shards[-1] = _Shard([*shards[-1].parts, path], shards[-1].examples + count)
+        path = shard_path(parts, index, split)
+        if split != TRAIN and files and files[-1].examples < _MERGED:
+            files[-1] = _File([*files[-1].shards, path], files[-1].examples + count)
         else:
-            shards.append(_Shard([path], count))
-    return shards
+            files.append(_File([path], count))
+    return files
 
 
-def _place(parts: Sequence[Path], target: Path) -> None:
-    """One part is renamed, several are joined; what a killed call has done already stays."""
-    if not parts[0].exists() and target.exists():
+def _move(shards: Sequence[Path], target: Path) -> None:
+    """Renames one shard or merges several, unless an interrupted call has done so."""
+    if not shards[0].exists() and target.exists():
         return
-    missing = next((path for path in parts if not path.exists()), None)
+    missing = next((path for path in shards if not path.exists()), None)
     if missing is not None:
-        raise InputError(f"{missing}: gone; delete {missing.parent.parent} and prepare the set anew")
+        raise InputError(f"{missing}: missing; delete {missing.parent.parent} and prepare the dataset again")
     try:
-        if len(parts) == 1:
-            parts[0].replace(target)
+        if len(shards) == 1:
+            shards[0].replace(target)
         else:
-            _join(parts, target)
+            _merge(shards, target)
     except InputError:
         raise
     except Exception as error:  # ArrayRecord raises types of its own
         raise InputError(f"{target}: can't be written ({in_short(error)})") from error
 
 
-def _join(parts: Sequence[Path], target: Path) -> None:
+def _merge(shards: Sequence[Path], target: Path) -> None:
     with (
         atomic_file(target) as temporary,
         contextlib.closing(ArrayRecordWriter(str(temporary), "group_size:1")) as writer,
     ):
-        for path in parts:
+        for path in shards:
             with ArrayRecordDataSource([str(path)]) as records:
                 for index in range(len(records)):
                     writer.write(records[index])
 
 
 def clear(folder: Path) -> None:
-    """Takes away what a finished set doesn't need."""
+    """Deletes what a finished dataset doesn't need."""
     for path in (folder / PARTS, *folder.glob(f"{_METADATA}*")):
         shutil.rmtree(path, ignore_errors=True)

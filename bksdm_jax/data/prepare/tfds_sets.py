@@ -1,4 +1,4 @@
-"""Any TFDS set with an image and a caption, one file of it at a time."""
+"""A TFDS dataset with images and captions as a source, read file by file."""
 
 import dataclasses
 import hashlib
@@ -19,7 +19,7 @@ _ARRAY_RECORD, _TF_RECORD = "array_record", "tfrecord"
 
 @dataclasses.dataclass(frozen=True)
 class TfdsChunk:
-    """A file of a split, which has so many examples. One without a `name` is called by the file and its place in it."""
+    """A file of a split and its number of examples. One without a `name` is named by file and position."""
 
     folder: epath.Path
     path: epath.Path
@@ -31,7 +31,7 @@ class TfdsChunk:
         features = open_set(self.folder).info.features
         image, text = self.columns
         decoders = {image: tfds.decode.SkipDecoding()}
-        count, damage = 0, "it ends too soon"
+        count, damage = 0, "it ends early"
         try:
             for record in _records(self.path):
                 name = f"{self.path.name}/{count}"
@@ -45,39 +45,39 @@ class TfdsChunk:
         except Exception as error:  # ArrayRecord and TensorFlow raise types of their own
             damage = in_short(error)
         for index in range(count, self.examples):
-            yield Reject(f"{self.path.name}/{index}", f"no whole file ({damage})")
+            yield Reject(f"{self.path.name}/{index}", f"damaged file ({damage})")
 
 
 class TfdsSource:
-    """A split of a set; one chunk a file."""
+    """A split of a dataset; each file is a chunk."""
 
     unit = "pairs"
 
     def __init__(self, folder: epath.Path, split: str, columns: tuple[str, str]) -> None:
-        """Opens the set.
+        """Opens the dataset.
 
         Args:
-            folder: the one with `dataset_info.json`.
-            split: of the set.
-            columns: the features of image and caption; `captions/text` for one inside another.
+            folder: with `dataset_info.json`.
+            split: of the dataset.
+            columns: the features of image and caption; `captions/text` names a nested one.
 
         Raises:
-            InputError: no such split or features, or the set can't be opened.
+            InputError: the split or a feature doesn't exist, or the dataset can't be opened.
         """
         info = open_set(folder).info
         if split not in info.splits:
             raise one_of("split", split, info.splits)
         for column in columns:
             inner: Any = info.features
-            for part in column.split("/"):
+            for name in column.split("/"):
                 inner = inner.feature if isinstance(inner, tfds.features.Sequence) else inner
-                if not isinstance(inner, tfds.features.FeaturesDict) or part not in inner:
+                if not isinstance(inner, tfds.features.FeaturesDict) or name not in inner:
                     found = ", ".join(info.features)
                     raise InputError(f"{folder}: no feature {column!r}{nearest(column, info.features)}; it has {found}")
-                inner = inner[part]
+                inner = inner[name]
         image = dict(info.features).get(columns[0])
         if not isinstance(image, tfds.features.Image) or image.np_dtype not in (np.uint8, np.uint16):
-            raise InputError(f"{folder}: {columns[0]} is {image}; expected an image of 8 or 16 bits")
+            raise InputError(f"{folder}: {columns[0]} is {image}; expected an 8-bit or 16-bit image")
         self.total = info.splits[split].num_examples
         self._folder, self._columns = folder, columns
         self._files = list(map(epath.Path, info.splits[split].filepaths))
@@ -96,16 +96,16 @@ def _records(path: epath.Path) -> Iterator[bytes]:
         with ArrayRecordDataSource([str(path)]) as records:
             yield from (records[index] for index in range(len(records)))
         return
-    import tensorflow as tf  # noqa: PLC0415  # seconds, for sets in TFRecord alone
+    import tensorflow as tf  # noqa: PLC0415  # takes seconds, and only TFRecord needs it
 
     if f".{_TF_RECORD}" not in path.name:
-        raise ValueError(f"expected a file of {_ARRAY_RECORD} or {_TF_RECORD}")
+        raise ValueError(f"expected a file in {_ARRAY_RECORD} or {_TF_RECORD}")
     yield from tf.data.TFRecordDataset(str(path)).as_numpy_iterator()
 
 
 def _texts(example: dict[str, Any], column: str) -> list[object]:
     value: Any = example
-    for part in column.split("/"):
-        value = value[part]
+    for name in column.split("/"):
+        value = value[name]
     values = value if isinstance(value, (list, tuple, np.ndarray)) else [value]
     return [text.decode() if isinstance(text, bytes) else text for text in values]

@@ -76,6 +76,8 @@ class PlanConfig:
 class DistillConfig(TrainerConfig, ModelOptions, InitOptions, SaveOptions):
     """A distillation run. Settings of every training are explained in `TrainerConfig`.
 
+    Defaults are the reference run's (section 4 of the paper).
+
     Attributes:
         teacher: pipeline folder, single file, id on the hub, or `shapes_teacher`.
         student: a preset, or a comma-separated list of removed blocks.
@@ -103,18 +105,23 @@ class DistillConfig(TrainerConfig, ModelOptions, InitOptions, SaveOptions):
     student: str
     data: str
     split: str = "train"
+    generation: str = ""
+    seed: int = dataclasses.field(default=1234, kw_only=True)
+    steps: int = dataclasses.field(default=50_000, kw_only=True)
+    batch_size: int = dataclasses.field(default=256, kw_only=True)
+    accumulation: int = dataclasses.field(default=4, kw_only=True)
+    dtype: str = dataclasses.field(default="bfloat16", kw_only=True)
+    loss: LossWeights = LossWeights()
     resolution: int = 512
     flip: bool = True
-    loss: LossWeights = LossWeights()
-    sheets: SampleGridConfig = SampleGridConfig()
-    attention: str = "auto"
-    remat: str = "none"
     random_crop: bool = False
     workers: int = 0
+    examples: int = 0
+    sheets: SampleGridConfig = SampleGridConfig()
     caption_dropout: float = 0.0
     noise_offset: float = 0.0
-    examples: int = 0
-    generation: str = ""
+    attention: str = "auto"
+    remat: str = "none"
     validation: ValidationConfig = ValidationConfig()
     topology: str = ""
     plan: PlanConfig = PlanConfig()

@@ -27,7 +27,7 @@ from bksdm_jax.tasks.distill.objective import Augmentation, Problem, make_batch_
 from bksdm_jax.training.config import WEIGHTS
 from bksdm_jax.training.sample_grids import sample_grids
 from bksdm_jax.training.sharding import own_rows
-from bksdm_jax.training.task import Evaluator
+from bksdm_jax.training.task import Evaluator, Task
 from bksdm_jax.training.train_step import Objective
 from bksdm_jax.training.trainer import global_batches, train
 from bksdm_jax.training.validation import validation
@@ -72,7 +72,7 @@ def objective_of(config: DistillConfig, problem: Problem, cached: bool, with_tea
     return make_objective(problem, config.resolution, shape, compute_dtype(config.dtype), cached, with_teacher)
 
 
-class DistillTask:
+class DistillTask(Task):
     """Distillation as the trainer takes it, see `training.task.Task`."""
 
     def __init__(self, config: DistillConfig, inputs: Inputs) -> None:

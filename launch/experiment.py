@@ -1,0 +1,22 @@
+"""What `launch.demo` and `launch.ablation` share: an experiment of students beside each other, by its name."""
+
+import functools
+from pathlib import Path
+
+from launch.command import keep_compiled, quiet_libraries, run, tell
+
+quiet_libraries()
+
+from bksdm_jax.experiments.comparison import ComparisonConfig, compare_students  # noqa: E402
+from bksdm_jax.experiments.table import EXPERIMENTS  # noqa: E402
+
+
+def main(name: str, config: ComparisonConfig, workdir: Path) -> None:
+    """Runs the experiment, a key of `EXPERIMENTS`, and says where its report is."""
+    keep_compiled(workdir)
+    tell(compare_students(config, EXPERIMENTS[name], workdir), workdir)
+
+
+def run_experiment(name: str) -> None:
+    """Parses the flags and runs the experiment."""
+    run(ComparisonConfig, functools.partial(main, name))

@@ -1,0 +1,125 @@
+"""Each binary starts, explains itself, and does its work on networks that are as small as can be."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from diffusers import StableDiffusionPipeline
+
+from bksdm_jax.base.files import read_json
+from bksdm_jax.base.images import save_png
+from bksdm_jax.experiments.sweep import read_sweep
+from bksdm_jax.shapes.world import example
+from tests import tiny
+from tests.binaries import VERBS, fail, metrics, micro_run, settings, start, succeed
+
+
+def test_help_is_the_manual() -> None:
+    def manual(verb: str) -> str:
+        output, errors = (process := start(verb, ["--help"])).communicate(timeout=300)
+        assert process.returncode == 1, errors  # absl's status of --help
+        return output
+
+    with ThreadPoolExecutor(2) as two:
+        for verb, text in zip(VERBS, two.map(manual, VERBS), strict=True):
+            assert f"python -m launch.{verb} --config=configs/" in text, verb
+
+
+def test_prune_prints_the_plan_and_the_cost(micro_teacher: Path, tmp_path: Path) -> None:
+    printed = succeed(
+        "prune", settings("prune.py", tmp_path / "cut", teacher=micro_teacher, student=tiny.MICRO_STUDENT)
+    )
+    origins = [line.split() for line in printed.splitlines()]
+    assert ["up_blocks.1.resnets.1", "up_blocks.1.resnets.2"] in origins  # the student's and the teacher's
+    assert all(part in printed for part in (*tiny.MICRO_STUDENT.split(","), "parameters", "total"))
+    assert printed.splitlines()[-1] == str(tmp_path / "cut")
+    assert StableDiffusionPipeline.from_pretrained(tmp_path / "cut").unet.config.layers_per_block == [1, 2]
+
+
+def test_cost_prints_what_is_left(micro_teacher: Path) -> None:
+    list_of_blocks = tiny.MICRO_STUDENT.replace(",", "+")
+    printed = succeed("cost", settings("cost.py", pipeline=micro_teacher, students=list_of_blocks))
+    assert all(part in printed for part in ("text encoder", "U-Net", "decoder", "down_blocks.0.resnets.1"))
+
+
+def test_bench_times_a_unet() -> None:
+    small = {"widths": "(32,32,32,32)", "resolution": 64, "steps": 0, "repeats": 1}
+    printed = succeed("bench", settings("bench.py:bk_tiny", **small)).splitlines()
+    assert "widths 32-32-32-32" in printed[0]
+    assert len(printed) == 3
+    assert "'unets'" in fail("bench", settings("bench.py", what="unets"))
+
+
+def test_plan_of_a_run_on_this_machine(micro_teacher: Path) -> None:
+    run = micro_run(micro_teacher, Path("no_data"), Path("no_workdir"))
+    printed = succeed("plan", [*run[:-1], "--config.plan.cached=False"])
+    assert "2 images an update: 1 micro-batch(es), 1 device(s) of 2" in printed
+    assert "16 px from images" in printed
+
+
+def test_compare_finds_no_difference(micro_teacher: Path, tmp_path: Path) -> None:
+    printed = succeed("compare", settings("compare.py", tmp_path / "out", model=micro_teacher, steps=0))
+    assert all(network in printed for network in ("text encoder", "U-Net", "VAE decoder", "VAE encoder"))
+    assert (tmp_path / "out" / "differences.json").is_file()
+
+
+def test_a_sweep_of_one_run(micro_teacher: Path, photographs: Path, tmp_path: Path) -> None:
+    flags = micro_run(micro_teacher, photographs, tmp_path, steps=2)[1:-1]
+    shared = tuple(flag.removeprefix("--config.") for flag in flags)
+    printed = succeed("sweep", settings("sweep.py", tmp_path / "out", runs="('v1,runlocal',)", settings=shared))
+    (row,) = read_sweep(tmp_path / "out" / "sweep.csv")
+    assert (row["run"], row["status"], row["updates"]) == ("v1_runlocal", "done", "2")
+    assert len(metrics(tmp_path / "out" / "v1_runlocal")) == 2
+    assert (tmp_path / "out" / "v1_runlocal" / "model" / "model_index.json").is_file()
+    assert printed.splitlines()[-1] == str(tmp_path / "out" / "sweep.csv")
+
+
+def test_prepare_makes_a_set(photographs: Path, tmp_path: Path) -> None:
+    small = {"source": photographs, "resolution": 16, "workers": 1}
+    printed = succeed("prepare", settings("prepare.py", tmp_path / "set", **small))
+    assert f"{len(tiny.PHOTOGRAPHS)} captions" in printed
+    assert (tmp_path / "set" / "dataset_info.json").is_file()
+
+
+def test_score_of_the_shapes_themselves(tmp_path: Path) -> None:
+    rows = ["file_name,text"]
+    for index in range(4):
+        image, caption = example("heldout", index)
+        save_png(tmp_path / f"{index}.png", image)
+        rows.append(f'{index}.png,"{caption}"')
+    (tmp_path / "metadata.csv").write_text("\n".join(rows) + "\n")
+    small = {"images": tmp_path, "reference_count": 4, "batch_size": 4}
+    assert "attribute_accuracy" in succeed("score", settings("score.py", tmp_path / "out", **small))
+    scores = read_json(tmp_path / "out" / "scores.json")
+    assert scores["images"] == 4
+    assert scores["attribute_accuracy"]["all"]["value"] == 1
+    assert scores["fd_clip_shapes"]["value"] == pytest.approx(0, abs=1e-3)
+
+
+@pytest.mark.parametrize("verb", ["demo", "ablation"])
+def test_students_beside_each_other_have_settings(verb: str, tmp_path: Path) -> None:
+    """Their work is too long for here: `make demo` shows it."""
+    assert "images" in fail(verb, settings(f"{verb}.py", tmp_path / "out", images=0))
+    assert not (tmp_path / "out" / "config.json").exists()
+
+
+def test_the_shapes_teacher_has_settings(tmp_path: Path) -> None:
+    assert "clip.steps" in fail("shapes_teacher", settings("shapes_teacher.py", tmp_path / "out", clip__steps=0))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_the_shapes_teacher_is_made(tmp_path: Path) -> None:
+    phases = {f"{name}__steps": 2 for name in ("vae_crops", "vae", "clip", "unet")}
+    phases |= {f"{name}__warmup": 1 for name in ("vae_crops", "vae", "clip", "unet")}
+    phases |= {f"{name}__batch_size": 2 for name in ("vae_crops", "vae", "clip", "unet")}
+    small = {"dataset": "demo", "vae_images": 8, "clip_groups": 4}
+    made = Path(succeed("shapes_teacher", settings("shapes_teacher.py", tmp_path / "out", **small | phases)).strip())
+    assert made == tmp_path / "out" / "made"
+    images = {"model": made / "teacher", "prompt": "a red circle", "steps": 1}
+    assert "1 image" in succeed("sample", settings("sample.py", tmp_path / "images", **images))
+
+
+def test_a_workdir_is_asked_for() -> None:
+    assert "--workdir" in fail("prune", settings("prune.py", teacher="shapes_teacher"))
+    assert "gs://b/run" in fail("prune", [*settings("prune.py", teacher="shapes_teacher"), "--workdir=gs://b/run"])
