@@ -46,7 +46,9 @@ def networks() -> Architectures:
     configs = {
         "unet": unet_from_diffusers(UNET),
         "vae": VAEConfig(widths=(32, 32), layers_per_block=1),
-        "text_encoder": CLIPTextConfig(VOCABULARY, tiny.CONTEXT, 32, 1, 2, max_length=TOKENS),
+        "text_encoder": CLIPTextConfig(
+            width=tiny.CONTEXT, mlp_width=32, layers=1, heads=2, vocab_size=VOCABULARY, max_length=TOKENS
+        ),
     }
     return Architectures(configs, ScheduleConfig())
 
