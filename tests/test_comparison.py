@@ -76,15 +76,14 @@ def fakes(monkeypatch, tmp_path_factory):
         write_json(place / "scores.json", report | {"clip_score_shapes": scores, "fd_clip_shapes": scores})
 
     monkeypatch.setattr(comparison, "build", build)
-    monkeypatch.setattr(comparison, "find_pipeline", lambda name: teacher)
+    found = SimpleNamespace(path=teacher, architectures=SimpleNamespace(denoiser=unet_from_diffusers(tiny.MICRO)))
+    monkeypatch.setattr(comparison, "find_model", lambda name: found)
     monkeypatch.setattr(comparison, "prune", lambda config, place: place.mkdir(parents=True))
-    monkeypatch.setattr(comparison, "load_unet_config", lambda place: unet_from_diffusers(tiny.MICRO))
     monkeypatch.setattr(comparison, "score_folder", score_folder)
     monkeypatch.setattr(comparison, "shapes_reference", object)
     monkeypatch.setattr(comparison, "pretrained_identity", lambda: "0" * 64)
     student = unet_from_diffusers(tiny.MICRO)
     monkeypatch.setattr(comparison, "plan_student", lambda *args: SimpleNamespace(student=student))
-    monkeypatch.setattr(comparison, "load_pipeline", lambda place: SimpleNamespace(architectures=lambda: None))
     monkeypatch.setattr(comparison, "require_sampler", lambda *args: None)
     monkeypatch.setattr(ShapesWorld, "builder_configs", {"demo": few})
     for name in ("distill", "sample"):

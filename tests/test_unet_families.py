@@ -199,18 +199,18 @@ def test_sdxl_has_the_published_size() -> None:
 def test_depth_is_inferred_from_names() -> None:
     networks = stable_diffusion("v2")
     deep = dataclasses.replace(
-        networks.unet,
+        networks.denoiser,
         **{
             key: tuple(
                 dataclasses.replace(
                     stage, pairs=tuple(pair + "A" * (j if "A" in pair else 0) for j, pair in enumerate(stage.pairs))
                 )
-                for stage in getattr(networks.unet, key)
+                for stage in getattr(networks.denoiser, key)
             )
             for key in ("down", "up")
         },
     )
-    shapes = original_shapes(dataclasses.replace(networks, unet=deep), spaced=False)
+    shapes = original_shapes(networks.with_denoiser(deep), spaced=False)
     assert infer_architectures(shapes, "it")[0].stages() == deep.stages()
 
 
