@@ -27,11 +27,7 @@ from bksdm_jax.base.errors import known_name  # noqa: E402
 from bksdm_jax.perf.bench import BenchConfig, bench, bench_update  # noqa: E402
 from bksdm_jax.perf.data_bench import bench_data  # noqa: E402
 
-BENCHES = {
-    "unet": bench,
-    "update": bench_update,
-    "data": lambda config: bench_data(config.resolution, config.repeats),
-}
+BENCHES = {"unet": bench, "update": bench_update, "data": lambda config: bench_data(config.resolution, config.repeats)}
 """What there is to time."""
 
 

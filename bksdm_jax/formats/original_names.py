@@ -118,10 +118,7 @@ def vae_modules(config: VAEConfig) -> dict[str, str]:
 
 def open_clip_modules(config: CLIPTextConfig) -> dict[str, str]:
     """The same for OpenCLIP's text tower, but for what `open_clip_rows` and the position table hold."""
-    modules = {
-        "text_model.embeddings.token_embedding": "token_embedding",
-        "text_model.final_layer_norm": "ln_final",
-    }
+    modules = {"text_model.embeddings.token_embedding": "token_embedding", "text_model.final_layer_norm": "ln_final"}
     for i in range(config.layers):
         for ours, theirs in _OPEN_CLIP_LAYER.items():
             modules[f"text_model.encoder.layers.{i}.{ours}"] = f"transformer.resblocks.{i}.{theirs}"

@@ -21,11 +21,7 @@ TEACHERS: dict[str, dict[str, Any]] = {
 
 
 # What a run is meant for: the U-Net of `TEACHERS`, and what it predicts (empty: either).
-GENERATIONS: dict[str, tuple[str, str]] = {
-    "v1": ("v1", ""),
-    "v2_base": ("v2", "epsilon"),
-    "v2": ("v2", "v_prediction"),
-}
+GENERATIONS: dict[str, tuple[str, str]] = {"v1": ("v1", ""), "v2_base": ("v2", "epsilon"), "v2": ("v2", "v_prediction")}
 
 
 # Their text encoders, as Transformers' config.json states them. SD 2.x leaves out OpenCLIP's last layer.

@@ -15,14 +15,7 @@ if TYPE_CHECKING:
     from transformers import CLIPTokenizer
 
 _CONFIG, _SPECIAL = "tokenizer_config.json", "special_tokens_map.json"
-TOKENIZER_FILES = (
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.json",
-    _CONFIG,
-    _SPECIAL,
-    "added_tokens.json",
-)
+TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer.json", _CONFIG, _SPECIAL, "added_tokens.json")
 """What Transformers' tokenizers are written as."""
 
 
