@@ -1,4 +1,4 @@
-"""CLIP's architectures from the `config.json` that Transformers writes, and back to one."""
+"""CLIP configs to and from the `config.json` of Transformers."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,7 @@ def clip_text_from_transformers(json: Mapping[str, Any], source: str = "config.j
     """Reads `config.json` of Transformers' `CLIPTextModel`.
 
     Raises:
-        InputError: a missing key, or an activation that isn't known here.
+        InputError: a missing key or an unsupported activation.
     """
     keys = {
         "vocab_size": "vocab_size",
@@ -30,14 +30,14 @@ def clip_text_from_transformers(json: Mapping[str, Any], source: str = "config.j
         epsilon=finite_number(source, "layer_norm_eps", json.get("layer_norm_eps", 1e-5), 0),
     )
     if config.width % config.heads:
-        raise InputError(f"{source}: hidden_size {config.width} is no multiple of {config.heads} attention heads")
+        raise InputError(f"{source}: hidden_size {config.width} isn't divisible by num_attention_heads {config.heads}")
     return config
 
 
 def clip_text_to_transformers(config: CLIPTextConfig) -> dict[str, Any]:
-    """The `config.json` with which Transformers' `CLIPTextModel` builds the same network.
+    """The `config.json` of the same network as Transformers' `CLIPTextModel`.
 
-    The last two token ids are taken for the start and the end of a text, as CLIP's tokenizer has them.
+    The last two token ids are the start and end of text, as in CLIP's tokenizer.
     """
     return {
         "architectures": ["CLIPTextModel"],
@@ -60,7 +60,7 @@ def clip_from_transformers(json: Mapping[str, Any], source: str = "config.json")
     """Reads `config.json` of Transformers' `CLIPModel`.
 
     Raises:
-        InputError: a missing key, or an activation that isn't known here.
+        InputError: a missing key or an unsupported activation.
     """
     for part in ("text_config", "vision_config"):
         if not isinstance(json.get(part), Mapping):
@@ -76,7 +76,10 @@ def clip_from_transformers(json: Mapping[str, Any], source: str = "config.json")
     }
     numbers = {field: whole_number(source, f"vision_config.{key}", vision.get(key)) for field, key in keys.items()}
     if numbers["width"] % numbers["heads"] or numbers["image_size"] % numbers["patch_size"]:
-        raise InputError(f"{source}: vision_config needs widths that divide by the heads, and whole patches")
+        raise InputError(
+            f"{source}: vision_config: hidden_size must be a multiple of num_attention_heads, "
+            "and image_size of patch_size"
+        )
     return CLIPConfig(
         text=clip_text_from_transformers(json["text_config"], f"{source}: text_config"),
         vision=CLIPVisionConfig(
@@ -89,7 +92,7 @@ def clip_from_transformers(json: Mapping[str, Any], source: str = "config.json")
 
 
 def clip_to_transformers(config: CLIPConfig) -> dict[str, Any]:
-    """The `config.json` with which Transformers' `CLIPModel` builds the same network."""
+    """The `config.json` of the same network as Transformers' `CLIPModel`."""
     vision = config.vision
     return {
         "architectures": ["CLIPModel"],
