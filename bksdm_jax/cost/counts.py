@@ -21,7 +21,7 @@ from bksdm_jax.models.vae import VAEAttention
 
 @dataclasses.dataclass(frozen=True)
 class LayerCounts:
-    """Counts of one call (of the whole batch) by path `a/b/c`.
+    """Counts of one call (of the entire batch) by path `a/b/c`.
 
     Attributes:
         parameters: by array.
@@ -123,13 +123,9 @@ def unet_cost(config: UNetConfig, latent_size: int) -> Mapping[str, Cost]:
         head = path.split("/", maxsplit=1)[0]
         return groups.get(head, dotted(head))
 
-    names = ["input", *config.stages(), "output"]
-    parts = [_sum_by(stage, part) for part in (counts.parameters, counts.thop, counts.full)]
-    return MappingProxyType({name: Cost(*(part[name] for part in parts)) for name in names})
-
-
-def _sum_by(key: Any, counts: Mapping[str, int]) -> Counter[str]:
-    sums: Counter[str] = Counter()
-    for path, value in counts.items():
-        sums[key(path)] += value
-    return sums
+    parts = (counts.parameters, counts.thop, counts.full)
+    costs = {
+        name: Cost(*(sum(value for path, value in part.items() if stage(path) == name) for part in parts))
+        for name in ("input", *config.stages(), "output")
+    }
+    return MappingProxyType(costs)

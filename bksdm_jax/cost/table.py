@@ -23,10 +23,10 @@ def cost_table(teacher: UNetConfig, student: UNetConfig, blocks: Sequence[tuple[
     for stage, cost in before.items():
         name = successor.get(stage, "-")
         lines.append(_row(stage, cost, name, after.get(name, NOTHING)))
-    whole, left = sum(before.values(), NOTHING), sum(after.values(), NOTHING)
-    lines.append(_row("total", whole, "", left))
+    total, left = sum(before.values(), NOTHING), sum(after.values(), NOTHING)
+    lines.append(_row("total", total, "", left))
     lines.append(
-        f"left: {left.parameters / whole.parameters:.1%} of the parameters, {left.macs / whole.macs:.1%} of the MACs "
+        f"left: {left.parameters / total.parameters:.1%} of the parameters, {left.macs / total.macs:.1%} of the MACs "
         f"({latent_size}x{latent_size} latents, THOP's rules)"
     )
     return "\n".join(lines)

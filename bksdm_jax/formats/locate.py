@@ -31,9 +31,9 @@ def choose_files(names: Collection[str], stems: Mapping[str, str], variant: str)
     """
     dotted = f".{variant}" if variant else ""
     for suffix in filter(stems.__contains__, SUFFIXES):
-        whole, index = f"{stems[suffix]}{dotted}{suffix}", f"{stems[suffix]}{suffix}.index{dotted}.json"
-        if whole in names:
-            return (whole,)
+        single, index = f"{stems[suffix]}{dotted}{suffix}", f"{stems[suffix]}{suffix}.index{dotted}.json"
+        if single in names:
+            return (single,)
         if index in names:
             shard = re.compile(rf"{re.escape(stems[suffix] + dotted)}-\d+-of-\d+{re.escape(suffix)}")
             return (index, *sorted(name for name in names if shard.fullmatch(name)))

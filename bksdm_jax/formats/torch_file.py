@@ -210,7 +210,7 @@ class _Machine:
         kind, storage, key, _, count = self.stack.pop()
         if kind != "storage" or not isinstance(storage, _Name) or storage.name not in _STORAGES:
             raise self.refused("a storage of unknown type")
-        if not isinstance(key, str) or not _whole((count,)):
+        if not isinstance(key, str) or not _are_sizes((count,)):
             raise self.refused("a storage without name or size")
         self.push(_Storage(_STORAGES[storage.name], key, count))
 
@@ -221,7 +221,7 @@ class _Machine:
             self.push({})
         elif name == _TENSOR:
             storage, offset, shape, strides = arguments[:4]
-            if not isinstance(storage, _Storage) or not _whole((offset, *shape, *strides)):
+            if not isinstance(storage, _Storage) or not _are_sizes((offset, *shape, *strides)):
                 raise self.refused("a tensor without storage, shape and strides")
             if len(shape) != len(strides) or len(shape) > 8:
                 raise self.refused("a tensor with an invalid shape")
@@ -236,7 +236,7 @@ class _Machine:
         self.stack.pop()
 
 
-def _whole(numbers: tuple[Any, ...]) -> bool:
+def _are_sizes(numbers: tuple[Any, ...]) -> bool:
     return all(type(number) is int and 0 <= number < 2**62 for number in numbers)
 
 

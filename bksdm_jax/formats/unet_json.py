@@ -247,9 +247,9 @@ def _stages(json: Mapping[str, Any], widths: tuple[int, ...], source: str) -> di
 def _added(json: Mapping[str, Any], source: str) -> AddedEmbedding | None:
     if json.get("addition_embed_type") is None:
         return None
-    ours, whole = "addition_time_embed_dim", "projection_class_embeddings_input_dim"
-    time_width = whole_number(source, ours, json.get(ours))
-    return AddedEmbedding(whole_number(source, whole, json.get(whole), TIME_IDS * time_width + 1), time_width)
+    time_key, width_key = "addition_time_embed_dim", "projection_class_embeddings_input_dim"
+    time_width = whole_number(source, time_key, json.get(time_key))
+    return AddedEmbedding(whole_number(source, width_key, json.get(width_key), TIME_IDS * time_width + 1), time_width)
 
 
 def _widths(json: Mapping[str, Any], source: str) -> tuple[int, ...]:

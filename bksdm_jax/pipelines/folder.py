@@ -150,8 +150,8 @@ def needed_files(
         networks: those whose weights are needed, not just their config. None: all.
     """
     family = FAMILIES[STABLE_DIFFUSION]
-    whole = {"model_index.json", *family.tokenizers, "scheduler", *([_CARD] if extras.card else [])}
-    needed = [name for name in names if name.split("/")[0] in whole]
+    complete = {"model_index.json", *family.tokenizers, "scheduler", *([_CARD] if extras.card else [])}
+    needed = [name for name in names if name.split("/")[0] in complete]
     for folder, network in family.networks.items():
         inside = {name.removeprefix(f"{folder}/") for name in names if name.startswith(f"{folder}/")}
         files: Sequence[str] = ()

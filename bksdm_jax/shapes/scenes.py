@@ -92,11 +92,8 @@ def held_out(scene: Scene) -> bool:
 
     A tenth of these combinations is held out, chosen by a fixed hash; every single fact occurs in training.
     """
-    return any(_tenth(f"{t.shape} {t.colour} {t.size} {t.place} {scene.background}") for t in scene.things)
-
-
-def _tenth(combination: str) -> bool:
-    return hashlib.sha256(combination.encode()).digest()[0] % 10 == 0
+    combinations = (f"{t.shape} {t.colour} {t.size} {t.place} {scene.background}" for t in scene.things)
+    return any(hashlib.sha256(text.encode()).digest()[0] % 10 == 0 for text in combinations)
 
 
 def draw_scene(rng: np.random.Generator, objects: int, of_held_out: bool) -> Scene:

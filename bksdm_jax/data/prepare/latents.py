@@ -46,7 +46,7 @@ class LatentConfig(ModelOptions):
 
     Attributes:
         pipeline: the teacher of the runs that will use them, as `find_model` takes it; empty: make no latents.
-        revision, variant, tokenizer, prediction: of the pipeline, as `ModelSource` has them.
+        revision, variant, tokenizer, prediction: of the pipeline, as in `ModelSource`.
         flip: also encode mirrored images.
         dtype: of the autoencoder's computations.
         batch_size: images per device and call.
@@ -140,8 +140,8 @@ def make_encode(vae: VAEConfig, params: Any, dtype: jnp.dtype, flip: bool, batch
     """
     devices = jax.local_devices()
     mesh = jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
-    split, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
-    params = jax.device_put(params, whole)
+    split, replicated = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
+    params = jax.device_put(params, replicated)
     count = batch_size * len(devices)
 
     def encode(params: Any, images: jax.Array) -> jax.Array:
@@ -149,7 +149,7 @@ def make_encode(vae: VAEConfig, params: Any, dtype: jnp.dtype, flip: bool, batch
         moments = [VAE(vae, dtype).apply({"params": params}, to_unit(view), method="encode") for view in views]
         return jnp.stack([jnp.stack(pair, axis=1) for pair in moments], axis=1).astype(jnp.float32)
 
-    program = jax.jit(encode, in_shardings=(whole, split), out_shardings=split)
+    program = jax.jit(encode, in_shardings=(replicated, split), out_shardings=split)
 
     def run(images: np.ndarray) -> np.ndarray:
         padded = np.concatenate([images, np.zeros((count - len(images), *images.shape[1:]), np.uint8)])
