@@ -1,11 +1,11 @@
-"""Timing a U-Net call, a guided image or an update on this machine's device, with random weights.
+"""Times a U-Net call, guided sampling or a distillation step on this machine's device, with random weights.
 
   python -m launch.bench --config=configs/bench.py:v1,bk_small
   python -m launch.bench --config=configs/bench.py:update,small,bk_base
 
-Takes minutes on a CPU at full size (`--config.steps=0`: the U-Net call only), less on an accelerator. Variants: `v1` or
-`v2`; `unet`, `update` or `data`; a preset; `small`, a tenth of the widths, seconds on a CPU. Every setting is explained
-in `BenchConfig` (bksdm_jax/perf/bench.py).
+At full size this takes minutes on a CPU (`--config.steps=0` times only the U-Net call), less on an accelerator.
+Variants: `v1` or `v2`; `unet`, `update` or `data`; a preset; `small` (a tenth of the widths, seconds on a CPU). All
+settings are explained in `BenchConfig` (bksdm_jax/perf/bench.py).
 """
 
 from ml_collections import config_dict

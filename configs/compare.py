@@ -1,9 +1,10 @@
-"""Comparing a pipeline with PyTorch Diffusers in float32: minutes at full size on a CPU (`--config.steps=0`: no image).
+"""Compares a pipeline with PyTorch Diffusers in float32.
 
   python -m launch.compare --config=configs/compare.py --config.model=MODEL --workdir=runs/compared
 
-Expect every network within 1e-4 of its largest output, and images within 2 levels of 255. Every setting is explained in
-`CompareConfig` (bksdm_jax/interop/parity.py).
+At full size this takes minutes on a CPU; `--config.steps=0` skips the images. Expect differences of at most 1e-4 of a
+network's largest output, and of 2/255 in images. All settings are explained in `CompareConfig`
+(bksdm_jax/interop/parity.py).
 """
 
 from ml_collections import config_dict

@@ -1,11 +1,11 @@
-"""The demo on the shapes world; `:short` only shows that everything runs.
+"""The demo on the shapes world; `:short` only checks that everything runs.
 
   python -m launch.demo --config=configs/demo.py --workdir=runs/demo
 
-Takes 8 minutes on two CPU cores. Attribute accuracy on 256 held-out captions: teacher 94.4%, student untrained 24.8%,
-trained without KD 57.5%, with KD 72.6%. With 15 sampler steps at guidance 3 the teacher showed 85.2%; with 12 at 1.5,
-as much as with 25: so few steps need less guidance. Every setting is explained in `ComparisonConfig`
-(bksdm_jax/experiments/comparison.py).
+Takes 8 minutes on two CPU cores. Expect these attribute accuracies on 256 held-out captions: teacher 94.4%, untrained
+student 24.8%, student trained without KD 57.5%, with KD 72.6%. With few sampler steps, less guidance works better: the
+teacher reaches 85.2% with 15 steps at guidance 3, but with 12 steps at 1.5 as much as with 25 steps. All settings are
+explained in `ComparisonConfig` (bksdm_jax/experiments/comparison.py).
 """
 
 from ml_collections import config_dict
@@ -15,7 +15,7 @@ from launch.defaults import defaults
 
 
 def get_config(variant: str = "") -> config_dict.ConfigDict:
-    """The demo's settings; variant `short`: few updates, few images."""
+    """The demo's settings; variant `short` has few updates and images."""
     if variant not in ("", "short"):
         raise ValueError(f"unknown variant {variant!r}; known: short")
     config = defaults(ComparisonConfig)

@@ -1,49 +1,47 @@
-"""Distillation runs of the BK-SDM paper (arXiv 2305.15798). Variants combine, separated by commas.
+"""Distillation runs of the BK-SDM paper (arXiv 2305.15798). Combine variants with commas.
 
   python -m launch.train --config=configs/distill.py:v1,bk_small --config.teacher=DIR --config.data=DIR --workdir=DIR
   python -m launch.train --config=configs/distill.py:shapes,bk_small --workdir=runs/shapes_small
 
-Teacher generation (choose one; v1 if none is named):
+Teacher generation (default v1):
   v1       SD 1.x: 512 px, batch 64 x 4 = 256
   v2_base  SD 2.x base: 512 px, batch 32 x 4 = 128
   v2       SD 2.x, v-prediction: 768 px, batch 32 x 4 = 128
-  shapes   the small teacher and the shapes world that come with the package: 64 px, batch 32, float32; minutes on two
-           CPU cores. What follows becomes a twin: batches an eighth as large, rates ten times as high, 250, 1,000 and
-           4,000 pairs
-Student (bk_base if none is named): bk_base, bk_small, bk_tiny, no_mid
+  shapes   the bundled teacher and shapes world: 64 px, batch 32, float32; minutes on two CPU cores. The variants below
+           are scaled down: batches to an eighth, data to 250, 1,000 and 4,000 pairs; learning rates are ten times as
+           high
+Student (default bk_base): bk_base, bk_small, bk_tiny, no_mid
 Batch: batch_64, batch_128, batch_256
 Learning rate: lr_1e-5, lr_2.5e-5, lr_5e-5, lr_1e-4, lr_2.5e-4
-Data: pairs_11k, pairs_213k, pairs_2.3m   the first 10,274, 212,776 or 2,256,472 of the data
-Terms and start:
+Data: pairs_11k, pairs_213k, pairs_2.3m   the first 10,274, 212,776 or 2,256,472 pairs
+Loss and initialisation:
   random_init  the student starts from random weights
-  no_kd        the task loss alone
+  no_kd        task loss only
   no_feature   task loss and output distillation
 Other:
-  runlocal     a handful of small updates, float32: seconds per update on a laptop; shows that everything works
+  runlocal     six small steps in float32: seconds per step on a laptop; checks that everything works
 
-The paper's runs take 50,000 updates; what it reports of them on COCO-30K (FID, IS, CLIP score) is `PUBLISHED` in
-bksdm_jax/pruning/presets.py, by variants: the three students with and without KD (Table 3), the ablation (Table 4)
-and the learning rates (Table 13) on v2_base,bk_small, batches (Tables 7, 12), volumes of data, and the mid stage
-(Tables 10, 11). There `UNTRAINED` has SD
-itself and v1 without its mid stage, as `launch.prune --config.student=no_mid` writes it: a training with v1,no_mid goes
-on from there. v2 (768 px) isn't in the paper's tables.
+The paper trains for 50,000 steps. Its scores on COCO-30K (FID, IS, CLIP score) are in `PUBLISHED`
+(bksdm_jax/pruning/presets.py) by variant: the three students with and without KD (Table 3), the ablation (Table 4) and
+learning rates (Table 13) of v2_base,bk_small, batch sizes (Tables 7, 12), amounts of data, and the mid stage (Tables
+10, 11). `UNTRAINED` has the scores of SD itself and of v1 without its mid stage, from which v1,no_mid starts. The paper
+has no results for v2 (768 px).
 
-A run of batch 256 took about 300 hours and 53 GB on one A100 80G, one of batch 64 60 hours and 28 GB, in the authors'
-code. `launch.plan` says what one needs elsewhere: by the roofline sixteen v4 chips (`v4:2x2x4`) take 0.28 days for
-v1,bk_base and as long for v2,bk_base. The shapes' twins take a quarter of an hour each on two CPU cores, those of
-smaller batches less.
+In the authors' code a run took about 300 hours and 53 GB on one A100 80G at batch size 256, and 60 hours and 28 GB at
+64. `launch.plan` estimates other hardware: sixteen v4 chips (`v4:2x2x4`) take 0.28 days for v1,bk_base, and as long for
+v2,bk_base. With `shapes` a run takes 15 minutes on two CPU cores, less with smaller batches.
 
-Every setting is explained in `DistillConfig` (bksdm_jax/tasks/distill/config.py), those of its groups in `LossWeights`
-(losses.py beside it), `OptimizerConfig` (bksdm_jax/training/state.py), `SampleGridConfig`
-(sample_grids.py beside that), `ValidationConfig` and `PlanConfig`. Choices and usual values of some:
+All settings are explained in `DistillConfig` (bksdm_jax/tasks/distill/config.py), `LossWeights` (losses.py in the same
+folder), `OptimizerConfig` (bksdm_jax/training/state.py), `SampleGridConfig` (sample_grids.py in the same folder),
+`ValidationConfig` and `PlanConfig`. Choices and common values of some:
   dtype                float32, bfloat16
   attention            auto, xla, chunked, cudnn (NVIDIA), flash (TPU)
   remat                none, products, attention, blocks, full: what the backward pass recomputes
   format               safetensors, flax, single_file, single_file_spaced
-  noise_offset         0.1 is usual
-  loss.min_snr_gamma   5 is usual
-  loss.feature_scales  "('up_blocks.3=0.5',)": weights of single features or stages; others weigh 1
-  loss.feature_source  stages, self_attention (as KOALA)
+  noise_offset         commonly 0.1
+  loss.min_snr_gamma   commonly 5
+  loss.feature_scales  "('up_blocks.3=0.5',)": weights of features or stages; the default is 1
+  loss.feature_source  stages, self_attention (as in KOALA)
 """
 
 import difflib
@@ -60,7 +58,7 @@ Variant = Callable[[config_dict.ConfigDict], None]
 
 
 def _base() -> config_dict.ConfigDict:
-    """The reference run of SD v1 (section 4 of the paper)."""
+    """The paper's run with SD v1 (section 4)."""
     config = defaults(DistillConfig)
     config.generation, config.student = "v1", "bk_base"
     return config
@@ -72,32 +70,32 @@ def _sets(settings: dict[str, Any]) -> Variant:
 
 def _batch(size: int) -> Variant:
     def apply(config: config_dict.ConfigDict) -> None:
-        at_once = config.batch_size // config.accumulation  # stays what it was
-        config.batch_size = size // 8 if _is_twin(config) else size
-        config.accumulation = max(1, config.batch_size // at_once)
+        micro_batch = config.batch_size // config.accumulation  # unchanged
+        config.batch_size = size // 8 if _is_shapes(config) else size
+        config.accumulation = max(1, config.batch_size // micro_batch)
 
     return apply
 
 
 def _rate(rate: float) -> Variant:
     def apply(config: config_dict.ConfigDict) -> None:
-        config.optimizer.learning_rate = 10 * rate if _is_twin(config) else rate
+        config.optimizer.learning_rate = 10 * rate if _is_shapes(config) else rate
 
     return apply
 
 
-def _pairs(count: int, of_twin: int) -> Variant:
+def _pairs(count: int, of_shapes: int) -> Variant:
     def apply(config: config_dict.ConfigDict) -> None:
-        config.examples = of_twin if _is_twin(config) else count
+        config.examples = of_shapes if _is_shapes(config) else count
 
     return apply
 
 
-def _is_twin(config: config_dict.ConfigDict) -> bool:
+def _is_shapes(config: config_dict.ConfigDict) -> bool:
     return config.data.startswith("shapes_world/")
 
 
-SHAPES = {  # the small teacher and the small world that come with the package, as in configs/ablation.py
+SHAPES = {  # as in configs/ablation.py
     "teacher": "shapes_teacher",
     "data": "shapes_world/demo",
     "generation": "",
@@ -160,7 +158,7 @@ GROUPS = (
 
 
 def get_config(variants: str = "") -> config_dict.ConfigDict:
-    """The config of a comma-separated list of variants: the generation first, `runlocal` last, whatever the order."""
+    """The config of a comma-separated list of variants; the generation is applied first and `runlocal` last."""
     names = [name.strip() for name in variants.split(",") if name.strip()]
     for name in names:
         if name not in VARIANTS:

@@ -2,9 +2,10 @@
 
   python -m launch.prepare --config=configs/prepare.py --config.source=DIR --workdir=DIR
 
-The workdir is the dataset: name it as `--config.data` of `launch.train`. With `--config.latents.pipeline=TEACHER`, and
-such a dataset as the source, it becomes one of cached latents, from which training never runs the autoencoder. Every
-setting is explained in `PrepareConfig` (bksdm_jax/data/prepare/prepare.py) and `LatentConfig` (latents.py beside it).
+The workdir becomes the dataset; pass it to `launch.train` as `--config.data`. With `--config.latents.pipeline=TEACHER`
+and a prepared dataset as source, it becomes a dataset of cached latents, with which training doesn't run the
+autoencoder. All settings are explained in `PrepareConfig` (bksdm_jax/data/prepare/prepare.py) and `LatentConfig`
+(latents.py in the same folder).
 """
 
 from ml_collections import config_dict

@@ -1,9 +1,9 @@
-"""Cutting a student from a teacher: seconds, and memory for the teacher's weights, on any CPU.
+"""Prunes a teacher to a student; takes seconds on a CPU, and memory for the teacher's weights.
 
   python -m launch.prune --config=configs/prune.py --config.teacher=DIR --config.student=bk_tiny --workdir=DIR
 
-Expect the U-Net parameters that `PRESETS` (bksdm_jax/pruning/presets.py) has for the student. Every setting is
-explained in `PruneConfig` (bksdm_jax/pruning/prune.py).
+Expect the U-Net parameters listed in `PRESETS` (bksdm_jax/pruning/presets.py). All settings are explained in
+`PruneConfig` (bksdm_jax/pruning/prune.py).
 """
 
 from ml_collections import config_dict
@@ -13,7 +13,7 @@ from launch.defaults import defaults
 
 
 def get_config() -> config_dict.ConfigDict:
-    """The defaults of `launch.prune`, and BK-SDM-Small."""
+    """The defaults of `launch.prune`, with BK-SDM-Small as the student."""
     config = defaults(PruneConfig)
     config.student = "bk_small"
     return config

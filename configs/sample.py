@@ -2,8 +2,7 @@
 
   python -m launch.sample --config=configs/sample.py --config.model=DIR --config.prompt="a red bicycle" --workdir=DIR
 
-PNDM makes one U-Net call more than it has steps. Every setting is explained in `SampleConfig`
-(bksdm_jax/sampling/run.py).
+PNDM makes one more U-Net call than steps. All settings are explained in `SampleConfig` (bksdm_jax/sampling/run.py).
 """
 
 from ml_collections import config_dict

@@ -1,8 +1,8 @@
-"""Attribute accuracy, CLIP score and Frechet distance of images of the shapes world; seconds on a CPU.
+"""Attribute accuracy, CLIP score and Fréchet distance of images of the shapes world; takes seconds on a CPU.
 
   python -m launch.score --config=configs/score.py --config.images=DIR --workdir=DIR
 
-`make demo` scores the bundled teacher and its students side by side. Every setting is explained in `ScoreConfig`
+`make demo` scores the bundled teacher and its students side by side. All settings are explained in `ScoreConfig`
 (bksdm_jax/metrics/score.py).
 """
 

@@ -1,16 +1,15 @@
-"""The shapes teacher from nothing.
+"""Trains the shapes teacher from scratch.
 
   python -m launch.shapes_teacher --config=configs/shapes_teacher.py --workdir=runs/shapes_teacher
 
-Writes `made/teacher`, `made/clip` (float16, 16 MiB together) and their checksums: what stands in
-`bksdm_jax/shapes/pretrained`. It takes a little over three hours on two CPU cores: autoencoder 33 minutes on crops
-and 33 on whole pictures, CLIP 15, U-Net 100 (from its 1.5 updates a second, since other work ran beside it), and the
-compilations.
+Writes `made/teacher`, `made/clip` (float16, 16 MiB together) and their checksums: the content of
+`bksdm_jax/shapes/pretrained`. It takes a little over three hours on two CPU cores: 33 minutes for the autoencoder on
+crops and 33 on whole pictures, 15 for CLIP, 100 for the U-Net (from 1.5 updates per second), plus compilation.
 
-Reached on held-out captions:
-  autoencoder   facts read from reconstructions of 256 pictures: 95.6%; of one object 97.5%; shapes 79.5%
-  CLIP          of four captions that differ in one fact the right one: 87.8% of 1,024 pictures (chance: 25%)
-  U-Net         facts shown, 256 captions, 25 PNDM steps, seed 1:
+Results on held-out captions:
+  autoencoder   attribute accuracy of 256 reconstructions: 95.6%; with one object 97.5%; shapes 79.5%
+  CLIP          accuracy of choosing among four captions that differ in one fact: 87.8% on 1,024 pictures (chance: 25%)
+  U-Net         attribute accuracy in %, 256 captions, 25 PNDM steps, seed 1:
 
   guidance scale     1.5    2.0    3.0    4.0    5.0    7.5
   all               94.0   94.0   94.6   92.1   78.3   43.8
@@ -18,9 +17,10 @@ Reached on held-out captions:
   two objects       92.0   91.7   92.3   89.3   73.1   38.5
   shape             71.0   71.9   74.9   67.8   44.5   11.2
 
-At 3.0, the best: colour 98.4, size 98.6, place 99.5, background 100, number of objects 99.6.
+At 3.0, the best scale: colour 98.4, size 98.6, place 99.5, background 100, number of objects 99.6.
 
-Every setting is explained in `TeacherConfig` (bksdm_jax/shapes_teacher/make.py) and `Phase` (phase.py beside it).
+All settings are explained in `TeacherConfig` (bksdm_jax/shapes_teacher/make.py) and `Phase` (phase.py in the same
+folder).
 """
 
 from ml_collections import config_dict
@@ -37,7 +37,7 @@ PHASES = {  # updates, batch size (CLIP's in groups of four captions), learning 
 
 
 def get_config() -> config_dict.ConfigDict:
-    """The settings of the teacher that comes with the package."""
+    """The settings of the bundled teacher."""
     config = defaults(TeacherConfig)
     for name, (steps, batch_size, learning_rate) in PHASES.items():
         config[name].update(steps=steps, batch_size=batch_size, learning_rate=learning_rate)

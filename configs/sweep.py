@@ -1,20 +1,20 @@
-"""Several runs of `configs/distill.py`, one after the other, and a table and a plot of them all.
+"""Several runs of `configs/distill.py` in sequence, with one table and plot.
 
   python -m launch.sweep --config=configs/sweep.py:shapes,rates --workdir=runs/rates
   python -m launch.sweep --config=configs/sweep.py:v2_base,ablation --config.settings="('teacher=DIR', 'data=DIR')" \
     --workdir=DIR
 
-Generation: v1, v2_base, v2, shapes (shapes if none is named: a run takes about a quarter of an hour on two CPU cores)
-Which runs (one of them):
+Generation: v1, v2_base, v2, shapes (default; a run takes about 15 minutes on two CPU cores)
+Runs (choose one):
   students   bk_base, bk_small, bk_tiny
   batches    bk_small at three batch sizes
-  ablation   bk_small from random and from the teacher's weights; task alone, with output KD, with feature KD (Table 4)
+  ablation   bk_small from random and from the teacher's weights; task loss, plus output KD, plus feature KD (Table 4)
   no_kd      the three students without distillation (Table 3)
   rates      bk_small at five learning rates (Table 13)
   volumes    bk_small on three volumes of data (Fig. 11)
-  mid        without the mid stage alone, with and without distillation (Tables 10, 11)
+  mid        only the mid stage removed, with and without distillation (Tables 10, 11)
 
-The paper's scores of these runs are `PUBLISHED` (bksdm_jax/pruning/presets.py). The settings are explained in
+The paper's scores of these runs are in `PUBLISHED` (bksdm_jax/pruning/presets.py). All settings are explained in
 `SweepConfig` (launch/runs.py).
 """
 
@@ -43,7 +43,7 @@ RUNS = {
 
 
 def get_config(variants: str = "") -> config_dict.ConfigDict:
-    """The runs of a generation and a name of `RUNS`, separated by a comma."""
+    """The runs of a comma-separated generation and name of `RUNS`."""
     names = [name.strip() for name in variants.split(",") if name.strip()]
     unknown = [name for name in names if name not in (*GENERATIONS, *RUNS)]
     if unknown:

@@ -1,1 +1,1 @@
-"""The binaries: flags to dataclass to one library call."""
+"""The binaries: from flags to a dataclass to one library call."""

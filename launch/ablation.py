@@ -1,9 +1,10 @@
-"""The paper's ablation (Table 4) on the small world that comes with the package.
+"""Runs the paper's ablation (Table 4) on the bundled shapes world.
 
   python -m launch.ablation --config=configs/ablation.py --workdir=runs/ablation
 
-Six students: random or the teacher's weights at the start, times task loss, output and feature distillation. Writes
-`report.html` and `report.json`. The same command again continues where it was.
+Trains six students: random or the teacher's initial weights, each with the task loss alone, with output distillation,
+and with output and feature distillation. Writes `report.html` and `report.json`. The same command continues an
+interrupted run.
 """
 
 from launch.experiment import run_experiment

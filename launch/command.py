@@ -1,4 +1,4 @@
-"""What every binary does: flags to a frozen dataclass to one call; a user's mistake becomes one line."""
+"""Shared by all binaries: from flags to a frozen dataclass to one call; user errors become one line."""
 
 import dataclasses
 import errno
@@ -25,35 +25,34 @@ def run(config_class: type, call: Callable[[Any, Path], None], distributed: bool
     """Parses `--config` and `--workdir`, and calls `call(config, workdir)`.
 
     Args:
-        config_class: a frozen dataclass; the config file's keys are its fields, nested ones included.
-        call: does the work. Its `InputError`, or a full disk, ends the program with `error: ...` and status 1.
-        distributed: whether there may be several processes, which flags with the names of `ProcessConfig` describe.
+        config_class: a frozen dataclass, possibly nested; its fields are the config file's keys.
+        call: does the work. An `InputError` or a full disk ends the program with `error: ...` and status 1.
+        distributed: allow several processes; adds the fields of `ProcessConfig` as flags.
     """
-    workdir = flags.DEFINE_string("workdir", None, "the folder for everything that is written")
-    if distributed:
-        for field in dataclasses.fields(ProcessConfig):
-            define = {str: flags.DEFINE_string, int: flags.DEFINE_integer}[type(field.default)]
-            define(field.name, field.default, f"see {ProcessConfig.__module__}.ProcessConfig")
+    workdir = flags.DEFINE_string("workdir", None, "the folder for all output")
+    fields = dataclasses.fields(ProcessConfig) if distributed else ()
+    for field in fields:
+        define = {str: flags.DEFINE_string, int: flags.DEFINE_integer}[type(field.default)]
+        define(field.name, field.default, f"see {ProcessConfig.__module__}.ProcessConfig")
 
     def call_with_workdir(config: Any) -> None:
         if workdir.value is None:
-            raise InputError("--workdir: missing; give --workdir=a folder")
+            raise InputError("--workdir: missing; give --workdir=DIR")
         if "://" in workdir.value:
-            raise InputError(f"--workdir: {workdir.value!r}; expected a folder of this machine, or one mounted on it")
+            raise InputError(f"--workdir: {workdir.value!r}; expected a local or mounted folder")
         if distributed:
-            names = [field.name for field in dataclasses.fields(ProcessConfig)]
-            connect(ProcessConfig(**{name: flags.FLAGS[name].value for name in names}))
+            connect(ProcessConfig(**{field.name: flags.FLAGS[field.name].value for field in fields}))
             if not is_first():
-                logging.set_verbosity(logging.WARNING)  # what all of them say, the first says
+                logging.set_verbosity(logging.WARNING)  # the first process logs for all
         call(config, Path(workdir.value).expanduser())
 
     run_without_workdir(config_class, call_with_workdir)
 
 
 def run_without_workdir(config_class: type, call: Callable[[Any], None], may_be_empty: Collection[str] = ()) -> None:
-    """Parses `--config` and calls `call(config)`; for what writes nothing. The rest as `run`.
+    """Parses `--config` and calls `call(config)`, for programs without output files; otherwise like `run`.
 
-    `may_be_empty`: keys that the class requires and this program doesn't.
+    `may_be_empty` are keys that the class requires but this program doesn't.
     """
     config = config_flags.DEFINE_config_file("config", None, "configs/NAME.py[:variant,variant]")
 
@@ -64,7 +63,7 @@ def run_without_workdir(config_class: type, call: Callable[[Any], None], may_be_
             raise InputError("--config: missing; give --config=configs/NAME.py")
         path = Path(config_flags.get_config_filename(flags.FLAGS["config"]).split(":")[0])
         if not path.is_file():
-            raise InputError(f"--config: no such file {path}; run from the folder that has configs/")
+            raise InputError(f"--config: no such file {path}; run from the folder that contains configs/")
         logging.set_verbosity(logging.INFO)
         logging.get_absl_handler().addFilter(_worth_reading)
         call(to_dataclass(config_class, config.value, may_be_empty=may_be_empty))
@@ -76,8 +75,8 @@ def run_without_workdir(config_class: type, call: Callable[[Any], None], may_be_
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        place = error.filename or (flags.FLAGS["workdir"].value if "workdir" in flags.FLAGS else "writing")
-        sys.exit(f"error: {place}: no space left on the disk; make room, then run it again")
+        path = error.filename or (flags.FLAGS["workdir"].value if "workdir" in flags.FLAGS else "writing")
+        sys.exit(f"error: {path}: no space left on the disk; free some space and run the command again")
     except KeyboardInterrupt:
         sys.exit("interrupted")
 
@@ -85,13 +84,12 @@ def run_without_workdir(config_class: type, call: Callable[[Any], None], may_be_
 def to_dataclass(
     cls: type, config: config_dict.ConfigDict, prefix: str = "", may_be_empty: Collection[str] = ()
 ) -> Any:
-    """A ConfigDict as the frozen dataclass `cls`; nested ConfigDicts become its nested dataclasses.
+    """Converts a ConfigDict, possibly nested, to the frozen dataclass `cls`.
 
-    Keys of `may_be_empty` may be empty though `cls` has no default for them.
+    Required keys must not be empty, except those in `may_be_empty`.
 
     Raises:
-        InputError: a key that `cls` doesn't have (with the nearest one), a required one that is missing or empty, or
-            a value of another type.
+        InputError: an unknown key, a required one that is missing or empty, or a value of another type.
     """
     fields = {field.name: field for field in dataclasses.fields(cls)}
     types = typing.get_type_hints(cls)
@@ -128,25 +126,25 @@ def _checked(wanted: Any, value: Any, key: str) -> Any:
 
 
 def _parse(argv: list[str]) -> list[str]:
-    """absl's parsing, with every complaint as one line."""
+    """absl's parsing, with errors as one line."""
     try:
         return flags.FLAGS(argv)
     except flags.UnrecognizedFlagError as error:
         own = {"config", "workdir", *(field.name for field in dataclasses.fields(ProcessConfig))}
         known = [key for key in flags.FLAGS if key.startswith("config.") or key in own]
         raise InputError(f"--{error.flagname}: no such flag{nearest(error.flagname, known)}") from error
-    except Exception as error:  # ml_collections wraps whatever a config file or an override raises
+    except Exception as error:  # config files and overrides raise many types
         given = next((arg for arg in argv if arg.startswith("--config")), "--config")
         source = error.args[0].split(":")[0] if isinstance(error, flags.IllegalFlagValueError) else given
         raise InputError(f"{source.removeprefix('flag ')}: {explain(error)}") from error
 
 
 def explain(error: BaseException) -> str:
-    """What is at the bottom of an error of ml_collections' or absl's parsing, in one line."""
+    """The root cause of a parsing error of ml_collections or absl, in one line."""
     root, hint = error, ""
     while cause := root.__cause__ or root.__context__:
         if isinstance(cause, SyntaxError) and cause.filename == "<unknown>":
-            break  # of a value, about which ml_collections' own message says more
+            break  # an unparsable value; ml_collections' message is clearer
         root = cause
         close = re.search(r'Did you mean "(\w+)"', str(root))
         hint = f" (did you mean {close[1]!r}?)" if close else hint
@@ -158,25 +156,25 @@ def explain(error: BaseException) -> str:
 
 
 def tell(made: Path | None, workdir: Path) -> None:
-    """Prints where the result is; None stands for an interrupted run, which ends the program with status 1."""
+    """Prints the path of the result; None (interrupted) ends the program with status 1."""
     if made is None:
         sys.exit(f"interrupted; the same command continues in {workdir}")
     print(made)
 
 
 def keep_compiled(workdir: Path) -> None:
-    """Keeps XLA's programs in `workdir`, unless the user has a place, so that what continues compiles nothing again."""
+    """Caches compiled programs in `workdir`, unless JAX has a cache already, so that continuing recompiles nothing."""
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str((workdir / COMPILED).resolve()))
 
 
 def _worth_reading(record: logging.logging.LogRecord) -> bool:
-    """Warnings, and what this package and clu's metric writer say; Orbax tells of every file it touches."""
+    """Whether a record is a warning, or comes from this package or clu's metric writer; Orbax logs every file."""
     folders = (str(Path(package.__file__).parent) + os.sep for package in (bksdm_jax, clu))
     return record.levelno >= logging.logging.WARNING or record.pathname.startswith(tuple(folders))
 
 
 def quiet_libraries() -> None:
-    """Libraries' own start-up chatter off; must run before they are imported."""
+    """Silences libraries' start-up messages; call before importing them."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")

@@ -1,12 +1,11 @@
-"""Run a pipeline by PyTorch Diffusers and by this package, and say how far they are apart.
+"""Compares the outputs of a pipeline in PyTorch Diffusers and in this package.
 
   python -m launch.compare --config=configs/compare.py --config.model=MODEL --workdir=DIR
 
-Needs the extra `interop` (`pip install -e .[interop]`), which brings PyTorch and Diffusers. `MODEL` is a pipeline
-folder, a single file or an id on the hub. Text encoder, U-Net, decoder and encoder are compared on the same inputs in
-float32, then images from the same noise and prompts. Prints the largest and the mean difference of each against its
-tolerance; the workdir holds `differences.json` and `images.png`, PyTorch's above, ours below. Ends with status 1 where
-one is beyond.
+Needs PyTorch and Diffusers (`pip install -e .[interop]`). `MODEL` is a pipeline folder, a single file or a hub id.
+Compares text encoder, U-Net, decoder and encoder in float32 on the same inputs, then images from the same noise and
+prompts. Prints the maximum and mean difference of each with its tolerance, and writes `differences.json` and
+`images.png` (PyTorch above, ours below) to the workdir. Exits with status 1 if a tolerance is exceeded.
 """
 
 import sys
@@ -25,12 +24,12 @@ except ModuleNotFoundError as error:
 
 
 def main(config: CompareConfig, workdir: Path) -> None:
-    """Compares and prints."""
+    """Compares and prints the differences."""
     found = parity(config, workdir)
     print(difference_table(found))
     print(f"\n{workdir}")
     if not all(one.within for one in found):
-        sys.exit("error: beyond the tolerance, see above")
+        sys.exit("error: tolerance exceeded, see above")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""What a pipeline and its students cost, from shapes alone: seconds on any machine, no weights.
+"""Counts parameters and multiply-adds of a pipeline and its students, from shapes alone; takes seconds.
 
   python -m launch.cost --config=configs/cost.py:v1
   python -m launch.cost --config=configs/cost.py --config.pipeline=DIR --config.students=bk_small,no_mid
 
-Prints parameters and multiply-adds of text encoder, U-Net (one call), VAE decoder and one whole image, for the teacher
-and each student, with what is left of the teacher's. THOP's rules are those of the paper's Table 2: convolutions,
-linear layers, 4 per element of a LayerNorm. "full" counts the products inside attention too, and no norm.
+Prints the counts of text encoder, U-Net (one call), VAE decoder and one whole image, for the teacher and each student,
+with the student's share of the teacher's. THOP's rules, those of the paper's Table 2, count convolutions, linear layers
+and 4 per element of a LayerNorm; "full" counts the products inside attention too, but no norms.
 `--config.latency=True` times the networks on this machine's device.
 """
 
@@ -17,7 +17,7 @@ from bksdm_jax.perf.cost_report import CostConfig, cost_report  # noqa: E402
 
 
 def main(config: CostConfig) -> None:
-    """Counts and prints."""
+    """Prints the report."""
     print(cost_report(config))
 
 

@@ -1,4 +1,4 @@
-"""The defaults of a settings dataclass, as a config file starts from them."""
+"""The defaults of a settings dataclass as a ConfigDict, for config files."""
 
 import dataclasses
 import typing
@@ -10,8 +10,8 @@ from ml_collections import config_dict
 def defaults(cls: type) -> config_dict.ConfigDict:
     """Every field of the dataclass `cls` with its default, nested dataclasses as nested ConfigDicts.
 
-    A field without a default becomes the empty value of its type, so that `--config.KEY=VALUE` can set it;
-    `launch.command.to_dataclass` refuses it where it stays empty.
+    A field without a default becomes the empty value of its type, so that `--config.KEY=VALUE` can set it; if it stays
+    empty, `launch.command.to_dataclass` refuses it.
     """
     types = typing.get_type_hints(cls)
     fields = (field for field in dataclasses.fields(cls) if field.init)

@@ -1,4 +1,4 @@
-"""What `launch.demo` and `launch.ablation` share: an experiment of students beside each other, by its name."""
+"""Runs a named comparison of students; shared by `launch.demo` and `launch.ablation`."""
 
 import functools
 from pathlib import Path
@@ -12,7 +12,7 @@ from bksdm_jax.experiments.table import EXPERIMENTS  # noqa: E402
 
 
 def main(name: str, config: ComparisonConfig, workdir: Path) -> None:
-    """Runs the experiment, a key of `EXPERIMENTS`, and says where its report is."""
+    """Runs the experiment `name`, a key of `EXPERIMENTS`, and prints the path of its report."""
     keep_compiled(workdir)
     tell(compare_students(config, EXPERIMENTS[name], workdir), workdir)
 

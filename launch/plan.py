@@ -1,10 +1,10 @@
-"""What a training run will need, before it is paid for: memory, work, traffic, time, and whether it fits.
+"""Estimates what a training run needs: memory, FLOPs, traffic, time, and whether it fits.
 
   python -m launch.plan --config=configs/distill.py:v1,bk_base --config.topology=v4:2x2x4
 
-Compiles the very update of the run, for a TPU topology (on any machine; `pip install --editable '.[libtpu]'` brings the
-compiler) or, without `topology`, for this machine's devices. No weights and no data are needed: `--config.teacher`
-may name a pipeline, whose configs alone are read. Full size takes minutes on two cores, each compilation.
+Compiles exactly the run's training step for a TPU topology (on any machine; `pip install --editable '.[libtpu]'`
+installs the compiler) or, without `topology`, for this machine's devices. Needs no weights or data; of
+`--config.teacher`, if given, only the configs are read. At full size a compilation takes minutes on two cores.
 """
 
 import re
@@ -24,7 +24,7 @@ from bksdm_jax.tasks.distill.config import DistillConfig  # noqa: E402
 
 
 def main(config: DistillConfig) -> None:
-    """Prints the plan."""
+    """Prints the estimate."""
     print(plan_run(config))
 
 

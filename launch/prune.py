@@ -1,16 +1,15 @@
-"""Cut a student from a teacher.
+"""Prunes a teacher to a student.
 
   python -m launch.prune --config=configs/prune.py --config.teacher=DIR --config.student=bk_small --workdir=DIR
 
-`teacher` is a Stable Diffusion pipeline: a folder in Diffusers' layout, a single-file checkpoint or an id on the hub.
+`teacher` is a Stable Diffusion pipeline: a folder in Diffusers' layout, a single-file checkpoint or a hub id.
 `student` is a preset (sd, bk_base, bk_small, bk_tiny, no_mid) or a comma-separated list of the teacher's blocks to
 remove, by Diffusers' names:
 `mid_block,down_blocks.1.resnets.1,down_blocks.1.attentions.1,up_blocks.2.resnets.1,up_blocks.2.attentions.1`.
-The workdir becomes the student's pipeline folder, or holds it as a single file (`format`), with the teacher's weights
-(`student_init=teacher`), random ones, or those of another such student. Everything but the U-Net is the teacher's.
+The workdir becomes the student's pipeline folder, or contains a single file (`format`). The student gets the teacher's
+weights (`student_init=teacher`), random ones, or those of another such student; the other networks are the teacher's.
 
-Prints parameters and multiply-adds by stage, teacher beside student, and which teacher block each student block comes
-from.
+Prints which teacher block each student block comes from, and the parameters and multiply-adds of both by stage.
 """
 
 from pathlib import Path
@@ -25,7 +24,7 @@ from bksdm_jax.pruning.removal import plan_text  # noqa: E402
 
 
 def main(config: PruneConfig, workdir: Path) -> None:
-    """Writes the student and prints what it is."""
+    """Writes the student and prints its blocks and cost."""
     plan, student = prune(config, workdir)
     print(plan_text(plan))
     print()

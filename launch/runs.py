@@ -1,4 +1,4 @@
-"""The runs of a sweep: variants of `configs/distill.py`, and settings that all of them share."""
+"""The runs of a sweep: variants of `configs/distill.py` with shared settings."""
 
 import dataclasses
 
@@ -17,7 +17,7 @@ class SweepConfig:
 
     Attributes:
         runs: variants of `configs/distill.py`, one run each.
-        settings: what all runs share, `KEY=VALUE` each, as `--config.KEY=VALUE` of `launch.train`.
+        settings: shared settings, each `KEY=VALUE` as in `--config.KEY=VALUE` of `launch.train`.
     """
 
     runs: tuple[str, ...]
@@ -25,7 +25,7 @@ class SweepConfig:
 
 
 def read_run(variants: str, settings: tuple[str, ...]) -> DistillConfig:
-    """The run that variants and settings mean; raises `InputError` if they mean none."""
+    """The config of a run; raises `InputError` for invalid variants or settings."""
     try:
         config = get_config(variants)
     except ValueError as error:
@@ -50,5 +50,5 @@ def _override(config: config_dict.ConfigDict, entry: str) -> None:
     try:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
         values(argv)
-    except Exception as error:  # as of the command line: ml_collections wraps whatever an override raises
+    except Exception as error:  # as on the command line, overrides raise many types
         raise InputError(f"settings: {entry!r}: {explain(error)}") from error

@@ -1,13 +1,13 @@
-"""Make images from prompts.
+"""Generates images from prompts.
 
   python -m launch.sample --config=configs/sample.py --config.model=DIR --config.prompts=FILE --workdir=DIR
   python -m launch.sample --config=configs/sample.py --config.model=DIR --config.prompt="a red bicycle" --workdir=DIR
 
-`model` is a pipeline folder, single file or id on the hub; `prompts` a `.txt` file, one prompt per line, or a `.csv`
-with `file_name,text`. The workdir gets `images/000000.png`, ... and `metadata.csv` (`file_name,text`).
+`model` is a pipeline folder, single file or hub id; `prompts` a `.txt` file with one prompt per line, or a `.csv` file
+with `file_name,text`. Writes `images/000000.png`, ... and `metadata.csv` (`file_name,text`) to the workdir.
 
-Image i starts from noise that `seed` and i alone decide, so in float32 `batch_size` changes no pixel by more than
-rounding. The same command again makes only the images that are missing.
+The starting noise of image i depends only on `seed` and i; in float32, `batch_size` changes pixels by at most rounding.
+The same command generates only the missing images.
 """
 
 from pathlib import Path
@@ -20,7 +20,7 @@ from bksdm_jax.sampling.run import SampleConfig, sample  # noqa: E402
 
 
 def main(config: SampleConfig, workdir: Path) -> None:
-    """Makes the images and says where they are."""
+    """Generates the images and prints their folder."""
     count = sample(config, workdir)
     print(f"{count} image(s) in {workdir / 'images'}")
 

@@ -1,9 +1,9 @@
-"""Score images of the shapes world.
+"""Scores images of the shapes world.
 
   python -m launch.score --config=configs/score.py --config.images=DIR --workdir=DIR
 
-`images` is a folder as `launch.sample` writes it: images and a `metadata.csv` (`file_name,text`), whose captions are of
-the shapes world. The workdir then holds `scores.json`; the same is printed.
+`images` is a folder as written by `launch.sample`: images and a `metadata.csv` (`file_name,text`) with captions of the
+shapes world. Prints the scores and writes them to `scores.json` in the workdir.
 """
 
 from pathlib import Path

@@ -1,10 +1,9 @@
-"""Make the shapes teacher, and the CLIP beside it, from nothing.
+"""Trains the shapes teacher and its CLIP from scratch.
 
   python -m launch.shapes_teacher --config=configs/shapes_teacher.py --workdir=runs/shapes_teacher
 
-Trains the autoencoder, then CLIP, then the U-Net, on pictures that it renders. The same command again continues where
-it was interrupted (Ctrl-C, SIGTERM). The workdir then holds `made/`, the folder that comes with the package as
-`bksdm_jax/shapes/pretrained/`.
+Trains the autoencoder, then CLIP, then the U-Net, on rendered pictures. The same command continues an interrupted run
+(Ctrl-C, SIGTERM). The result is `made/` in the workdir, which the package bundles as `bksdm_jax/shapes/pretrained/`.
 """
 
 from pathlib import Path
@@ -17,7 +16,7 @@ from bksdm_jax.shapes_teacher.make import TeacherConfig, make_teacher  # noqa: E
 
 
 def main(config: TeacherConfig, workdir: Path) -> None:
-    """Trains all three and says where they are."""
+    """Trains all three and prints the path of the result."""
     tell(make_teacher(config, workdir), workdir)
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A training on several GPU nodes under SLURM: one process a node, all of its GPUs.
+# Training on several GPU nodes under SLURM, with one process per node that uses all of its GPUs.
 #
 #   sbatch --nodes=4 --gres=gpu:8 --time=24:00:00 launch/slurm.sh COMMAND
 #
@@ -7,8 +7,8 @@
 #   sbatch --nodes=2 --gres=gpu:8 launch/slurm.sh python -m launch.train --config=configs/distill.py:v1,bk_base \
 #     --config.teacher=DIR --config.data=DIR --workdir=DIR
 #
-# The folder that it is submitted from, its .venv and the workdir must be on a disk that all nodes see. Two minutes
-# before the time is over the training saves its state, and the job queues itself again until the training has ended.
+# The folder it is submitted from, its .venv and the workdir must be on a shared file system. Two minutes before the
+# time limit the training saves its state and the job requeues itself, until the training is finished.
 #SBATCH --job-name=bksdm
 #SBATCH --ntasks-per-node=1
 #SBATCH --output=slurm-%j.log
@@ -30,8 +30,8 @@ if [ -d .venv ]; then
 fi
 
 again() {
-  echo "the time is nearly over: the training saves its state"
-  scancel --signal=TERM "$SLURM_JOB_ID" # to the steps; srun itself would answer a SIGTERM by killing them
+  echo "time limit reached: saving the training state"
+  scancel --signal=TERM "$SLURM_JOB_ID" # signals the job steps; srun would kill them on SIGTERM
   wait "$training" || true
   scontrol requeue "$SLURM_JOB_ID"
   exit 0

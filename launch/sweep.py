@@ -1,10 +1,10 @@
-"""Several distillations, one after the other, in one table and plot.
+"""Runs several distillations in sequence, with one table and plot.
 
   python -m launch.sweep --config=configs/sweep.py:shapes,rates --workdir=runs/rates
 
-An interrupted sweep continues with the same command; a run that fails is told in the table, and the others are made;
-the status is then 1. On several hosts the same command runs on each, as that of `launch.train`.
-The workdir then holds a folder for each run, as `launch.train` makes it, `sweep.csv` and `sweep.png`.
+The same command continues an interrupted sweep. A run that fails is reported in the table and the others still run; the
+exit status is then 1. On several hosts, run the same command on each, as with `launch.train`.
+The workdir gets `sweep.csv`, `sweep.png`, and for each run a folder as written by `launch.train`.
 """
 
 import re
@@ -20,7 +20,7 @@ from launch.runs import SweepConfig, read_run  # noqa: E402
 
 
 def main(config: SweepConfig, workdir: Path) -> None:
-    """Makes the runs and prints the table."""
+    """Executes the runs and prints the table."""
     runs = {re.sub(r"[^\w.-]+", "_", name): read_run(name, config.settings) for name in config.runs}
     made = sweep(runs, workdir)
     if made is not None:
@@ -30,7 +30,7 @@ def main(config: SweepConfig, workdir: Path) -> None:
             print("  ".join(f"{row[key]:{width}}" for key, width in widths.items()).rstrip())
         failed = [row["run"] for row in rows if row["status"] != "done"]
         if failed:
-            sys.exit(f"error: {len(failed)} of {len(rows)} runs aren't done ({', '.join(failed)}); {made} says why")
+            sys.exit(f"error: {len(failed)} of {len(rows)} runs failed ({', '.join(failed)}); see {made}")
     tell(made, workdir)
 
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# A TPU pod slice on Google Cloud, from nothing to nothing. `gcloud` must be there and logged in.
+# Creates, uses and deletes a TPU pod slice on Google Cloud. Needs `gcloud`, logged in.
 #
 #   launch/tpu_pod.sh create  NAME TYPE     TYPE: v4-32, v5litepod-16, v5p-32, v6e-16, ...
-#   launch/tpu_pod.sh install NAME          what is committed here, with JAX for TPUs, on every worker
-#   launch/tpu_pod.sh run     NAME COMMAND  on every worker, in the background; goes on when this machine doesn't
-#   launch/tpu_pod.sh logs    NAME          of the first worker, as they come
+#   launch/tpu_pod.sh install NAME          on every worker: this commit, with JAX for TPUs
+#   launch/tpu_pod.sh run     NAME COMMAND  on every worker, in the background; doesn't need this machine to stay on
+#   launch/tpu_pod.sh logs    NAME          follows the log of the first worker
 #   launch/tpu_pod.sh stop    NAME          SIGTERM to every worker: a training saves its state and ends
 #   launch/tpu_pod.sh delete  NAME          asks first
 #
@@ -14,10 +14,10 @@
 #   launch/tpu_pod.sh run bk python -m launch.train --config=configs/distill.py:v1,bk_base \
 #     --config.teacher=/mnt/bk/teacher --config.data=gs://bucket/latents --workdir=/mnt/bk/base --distributed=auto
 #
-# A training's workdir must be a folder that all workers see: Filestore, or a bucket mounted by gcsfuse.
-# ZONE (default us-central2-b), PROJECT (default: gcloud's), VERSION (of the runtime; default by TYPE) are environment
-# variables. SPOT=1 asks for a machine that may be taken back: then `delete`, `create`, `install` and the same `run`
-# again, which continues from the last checkpoint.
+# All workers must see the workdir of a training: use Filestore, or a bucket mounted by gcsfuse.
+# Environment variables: ZONE (default us-central2-b), PROJECT (default: gcloud's), VERSION (runtime; default by TYPE).
+# SPOT=1 requests a preemptible slice: after preemption, `delete`, `create`, `install` and the same `run` continue from
+# the last checkpoint.
 set -euo pipefail
 
 ZONE=${ZONE:-us-central2-b}
@@ -59,8 +59,8 @@ version_of() {
 VERB=$1
 NAME=$2
 shift 2
-[[ $NAME =~ ^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$ ]] || fail "NAME: $NAME; expected small letters, digits and dashes"
-command -v gcloud >/dev/null || fail "gcloud isn't there; https://cloud.google.com/sdk has it"
+[[ $NAME =~ ^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$ ]] || fail "NAME: $NAME; expected lowercase letters, digits and dashes"
+command -v gcloud >/dev/null || fail "gcloud isn't installed; see https://cloud.google.com/sdk"
 
 case $VERB in
   create)
@@ -69,13 +69,13 @@ case $VERB in
     tpu create "$NAME" --accelerator-type="$1" --version="$runtime" ${SPOT:+--spot}
     ;;
   install)
-    [ -f pyproject.toml ] || fail "pyproject.toml: not here; run from the folder that has it"
-    [ -z "$(git status --porcelain)" ] || echo "warning: what isn't committed stays behind" >&2
+    [ -f pyproject.toml ] || fail "pyproject.toml: not found; run from the folder that contains it"
+    [ -z "$(git status --porcelain)" ] || echo "warning: uncommitted changes aren't installed" >&2
     archive=$(mktemp --suffix=.tar.gz)
     trap 'rm -f "$archive"' EXIT
     git archive --format=tar.gz --prefix="$FOLDER/" HEAD >"$archive"
     tpu scp "$archive" "$NAME:$FOLDER.tar.gz" --worker=all
-    # The runtimes' own Python is 3.10.
+    # The runtimes have Python 3.10.
     on_workers all "tar -xzf $FOLDER.tar.gz && cd $FOLDER && sudo apt-get -qq update && \
 sudo apt-get -qq install -y make python3.11-venv && make install ACCELERATOR=tpu PYTHON=python3.11"
     ;;

@@ -125,9 +125,9 @@ def test_a_gpu_gets_cudnn_where_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
-@pytest.mark.parametrize(("name", "device"), [("cudnn", "an NVIDIA GPU since Ampere"), ("flash", "a TPU")])
+@pytest.mark.parametrize(("name", "device"), [("cudnn", "NVIDIA"), ("flash", "TPU")])
 def test_kernels_of_other_devices_are_refused(name: str, device: str) -> None:
-    with pytest.raises(InputError, match=f"attention: {name} is for {device} and bfloat16; here are cpu"):
+    with pytest.raises(InputError, match=f"attention: {name} .*{device}.*bfloat16.*cpu"):
         require_attention(name, jnp.bfloat16)
     for known in ("auto", "xla", "chunked"):
         require_attention(known, jnp.float32)

@@ -79,25 +79,25 @@ def test_random_weights_follow_pytorchs_default() -> None:
 
 
 @pytest.mark.parametrize(
-    ("student", "said"),
+    ("student", "facts"),
     [
-        ("down_blocks.1.resnets.1", "up_blocks.2.resnets.1 would meet the skip of down_blocks.0.downsamplers.0"),
-        ("up_blocks.3.resnets.1", "left over"),
-        ("down_blocks.1", "down_blocks.2.resnets.0 would follow down_blocks.0.downsamplers.0"),
+        ("down_blocks.1.resnets.1", ("up_blocks.2.resnets.1 ", " down_blocks.0.downsamplers.0 ", " 320 ", " 640")),
+        ("up_blocks.3.resnets.1", ("conv_in",)),  # whose skip nothing takes
+        ("down_blocks.1", ("down_blocks.2.resnets.0 ", " down_blocks.0.downsamplers.0 ")),
         # Widths agree here, resolutions don't.
-        ("down_blocks.2.resnets.1,up_blocks.0.resnets.1", "1/4 of the input's size"),
-        ("down_blocks.3", "up_blocks.0"),
-        ("bk_bsae", "did you mean 'bk_base'?"),
-        ("down_blocks.1.attentions.7", "down_blocks.1.attentions.1"),
-        ("mid_block,down_blocks.9", "no block 'down_blocks.9'"),
-        (" , ", "empty"),
-        (",".join(f"down_blocks.{i}" for i in range(4)), "no down_blocks would be left"),
+        ("down_blocks.2.resnets.1,up_blocks.0.resnets.1", ("up_blocks.", " 1/4 ", " 1/8")),
+        ("down_blocks.3", ("up_blocks.0",)),
+        ("bk_bsae", ("'bk_bsae'", "'bk_base'")),
+        ("down_blocks.1.attentions.7", ("down_blocks.1.attentions.1",)),
+        ("mid_block,down_blocks.9", ("'down_blocks.9'",)),
+        (" , ", ("bk_tiny",)),
+        (",".join(f"down_blocks.{i}" for i in range(4)), ("no down_blocks",)),
     ],
 )
-def test_lists_that_cannot_work_are_refused(student: str, said: str) -> None:
+def test_lists_that_cannot_work_are_refused(student: str, facts: tuple[str, ...]) -> None:
     with pytest.raises(InputError, match="student") as error:
         plan_removal(unet_from_diffusers(TEACHERS["v1"]), removed_blocks(student))
-    assert said in str(error.value)
+    assert all(fact in str(error.value) for fact in facts), error.value
     assert "\n" not in str(error.value)
 
 

@@ -110,7 +110,7 @@ def test_a_command_runs_on_and_is_stopped(stand_ins: Path, tmp_path: Path) -> No
     [
         (["create", "bk"], "error: create NAME TYPE"),
         (["create", "bk", "a100"], "error: TYPE: a100; expected v4-32"),
-        (["create", "-rf", "v4-32"], "error: NAME: -rf; expected small letters"),
+        (["create", "-rf", "v4-32"], "error: NAME: -rf; "),
         (["run", "bk"], "error: run NAME COMMAND"),
         (["launch", "bk"], ""),
         ([], ""),

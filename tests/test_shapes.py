@@ -62,7 +62,7 @@ def test_captions_parse_back() -> None:
     for _ in range(500):
         scene = draw_scene(rng, int(rng.integers(1, 3)), bool(rng.integers(2)))
         assert parse_caption(caption(scene)) == scene
-    with pytest.raises(InputError, match="no caption of the shapes world"):
+    with pytest.raises(InputError, match="shapes world"):
         parse_caption("a photo of a cat")
 
 

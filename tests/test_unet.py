@@ -142,7 +142,7 @@ def test_bfloat16_follows_float32(teachers: dict[str, UNet2DConditionModel]) -> 
     [
         ({"down_block_types": ["CrossAttnDownBlock2D", "Mystery", "DownBlock2D", "DownBlock2D"]}, "'Mystery'"),
         ({"block_out_channels": [30, 32, 64, 64]}, "30 channels"),
-        ({"attention_head_dim": [5, 5, 5, 5]}, "no multiple of 5 heads"),
+        ({"attention_head_dim": [5, 5, 5, 5]}, "5 heads"),
         ({"attention_head_dim": [4, 4]}, "attention_head_dim has 2 entries"),
         ({"layers_per_block": 0}, "layers_per_block is 0"),
         ({"act_fn": "gelu"}, "act_fn is 'gelu'"),

@@ -1,1 +1,1 @@
-"""What a network costs, in numbers and in time."""
+"""The cost of networks: parameters, multiply-adds, time."""

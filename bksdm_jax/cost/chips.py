@@ -1,4 +1,4 @@
-"""Accelerators' published peaks, each of one device as JAX counts them."""
+"""Published specifications of accelerators, per JAX device."""
 
 import dataclasses
 
@@ -8,12 +8,12 @@ class Chip:
     """One device.
 
     Attributes:
-        name: as it is sold.
-        flops: peak of bfloat16 products, FLOP/s.
+        name: product name.
+        flops: peak bfloat16 matrix throughput, FLOP/s.
         memory: bytes.
         bandwidth: of the memory, bytes/s.
-        links: to other devices, bytes/s in one direction, all links together; 0: not known.
-        options: for JAX's description of a topology of them.
+        links: to other devices, bytes/s in one direction, all links together; 0: unknown.
+        options: arguments of JAX's topology description.
     """
 
     name: str
@@ -25,7 +25,7 @@ class Chip:
 
 
 _GIB = 2**30
-_MEGACORE = (("chip_config_name", "megacore"),)  # the two cores of a chip as one device
+_MEGACORE = (("chip_config_name", "megacore"),)  # both cores of a chip as one device
 # Google Cloud's pages on v4, v5e, v5p and v6e ("TPU v6e" and so on, table of specifications).
 TPUS = {
     "v4": Chip("TPU v4", 275e12, 32 * _GIB, 1228e9, 300e9, _MEGACORE),
@@ -50,12 +50,12 @@ _KINDS |= {"TPU v6 lite": "v6e", "TPU v6e": "v6e"}
 
 
 def chip_of(kind: str) -> Chip | None:
-    """The chip behind JAX's `device_kind`; None where its peaks aren't known here, as of CPUs."""
+    """The chip of a JAX `device_kind`; None if unknown, as for CPUs."""
     if kind in _KINDS:
         return TPUS[_KINDS[kind]]
     return next((chip for name, chip in _GPUS.items() if kind.endswith(name)), None)
 
 
 def peak_flops(chip: Chip | None, dtype: str) -> float | None:
-    """Peak of products in `dtype`, FLOP/s; None where it isn't known: the makers state bfloat16's."""
+    """Peak matrix throughput in `dtype`, FLOP/s; None if unknown (only bfloat16 is known)."""
     return chip.flops if chip and dtype == "bfloat16" else None

@@ -1,4 +1,4 @@
-"""What a network costs, from shapes alone: parameters and multiply-adds, by THOP's rules and in full."""
+"""Parameters and multiply-adds of a network, from shapes alone: by THOP's rules and in full."""
 
 import dataclasses
 import functools
@@ -21,14 +21,14 @@ from bksdm_jax.models.vae import VAEAttention
 
 @dataclasses.dataclass(frozen=True)
 class LayerCounts:
-    """One call's counts by the `a/b/c` path of a layer, batch included.
+    """Counts of one call (of the entire batch) by path `a/b/c`.
 
     Attributes:
-        parameters: of each array.
-        thop: multiply-adds by the rules of THOP, the tool that the paper's figures come from. Convolutions and linear
-            layers count one for each weight and output position; each LayerNorm counts 4 per element; the two matrix
-            products inside attention count nothing.
-        full: multiply-adds of all products: convolutions, linear layers, and those inside attention.
+        parameters: by array.
+        thop: multiply-adds by layer by the rules of THOP, the tool behind the paper's figures. Convolutions and linear
+            layers count one per weight and output position, LayerNorms 4 per element, and the two matrix products
+            inside attention nothing.
+        full: multiply-adds by layer of all products: convolutions, linear layers and attention.
     """
 
     parameters: dict[str, int]
@@ -37,12 +37,12 @@ class LayerCounts:
 
 
 def layer_counts(module: nn.Module, *inputs: Any, method: str = "__call__") -> LayerCounts:
-    """Counts what one call of `module` costs; nothing is computed.
+    """Counts parameters and multiply-adds of one call; nothing is computed.
 
     Args:
         module: a Flax module.
-        *inputs: arrays or `jax.ShapeDtypeStruct` for its call.
-        method: the one that is called.
+        *inputs: its inputs, as arrays or `jax.ShapeDtypeStruct`.
+        method: the method to call.
     """
     thop: Counter[str] = Counter()
     full: Counter[str] = Counter()
@@ -50,7 +50,7 @@ def layer_counts(module: nn.Module, *inputs: Any, method: str = "__call__") -> L
 
     def count(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         layer, path = context.module, "/".join(context.module.path)
-        outermost = path not in running  # a subclass that calls its parent's method is one layer
+        outermost = path not in running  # a subclass that calls its parent's method counts once
         running.append(path)
         out = call(*args, **kwargs)
         running.pop()
@@ -72,7 +72,7 @@ def layer_counts(module: nn.Module, *inputs: Any, method: str = "__call__") -> L
 
 
 def _attention_products(x: jax.Array, context: jax.Array | None = None) -> int:
-    """Multiply-adds of Q K^T and of the weighted sum of V, for `x` [B, ..., C] and `context` [B, M, K]."""
+    """Multiply-adds of Q K^T and softmax(...) V for `x` [B, ..., C] and `context` [B, M, K]."""
     batch, *positions, channels = x.shape
     queries = math.prod(positions)
     keys = queries if context is None else context.shape[1]
@@ -91,7 +91,7 @@ class Cost:
         return Cost(self.parameters + other.parameters, self.macs + other.macs, self.full_macs + other.full_macs)
 
     def times(self, calls: int) -> "Cost":
-        """The cost of that many calls; the parameters stay."""
+        """The cost of several calls; parameters count once."""
         return Cost(self.parameters, self.macs * calls, self.full_macs * calls)
 
 
@@ -99,20 +99,20 @@ NOTHING = Cost(0, 0, 0)
 
 
 def total(counts: LayerCounts, below: str = "") -> Cost:
-    """The sum over all layers, or over those whose path begins with `below`."""
+    """The sum over the layers whose path begins with `below`."""
     parts = (counts.parameters, counts.thop, counts.full)
     return Cost(*(sum(value for path, value in part.items() if path.startswith(below)) for part in parts))
 
 
 @functools.cache  # tracing a U-Net takes seconds
 def unet_cost(config: UNetConfig, latent_size: int) -> Mapping[str, Cost]:
-    """The cost of a U-Net by stage, under Diffusers' names.
+    """The cost of a U-Net by stage, with Diffusers' names.
 
-    Layers outside of the stages are `output` (`conv_norm_out`, `conv_out`) and `input` (`conv_in` and embeddings).
+    Other layers are under `input` (`conv_in` and embeddings) and `output` (`conv_norm_out`, `conv_out`).
 
     Args:
         config: the U-Net.
-        latent_size: height and width of the latent; rounded up to what the U-Net can halve as often as it does.
+        latent_size: height and width of the latents; rounded up to a multiple of `config.downscale`.
     """
     latent_size = -(-latent_size // config.downscale) * config.downscale
     counts = layer_counts(UNet(config), *example_inputs(config, 1, latent_size))
@@ -123,13 +123,9 @@ def unet_cost(config: UNetConfig, latent_size: int) -> Mapping[str, Cost]:
         head = path.split("/", maxsplit=1)[0]
         return groups.get(head, dotted(head))
 
-    names = ["input", *config.stages(), "output"]
-    parts = [_sum_by(stage, part) for part in (counts.parameters, counts.thop, counts.full)]
-    return MappingProxyType({name: Cost(*(part[name] for part in parts)) for name in names})
-
-
-def _sum_by(key: Any, counts: Mapping[str, int]) -> Counter[str]:
-    sums: Counter[str] = Counter()
-    for path, value in counts.items():
-        sums[key(path)] += value
-    return sums
+    parts = (counts.parameters, counts.thop, counts.full)
+    costs = {
+        name: Cost(*(sum(value for path, value in part.items() if stage(path) == name) for part in parts))
+        for name in ("input", *config.stages(), "output")
+    }
+    return MappingProxyType(costs)

@@ -1,7 +1,8 @@
-"""What making one image costs: text encoder, U-Net and decoder together, a teacher's beside its students'."""
+"""The cost of generating one image with text encoder, U-Net and decoder."""
 
+import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -14,20 +15,20 @@ from bksdm_jax.pipelines.pipeline import Architectures
 
 @functools.cache
 def text_encoder_cost(config: CLIPTextConfig) -> Cost:
-    """One caption of full length."""
+    """The cost of one caption of maximum length."""
     tokens = jax.ShapeDtypeStruct((1, config.max_length), jnp.int32)
     return total(layer_counts(CLIPTextEncoder(config), tokens))
 
 
 @functools.cache
 def decoder_cost(config: VAEConfig, latent_size: int) -> Cost:
-    """One image; the 1x1 convolution before the decoder (`post_quant_conv`) isn't counted, as in the paper."""
+    """The cost of decoding one image, without the 1x1 convolution before the decoder, as in the paper."""
     latents = jax.ShapeDtypeStruct((1, latent_size, latent_size, config.latent_channels), jnp.float32)
     return total(layer_counts(VAE(config), latents, method="decode"), "decoder/")
 
 
 def image_cost(networks: Architectures, latent_size: int, unet_calls: int) -> dict[str, Cost]:
-    """Costs by network for one image; `U-Net` is that of one call, `image` counts `unet_calls` of them."""
+    """Cost by network; `U-Net` is one call, `image` is one image with `unet_calls` calls."""
     kind = networks.kind
     label = {name: network.label for name, network in kind.networks.items()}
     encoders = [name for name in networks.frozen if name != kind.autoencoder]
@@ -39,12 +40,12 @@ def image_cost(networks: Architectures, latent_size: int, unet_calls: int) -> di
 
 
 def image_table(models: Mapping[str, Architectures], latent_size: int, unet_calls: int) -> str:
-    """Parameters and multiply-adds of every model and network, with what is left of the first model's.
+    """Parameters and multiply-adds of models by network, with their share of the first model's.
 
     Args:
-        models: name -> networks; the first is the one that the others are compared with.
-        latent_size: height and width of the latent.
-        unet_calls: U-Net calls that make one image.
+        models: name -> networks; the first is the reference.
+        latent_size: height and width of the latents.
+        unet_calls: U-Net calls per image.
     """
     costs = {name: image_cost(networks, latent_size, unet_calls) for name, networks in models.items()}
     first = next(iter(costs.values()))
@@ -59,16 +60,10 @@ def image_table(models: Mapping[str, Architectures], latent_size: int, unet_call
 _HEADING = "{:<12}{:<14}{:>15}{:>8}{:>14}{:>8}{:>14}{:>8}"
 
 
-def _row(label: str, part: str, ours: Cost, whole: Cost) -> str:
-    cells: Sequence[str] = [
-        f"{ours.parameters:,}",
-        f"{ours.parameters / whole.parameters:.1%}",
-        _giga(ours.macs),
-        f"{ours.macs / whole.macs:.1%}",
-        _giga(ours.full_macs),
-        f"{ours.full_macs / whole.full_macs:.1%}",
-    ]
-    return _HEADING.format(label, part, *cells)
+def _row(label: str, part: str, ours: Cost, reference: Cost) -> str:
+    shown = (f"{ours.parameters:,}", _giga(ours.macs), _giga(ours.full_macs))
+    pairs = zip(shown, dataclasses.astuple(ours), dataclasses.astuple(reference), strict=True)
+    return _HEADING.format(label, part, *(cell for text, a, b in pairs for cell in (text, f"{a / b:.1%}")))
 
 
 def _giga(count: int) -> str:

@@ -1,4 +1,4 @@
-"""A student beside its teacher as text: what each stage costs."""
+"""The cost of a student's stages next to its teacher's, as text."""
 
 from collections.abc import Sequence
 
@@ -7,12 +7,12 @@ from bksdm_jax.models.unet_table import UNetConfig
 
 
 def cost_table(teacher: UNetConfig, student: UNetConfig, blocks: Sequence[tuple[str, str]], latent_size: int) -> str:
-    """Parameters and THOP multiply-adds by stage, the student's row beside that of the teacher's stage it came from.
+    """Parameters and THOP multiply-adds by stage, each teacher stage with its student stage.
 
     Args:
         teacher, student: the two U-Nets.
-        blocks: (student block, teacher block) for every block that stays.
-        latent_size: height and width of the latent.
+        blocks: (student block, teacher block) for every remaining block.
+        latent_size: height and width of the latents.
     """
     before, after = unet_cost(teacher, latent_size), unet_cost(student, latent_size)
     successor = {_stage(source): _stage(name) for name, source in blocks}
@@ -23,10 +23,10 @@ def cost_table(teacher: UNetConfig, student: UNetConfig, blocks: Sequence[tuple[
     for stage, cost in before.items():
         name = successor.get(stage, "-")
         lines.append(_row(stage, cost, name, after.get(name, NOTHING)))
-    whole, left = sum(before.values(), NOTHING), sum(after.values(), NOTHING)
-    lines.append(_row("total", whole, "", left))
+    total, left = sum(before.values(), NOTHING), sum(after.values(), NOTHING)
+    lines.append(_row("total", total, "", left))
     lines.append(
-        f"left: {left.parameters / whole.parameters:.1%} of the parameters, {left.macs / whole.macs:.1%} of the MACs "
+        f"left: {left.parameters / total.parameters:.1%} of the parameters, {left.macs / total.macs:.1%} of the MACs "
         f"({latent_size}x{latent_size} latents, THOP's rules)"
     )
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""How long a compiled program takes on the present device."""
+"""Measures the time of compiled programs on this machine's device."""
 
 import dataclasses
 import functools
@@ -15,29 +15,29 @@ from bksdm_jax.base.progress import Progress, waiting
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """Seconds: of compiling, and of each repeat."""
+    """Seconds of compilation and of each repeat."""
 
     compiling: float
     repeats: tuple[float, ...]
 
     @property
     def median(self) -> float:
-        """Seconds of one call."""
+        """Median seconds of one call."""
         return statistics.median(self.repeats)
 
 
 def time_program(what: str, program: Callable[..., Any], *inputs: Any, repeats: int) -> Timing:
-    """Times a function of arrays, as `time_calls` does; pytrees of `inputs` are put on the device first."""
+    """Times a function of pytrees like `time_calls`, with its inputs already on the device."""
     inputs = jax.block_until_ready(jax.device_put(inputs))
     return time_calls(what, lambda: functools.partial(jax.jit(program).lower(*inputs).compile(), *inputs), repeats)
 
 
 def time_calls(what: str, build: Callable[[], Callable[[], Any]], repeats: int) -> Timing:
-    """Builds a call, makes it once to warm up, and then `repeats` times, each to its end.
+    """Times a compiled function: one call to warm up, then `repeats` calls.
 
     Args:
         what: its name, for progress.
-        build: compiles and returns what is to be called, which returns a pytree of arrays.
+        build: compiles and returns a function without arguments that returns a pytree of arrays.
         repeats: at least 1.
     """
     start = time.perf_counter()
@@ -56,11 +56,13 @@ def time_calls(what: str, build: Callable[[], Callable[[], Any]], repeats: int) 
 
 
 def arbitrary_weights(shapes: Any, dtype: np.dtype) -> Any:
-    """Arrays for a tree of shapes, made quickly: normal numbers, scaled so that a network stays in range.
+    """Quickly generated weights for a tree of shapes: normal, scaled so that activations stay in range.
 
-    Zeros would do for a CPU; a GPU runs faster on them than on real weights.
+    Not zeros, on which GPUs run faster than on real weights.
     """
-    noise = np.random.default_rng(0).standard_normal(2**20 - 3, np.float32)  # no power of two: rows don't repeat
+    noise = np.random.default_rng(0).standard_normal(
+        2**20 - 3, np.float32
+    )  # not a power of two, so that rows don't repeat
 
     def fill(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
         scale = 1 / np.sqrt(max(np.prod(leaf.shape[:-1]), 1)) if len(leaf.shape) > 1 else 0.1

@@ -1,1 +1,1 @@
-"""Images with captions, and the batches that training takes of them."""
+"""Images with captions, and training batches."""

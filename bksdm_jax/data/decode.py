@@ -1,9 +1,12 @@
 """Image files to pixels: sizes are checked before anything is decoded, and nothing in a file is executed."""
 
 import io
+import re
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
+
+from bksdm_jax.base.errors import in_short
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 """Formats that only hold pixels; some that Pillow opens, such as EPS, are programs."""
@@ -103,5 +106,4 @@ def fit_square(
 
 
 def _short(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text.replace("<_io.BytesIO object at ", "<")[:160] or type(error).__name__
+    return re.sub(r" <_io.BytesIO object at \w+>", "", in_short(error))

@@ -13,11 +13,8 @@ from bksdm_jax.data.cached import IDENTITY
 from bksdm_jax.pipelines.pipeline import Network, Pipeline
 
 CENTRE = "centre"
-_PROBE = [
-    "a photo of a cat",
-    "A 3D render, 1920x1080: \u732b & caf\u00e9!",
-    "",
-]  # captions that tokenizers treat differently
+# Captions that tokenizers treat differently.
+_PROBE = ["a photo of a cat", "A 3D render, 1920x1080: \u732b & caf\u00e9!", ""]
 
 
 @dataclasses.dataclass(frozen=True)

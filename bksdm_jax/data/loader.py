@@ -74,20 +74,9 @@ def training_batches(
         raise InputError(f"batch_size: {config.batch_size} isn't a multiple of accumulation {config.accumulation}")
     rows = range(micro_batch) if rows is None else rows
     share = len(rows)
-
-    def load(example: Example | CachedExample, rng: np.random.Generator) -> dict[str, Any]:
-        caption = int(rng.integers(len(example.texts))) if len(example.texts) > 1 else 0
-        if isinstance(example, CachedExample):
-            mirrored = config.flip and rng.random() < 0.5
-            return {"moments": example.moments(mirrored), "captions": example.caption_inputs(caption)}
-        where = (float(rng.random()), float(rng.random())) if config.random_crop else (0.5, 0.5)
-        mirrored = config.flip and rng.random() < 0.5
-        pixels = square_image(example, config.resolution, where, mirrored)
-        inputs = caption_inputs([example.texts[caption]])
-        return {"images": pixels, "captions": {name: value[0] for name, value in inputs.items()}}
-
     epochs = max(1, _ENDLESS // len(examples))
-    loaded = grain.MapDataset.source(examples).seed(config.seed).shuffle().repeat(epochs).random_map(load)
+    shuffled = grain.MapDataset.source(examples).seed(config.seed).shuffle().repeat(epochs)
+    loaded = shuffled.random_map(_loads(caption_inputs, config))
     batch, workers = config.accumulation * share, max(config.workers, 1)
 
     def own(position: int) -> dict[str, Any]:
@@ -105,10 +94,28 @@ def training_batches(
     if config.workers:
         if not flags.FLAGS.is_parsed():  # Grain reads a flag when it starts a process
             flags.FLAGS.mark_as_parsed()
-        stream = stream.mp_prefetch(
-            grain.MultiprocessingOptions(config.workers, per_worker_buffer_size=2), _start_worker
-        )
+        options = grain.MultiprocessingOptions(config.workers, per_worker_buffer_size=2)
+        stream = stream.mp_prefetch(options, _start_worker)
     return in_one_line(iter(stream))
+
+
+def _loads(
+    caption_inputs: Callable[[Sequence[str]], Mapping[str, np.ndarray]], config: LoaderConfig
+) -> Callable[[Example | CachedExample, np.random.Generator], dict[str, Any]]:
+    """The function that turns an example into a row of a batch, with random caption, crop and flip."""
+
+    def load(example: Example | CachedExample, rng: np.random.Generator) -> dict[str, Any]:
+        caption = int(rng.integers(len(example.texts))) if len(example.texts) > 1 else 0
+        if isinstance(example, CachedExample):
+            mirrored = config.flip and rng.random() < 0.5
+            return {"moments": example.moments(mirrored), "captions": example.caption_inputs(caption)}
+        where = (float(rng.random()), float(rng.random())) if config.random_crop else (0.5, 0.5)
+        mirrored = config.flip and rng.random() < 0.5
+        pixels = square_image(example, config.resolution, where, mirrored)
+        inputs = caption_inputs([example.texts[caption]])
+        return {"images": pixels, "captions": {name: value[0] for name, value in inputs.items()}}
+
+    return load
 
 
 def _start_worker(index: int, count: int) -> None:

@@ -1,1 +1,1 @@
-"""Noise schedule, targets, samplers and guidance; nothing here imports a network."""
+"""Noise schedule, targets, samplers and guidance, independent of the networks."""

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 def guided(
     network: Callable[[jax.Array, jax.Array, Any], jax.Array], conditioning: Any, negative: Any, scale: float
 ) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """e_negative + scale (e_conditional - e_negative) (Ho and Salimans 2022), both from one call at twice the batch.
+    """e_negative + scale (e_conditional - e_negative) (Ho and Salimans 2022), from one call at twice the batch size.
 
     Args:
         network: (latents [B, H, W, C], timesteps [B], conditioning) -> [B, H, W, C].
-        conditioning: pytree of arrays [B, ...] that the network takes; one without arrays is never guided.
-        negative: the same of the empty (or negative) prompt; unused where `scale` is at most 1.
-        scale: guidance scale; at most 1 means no guidance, and a single batch.
+        conditioning: pytree of arrays [B, ...]; without arrays there is no guidance.
+        negative: the same for the empty (or negative) prompt; unused if `scale` is at most 1.
+        scale: guidance scale; at most 1 disables guidance, at the original batch size.
 
     Returns:
         (latents, timestep []) -> float32 prediction.

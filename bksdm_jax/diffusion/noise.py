@@ -1,30 +1,30 @@
-"""Noise that each image has for itself: from keys, or given."""
+"""Per-image noise: drawn from keys, or given as an array."""
 
 import jax
 import jax.numpy as jnp
 
 
 def image_keys(seed: int, indices: jax.Array) -> jax.Array:
-    """Keys [B]; key i depends on `seed` and the image number `indices[i]` (uint32 [B]) alone."""
+    """Keys [B]; key i depends only on `seed` and the image index `indices[i]` (uint32 [B])."""
     key = jax.random.key(seed)
     return jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
 
 
 def starting_noise(seed: int, indices: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Standard normal float32 [B, *shape]; row i depends on `seed` and `indices[i]` alone."""
+    """Standard normal float32 [B, *shape]; row i depends only on `seed` and `indices[i]`."""
     return as_noise(image_keys(seed, indices), shape)
 
 
 def as_noise(noise: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Standard normal float32 [B, *shape] drawn with keys [B], or such an array as it is."""
+    """Standard normal float32 [B, *shape]: drawn from keys [B], or `noise` itself if it is an array of numbers."""
     if not jnp.issubdtype(noise.dtype, jax.dtypes.prng_key):
         return noise
     return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(noise)
 
 
 def step_noise(noise: jax.Array, step: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """What a step of a stochastic sampler adds: drawn with keys [B], or row `step` of an array [steps, B, *shape]."""
+    """The noise of a stochastic sampler's step: drawn from keys [B], or row `step` of an array [steps, B, *shape]."""
     if not jnp.issubdtype(noise.dtype, jax.dtypes.prng_key):
         return noise[step]
-    # Counted from 1, since a key itself draws the starting noise.
+    # From 1, since the key itself draws the starting noise.
     return as_noise(jax.vmap(lambda key: jax.random.fold_in(key, step + 1))(noise), shape)

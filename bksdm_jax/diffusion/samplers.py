@@ -1,6 +1,6 @@
-"""Samplers: pure functions from starting noise to latents, the network's calls inside one `lax.scan`.
+"""Samplers: pure functions from starting noise to latents that call the network inside one `lax.scan`.
 
-Each has its single step as a function of its own (`ddim_step`, `pndm_step`), for those who run the loop themselves.
+The single steps are public too (`ddim_step`, `pndm_step`), for callers with a loop of their own.
 """
 
 from collections.abc import Callable
@@ -15,14 +15,14 @@ from bksdm_jax.diffusion.noise import step_noise
 from bksdm_jax.diffusion.schedule import ScheduleConfig
 
 Predict = Callable[[jax.Array, jax.Array], jax.Array]
-"""(latents [B, H, W, C], timestep []) -> the network's output, [B, H, W, C]."""
+"""(latents [B, H, W, C], timestep []) -> the network's output [B, H, W, C]."""
 
 
 def timesteps(schedule: ScheduleConfig, steps: int) -> np.ndarray:
-    """The timesteps of a sampling run, descending int [steps], placed as Diffusers' `timestep_spacing` says.
+    """The timesteps of a sampling run, descending, int [steps], spaced by Diffusers' `timestep_spacing`.
 
     Raises:
-        InputError: more steps than noise levels, or none.
+        InputError: `steps` isn't in 1 .. T, or the first timestep would be beyond T-1.
     """
     total = schedule.train_steps
     if not 1 <= steps <= total:
@@ -35,16 +35,16 @@ def timesteps(schedule: ScheduleConfig, steps: int) -> np.ndarray:
     if chosen[0] >= total:
         raise InputError(
             f"steps: {steps} steps with the scheduler's steps_offset {schedule.steps_offset} "
-            f"begin at timestep {chosen[0]}; the last one is {total - 1}"
+            f"start at timestep {chosen[0]}; the largest is {total - 1}"
         )
     return chosen
 
 
 def _alpha_bar(schedule: ScheduleConfig, at: np.ndarray) -> np.ndarray:
-    """abar at timesteps; negative ones lie behind the last step."""
+    """abar at timesteps `at`; negative ones are after the last step."""
     alphas = schedule.alphas_cumprod()
-    behind = 1.0 if schedule.set_alpha_to_one else alphas[0]
-    return np.where(at >= 0, alphas[np.maximum(at, 0)], behind)
+    final = 1.0 if schedule.set_alpha_to_one else alphas[0]
+    return np.where(at >= 0, alphas[np.maximum(at, 0)], final)
 
 
 def ddim_step(
@@ -59,15 +59,15 @@ def ddim_step(
     """One step of DDIM (Song et al. 2021, equations 12 and 16).
 
     Args:
-        schedule: prediction type, and the range that the estimate of z_0 is clipped to.
+        schedule: prediction type and clipping range of z_0.
         x: latents before the step, [B, H, W, C].
-        out: the network's output for them.
+        out: the network's output for `x`.
         here, there: abar before and after the step, [].
-        noise: standard normal, as `x`; needed where `eta` is above 0.
-        eta: 0: deterministic; 1: as random as DDPM.
+        noise: standard normal, shaped as `x`; needed if `eta` is above 0.
+        eta: 0 is deterministic, 1 has the noise of DDPM.
 
     Returns:
-        latents after the step.
+        latents after the step, [B, H, W, C].
     """
     predicted = _noise_of(schedule, out, x, here)
     start = (x - jnp.sqrt(1 - here) * predicted) / jnp.sqrt(here)
@@ -95,7 +95,7 @@ def ddim(
         x: standard normal noise, float32 [B, H, W, C].
         schedule: noise levels and prediction type.
         steps: number of network calls.
-        noise: keys [B] that draw what is added at each step, or that itself, [steps, B, H, W, C]; unused if `eta` is 0.
+        noise: keys [B] for the noise of each step, or that noise, [steps, B, H, W, C]; unused if `eta` is 0.
         eta: as in `ddim_step`.
 
     Returns:
@@ -115,7 +115,7 @@ def ddim(
     return jax.lax.scan(step, x, rows)[0]
 
 
-# Adams-Bashforth weights of the newest output and the three before it, by how many outputs there are.
+# Row k: Adams-Bashforth weights of the newest output and the k before it, newest first.
 _PLMS = np.array(
     [
         [1.0, 0.0, 0.0, 0.0],
@@ -127,7 +127,7 @@ _PLMS = np.array(
 
 
 class PNDMState(NamedTuple):
-    """What a step of PNDM goes on from: latents, those of the first step, the last three outputs, newest first."""
+    """The state between steps: latents, those before the first step, and the last three outputs, newest first."""
 
     x: jax.Array  # [B, H, W, C]
     origin: jax.Array  # [B, H, W, C]
@@ -135,18 +135,18 @@ class PNDMState(NamedTuple):
 
 
 class PNDMCalls(NamedTuple):
-    """The calls of a sampling run, a row each: timestep, abar before and after, weights of the outputs."""
+    """The network calls of a sampling run, one row each: timestep, abar before and after, weights of the outputs."""
 
     timestep: jax.Array  # int32 [N]
     here: jax.Array  # [N]
     there: jax.Array  # [N]
     weights: jax.Array  # [N, 4]
     is_first: jax.Array  # bool [N]
-    is_again: jax.Array  # bool [N]: takes the first step once more
+    is_again: jax.Array  # bool [N]: repeats the first step
 
 
 def pndm_calls(schedule: ScheduleConfig, steps: int) -> PNDMCalls:
-    """The `steps + 1` calls of a run: the second, at the first step's end, corrects it by the mean of both outputs."""
+    """The `steps + 1` calls of a run; the second repeats the first step with the mean of both outputs."""
     at = timesteps(schedule, steps)
     stride = schedule.train_steps // steps
     calls = np.concatenate([at[:1], at[1:2], at[1:]])
@@ -163,23 +163,23 @@ def pndm_calls(schedule: ScheduleConfig, steps: int) -> PNDMCalls:
 
 
 def pndm_step(schedule: ScheduleConfig, state: PNDMState, out: jax.Array, call: PNDMCalls) -> PNDMState:
-    """One step of PNDM, given the network's output [B, H, W, C] at `call.timestep`; `call` is one row of the calls."""
+    """One step of PNDM; `out` [B, H, W, C] is the network's output at `call.timestep`, `call` one row of the calls."""
     outputs = jnp.concatenate([out[None], state.past])
     mean = jnp.tensordot(call.weights, outputs, axes=1)
     origin = jnp.where(call.is_first, state.x, state.origin)
     x = jnp.where(call.is_again, origin, state.x)
     past = jnp.where(call.is_again, state.past, outputs[:3])
     noise = _noise_of(schedule, mean, x, call.here)
-    # Equation 9 of the paper, in the form that is exact for abar_t -> abar_t'.
+    # Equation 9 of the paper, for a step abar_t -> abar_t'.
     a, b = call.here, call.there
     shift = (b - a) / (a * jnp.sqrt(1 - b) + jnp.sqrt(a * (1 - a) * b))
     return PNDMState(jnp.sqrt(b / a) * x - shift * noise, origin, past)
 
 
 def pndm(predict: Predict, x: jax.Array, schedule: ScheduleConfig, steps: int) -> jax.Array:
-    """Samples with pseudo linear multi-steps (Liu et al. 2022) as Stable Diffusion does (`skip_prk_steps`).
+    """Samples with PNDM (Liu et al. 2022) as Stable Diffusion does: linear multi-step, no Runge-Kutta steps.
 
-    `steps` steps make `steps + 1` calls of the network. Arguments and result as in `ddim`.
+    Calls the network `steps + 1` times. Arguments and result as in `ddim`.
     """
 
     def step(state: PNDMState, call: PNDMCalls) -> tuple[PNDMState, None]:
@@ -190,14 +190,11 @@ def pndm(predict: Predict, x: jax.Array, schedule: ScheduleConfig, steps: int) -
 
 
 def _noise_of(schedule: ScheduleConfig, out: jax.Array, x: jax.Array, alpha_bar: jax.Array) -> jax.Array:
-    """The network's output as a prediction of the noise."""
+    """The noise that the network's output predicts."""
     if schedule.prediction_type == "epsilon":
         return out
     return jnp.sqrt(alpha_bar) * out + jnp.sqrt(1 - alpha_bar) * x
 
 
-SAMPLERS: dict[str, Callable[[Predict, jax.Array, ScheduleConfig, int], jax.Array]] = {
-    "pndm": pndm,
-    "ddim": ddim,
-}
+SAMPLERS: dict[str, Callable[[Predict, jax.Array, ScheduleConfig, int], jax.Array]] = {"pndm": pndm, "ddim": ddim}
 """Name -> (predict, noise, schedule, steps) -> latents."""

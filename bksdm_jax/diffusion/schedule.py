@@ -1,4 +1,4 @@
-"""The noise schedule: z_t = sqrt(abar_t) z_0 + sqrt(1 - abar_t) eps, and what the network is asked to predict."""
+"""The noise schedule, z_t = sqrt(abar_t) z_0 + sqrt(1 - abar_t) eps, and the training targets."""
 
 import dataclasses
 import math
@@ -24,7 +24,7 @@ BETAS: dict[str, Callable[[float, float, int], np.ndarray]] = {
     "scaled_linear": lambda start, end, count: np.linspace(start**0.5, end**0.5, count) ** 2,
     "squaredcos_cap_v2": _cosine_betas,
 }
-MOST_BETA = 0.9999  # at 1 nothing of the image would be left
+MOST_BETA = 0.9999  # at 1 abar would be 0
 SPACINGS = ("leading", "trailing", "linspace")
 
 
@@ -34,10 +34,10 @@ class ScheduleConfig:
 
     Attributes:
         train_steps: number of noise levels T; timesteps are 0 .. T-1.
-        prediction_type: `epsilon` or `v_prediction`, what the network was trained to predict.
-        set_alpha_to_one: abar behind the last step is 1 rather than abar_0.
-        clip_range: DDIM clips its estimate of z_0 to this absolute value; None: not at all.
-        trained_betas: the betas themselves; the other beta settings are then unused.
+        prediction_type: what the network predicts, `epsilon` or `v_prediction`.
+        set_alpha_to_one: abar after the last step is 1 rather than abar_0.
+        clip_range: DDIM clips its estimate of z_0 to this absolute value; None: no clipping.
+        trained_betas: the betas themselves, instead of the other beta settings.
     """
 
     train_steps: int = 1000
@@ -76,4 +76,4 @@ TARGETS: dict[str, Callable[[jax.Array, jax.Array, jax.Array], jax.Array]] = {
     "epsilon": lambda latents, noise, alpha_bar: noise,
     "v_prediction": velocity,
 }
-"""prediction type -> (latents, noise, abar) -> what the network is asked for."""
+"""prediction type -> (latents, noise, abar) -> the training target."""

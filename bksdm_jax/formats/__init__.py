@@ -1,1 +1,1 @@
-"""What files look like: configs, names and layouts of weights, and the files that hold them."""
+"""File formats: configs, names and layouts of weights, and the files that hold weights."""

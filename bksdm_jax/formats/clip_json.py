@@ -1,58 +1,42 @@
-"""CLIP's architectures from the `config.json` that Transformers writes, and back to one."""
+"""CLIP configs to and from the `config.json` of Transformers."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from bksdm_jax.base.errors import InputError, finite_number, known_name, whole_number
-from bksdm_jax.models.clip import ACTIVATIONS, CLIPTextConfig
+from bksdm_jax.models.clip import ACTIVATIONS, CLIPTextConfig, TowerConfig
 from bksdm_jax.models.clip_pair import CLIPConfig, CLIPVisionConfig
+
+_TOWER = {
+    "width": "hidden_size",
+    "mlp_width": "intermediate_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+}
+_TEXT = _TOWER | {"vocab_size": "vocab_size", "max_length": "max_position_embeddings"}
+_VISION = _TOWER | {"image_size": "image_size", "patch_size": "patch_size"}
 
 
 def clip_text_from_transformers(json: Mapping[str, Any], source: str = "config.json") -> CLIPTextConfig:
     """Reads `config.json` of Transformers' `CLIPTextModel`.
 
     Raises:
-        InputError: a missing key, or an activation that isn't known here.
+        InputError: a missing key or an unsupported value.
     """
-    keys = {
-        "vocab_size": "vocab_size",
-        "width": "hidden_size",
-        "mlp_width": "intermediate_size",
-        "layers": "num_hidden_layers",
-        "heads": "num_attention_heads",
-        "max_length": "max_position_embeddings",
-    }
-    numbers = {field: whole_number(source, key, json.get(key)) for field, key in keys.items()}
-    activation = known_name(source, "hidden_act", json.get("hidden_act", "quick_gelu"), ACTIVATIONS)
-    config = CLIPTextConfig(
-        **numbers,
-        activation=activation,
-        epsilon=finite_number(source, "layer_norm_eps", json.get("layer_norm_eps", 1e-5), 0),
-    )
-    if config.width % config.heads:
-        raise InputError(f"{source}: hidden_size {config.width} is no multiple of {config.heads} attention heads")
-    return config
+    return CLIPTextConfig(**_fields(json, _TEXT, source))
 
 
 def clip_text_to_transformers(config: CLIPTextConfig) -> dict[str, Any]:
-    """The `config.json` with which Transformers' `CLIPTextModel` builds the same network.
+    """The `config.json` of the same network as Transformers' `CLIPTextModel`.
 
-    The last two token ids are taken for the start and the end of a text, as CLIP's tokenizer has them.
+    The last two token ids are the start and end of text, as in CLIP's tokenizer.
     """
-    return {
+    return _json(config, _TEXT) | {
         "architectures": ["CLIPTextModel"],
         "model_type": "clip_text_model",
         "bos_token_id": config.vocab_size - 2,
         "eos_token_id": config.vocab_size - 1,
         "pad_token_id": config.vocab_size - 1,
-        "hidden_act": config.activation,
-        "hidden_size": config.width,
-        "intermediate_size": config.mlp_width,
-        "layer_norm_eps": config.epsilon,
-        "max_position_embeddings": config.max_length,
-        "num_attention_heads": config.heads,
-        "num_hidden_layers": config.layers,
-        "vocab_size": config.vocab_size,
     }
 
 
@@ -60,52 +44,44 @@ def clip_from_transformers(json: Mapping[str, Any], source: str = "config.json")
     """Reads `config.json` of Transformers' `CLIPModel`.
 
     Raises:
-        InputError: a missing key, or an activation that isn't known here.
+        InputError: a missing key or an unsupported value.
     """
     for part in ("text_config", "vision_config"):
         if not isinstance(json.get(part), Mapping):
             raise InputError(f"{source}: {part} is {json.get(part)!r}; expected an object")
-    vision = json["vision_config"]
-    keys = {
-        "image_size": "image_size",
-        "patch_size": "patch_size",
-        "width": "hidden_size",
-        "mlp_width": "intermediate_size",
-        "layers": "num_hidden_layers",
-        "heads": "num_attention_heads",
-    }
-    numbers = {field: whole_number(source, f"vision_config.{key}", vision.get(key)) for field, key in keys.items()}
-    if numbers["width"] % numbers["heads"] or numbers["image_size"] % numbers["patch_size"]:
-        raise InputError(f"{source}: vision_config needs widths that divide by the heads, and whole patches")
-    return CLIPConfig(
-        text=clip_text_from_transformers(json["text_config"], f"{source}: text_config"),
-        vision=CLIPVisionConfig(
-            **numbers,
-            activation=known_name(source, "hidden_act", vision.get("hidden_act", "quick_gelu"), ACTIVATIONS),
-            epsilon=finite_number(source, "layer_norm_eps", vision.get("layer_norm_eps", 1e-5), 0),
-        ),
-        projection=whole_number(source, "projection_dim", json.get("projection_dim", 512)),
-    )
+    vision = CLIPVisionConfig(**_fields(json["vision_config"], _VISION, f"{source}: vision_config"))
+    if vision.image_size % vision.patch_size:
+        raise InputError(
+            f"{source}: vision_config: image_size {vision.image_size} isn't divisible by patch_size {vision.patch_size}"
+        )
+    text = clip_text_from_transformers(json["text_config"], f"{source}: text_config")
+    return CLIPConfig(text, vision, whole_number(source, "projection_dim", json.get("projection_dim", 512)))
 
 
 def clip_to_transformers(config: CLIPConfig) -> dict[str, Any]:
-    """The `config.json` with which Transformers' `CLIPModel` builds the same network."""
-    vision = config.vision
+    """The `config.json` of the same network as Transformers' `CLIPModel`."""
+    projection = {"projection_dim": config.projection}
     return {
         "architectures": ["CLIPModel"],
         "model_type": "clip",
-        "projection_dim": config.projection,
-        "text_config": clip_text_to_transformers(config.text) | {"projection_dim": config.projection},
-        "vision_config": {
-            "model_type": "clip_vision_model",
-            "hidden_act": vision.activation,
-            "hidden_size": vision.width,
-            "image_size": vision.image_size,
-            "intermediate_size": vision.mlp_width,
-            "layer_norm_eps": vision.epsilon,
-            "num_attention_heads": vision.heads,
-            "num_hidden_layers": vision.layers,
-            "patch_size": vision.patch_size,
-            "projection_dim": config.projection,
-        },
+        **projection,
+        "text_config": clip_text_to_transformers(config.text) | projection,
+        "vision_config": _json(config.vision, _VISION) | {"model_type": "clip_vision_model"} | projection,
     }
+
+
+def _fields(json: Mapping[str, Any], keys: Mapping[str, str], source: str) -> dict[str, Any]:
+    """The fields of a tower's config; `keys` has the JSON key of each numeric field."""
+    fields: dict[str, Any] = {field: whole_number(source, key, json.get(key)) for field, key in keys.items()}
+    if fields["width"] % fields["heads"]:
+        raise InputError(
+            f"{source}: hidden_size {fields['width']} isn't divisible by num_attention_heads {fields['heads']}"
+        )
+    fields["activation"] = known_name(source, "hidden_act", json.get("hidden_act", "quick_gelu"), ACTIVATIONS)
+    fields["epsilon"] = finite_number(source, "layer_norm_eps", json.get("layer_norm_eps", 1e-5), 0)
+    return fields
+
+
+def _json(config: TowerConfig, keys: Mapping[str, str]) -> dict[str, Any]:
+    numbers = {key: getattr(config, field) for field, key in keys.items()}
+    return numbers | {"hidden_act": config.activation, "layer_norm_eps": config.epsilon}

@@ -1,7 +1,7 @@
-"""The architectures of a checkpoint in the original layout, read off the names and shapes of its weights.
+"""Infers the architectures of a checkpoint in the original layout from the names and shapes of its weights.
 
-Such a checkpoint has no config. Widths and blocks can be seen; heads, activations and norms are SD 1.x's where the text
-states have 768 numbers, and SD 2.x's otherwise. Whether an SD 2.x model predicts noise or velocity can't be seen.
+Such a checkpoint has no config. Widths and blocks follow from the shapes; heads, activations and norms are taken from
+SD 1.x if the text states have 768 channels, else from SD 2.x. The prediction type can't be inferred.
 """
 
 import re
@@ -22,27 +22,27 @@ _HEAD_WIDTH = 64
 _VIT_H_WIDTH, _VIT_H_LAYERS = 1024, 23  # as SD 2.x uses it
 _OPEN_CLIP_ACTIVATION = "gelu"
 Table = Mapping[str, Any]
-"""name -> anything with a `shape`."""
+"""Name -> anything with a `shape`."""
 
 
-def infer_architectures(table: Mapping[str, Any], source: str) -> tuple[UNetConfig, VAEConfig, CLIPTextConfig]:
-    """U-Net, autoencoder and text encoder of a checkpoint in the original layout, as its names and shapes tell them.
+def infer_architectures(table: Table, source: str) -> tuple[UNetConfig, VAEConfig, CLIPTextConfig]:
+    """U-Net, autoencoder and text encoder of a checkpoint in the original layout.
 
     Args:
-        table: name -> anything with a `shape`.
-        source: named by errors.
+        table: the checkpoint's names and shapes.
+        source: its name, for errors.
 
     Raises:
-        InputError: something is missing that SD 1.x and 2.x checkpoints have, or no network has these shapes.
+        InputError: weights that SD 1.x and 2.x checkpoints have are missing, or the shapes are inconsistent.
     """
     try:
         unet, vae, text = _unet(table), _vae(table), _text(table)
     except (KeyError, ValueError, IndexError, StopIteration) as error:
         raise InputError(
-            f"{source}: not a whole SD 1.x or 2.x checkpoint in the original layout"
+            f"{source}: not a complete SD 1.x or 2.x checkpoint in the original layout"
             f"{f' (no {str(error)[:100]})' if str(error) else ''}; a U-Net or LoRA alone is not enough"
         ) from error
-    # Their own readers know what can't be: channels that groups don't divide, stages that don't mirror each other.
+    # The config readers check the rest: divisibility by norm groups, mirrored stages.
     try:
         json = unet_to_diffusers(unet)
     except InputError as error:
@@ -54,7 +54,7 @@ def infer_architectures(table: Mapping[str, Any], source: str) -> tuple[UNetConf
 
 
 def is_second(text: CLIPTextConfig) -> bool:
-    """Whether the text encoder is OpenCLIP's, as in SD 2.x."""
+    """Whether the text encoder is OpenCLIP's, as in SD 2.x, rather than CLIP's."""
     return text.activation == _OPEN_CLIP_ACTIVATION
 
 
@@ -93,7 +93,7 @@ def _unet(table: Table) -> UNetConfig:
     down.append(stage(pairs, channels, False))
     up, pairs = [], []
     for i in _numbers(table, "output_blocks"):
-        if has(f"output_blocks.{i}.0.out_layers.3.weight"):  # with gaps in the numbers an upsampler may be alone
+        if has(f"output_blocks.{i}.0.out_layers.3.weight"):  # an upsampler may have a number of its own
             pairs.append(pair(f"output_blocks.{i}.1"))
             channels = width(f"output_blocks.{i}.0")
         if any(has(f"output_blocks.{i}.{k}.conv.weight") for k in (1, 2)):
@@ -119,7 +119,7 @@ def _unet(table: Table) -> UNetConfig:
 
 
 def is_spaced(table: Table) -> bool:
-    """Whether the blocks' numbers have gaps, or an upsampler has one for itself."""
+    """Whether block numbers have gaps, or an upsampler has a number of its own."""
     for side in ("input_blocks", "output_blocks"):
         numbers = _numbers(table, side)
         if numbers != list(range(len(numbers))):
@@ -128,7 +128,7 @@ def is_spaced(table: Table) -> bool:
 
 
 def _numbers(table: Table, name: str) -> list[int]:
-    """Those that the U-Net's blocks called `name` have."""
+    """The numbers of the U-Net's blocks `name.N`."""
     pattern = re.compile(re.escape(f"{UNET}{name}.") + r"(\d+)\.")
     return sorted({int(match[1]) for match in map(pattern.match, table) if match})
 
@@ -145,23 +145,23 @@ def _vae(table: Table) -> VAEConfig:
 
 
 def text_names(second: bool) -> tuple[str, str, str]:
-    """The names of token and position embeddings and, with `{}` for its number, of a layer's first MLP kernel."""
+    """Names of the token and position embeddings, and of a layer's first MLP kernel with `{}` for the layer."""
     if second:
         layer = f"{OPEN_CLIP}transformer.resblocks.{{}}.mlp.c_fc.weight"
         return f"{OPEN_CLIP}token_embedding.weight", POSITIONS[1], layer
-    words, places = (f"{CLIP}text_model.embeddings.{kind}_embedding.weight" for kind in ("token", "position"))
-    return words, places, f"{CLIP}text_model.encoder.layers.{{}}.mlp.fc1.weight"
+    tokens, positions = (f"{CLIP}text_model.embeddings.{kind}_embedding.weight" for kind in ("token", "position"))
+    return tokens, positions, f"{CLIP}text_model.encoder.layers.{{}}.mlp.fc1.weight"
 
 
 def _used_layers(found: int, width: int) -> int:
-    """How many of OpenCLIP's layers SD 2.x uses: all but the last, which some files leave out (23 of ViT-H's 24)."""
+    """OpenCLIP layers that SD 2.x uses: all but the last, which some files omit (23 of ViT-H's 24)."""
     return min(found, _VIT_H_LAYERS) if width == _VIT_H_WIDTH else found - 1
 
 
 def _text(table: Table) -> CLIPTextConfig:
     older = text_names(second=False)[0] in table
-    words, places, layer = text_names(second=not older)
-    vocabulary, width = table[words].shape
+    tokens, positions, layer = text_names(second=not older)
+    vocabulary, width = table[tokens].shape
     layers = 0
     while layer.format(layers) in table:
         layers += 1
@@ -171,6 +171,6 @@ def _text(table: Table) -> CLIPTextConfig:
         mlp_width=table[layer.format(0)].shape[0],
         layers=layers if older else _used_layers(layers, width),
         heads=max(width // _HEAD_WIDTH, 1),
-        max_length=table[places].shape[0],
+        max_length=table[positions].shape[0],
         activation="quick_gelu" if older else _OPEN_CLIP_ACTIVATION,
     )

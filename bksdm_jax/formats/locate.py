@@ -1,4 +1,4 @@
-"""Which files of a folder hold a network's weights: format, variant, shards."""
+"""Locates a network's weights in a folder: format, variant, shards."""
 
 import re
 from collections.abc import Collection, Mapping
@@ -8,32 +8,32 @@ from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.files import read_json
 
 SUFFIXES = (".safetensors", ".msgpack", ".bin")
-"""The formats, in the order in which they are preferred."""
+"""The formats of weights, in order of preference."""
 DIFFUSERS_STEMS = {
     ".safetensors": "diffusion_pytorch_model",
     ".msgpack": "diffusion_flax_model",
     ".bin": "diffusion_pytorch_model",
 }
 TRANSFORMERS_STEMS = {".safetensors": "model", ".msgpack": "flax_model", ".bin": "pytorch_model"}
-"""Names of weights' files without suffix, as the two libraries give them."""
+"""Suffix -> file name without it, in the two libraries."""
 
 
 def choose_files(names: Collection[str], stems: Mapping[str, str], variant: str) -> tuple[str, ...]:
-    """The file names that hold a network's weights, of the first format that is there.
+    """The files that hold a network's weights, in the first available format.
 
     Args:
-        names: of the files in the network's folder.
-        stems: suffix -> name without it, `diffusion_pytorch_model`; formats without a stem aren't looked for.
+        names: all file names of the network's folder.
+        stems: suffix -> file name without it, for the formats to look for.
         variant: `fp16`, `non_ema`, ...; empty: none.
 
     Returns:
-        one whole file; or an index and its shards; or nothing.
+        one file; or an index and its shards; or nothing.
     """
     dotted = f".{variant}" if variant else ""
     for suffix in filter(stems.__contains__, SUFFIXES):
-        whole, index = f"{stems[suffix]}{dotted}{suffix}", f"{stems[suffix]}{suffix}.index{dotted}.json"
-        if whole in names:
-            return (whole,)
+        single, index = f"{stems[suffix]}{dotted}{suffix}", f"{stems[suffix]}{suffix}.index{dotted}.json"
+        if single in names:
+            return (single,)
         if index in names:
             shard = re.compile(rf"{re.escape(stems[suffix] + dotted)}-\d+-of-\d+{re.escape(suffix)}")
             return (index, *sorted(name for name in names if shard.fullmatch(name)))
@@ -41,10 +41,10 @@ def choose_files(names: Collection[str], stems: Mapping[str, str], variant: str)
 
 
 def weight_files(folder: Path, stems: Mapping[str, str], variant: str) -> tuple[Path, ...]:
-    """The files of `folder` that hold a network's weights, shards as their index lists them; nothing if it has none.
+    """The files of `folder` that hold a network's weights (of shards, those that the index lists); may be empty.
 
     Raises:
-        InputError: an index is damaged, or a shard missing.
+        InputError: an index is damaged, or a shard is missing.
     """
     names = {path.name for path in folder.iterdir()}
     chosen = choose_files(names, stems, variant)
@@ -53,9 +53,9 @@ def weight_files(folder: Path, stems: Mapping[str, str], variant: str) -> tuple[
     index = folder / chosen[0]
     table = read_json(index).get("weight_map")
     if not isinstance(table, dict) or not all(isinstance(name, str) for name in table.values()):
-        raise InputError(f"{index}: no weight_map from names to files; fetch it again")
+        raise InputError(f"{index}: no weight_map from names to files; download it again")
     shards = sorted(set(table.values()))
     for shard in shards:
-        if shard not in chosen[1:]:  # so it is no path to elsewhere either
-            raise InputError(f"{index}: lists {shard[:80]!r}, which isn't there; fetch it again")
+        if shard not in chosen[1:]:  # this also excludes paths outside the folder
+            raise InputError(f"{index}: lists {shard[:80]!r}, which is missing; download it again")
     return tuple(folder / shard for shard in shards)

@@ -1,6 +1,6 @@
-"""PyTorch's names and layouts of weights against Flax's. This is the only place that knows both.
+"""Converts names and layouts of weights between PyTorch and Flax.
 
-Flax trees here have Diffusers' Flax names (`down_blocks_0/resnets_0/conv1/kernel`, kernels [H, W, in, out] and
+Flax trees have Diffusers' Flax names (`down_blocks_0/resnets_0/conv1/kernel`, kernels [H, W, in, out] and
 [in, out]); PyTorch files have Diffusers' current ones (`down_blocks.0.resnets.0.conv1.weight`, [out, in, H, W] and
 [out, in]).
 """
@@ -26,25 +26,25 @@ def torch_name(path: str) -> str:
 
 
 def torch_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape in a PyTorch file of the Flax array at `path`."""
+    """The shape that the Flax array at `path` has in a PyTorch file."""
     return tuple(shape[axis] for axis in _torch_axes(path, len(shape)))
 
 
 def to_torch(path: str, array: np.ndarray) -> np.ndarray:
-    """A Flax array in PyTorch's layout, contiguous, in memory of its own."""
+    """A contiguous copy of a Flax array in PyTorch's layout."""
     return _transposed(array, _torch_axes(path, array.ndim))
 
 
 def to_flax(path: str, array: np.ndarray) -> np.ndarray:
-    """A PyTorch array in Flax's layout, contiguous, in memory of its own."""
+    """A contiguous copy of a PyTorch array in Flax's layout."""
     return _transposed(array, np.argsort(_torch_axes(path, array.ndim)))
 
 
 def current_name(name: str) -> str | None:
-    """A name found in a PyTorch file as `torch_name` writes it, or None for a buffer that holds no weight.
+    """The name that `torch_name` gives a weight with this name in a PyTorch file, or None for a buffer.
 
-    Transformers 5 writes CLIP's names without the prefix `text_model.`, Transformers 4 with it; the VAEs of SD 1.x and
-    2.x have `query`, `key`, `value`, `proj_attn` where Diffusers now has `to_q`, `to_k`, `to_v`, `to_out.0`.
+    Transformers 5 writes CLIP's names without the prefix `text_model.`, Transformers 4 with it. The VAEs of SD 1.x and
+    2.x have `query`, `key`, `value`, `proj_attn` instead of `to_q`, `to_k`, `to_v`, `to_out.0`.
     """
     *path, module, leaf = name.split(".") if name.count(".") else ("", name)
     if module in _VAE_ATTENTION and "attentions" in path:  # an older VAE
@@ -63,7 +63,7 @@ def _torch_axes(path: str, ndim: int) -> tuple[int, ...]:
 
 
 def _transposed(array: np.ndarray, axes: Sequence[int]) -> np.ndarray:
-    """A copy, made in tiles that a processor's cache holds: half the time of one assignment, for large kernels."""
+    """A transposed copy, in tiles that fit in the CPU cache: half the time of one assignment for large kernels."""
     turned = array.transpose(axes)
     copy = empty(turned.shape, turned.dtype)
     if turned.ndim < 2:

@@ -1,7 +1,7 @@
-"""Names of weights in the original single-file layout (CompVis, Stability) against Diffusers' PyTorch names.
+"""Maps Diffusers' PyTorch names of weights to the original single-file layout (CompVis, Stability).
 
-The original U-Net numbers its blocks in the order in which they run, so its names follow from the table of blocks, a
-student's as a teacher's; for students there is a second way of numbering (`unet_modules`).
+The original U-Net numbers its blocks in the order of the forward pass, so the names follow from the block table. For
+students there is a second numbering (`unet_modules`).
 """
 
 from collections.abc import Mapping
@@ -39,22 +39,22 @@ _OPEN_CLIP_LAYER = {
 
 
 def unet_modules(config: UNetConfig, spaced: bool = False) -> dict[str, str]:
-    """Diffusers' name of every module that has weights, or of a transformer -> the original name.
+    """Diffusers' name -> original name, for every transformer and every other module with weights.
 
     Args:
         config: the U-Net.
-        spaced: number the blocks of a student as if its stages had all of SD's: three numbers to a stage, those of
-            removed blocks left out. Diffusers' own conversion script does so, and stable-diffusion.cpp expects it of
-            small U-Nets; the original program, and tools that read a U-Net off its names, number without gaps.
+        spaced: number the blocks of a student with gaps for removed blocks, three numbers per stage as in SD itself.
+            Diffusers' conversion script does this, and stable-diffusion.cpp expects it of small U-Nets; the original
+            code and tools that infer a U-Net from its names number without gaps.
     """
     modules = dict(_ENDS)
-    place = _spaced if spaced else _Consecutive().place
+    number = _spaced if spaced else _Consecutive().number
     if config.added is not None:
         modules |= {"add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2"}
     for row in block_table(config)[0]:
         if row.layer:
-            continue  # the names within a transformer are the same
-        original = place(row)
+            continue  # names inside a transformer are the same in both layouts
+        original = number(row)
         if row.kind == "resnet":
             modules |= {f"{row.block}.{ours}": f"{original}.{theirs}" for ours, theirs in _RESNET.items()}
         elif row.kind == "attention":
@@ -65,13 +65,13 @@ def unet_modules(config: UNetConfig, spaced: bool = False) -> dict[str, str]:
 
 
 class _Consecutive:
-    """Numbers blocks as they come."""
+    """Numbers blocks consecutively."""
 
     def __init__(self) -> None:
-        # The last input, output and middle block; modules of the last output block.
+        # The current input, output and middle block, and the module in the output block.
         self._entered, self._left, self._middle, self._inside = 0, -1, -1, 0
 
-    def place(self, row: Block) -> str:
+    def number(self, row: Block) -> str:
         if row.stage == "mid_block":
             self._middle += 1
             return f"middle_block.{self._middle}"
@@ -84,7 +84,7 @@ class _Consecutive:
 
 
 def _spaced(row: Block) -> str:
-    """Three numbers to a stage; the first up stage's upsampler is module 1, the others' 2, attention or not."""
+    """Three numbers per stage; the upsampler is module 1 in the first up stage, else 2, with or without attention."""
     j = int(row.leaf.rpartition(".")[2])
     if row.stage == "mid_block":
         return f"middle_block.{1 if row.kind == 'attention' else 2 * j}"
@@ -98,10 +98,10 @@ def _spaced(row: Block) -> str:
 
 
 def vae_modules(config: VAEConfig) -> dict[str, str]:
-    """The same for the autoencoder. Its attention projects with 1x1 convolutions there: [C, C, 1, 1]."""
+    """The same for the autoencoder, whose attention projections are 1x1 convolutions [C, C, 1, 1] in this layout."""
     modules = {name: name for name in ("quant_conv", "post_quant_conv")}
     count = len(config.widths)
-    for half, side, sampler in (("encoder", "down", "downsample"), ("decoder", "up", "upsample")):
+    for half, side, resampler in (("encoder", "down", "downsample"), ("decoder", "up", "upsample")):
         modules |= {f"{half}.{name}": f"{half}.{name}" for name in ("conv_in", "conv_out")}
         modules[f"{half}.conv_norm_out"] = f"{half}.norm_out"
         for j in (0, 1):
@@ -109,19 +109,16 @@ def vae_modules(config: VAEConfig) -> dict[str, str]:
         for ours, theirs in _VAE_ATTENTION.items():
             modules[f"{half}.mid_block.attentions.0.{ours}"] = f"{half}.mid.attn_1.{theirs}"
         for i in range(count):
-            place = f"{half}.{side}.{i if half == 'encoder' else count - 1 - i}"
+            stage = f"{half}.{side}.{i if half == 'encoder' else count - 1 - i}"
             for j in range(config.layers_per_block + (half == "decoder")):
-                modules |= _vae_resnet(f"{half}.{side}_blocks.{i}.resnets.{j}", f"{place}.block.{j}")
-            modules[f"{half}.{side}_blocks.{i}.{side}samplers.0.conv"] = f"{place}.{sampler}.conv"
+                modules |= _vae_resnet(f"{half}.{side}_blocks.{i}.resnets.{j}", f"{stage}.block.{j}")
+            modules[f"{half}.{side}_blocks.{i}.{side}samplers.0.conv"] = f"{stage}.{resampler}.conv"
     return {ours: VAE + theirs for ours, theirs in modules.items()}
 
 
 def open_clip_modules(config: CLIPTextConfig) -> dict[str, str]:
-    """The same for OpenCLIP's text tower, but for what `open_clip_rows` and the position table hold."""
-    modules = {
-        "text_model.embeddings.token_embedding": "token_embedding",
-        "text_model.final_layer_norm": "ln_final",
-    }
+    """The same for OpenCLIP's text tower, without the weights in `open_clip_rows` and `POSITIONS`."""
+    modules = {"text_model.embeddings.token_embedding": "token_embedding", "text_model.final_layer_norm": "ln_final"}
     for i in range(config.layers):
         for ours, theirs in _OPEN_CLIP_LAYER.items():
             modules[f"text_model.encoder.layers.{i}.{ours}"] = f"transformer.resblocks.{i}.{theirs}"
@@ -129,11 +126,11 @@ def open_clip_modules(config: CLIPTextConfig) -> dict[str, str]:
 
 
 POSITIONS = ("text_model.embeddings.position_embedding.weight", f"{OPEN_CLIP}positional_embedding")
-"""OpenCLIP's table of positions is a weight by itself."""
+"""Diffusers' and OpenCLIP's name of the position embeddings; in OpenCLIP they aren't a module's weight."""
 
 
 def open_clip_rows(config: CLIPTextConfig) -> dict[str, tuple[str, int]]:
-    """Names of what OpenCLIP holds as a third of one tensor's rows -> its name, and which third."""
+    """Diffusers' name of each q, k, v projection -> the OpenCLIP tensor that stacks all three, and the index in it."""
     return {
         f"text_model.encoder.layers.{i}.self_attn.{part}.{leaf}": (
             f"{OPEN_CLIP}transformer.resblocks.{i}.attn.in_proj_{leaf}",
@@ -146,7 +143,7 @@ def open_clip_rows(config: CLIPTextConfig) -> dict[str, tuple[str, int]]:
 
 
 def original_name(name: str, modules: Mapping[str, str]) -> str:
-    """Diffusers' name of a weight -> the original one; `modules` as above. The longest module that fits counts."""
+    """The original name of a weight; `modules` is as above, and its longest matching entry applies."""
     path = name.split(".")
     for length in range(len(path) - 1, 0, -1):
         module = ".".join(path[:length])

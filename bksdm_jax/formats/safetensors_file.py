@@ -1,7 +1,7 @@
-"""Where the tensors of a safetensors file lie.
+"""Locates the tensors of a safetensors file.
 
-The library reads and checks the header. `StoredTensor` reads the tensors, as in the other formats: into a buffer that
-is used again, where `safe_open` allocates each tensor anew, and with an offset that makes rows of a tensor a tensor.
+The library parses and checks the header. Tensors are read by `StoredTensor`, as in the other formats: unlike
+`safe_open` it reuses a buffer, and its offsets allow reading some rows of a tensor as a tensor.
 """
 
 import math
@@ -29,19 +29,16 @@ _DTYPES = {
 
 
 def index_safetensors(path: Path) -> dict[str, StoredTensor]:
-    """Reads the header: eight bytes of length, then JSON of names, dtypes, shapes and byte ranges.
-
-    Returns:
-        every tensor under its name.
+    """Every tensor by its name.
 
     Raises:
-        InputError: the header is damaged, or claims other than what the file holds.
+        InputError: the header is damaged or doesn't match the file.
     """
     table = {}
     try:
         with path.open("rb") as file, safe_open(path, framework="numpy") as tensors:
             offset = 8 + int.from_bytes(file.read(8), "little")
-            for name in tensors.offset_keys():  # the library has made sure that there are no gaps between them
+            for name in tensors.offset_keys():  # the library has checked that there are no gaps
                 entry = tensors.get_slice(name)
                 shape, dtype = entry.get_shape(), entry.get_dtype()
                 if dtype not in _DTYPES:
@@ -53,5 +50,5 @@ def index_safetensors(path: Path) -> dict[str, StoredTensor]:
     except OSError as error:
         raise InputError(f"{path}: can't be read ({error.strerror or error})") from error
     except SafetensorError as error:
-        raise InputError(f"{path}: not a whole safetensors file ({in_short(error)}); fetch it again") from error
+        raise InputError(f"{path}: damaged or not a safetensors file ({in_short(error)}); download it again") from error
     return table

@@ -1,4 +1,4 @@
-"""`ScheduleConfig` from a `scheduler_config.json`, and back to one."""
+"""`ScheduleConfig` to and from `scheduler_config.json`."""
 
 import math
 from collections.abc import Mapping
@@ -9,10 +9,10 @@ from bksdm_jax.diffusion.schedule import BETAS, MOST_BETA, SPACINGS, TARGETS, Sc
 
 
 def schedule_from_diffusers(json: Mapping[str, Any], source: str = "scheduler_config.json") -> ScheduleConfig:
-    """Reads a `scheduler_config.json`; absent keys take the defaults of Diffusers' class that the file names.
+    """Reads a `scheduler_config.json`; missing keys take the defaults of the Diffusers class that the file names.
 
     Raises:
-        InputError: a schedule or prediction type that isn't known here.
+        InputError: an unsupported schedule or prediction type, or an invalid value.
     """
     name = json.get("_class_name", "PNDMScheduler")
     if not isinstance(name, str):
@@ -44,7 +44,7 @@ def schedule_from_diffusers(json: Mapping[str, Any], source: str = "scheduler_co
 
 
 def schedule_to_diffusers(config: ScheduleConfig) -> dict[str, Any]:
-    """The `scheduler_config.json` of Diffusers' `PNDMScheduler` for a schedule without clipping, as SD v1's."""
+    """The `scheduler_config.json` of Diffusers' `PNDMScheduler`; a clipping range isn't written."""
     return {
         "_class_name": "PNDMScheduler",
         "beta_end": config.beta_end,

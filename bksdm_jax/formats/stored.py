@@ -1,4 +1,4 @@
-"""Tensors as they lie in a file: what they are and where their bytes begin."""
+"""Tensors in a file: shape, dtype and byte offset."""
 
 import dataclasses
 import math
@@ -18,16 +18,16 @@ FLOATS = {
     "float16": np.dtype(np.float16),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
-"""What weights are stored as. Little-endian, as every format here has them."""
+"""Dtypes of stored weights; all formats are little-endian."""
 
-_LARGE = 2**22  # bytes, from which on NumPy asks for huge pages
+_LARGE = 2**22  # bytes; from here NumPy asks for huge pages
 
 
 def empty(shape: Sequence[int], dtype: np.typing.DTypeLike) -> np.ndarray:
-    """As `np.empty`, without huge pages.
+    """`np.empty` without huge pages.
 
-    To find some, Linux may move other memory about first: the first reading of a 3.4 GB file took two to four times as
-    long with them, on two cores whose free memory was page cache before.
+    To provide huge pages, Linux may compact memory first: with them, the first read of a 3.4 GB file took two to four
+    times as long (two cores, free memory used as page cache).
     """
     count, dtype = math.prod(shape), np.dtype(dtype)
     size = count * dtype.itemsize
@@ -45,8 +45,8 @@ class StoredTensor:
         path: the file.
         offset: of its first byte.
         shape: as stored.
-        dtype: of its numbers.
-        strides: in elements, where the tensor isn't in C order.
+        dtype: as stored.
+        strides: in elements; None: C order.
     """
 
     path: Path
@@ -56,7 +56,7 @@ class StoredTensor:
     strides: tuple[int, ...] | None = None
 
     def span(self) -> int:
-        """Bytes from the first to the last that belongs to it."""
+        """Bytes from its first to its last element."""
         if math.prod(self.shape) == 0:
             return 0
         if self.strides is None:
@@ -65,14 +65,14 @@ class StoredTensor:
         return (last + 1) * self.dtype.itemsize
 
     def read(self, buffer: np.ndarray | None = None) -> np.ndarray:
-        """The tensor; nothing else of the file is read.
+        """Reads the tensor, and nothing else of the file.
 
         Args:
-            buffer: uint8, at least `span()` long: memory that the tensor may lie in until the next call, where new
-                memory would cost more than the reading. None: the tensor has memory of its own.
+            buffer: uint8, at least `span()` long. The result may be a view of it, valid until the buffer is used
+                again; this avoids an allocation, which can take longer than reading. None: allocate.
 
         Raises:
-            InputError: the file can't be read, or has become shorter.
+            InputError: the file can't be read or is truncated.
         """
         flat = empty((self.span(),), np.uint8) if buffer is None else buffer[: self.span()]
         try:
@@ -81,7 +81,7 @@ class StoredTensor:
                 while rest:
                     count = os.preadv(file.fileno(), [rest], position)
                     if count == 0:
-                        raise InputError(f"{self.path}: ends in the middle of a tensor; fetch it again")
+                        raise InputError(f"{self.path}: ends in the middle of a tensor; download it again")
                     rest, position = rest[count:], position + count
         except OSError as error:
             raise InputError(f"{self.path}: can't be read ({error.strerror})") from error

@@ -1,8 +1,8 @@
-"""Where the tensors of a PyTorch checkpoint (`.bin`) lie, without running the pickle inside.
+"""Locates the tensors of a PyTorch checkpoint (`.bin`) without executing its pickle.
 
-Such a file is an uncompressed zip of `data.pkl` and one entry for each storage. The pickle's opcodes are read as data,
-by the standard library's disassembler, with a stack machine that knows what `torch.save` writes for a table of tensors
-and refuses everything else: no object is made, no name looked up, nothing called.
+Such a file is an uncompressed zip of `data.pkl` and one entry per storage. The pickle is disassembled with
+`pickletools` and interpreted by a stack machine that supports what `torch.save` writes for a table of tensors and
+refuses everything else: no object is created, no name resolved, nothing called.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ _MARK = object()
 
 @dataclasses.dataclass(frozen=True)
 class _Name:
-    """A global that the pickle asks for."""
+    """A global that the pickle refers to."""
 
     name: str
 
@@ -63,14 +63,11 @@ class _Tensor:
 
 
 def index_torch(path: Path) -> dict[str, StoredTensor]:
-    """Finds every tensor.
-
-    Returns:
-        the tensors under their names.
+    """Every tensor by its name.
 
     Raises:
-        InputError: the file is damaged, older than PyTorch 1.6's format, or its pickle holds anything but a table of
-            tensors.
+        InputError: the file is damaged, in a format older than PyTorch 1.6's, or its pickle holds anything but a table
+            of tensors.
     """
     try:
         with path.open("rb") as file:
@@ -89,14 +86,16 @@ def index_torch(path: Path) -> dict[str, StoredTensor]:
         raise
     except OSError as error:
         raise InputError(f"{path}: can't be read ({error.strerror})") from error
-    except Exception as error:  # zipfile and the disassembler raise many types on bytes that make no sense
-        raise InputError(f"{path}: not a whole PyTorch checkpoint ({in_short(error)}); fetch it again") from error
+    except Exception as error:  # zipfile and pickletools raise many types on damaged files
+        raise InputError(
+            f"{path}: damaged or not a PyTorch checkpoint ({in_short(error)}); download it again"
+        ) from error
 
 
 def _prefix(path: Path, entries: dict[str, zipfile.ZipInfo]) -> str:
     found = [name for name in entries if name.split("/")[1:] == ["data.pkl"] or name == "data.pkl"]
     if len(found) != 1:
-        raise InputError(f"{path}: {len(found)} data.pkl inside, a PyTorch checkpoint has one; fetch it again")
+        raise InputError(f"{path}: {len(found)} data.pkl inside, expected one; download it again")
     return found[0].removesuffix("data.pkl")
 
 
@@ -109,7 +108,7 @@ def _small_entry(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -
 def _located(
     path: Path, file: BinaryIO, entries: dict[str, zipfile.ZipInfo], prefix: str, name: str, tensor: _Tensor
 ) -> StoredTensor:
-    """Where the numbers of `tensor` are in the file."""
+    """The position of `tensor` in the file."""
     storage = tensor.storage
     entry = entries[f"{prefix}data/{storage.key}"]
     file.seek(entry.header_offset)
@@ -117,11 +116,11 @@ def _located(
     start = entry.header_offset + 30 + name_length + extra_length
     size = storage.count * storage.dtype.itemsize
     if signature != b"PK\3\4" or entry.compress_type != zipfile.ZIP_STORED or entry.file_size != size:
-        raise ValueError(f"the storage of {name[:80]!r} is not what its tensor says")
+        raise ValueError(f"the storage of {name[:80]!r} doesn't match its tensor")
     if start + size > file.seek(0, 2):
-        raise ValueError(f"the storage of {name[:80]!r} goes beyond the end")
-    if math.prod(tensor.shape) > storage.count:  # strides of 0 would make much out of little
-        raise ValueError(f"{name[:80]!r} has more numbers than its storage")
+        raise ValueError(f"the storage of {name[:80]!r} ends after the file")
+    if math.prod(tensor.shape) > storage.count:  # strides of 0 would expand a small file without limit
+        raise ValueError(f"{name[:80]!r} has more elements than its storage")
     plain = _c_strides(tensor.shape)
     found = StoredTensor(
         path,
@@ -131,7 +130,7 @@ def _located(
         None if tensor.strides == plain or math.prod(tensor.shape) <= 1 else tensor.strides,
     )
     if tensor.offset * storage.dtype.itemsize + found.span() > size:
-        raise ValueError(f"{name[:80]!r} goes beyond its storage")
+        raise ValueError(f"{name[:80]!r} ends after its storage")
     return found
 
 
@@ -140,7 +139,7 @@ def _c_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _interpret(path: Path, pickle: bytes) -> dict[str, _Tensor]:
-    """What the pickle stands for: a table of tensors, or one under `state_dict`."""
+    """The table of tensors that the pickle describes, possibly under `state_dict`."""
     machine = _Machine(path)
     for opcode, argument, _ in pickletools.genops(pickle):
         if opcode.name == "STOP":
@@ -152,10 +151,10 @@ def _interpret(path: Path, pickle: bytes) -> dict[str, _Tensor]:
     if isinstance(table, dict) and isinstance(table.get("state_dict"), dict):
         table = table["state_dict"]
     if not isinstance(table, dict):
-        raise machine.refused("something else than a table of tensors")
+        raise machine.refused("no table of tensors")
     for name, value in table.items():
         if not isinstance(value, _Tensor):
-            raise machine.refused(f"{name[:80]!r}, which is no tensor")
+            raise machine.refused(f"{name[:80]!r}, which isn't a tensor")
     return table
 
 
@@ -168,7 +167,7 @@ class _Machine:
         self.memo: dict[int, Any] = {}
 
     def refused(self, what: str) -> InputError:
-        return InputError(f"{self.path}: its pickle holds {what}, which is never run here; {_ADVICE}")
+        return InputError(f"{self.path}: its pickle holds {what}; pickles are never executed here; {_ADVICE}")
 
     def push(self, value: Any) -> None:
         self.stack.append(value)
@@ -183,7 +182,7 @@ class _Machine:
         self.name(f"{module} {name}" if isinstance(module, str) and isinstance(name, str) else "?")
 
     def marked(self) -> list[Any]:
-        """Takes what lies above the last mark, and the mark."""
+        """Pops the items above the last mark, and the mark."""
         at = next(i for i in reversed(range(len(self.stack))) if self.stack[i] is _MARK)
         items, self.stack[at:] = self.stack[at + 1 :], []
         return items
@@ -196,22 +195,22 @@ class _Machine:
 
     def set_items(self, items: list[Any]) -> None:
         for key, value in zip(items[::2], items[1::2], strict=True):
-            if not isinstance(key, str):  # the hash of a nested tuple could take for ever
-                raise self.refused("a key that is no text")
+            if not isinstance(key, str):  # hashing a nested tuple could take forever
+                raise self.refused("a key that isn't a string")
             if not isinstance(self.stack[-1], dict):
-                raise self.refused("items of no table")
+                raise self.refused("items without a table")
             self.stack[-1][key] = value
 
     def append(self, items: list[Any]) -> None:
         if not isinstance(self.stack[-1], list):
-            raise self.refused("items of no list")
+            raise self.refused("items without a list")
         self.stack[-1].extend(items)
 
     def storage(self, _: Any) -> None:
         kind, storage, key, _, count = self.stack.pop()
         if kind != "storage" or not isinstance(storage, _Name) or storage.name not in _STORAGES:
             raise self.refused("a storage of unknown type")
-        if not isinstance(key, str) or not _whole((count,)):
+        if not isinstance(key, str) or not _are_sizes((count,)):
             raise self.refused("a storage without name or size")
         self.push(_Storage(_STORAGES[storage.name], key, count))
 
@@ -222,22 +221,22 @@ class _Machine:
             self.push({})
         elif name == _TENSOR:
             storage, offset, shape, strides = arguments[:4]
-            if not isinstance(storage, _Storage) or not _whole((offset, *shape, *strides)):
+            if not isinstance(storage, _Storage) or not _are_sizes((offset, *shape, *strides)):
                 raise self.refused("a tensor without storage, shape and strides")
             if len(shape) != len(strides) or len(shape) > 8:
-                raise self.refused("a tensor with a strange shape")
+                raise self.refused("a tensor with an invalid shape")
             self.push(_Tensor(storage, offset, tuple(shape), tuple(strides)))
         elif name == _PARAMETER and isinstance(arguments[0], _Tensor):
             self.push(arguments[0])
         else:
-            raise self.refused(f"a call of {name.replace(' ', '.')} with strange arguments")
+            raise self.refused(f"a call of {name.replace(' ', '.')} with unexpected arguments")
 
     def attributes(self, _: Any) -> None:
-        """Of the table, which PyTorch uses for version numbers."""
+        """Ignores the table's attributes, which PyTorch uses for version numbers."""
         self.stack.pop()
 
 
-def _whole(numbers: tuple[Any, ...]) -> bool:
+def _are_sizes(numbers: tuple[Any, ...]) -> bool:
     return all(type(number) is int and 0 <= number < 2**62 for number in numbers)
 
 

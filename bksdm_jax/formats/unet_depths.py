@@ -1,4 +1,4 @@
-"""How deep a U-Net's transformers are, as the `config.json` of Diffusers has it."""
+"""The depths of a U-Net's transformers in Diffusers' `config.json`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,23 +15,23 @@ def depths_from_diffusers(
     """Reads the depth of every transformer.
 
     Args:
-        json: the parsed file. One number holds for all stages, a list has an entry for each: a number, or a list with
-            one for each transformer. The up stages have the down stages' depths in reverse unless they are given.
-        down, mid, up: how many transformers each stage has.
+        json: the parsed file. One number applies to all stages; a list has an entry per stage: a number, or a list
+            with one per transformer. Up stages default to the down stages' depths in reverse.
+        down, mid, up: transformers per stage.
         source: the file's name, for errors.
 
     Returns:
-        the depths of each down stage's transformers, of the mid block's (the first of the last down stage's entry),
-        and of each up stage's.
+        the depths of the transformers of each down stage, of the mid block (the first of the last down stage's
+        entry), and of each up stage.
 
     Raises:
-        InputError: an entry too many or too few, or one that is no depth.
+        InputError: a wrong number of entries, or an invalid depth.
     """
     value, mirrored = json.get(DOWN, 1), json.get(UP)
     entries = list(value) if isinstance(value, (list, tuple)) else [value] * len(down)
     if mirrored is None:
         if any(isinstance(entry, (list, tuple)) for entry in entries):
-            raise InputError(f"{source}: {DOWN} is {value!r}; with lists in it {UP} must say what the up stages have")
+            raise InputError(f"{source}: {DOWN} is {value!r}; with nested lists, {UP} must be given too")
         mirrored = entries[::-1]
     for key, found in ((DOWN, entries), (UP, mirrored)):
         if not isinstance(found, (list, tuple)) or len(found) != len(down):
@@ -54,9 +54,9 @@ def depths_from_diffusers(
 
 
 def depths_to_diffusers(config: UNetConfig) -> dict[str, Any]:
-    """The keys that say how deep the transformers are; none where each has one layer.
+    """The keys for the depths of the transformers; empty if all have one layer.
 
-    Where the last down stage has no transformer its entry is the mid block's.
+    If the last down stage has no transformer, its entry is the mid block's.
     """
     mid = sum(config.mid.depths) if config.mid else 0
     unused = [1] * (len(config.down) - 1) + [mid or 1]
@@ -69,5 +69,5 @@ def depths_to_diffusers(config: UNetConfig) -> dict[str, Any]:
 
 
 def shortest(values: Sequence[int]) -> int | list[int]:
-    """One number for all where they agree."""
+    """One number if all values are equal, else the list."""
     return values[0] if len(set(values)) == 1 else list(values)

@@ -1,4 +1,4 @@
-"""`UNetConfig` from the `config.json` that Diffusers writes for a U-Net, and back to one."""
+"""`UNetConfig` to and from Diffusers' `config.json`."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from bksdm_jax.formats.unet_depths import depths_from_diffusers, depths_to_diffu
 from bksdm_jax.models.unet import TIME_IDS
 from bksdm_jax.models.unet_table import AddedEmbedding, Stage, UNetConfig
 
-# Diffusers' names for the kinds of stage: (side, attention) -> type.
+# (side, whether there is attention) -> Diffusers' block type.
 STAGE_TYPES = {
     ("down", True): "CrossAttnDownBlock2D",
     ("down", False): "DownBlock2D",
@@ -19,7 +19,7 @@ STAGE_TYPES = {
 MID_TYPES = {"UNetMidBlock2DCrossAttn": ("RA", "R"), "UNetMidBlock2D": ("R",), None: ()}
 _DEFAULT_MID = "UNetMidBlock2DCrossAttn"
 
-# Options of Diffusers' class that Stable Diffusion leaves at these values; another would mean another network.
+# Options of Diffusers' class -> supported values.
 _FIXED: dict[str, tuple[Any, ...]] = {
     "act_fn": ("silu", "swish"),
     "addition_embed_type": (None, "text_time"),
@@ -49,24 +49,24 @@ _FIXED: dict[str, tuple[Any, ...]] = {
 
 
 def unet_from_diffusers(json: Mapping[str, Any], source: str = "config.json") -> UNetConfig:
-    """Reads a U-Net's config, written by Diffusers' PyTorch or Flax class; absent keys take Diffusers' defaults.
+    """Reads a config of Diffusers' PyTorch or Flax class; missing keys take Diffusers' defaults.
 
     Args:
         json: the parsed file.
         source: its name, for errors.
 
     Raises:
-        InputError: a key with a value that Stable Diffusion's U-Nets don't have.
+        InputError: a key has an unsupported value.
     """
     for key, allowed in _FIXED.items():
         if key in json and json[key] not in allowed:
             known = " or ".join(map(repr, allowed))
-            raise InputError(f"{source}: {key} is {json[key]!r}; this U-Net has {known} only")
+            raise InputError(f"{source}: {key} is {json[key]!r}; only {known} is supported")
     widths = _widths(json, source)
     count = len(widths)
     only_cross = json.get("only_cross_attention", False)
     if only_cross is not False and list(only_cross if isinstance(only_cross, list) else [True]) != [False] * count:
-        raise InputError(f"{source}: only_cross_attention is {only_cross!r}; this U-Net has False only")
+        raise InputError(f"{source}: only_cross_attention is {only_cross!r}; only False is supported")
     context = json.get("cross_attention_dim", 1280)
     if isinstance(context, (list, tuple)) and len(set(context)) == 1:
         context = context[0]
@@ -95,10 +95,10 @@ def unet_from_diffusers(json: Mapping[str, Any], source: str = "config.json") ->
 
 
 def unet_to_diffusers(config: UNetConfig) -> dict[str, Any]:
-    """The `config.json` with which Diffusers' `UNet2DConditionModel` builds the same network.
+    """The `config.json` of the same network as Diffusers' `UNet2DConditionModel`.
 
     Raises:
-        InputError: Diffusers' class can't express this U-Net; the stage and the reason are named.
+        InputError: Diffusers' class can't express this U-Net; names the stage and the reason.
     """
     _require_expressible(config)
     layers = [len(stage.pairs) for stage in config.down]
@@ -137,45 +137,49 @@ def unet_to_diffusers(config: UNetConfig) -> dict[str, Any]:
 
 
 def require_flax_expressible(config: UNetConfig) -> None:
-    """Holds a U-Net to what Diffusers' Flax class, which knows less than its PyTorch class, can build.
+    """Checks that Diffusers' Flax class, which is more limited than the PyTorch class, can express a U-Net.
 
     Raises:
-        InputError: with the reason, and the way out.
+        InputError: names the reason.
     """
     way_out = "Diffusers' Flax class can't express this student; write it with format safetensors"
     layers = [len(stage.pairs) for stage in config.down]
     if len(set(layers)) > 1:
-        raise InputError(f"format: flax needs the same number of layers in every stage, here {layers}: {way_out}")
+        raise InputError(f"format: flax needs the same number of layers in every stage, not {layers}: {way_out}")
     if config.mid is not None and _kinds(config.mid.pairs) != MID_TYPES[_DEFAULT_MID]:
-        raise InputError(f"format: flax has no mid block without attention: {way_out}")
+        raise InputError(f"format: flax doesn't support a mid block without attention: {way_out}")
     if "reverse_transformer_layers_per_block" in depths_to_diffusers(config):
-        raise InputError(f"format: flax needs transformers of one depth in a stage and its mirror image: {way_out}")
+        raise InputError(
+            f"format: flax needs equal transformer depths within a stage and in its mirrored stage: {way_out}"
+        )
     if config.norm_groups != 32:
-        raise InputError(f"format: flax normalises in 32 groups, here {config.norm_groups}: {way_out}")
+        raise InputError(f"format: flax needs 32 norm groups, not {config.norm_groups}: {way_out}")
 
 
 def _require_expressible(config: UNetConfig) -> None:
     if config.context_width is None:
-        _refuse("cross_attention_dim", "it has no text")
+        _refuse("cross_attention_dim", "it has no text conditioning")
     for name, stage in config.stages().items():
         if name != "mid_block" and set(_kinds(stage.pairs)) not in ({"RA"}, {"R"}):
             found = " ".join(_kinds(stage.pairs)) or "nothing"
-            _refuse(name, f"every pair of a stage has an attention or none has, and there is one; here: {found}")
+            _refuse(name, f"a stage needs at least one layer, and attention in all of them or none; found {found}")
     if len(config.down) != len(config.up):
-        _refuse("up_blocks", f"{len(config.up)} up stages for {len(config.down)} down stages")
+        _refuse("up_blocks", f"it has {len(config.up)} up stages and {len(config.down)} down stages")
     if config.down[0].width != config.stem_width:
         _refuse("down_blocks.0", f"conv_in has {config.stem_width} channels, the stage {config.down[0].width}")
     for i, (down, up) in enumerate(zip(config.down, reversed(config.up), strict=True)):
         name, j = f"up_blocks.{len(config.up) - 1 - i}", len(config.up) - 1 - i
         last = i == len(config.down) - 1
         if (up.width, up.heads) != (down.width, down.heads):
-            _refuse(name, f"its {up.width} channels, {up.heads} heads differ from down_blocks.{i}")
+            _refuse(name, f"its {up.width} channels and {up.heads} heads differ from those of down_blocks.{i}")
         if len(up.pairs) != len(down.pairs) + 1:
-            _refuse(name, f"it has {len(up.pairs)} layers, one more than down_blocks.{i} ({len(down.pairs)}) needed")
+            _refuse(
+                name, f"it has {len(up.pairs)} layers, expected {len(down.pairs) + 1}: one more than down_blocks.{i}"
+            )
         if down.resampler == last:
-            _refuse(f"down_blocks.{i}", "every down stage but the last ends in a downsampler")
+            _refuse(f"down_blocks.{i}", "every down stage but the last must end with a downsampler")
         if up.resampler != (j < len(config.up) - 1):
-            _refuse(name, "every up stage but the last ends in an upsampler")
+            _refuse(name, "every up stage but the last must end with an upsampler")
     if config.mid is not None:
         _require_mid(config.mid, config.down[-1])
 
@@ -183,12 +187,12 @@ def _require_expressible(config: UNetConfig) -> None:
 def _require_mid(mid: Stage, last: Stage) -> None:
     if (kinds := _kinds(mid.pairs)) not in MID_TYPES.values():
         known = " or ".join("-".join("".join(pairs)) for pairs in MID_TYPES.values() if pairs)
-        _refuse("mid_block", f"a mid block is {known}, or absent; here it is {'-'.join(''.join(kinds))}")
+        _refuse("mid_block", f"expected {known} or no mid block, found {'-'.join(''.join(kinds))}")
     if (mid.width, mid.heads) != (last.width, last.heads):
         _refuse("mid_block", "its channels or heads differ from the last down stage's")
     ours, theirs = sum(mid.depths), last.depths[0]
     if ours and theirs and ours != theirs:
-        _refuse("mid_block", f"its transformer has {ours} layers, the first of the last down stage {theirs}")
+        _refuse("mid_block", f"its transformer has {ours} layers, the first one of the last down stage {theirs}")
 
 
 def _refuse(stage: str, reason: str) -> None:
@@ -196,23 +200,25 @@ def _refuse(stage: str, reason: str) -> None:
 
 
 def _kinds(pairs: Sequence[str]) -> tuple[str, ...]:
-    """`RAA` -> `RA`: what is there, however deep."""
+    """`RAA` -> `RA`: the kinds of block, without depths."""
     return tuple(re.sub("A+", "A", pair) for pair in pairs)
 
 
 def _require_divisible(config: UNetConfig, source: str) -> None:
     for name, stage in config.stages().items():
         if stage.width % config.norm_groups:
-            raise InputError(f"{source}: {name} has {stage.width} channels, no multiple of {config.norm_groups} groups")
+            raise InputError(
+                f"{source}: {name} has {stage.width} channels, not a multiple of {config.norm_groups} groups"
+            )
         if any("A" in pair for pair in stage.pairs) and stage.width % stage.heads:
             raise InputError(
-                f"{source}: {name} has {stage.width} channels, no multiple of {stage.heads} heads "
+                f"{source}: {name} has {stage.width} channels, not a multiple of {stage.heads} heads "
                 "(Diffusers stores head counts under attention_head_dim)"
             )
 
 
 def _stages(json: Mapping[str, Any], widths: tuple[int, ...], source: str) -> dict[str, Any]:
-    """The stages, as the fields of `UNetConfig` that hold them."""
+    """The fields `down`, `mid` and `up` of `UNetConfig`."""
     count = len(widths)
     heads_key = "attention_head_dim" if json.get("num_attention_heads") is None else "num_attention_heads"
     heads = _per_stage(json, heads_key, 8, count, source)
@@ -241,9 +247,9 @@ def _stages(json: Mapping[str, Any], widths: tuple[int, ...], source: str) -> di
 def _added(json: Mapping[str, Any], source: str) -> AddedEmbedding | None:
     if json.get("addition_embed_type") is None:
         return None
-    ours, whole = "addition_time_embed_dim", "projection_class_embeddings_input_dim"
-    time_width = whole_number(source, ours, json.get(ours))
-    return AddedEmbedding(whole_number(source, whole, json.get(whole), TIME_IDS * time_width + 1), time_width)
+    time_key, width_key = "addition_time_embed_dim", "projection_class_embeddings_input_dim"
+    time_width = whole_number(source, time_key, json.get(time_key))
+    return AddedEmbedding(whole_number(source, width_key, json.get(width_key), TIME_IDS * time_width + 1), time_width)
 
 
 def _widths(json: Mapping[str, Any], source: str) -> tuple[int, ...]:
@@ -260,12 +266,12 @@ def _types(json: Mapping[str, Any], side: str, count: int, source: str) -> tuple
     types = json.get(key, default)
     known = {name: attention for (s, attention), name in STAGE_TYPES.items() if s == side}
     if not isinstance(types, (list, tuple)) or len(types) != count:
-        raise InputError(f"{source}: {key} is {types!r}; expected {count} names, one for each of block_out_channels")
+        raise InputError(f"{source}: {key} is {types!r}; expected {count} names, one per entry of block_out_channels")
     return tuple(known[known_name(source, key, name, known)] for name in types)
 
 
 def _sample_size(value: Any, source: str) -> int | None:
-    """Diffusers takes a number or a pair of them; the latents here are square."""
+    """Diffusers takes a number or a pair; only square latents are supported here."""
     if isinstance(value, (list, tuple)) and len(value) == 2 and value[0] == value[1]:
         value = value[0]
     return None if value is None else whole_number(source, "sample_size", value)

@@ -1,4 +1,4 @@
-"""`VAEConfig` from the `config.json` that Diffusers writes for an `AutoencoderKL`, and back to one."""
+"""`VAEConfig` to and from the `config.json` of Diffusers' `AutoencoderKL`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,14 +18,14 @@ _FIXED: dict[str, tuple[Any, ...]] = {
 
 
 def vae_from_diffusers(json: Mapping[str, Any], source: str = "config.json") -> VAEConfig:
-    """Reads `config.json` of Diffusers' `AutoencoderKL` (PyTorch or Flax); absent keys take Diffusers' defaults.
+    """Reads `config.json` of Diffusers' `AutoencoderKL` (PyTorch or Flax); missing keys take Diffusers' defaults.
 
     Raises:
-        InputError: a key with a value that SD's autoencoders don't have.
+        InputError: a key has an unsupported value.
     """
     for key, allowed in _FIXED.items():
         if key in json and json[key] not in allowed:
-            raise InputError(f"{source}: {key} is {json[key]!r}; this VAE has {allowed[0]!r} only")
+            raise InputError(f"{source}: {key} is {json[key]!r}; only {allowed[0]!r} is supported")
     widths = json.get("block_out_channels", (64,))
     numbers = {
         key: whole_number(source, key, json.get(key, default))
@@ -55,7 +55,7 @@ def vae_from_diffusers(json: Mapping[str, Any], source: str = "config.json") -> 
 
 
 def vae_to_diffusers(config: VAEConfig) -> dict[str, Any]:
-    """The `config.json` with which Diffusers' `AutoencoderKL` builds the same network."""
+    """The `config.json` of the same network as Diffusers' `AutoencoderKL`."""
     count = len(config.widths)
     return {
         "_class_name": "AutoencoderKL",

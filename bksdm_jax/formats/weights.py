@@ -1,4 +1,4 @@
-"""One network's weights from the files that hold them, and into a file: held to the shapes that are expected."""
+"""Reads and writes one network's weights, checked against the expected shapes."""
 
 import concurrent.futures
 import errno
@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from flax import serialization
 from safetensors import SafetensorError
@@ -27,28 +28,28 @@ INDEXERS: dict[str, Callable[[Path], dict[str, StoredTensor]]] = {
     ".msgpack": index_msgpack,
     ".bin": index_torch,
 }
-"""suffix -> where the tensors of such a file lie."""
-_THREADS = min(4, os.cpu_count() or 1)  # each holds two copies of one tensor at most
+"""Suffix -> file -> its tensors by name."""
+_THREADS = min(4, os.cpu_count() or 1)  # each holds at most two copies of one tensor
 
 
 def read_weights(paths: Sequence[Path], expected: Mapping[str, Any]) -> dict[str, Any]:
-    """Reads one network, tensor by tensor, so that no file is ever held whole beside what is made of it.
+    """Reads one network tensor by tensor, so that no file is in memory besides the result.
 
     Args:
-        paths: its file, or its shards, all of one format.
-        expected: nested shapes (`jax.ShapeDtypeStruct`) under Flax names that they must hold, no more and no less.
+        paths: its file, or its shards, all in one format.
+        expected: nested shapes (`jax.ShapeDtypeStruct`) by Flax names; the files must match them exactly.
 
     Returns:
-        nested numpy arrays under Flax names, in Flax's layouts and the files' dtypes.
+        nested numpy arrays by Flax names, in Flax's layouts and the files' dtypes.
 
     Raises:
-        InputError: a file is damaged, or one line with every missing, unexpected and mis-shaped name.
+        InputError: a file is damaged, or weights are missing, unexpected or mis-shaped (all are listed).
     """
     stored: dict[str, StoredTensor] = {}
     for path in paths:
         for name, tensor in INDEXERS[path.suffix](path).items():
             if name in stored:
-                raise InputError(f"{path}: {name[:80]!r} is in {stored[name].path.name} too; fetch both again")
+                raise InputError(f"{path}: {name[:80]!r} is in {stored[name].path.name} too; download both again")
             stored[name] = tensor
     source = f"{paths[0]}{f' and {len(paths) - 1} more' if len(paths) > 1 else ''}"
     wanted = {name: tuple(leaf.shape) for name, leaf in trees.flatten(expected).items()}
@@ -58,7 +59,7 @@ def read_weights(paths: Sequence[Path], expected: Mapping[str, Any]) -> dict[str
 
 
 def read_tensors(source: str, stored: Mapping[str, StoredTensor], expected: Mapping[str, Any]) -> dict[str, Any]:
-    """Reads one network from tensors under PyTorch's names; `source` is named by errors, the rest as `read_weights`."""
+    """Reads one network from tensors with PyTorch's names; `source` is for errors, the rest is as in `read_weights`."""
     wanted = {name: tuple(leaf.shape) for name, leaf in trees.flatten(expected).items()}
     current = {names.current_name(name): tensor for name, tensor in stored.items()}
     current.pop(None, None)
@@ -67,29 +68,29 @@ def read_tensors(source: str, stored: Mapping[str, StoredTensor], expected: Mapp
 
 def _load(
     source: str,
-    places: Mapping[str, tuple[str, bool]],
+    origins: Mapping[str, tuple[str, bool]],
     stored: Mapping[str, StoredTensor],
     wanted: Mapping[str, tuple[int, ...]],
 ) -> dict[str, Any]:
-    """`places`: Flax name -> name in `stored`, and whether that one is in PyTorch's layout."""
+    """`origins`: Flax name -> name in `stored`, and whether it is in PyTorch's layout."""
     shapes = {
-        place: names.torch_shape(name, wanted[name]) if turned else wanted[name]
-        for name, (place, turned) in places.items()
+        origin: names.torch_shape(name, wanted[name]) if is_torch else wanted[name]
+        for name, (origin, is_torch) in origins.items()
     }
     trees.require_same(source, {name: tensor.shape for name, tensor in stored.items()}, shapes)
     for name, tensor in stored.items():
         if tensor.dtype not in FLOATS.values():
             raise InputError(f"{tensor.path}: {name} holds {tensor.dtype}; expected one of {', '.join(FLOATS)}")
 
-    largest = max((stored[place].span() for place, turned in places.values() if turned), default=0)
-    own = threading.local()  # of each thread, since it is written by one at a time
+    largest = max((stored[origin].span() for origin, is_torch in origins.values() if is_torch), default=0)
+    own = threading.local()  # a buffer per thread
 
     def prepare() -> None:
         own.buffer = empty((largest,), np.uint8)
 
     def read(name: str) -> np.ndarray:
-        place, turned = places[name]
-        return names.to_flax(name, stored[place].read(own.buffer)) if turned else stored[place].read()
+        origin, is_torch = origins[name]
+        return names.to_flax(name, stored[origin].read(own.buffer)) if is_torch else stored[origin].read()
 
     with concurrent.futures.ThreadPoolExecutor(_THREADS, initializer=prepare) as pool:
         return trees.unflatten(dict(zip(wanted, pool.map(read, wanted), strict=True)))
@@ -97,33 +98,33 @@ def _load(
 
 def write_msgpack(path: Path, params: Mapping[str, Any]) -> None:
     """Writes nested arrays as a Flax checkpoint."""
-    path.write_bytes(serialization.msgpack_serialize(_as_numpy(params)))
+    path.write_bytes(serialization.msgpack_serialize(jax.tree.map(np.asarray, dict(params))))
 
 
 def write_safetensors(path: Path, params: Mapping[str, Any]) -> None:
-    """Writes nested Flax arrays under PyTorch's names, in PyTorch's layouts."""
+    """Writes nested Flax arrays with PyTorch's names and layouts."""
     write_tensors(path, torch_tensors(params))
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Writes a table of arrays as safetensors, readable as other new files are.
+    """Writes a table of arrays as safetensors, with the permissions of a new file.
 
     Raises:
-        OSError: as a file's own writing does.
+        OSError: the file can't be written.
     """
     try:
         save_file(dict(tensors), path, metadata={"format": "pt"})
-    except SafetensorError as error:  # says in words what an OSError says by number
+    except SafetensorError as error:  # wraps the OSError as text
         free = shutil.disk_usage(path.parent).free
         full = free < 2**20 or "space" in str(error).lower() or "quota" in str(error).lower()
         raise OSError(errno.ENOSPC if full else errno.EIO, str(error), str(path)) from error
     mask = os.umask(0)
     os.umask(mask)
-    path.chmod(0o666 & ~mask)  # the library's own are for the owner alone
+    path.chmod(0o666 & ~mask)  # the library makes files readable only for their owner
 
 
 def torch_tensors(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Nested Flax arrays as a flat table under PyTorch's names, in PyTorch's layouts."""
+    """Nested Flax arrays as a flat table with PyTorch's names and layouts."""
     flat = trees.flatten(params)
     return {names.torch_name(path): names.to_torch(path, np.asarray(leaf)) for path, leaf in flat.items()}
 
@@ -132,7 +133,3 @@ WRITERS: dict[str, Callable[[Path, Mapping[str, Any]], None]] = {
     ".safetensors": write_safetensors,
     ".msgpack": write_msgpack,
 }
-
-
-def _as_numpy(params: Mapping[str, Any]) -> dict[str, Any]:
-    return trees.unflatten({name: np.asarray(leaf) for name, leaf in trees.flatten(params).items()})

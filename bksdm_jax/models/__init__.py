@@ -1,1 +1,1 @@
-"""Flax modules only, and the table of presets; nothing here knows of training, files or configuration."""
+"""Flax modules and their config dataclasses; independent of training, files and configuration."""

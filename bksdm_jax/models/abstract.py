@@ -1,4 +1,4 @@
-"""The parameters of a module from shapes alone."""
+"""Parameter shapes of a module, without computing anything."""
 
 import functools
 from typing import Any
@@ -8,16 +8,13 @@ from flax import linen as nn
 
 
 def parameter_shapes_of(module: nn.Module, *inputs: Any) -> dict[str, Any]:
-    """The parameters as nested `jax.ShapeDtypeStruct`; nothing is computed, and nothing compiled.
+    """The collection `params` as nested `jax.ShapeDtypeStruct`; nothing is computed or compiled.
 
     Args:
         module: any module.
         inputs: pytrees that it is called with, `jax.ShapeDtypeStruct` in place of arrays.
-
-    Returns:
-        the collection `params`, named as in a checkpoint.
     """
-    # A fresh tree for each caller, who may take it apart.
+    # A new tree for each caller, since callers may modify it.
     leaves, structure = jax.tree.flatten(inputs)
     return jax.tree.map(lambda leaf: leaf, _traced_parameters(module, tuple(leaves), structure))
 

@@ -1,4 +1,4 @@
-"""Attention, and the U-Net's transformer block."""
+"""Attention and the U-Net's transformer blocks."""
 
 from collections.abc import Callable
 
@@ -11,18 +11,13 @@ from bksdm_jax.base.errors import InputError, known_name, one_of
 from bksdm_jax.models.layers import Dense, GroupNorm, LayerNorm, conv
 
 _CHUNK = 512  # queries
-_LARGE = 2**19  # scores of a head above which they aren't all held at once
+_LARGE = 2**19  # scores per head above which they are computed in chunks
 _HALF = (jnp.bfloat16, jnp.float16)
-_LANES = 128  # of a TPU: what its kernel's blocks are multiples of
+_LANES = 128  # TPU lanes; the flash kernel's block sizes are multiples of this
 
 
 def attend(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    heads: int,
-    causal: bool = False,
-    implementation: str = "auto",
+    query: jax.Array, key: jax.Array, value: jax.Array, heads: int, causal: bool = False, implementation: str = "auto"
 ) -> jax.Array:
     """Multi-head attention, softmax(Q K^T / sqrt(D)) V, softmax in float32.
 
@@ -30,8 +25,8 @@ def attend(
         query: [B, N, heads * D].
         key, value: [B, M, heads * D].
         heads: number of heads.
-        causal: position n sees positions <= n only.
-        implementation: a key of `IMPLEMENTATIONS`. All compute the same; a causal one is always `xla`.
+        causal: position n attends to positions <= n only.
+        implementation: a key of `IMPLEMENTATIONS`; all compute the same. Causal attention always uses `xla`.
 
     Returns:
         [B, N, heads * D] in the dtype of `query`.
@@ -54,22 +49,23 @@ def attend(
 
 
 def _xla(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-    """All scores at once."""
+    """XLA's own, with all scores in memory."""
     return jax.nn.dot_product_attention(query, key, value, implementation="xla")
 
 
 def _chunked(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-    """The scores of some queries at a time, and on CPUs of one head at a time, so that they stay in its cache.
+    """Computes the scores for a chunk of queries at a time, on CPUs also head by head, so that they fit in the cache.
 
-    Over 4096 positions in 8 heads of 40 channels that takes a quarter of the time on two cores, over 1024 two fifths.
+    On two CPU cores, with 8 heads of 40 channels, this takes 0.25 of the time of `xla` at 4096 positions and 0.4 at
+    1024.
     """
     batch, positions, heads, width = query.shape
     rows = max(n for n in range(1, min(positions, _CHUNK) + 1) if positions % n == 0)
-    # Heads and chunks lead, and nothing is joined with the batch: that may be split over devices.
+    # Heads and chunks come first; the batch axis stays separate because it may be sharded.
     queries = query.reshape(batch, positions // rows, rows, heads, width).transpose(3, 1, 0, 2, 4)
     keys, values = key.transpose(2, 0, 3, 1), value.transpose(2, 0, 1, 3)  # [heads, B, D, M], [heads, B, M, D]
 
-    @jax.checkpoint  # the gradient computes the scores anew
+    @jax.checkpoint  # the backward pass recomputes the scores
     def chunk(query: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
         scores = jnp.matmul(query, keys, preferred_element_type=jnp.float32)  # [..., rows, M]
         largest = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
@@ -79,8 +75,8 @@ def _chunked(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
         return (out / sums).astype(values.dtype)
 
     def by_head(queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
-        def head(parts: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
-            return jax.lax.map(lambda rows: chunk(rows, parts[1], parts[2]), parts[0])
+        def head(operands: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+            return jax.lax.map(lambda rows: chunk(rows, *operands[1:]), operands[0])
 
         return jax.lax.map(head, (queries, keys, values))
 
@@ -92,12 +88,12 @@ def _chunked(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
 
 
 def _plain(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-    """In chunks where the scores would be large."""
+    """`chunked` where the scores would be large, else `xla`."""
     return (_chunked if _is_large(query, key) else _xla)(query, key, value)
 
 
 def _cudnn(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-    """cuDNN's fused kernel, for the shapes that it takes."""
+    """cuDNN's fused kernel, where it supports the shapes."""
     fits = query.dtype in _HALF and query.shape[-1] % 8 == 0 and query.shape[-1] <= 128 and key.shape[1] % 2 == 0
     if not fits:
         return _plain(query, key, value)
@@ -105,10 +101,10 @@ def _cudnn(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
 
 
 def _flash(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-    """JAX's flash attention kernel for TPUs (Pallas), for the shapes that it takes and is worth it for.
+    """JAX's flash attention kernel for TPUs (Pallas), where it supports the shapes and is faster.
 
-    XLA can't split it over devices. So under a mesh each device runs it for its part of the batch, which is split over
-    all axes; a batch that doesn't divide goes in chunks.
+    XLA can't partition it, so under a mesh each device runs it on its share of the batch, which is split over all
+    axes; a batch that isn't divisible falls back to `_plain`.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if not _fits_flash(query, key) or query.shape[0] % max(mesh.size, 1):
@@ -116,7 +112,7 @@ def _flash(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     if mesh.size <= 1:
         return _flash_kernel(query, key, value)
     split = PartitionSpec(mesh.axis_names)
-    # check_vma: the kernel doesn't say over which axes its result varies
+    # check_vma: the kernel doesn't declare which axes its result varies over
     by_device = jax.shard_map(_flash_kernel, in_specs=(split,) * 3, out_specs=split, check_vma=False)
     return by_device(query, key, value)
 
@@ -125,29 +121,19 @@ def _flash_kernel(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Arr
     from jax.experimental.pallas.ops.tpu import flash_attention as kernel  # noqa: PLC0415  # brings all of Pallas
 
     rows, columns = (_block(x.shape[1], x.shape[-1]) for x in (query, key))
-    blocks = kernel.BlockSizes(
-        block_q=rows,
-        block_k_major=columns,
-        block_k=columns,
-        block_b=1,
-        block_q_major_dkv=rows,
-        block_k_major_dkv=columns,
-        block_k_dkv=columns,
-        block_q_dkv=rows,
-        block_k_major_dq=columns,
-        block_k_dq=columns,
-        block_q_dq=rows,
-    )
-    parts = (x.transpose(0, 2, 1, 3) for x in (query, key, value))  # [B, heads, N, D]
-    out = kernel.flash_attention(*parts, sm_scale=query.shape[-1] ** -0.5, block_sizes=blocks)
+    of_queries = ("block_q", "block_q_major_dkv", "block_q_dkv", "block_q_dq")
+    of_keys = ("block_k_major", "block_k", "block_k_major_dkv", "block_k_dkv", "block_k_major_dq", "block_k_dq")
+    blocks = kernel.BlockSizes(block_b=1, **dict.fromkeys(of_queries, rows), **dict.fromkeys(of_keys, columns))
+    by_head = (x.transpose(0, 2, 1, 3) for x in (query, key, value))  # [B, heads, N, D]
+    out = kernel.flash_attention(*by_head, sm_scale=query.shape[-1] ** -0.5, block_sizes=blocks)
     return out.transpose(0, 2, 1, 3)
 
 
 def _auto(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-    """The fastest that the device has for these shapes."""
+    """The fastest implementation of the device for these shapes."""
     if _has_cudnn():
         return _cudnn(query, key, value)
-    if _fits_flash(query, key):  # decided when the program is lowered: that may be for a TPU that isn't here
+    if _fits_flash(query, key):  # chosen at lowering, which may target a TPU that isn't attached
         return jax.lax.platform_dependent(query, key, value, tpu=_flash, default=_plain)
     return _plain(query, key, value)
 
@@ -178,34 +164,34 @@ IMPLEMENTATIONS: dict[str, Callable[[jax.Array, jax.Array, jax.Array], jax.Array
 }
 """name -> (query [B, N, heads, D], key, value [B, M, heads, D]) -> [B, N, heads, D].
 
-Where a kernel doesn't take the shapes (a few keys of text, say), `cudnn` and `flash` are as `auto` without them.
+Where a kernel doesn't support the shapes (such as the 77 keys of a text), `cudnn` and `flash` fall back to `_plain`.
 """
 _DEVICES = {
-    "cudnn": (_has_cudnn, "an NVIDIA GPU since Ampere"),
+    "cudnn": (_has_cudnn, "an NVIDIA GPU of the Ampere generation or later"),
     "flash": (lambda: jax.default_backend() == "tpu", "a TPU"),
 }
 
 
 def require_attention(name: str, dtype: jnp.dtype) -> None:
-    """Raises `InputError` for an unknown implementation, or one that this machine or number format can't have."""
+    """Raises `InputError` for an unknown implementation, or one that this device or dtype doesn't support."""
     known_name("config", "attention", name, IMPLEMENTATIONS)
     if name in _DEVICES:
         is_here, device = _DEVICES[name]
         if not is_here() or dtype not in _HALF:
             raise InputError(
-                f"attention: {name} is for {device} and bfloat16; here are {jax.devices()[0].device_kind} and "
-                f"{jnp.dtype(dtype).name}; auto takes the fastest there is"
+                f"attention: {name} needs {device} and bfloat16; found {jax.devices()[0].device_kind} and "
+                f"{jnp.dtype(dtype).name}; auto picks the fastest available"
             )
 
 
 def _block(positions: int, width: int) -> int:
-    """The largest block that divides so many positions, and with which kernel and gradient compile for a TPU v4."""
+    """The largest block size that divides `positions` and compiles, gradient included, for a TPU v4."""
     most = 1024 if width <= _LANES else 512
     return max(n for n in range(_LANES, most + 1, _LANES) if positions % n == 0)
 
 
 class Attention(nn.Module):
-    """Attention of `x` [B, N, C] to `context` [B, M, K], or to itself, with `to_q`, `to_k`, `to_v`, `to_out_0`."""
+    """Attention of `x` [B, N, C] to `context` [B, M, K], or to itself."""
 
     heads: int
     upcast: bool = False
@@ -227,7 +213,7 @@ class Attention(nn.Module):
 
 
 class GEGLU(nn.Module):
-    """`a * gelu(b)`, `a` and `b` the halves of one linear layer (Shazeer 2020), with the exact gelu."""
+    """`a * gelu(b)`, where `a` and `b` are the halves of one linear layer (Shazeer 2020); the exact GELU."""
 
     width: int
     dtype: jnp.dtype = jnp.float32
@@ -251,9 +237,10 @@ class FeedForward(nn.Module):
 
 
 class TransformerLayer(nn.Module):
-    """Self-attention, cross-attention, feed-forward, each behind a LayerNorm and added to its input.
+    """Self-attention, cross-attention and feed-forward, each with pre-norm and a residual connection.
 
-    Without a context there is no cross-attention. What self-attention adds is sown as `features/.../attn1`, [B, N, C].
+    Without a context there is no cross-attention. The output of self-attention, before the residual is added, is sown
+    as `features/.../attn1`, [B, N, C].
     """
 
     heads: int
@@ -278,9 +265,9 @@ class TransformerLayer(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """A transformer of `depth` layers over the pixels of a feature map, conditioned on text states where there are any.
+    """A transformer of `depth` layers over the pixels of a feature map, optionally conditioned on text states.
 
-    Projections into and out of it are 1x1 convolutions (SD v1) or linear layers (SD v2). The output of `proj_out`,
+    Its input and output projections are 1x1 convolutions (SD v1) or linear layers (SD v2). The output of `proj_out`,
     before the residual is added, is sown as `features/.../proj_out`.
     """
 

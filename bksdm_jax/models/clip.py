@@ -1,4 +1,4 @@
-"""CLIP's text encoder as Stable Diffusion uses it: token ids to the states that the U-Net attends to."""
+"""CLIP's text encoder as Stable Diffusion uses it: token ids -> the states that the U-Net attends to."""
 
 import dataclasses
 from typing import Any
@@ -11,15 +11,12 @@ from bksdm_jax.models.abstract import parameter_shapes_of
 from bksdm_jax.models.attention import attend
 from bksdm_jax.models.layers import Dense, LayerNorm
 
-ACTIVATIONS = {
-    "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
-    "gelu": lambda x: nn.gelu(x, approximate=False),
-}
+ACTIVATIONS = {"quick_gelu": lambda x: x * nn.sigmoid(1.702 * x), "gelu": lambda x: nn.gelu(x, approximate=False)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TowerConfig:
-    """What the text tower and the image tower have in common. Defaults are those of ViT-L/14's text tower."""
+    """Settings shared by the text and image towers. Defaults are those of ViT-L/14's text tower."""
 
     width: int = 768
     mlp_width: int = 3072
@@ -52,7 +49,7 @@ class Embeddings(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention with biases; `causal`: a position sees itself and those before it."""
+    """Multi-head self-attention with biases; if `causal`, a position attends to itself and those before it."""
 
     heads: int
     causal: bool
@@ -97,7 +94,7 @@ class EncoderLayer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """The stack of layers; Transformers' Flax checkpoints name them `layers/0`, `layers/1`, ..."""
+    """The stack of layers, named `layers/0`, `layers/1`, ... as in Transformers' Flax checkpoints."""
 
     config: TowerConfig
     causal: bool

@@ -1,4 +1,4 @@
-"""Both towers of CLIP with their projections: captions and images as directions in one space (Radford et al. 2021)."""
+"""Both towers of CLIP with their projections into a shared space (Radford et al. 2021)."""
 
 import dataclasses
 from typing import Any
@@ -34,7 +34,7 @@ class CLIPConfig:
 
 
 class VisionEmbeddings(nn.Module):
-    """Patches through one convolution, a class token before them, positions added."""
+    """A class token, then patches embedded by one convolution, plus position embeddings."""
 
     config: CLIPVisionConfig
     dtype: jnp.dtype
@@ -63,7 +63,7 @@ class VisionTransformer(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
         x = VisionEmbeddings(self.config, self.dtype, name="embeddings")(images)
-        x = norm(self.config, self.dtype, "pre_layrnorm")(x)  # spelled so in Transformers
+        x = norm(self.config, self.dtype, "pre_layrnorm")(x)  # (sic) Transformers' spelling
         x = Encoder(self.config, False, self.dtype, name="encoder")(x)
         return norm(self.config, self.dtype, "post_layernorm")(x[:, 0])
 
@@ -82,10 +82,7 @@ class CLIP(nn.Module):
         self.logit_scale = self.param("logit_scale", nn.initializers.constant(2.6592), (), jnp.float32)
 
     def __call__(self, tokens: jax.Array, ends: jax.Array, images: jax.Array) -> jax.Array:
-        """Cosines of all captions and images times the learned scale: float32 [captions, images].
-
-        Arguments as those of `embed_texts` and `embed_images`.
-        """
+        """Cosine similarities times the learned scale, float32 [captions, images]; arguments as in `embed_*`."""
         texts, pictures = unit_length(self.embed_texts(tokens, ends)), unit_length(self.embed_images(images))
         return jnp.exp(self.logit_scale) * texts @ pictures.T
 
@@ -100,7 +97,7 @@ class CLIP(nn.Module):
         return self.visual_projection(self.image_features(images))
 
     def image_features(self, images: jax.Array) -> jax.Array:
-        """[B, image_size, image_size, 3] in [-1, 1] -> the image tower's state before the projection, [B, width]."""
+        """[B, image_size, image_size, 3] in [-1, 1] -> features before the projection, [B, width]."""
         return self.vision_model(images.astype(self.dtype))
 
 

@@ -15,8 +15,8 @@ from flax import linen as nn
 class GroupNorm(nn.Module):
     """Group normalisation (Wu and He 2018) in float32 with two-pass statistics, as PyTorch computes it.
 
-    Sums run over the pixels of each channel first, then over the channels of a group: on CPUs several times faster
-    than over both at once, since the channels lie side by side in memory.
+    Means are taken over the pixels of each channel, then over the channels of a group. On CPUs this is several times
+    faster than both at once, since channels are contiguous in memory.
     """
 
     groups: int
@@ -54,19 +54,16 @@ class LayerNorm(nn.LayerNorm):
 
 
 def rows_product(lhs: jax.Array, rhs: jax.Array, *_: Any, **options: Any) -> jax.Array:
-    """[..., K] times [K, N], as `lax.dot_general` with the leading dimensions joined to one.
+    """[..., K] times [K, N] -> [..., N], as `lax.dot_general` with the leading dimensions flattened to one.
 
-    With several of them XLA's CPU backend copies a transposed operand for the gradient to `rhs`, which takes longer
-    than the product: both gradients of [32, 64, 64] x [64, 512] took 2.6 times as long (two cores).
+    With several leading dimensions, XLA's CPU backend copies a transposed operand for the gradient of `rhs`, which
+    takes longer than the product: both gradients of [32, 64, 64] x [64, 512] took 2.6 times as long (two cores).
 
     Args:
         lhs: [..., K].
         rhs: [K, N].
-        *_: dimension numbers, which are always these.
-        **options: the rest of what `lax.dot_general` takes.
-
-    Returns:
-        [..., N].
+        *_: dimension numbers; ignored, since they are always these.
+        **options: other arguments of `lax.dot_general`.
     """
     rows = jax.lax.dot_general(lhs.reshape(-1, lhs.shape[-1]), rhs, (((1,), (0,)), ((), ())), **options)
     return rows.reshape(*lhs.shape[:-1], rhs.shape[-1])
@@ -78,21 +75,21 @@ class Dense(nn.Dense):
     dot_general: Any = rows_product
 
 
-_SMALL_MAP = 16 * 16  # pixels up to which a CPU convolves faster by a matrix product
+_SMALL_MAP = 16 * 16  # up to this many pixels a CPU convolves faster by a matrix product
 
 
 def convolve(lhs: jax.Array, rhs: jax.Array, strides: Sequence[int], padding: Any, **options: Any) -> jax.Array:
-    """`lax.conv_general_dilated` in NHWC; on CPUs small maps go through one matrix product over their patches.
+    """`lax.conv_general_dilated` in NHWC; on CPUs small maps are convolved by one matrix product over patches (im2col).
 
-    XLA's own CPU convolution reaches 6 to 60 GFLOP/s on maps of 2x2 to 8x8 pixels, forwards and backwards, where the
-    product reaches 50 to 90 (two cores).
+    On maps of 2x2 to 8x8 pixels XLA's CPU convolution and its gradients reach 6 to 60 GFLOP/s, the product 50 to 90
+    (two cores).
 
     Args:
         lhs: [B, H, W, C].
         rhs: [h, w, C, D].
         strides: along height and width.
         padding: pixels before and after, along height and width.
-        options: the rest of what `lax.conv_general_dilated` takes.
+        options: other arguments of `lax.conv_general_dilated`.
     """
 
     def plain(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
@@ -116,19 +113,19 @@ def convolve(lhs: jax.Array, rhs: jax.Array, strides: Sequence[int], padding: An
 
 
 def conv(features: int, size: int, name: str, dtype: jnp.dtype, stride: int = 1, padding: Any = None) -> nn.Conv:
-    """A `size` x `size` convolution; `padding` is `size // 2` on every side unless given (as `nn.Conv` takes it)."""
+    """A `size` x `size` convolution; `padding`, as `nn.Conv` takes it, defaults to `size // 2` on every side."""
     padding = size // 2 if padding is None else padding
     shape = (size, size), (stride, stride)
     return nn.Conv(features, *shape, padding=padding, dtype=dtype, name=name, conv_general_dilated=convolve)
 
 
 def timestep_embedding(timesteps: jax.Array, width: int, flip_sin_to_cos: bool, freq_shift: float) -> jax.Array:
-    """Sinusoids of the timestep (Vaswani et al. 2017, section 3.5), in float32.
+    """Sinusoidal embedding of the timestep (Vaswani et al. 2017, section 3.5).
 
     Args:
-        timesteps: [B], any number type.
+        timesteps: [B], of any numeric dtype.
         width: even.
-        flip_sin_to_cos: cosines first.
+        flip_sin_to_cos: put the cosines first.
         freq_shift: the lowest frequency is 10000^(-(width/2 - 1) / (width/2 - freq_shift)).
 
     Returns:
@@ -142,7 +139,7 @@ def timestep_embedding(timesteps: jax.Array, width: int, flip_sin_to_cos: bool, 
 
 
 class TimestepMLP(nn.Module):
-    """linear - SiLU - linear, from sinusoids to the vector that conditions every residual block."""
+    """linear - SiLU - linear: sinusoids -> the embedding that conditions every residual block."""
 
     width: int
     dtype: jnp.dtype = jnp.float32
@@ -154,7 +151,7 @@ class TimestepMLP(nn.Module):
 
 
 class ResnetBlock(nn.Module):
-    """Two 3x3 convolutions with a shortcut; `temb` [B, T], where given, is projected and added between them."""
+    """Two 3x3 convolutions with a shortcut; `temb` [B, T], if given, is projected and added between them."""
 
     width: int
     groups: int = 32
@@ -178,7 +175,7 @@ class ResnetBlock(nn.Module):
 class Downsample(nn.Module):
     """Halves height and width with a strided convolution.
 
-    `symmetric` pads one pixel on every side (U-Net); otherwise one at the bottom and the right (VAE).
+    `symmetric` pads one pixel on every side (U-Net), otherwise one at the bottom and one at the right (VAE).
     """
 
     width: int

@@ -1,4 +1,4 @@
-"""Rematerialisation: what the backward pass computes anew, so that the forward pass need not keep it."""
+"""Rematerialisation: which activations the backward pass recomputes instead of the forward pass storing them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -25,20 +25,21 @@ POLICIES: dict[str, dict[str, Policy]] = {
     "blocks": dict.fromkeys(_KINDS, _NOTHING),
     "full": {"stage": _NOTHING},
 }
-"""Name -> kind of block, or a whole `stage` -> which of its results are kept; of kinds that aren't there, all.
+"""Name -> kind of block, or `stage` -> its checkpoint policy; kinds without one store everything.
 
-`products` keeps those of convolutions and matrix products, and computes norms, activations and casts anew: little time.
-`attention` keeps the inputs of transformers alone, `blocks` those of every block, which costs about two thirds of
-a forward pass, since the last product of each isn't needed again; `full` those of stages: one more forward pass.
+`products` stores the outputs of convolutions and matrix products and recomputes norms, activations and casts, which is
+cheap. `attention` stores only the inputs of transformers. `blocks` stores only the inputs of blocks, which costs about
+two thirds of a forward pass, since the last product of a block isn't recomputed. `full` stores only the inputs of
+stages, which costs one forward pass.
 """
 
 
 def require_remat(name: str) -> None:
-    """Raises `InputError` with the known names if this is none of `POLICIES`."""
+    """Raises `InputError` unless `name` is a key of `POLICIES`."""
     known_name("config", "remat", name, POLICIES)
 
 
 def rematerialised(block: type[nn.Module], kind: str, name: str) -> type[nn.Module]:
-    """The class of a block of this kind, or of a `stage`, under the policy `name`."""
+    """The block class with the checkpoint policy that `name` has for this kind of block, or for a `stage`."""
     policy = POLICIES[name].get(kind)
     return block if policy is None else nn.remat(block, policy=policy)

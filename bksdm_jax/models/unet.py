@@ -1,4 +1,4 @@
-"""The U-Net: runs the rows of its block table. Names of modules are Diffusers'."""
+"""The U-Net: runs the rows of its block table. Modules have Diffusers' names."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,8 +14,8 @@ from bksdm_jax.models.remat import rematerialised
 from bksdm_jax.models.unet_table import Block, UNetConfig, block_table
 
 Conditioning = Mapping[str, jax.Array]
-"""What a prediction is conditioned on: `context` [B, T, K], the text states; where there is an added embedding also
-`text_embeds` [B, P], the pooled text, and `time_ids` [B, 6], sizes and crops in pixels. Without text it is empty.
+"""`context` [B, T, K]: the text states; with an added embedding also `text_embeds` [B, P]: the pooled text, and
+`time_ids` [B, 6]: sizes and crops in pixels. Empty for a U-Net without text.
 """
 TIME_IDS = 6
 FEATURES = "features"
@@ -40,16 +40,16 @@ KINDS = {
     "downsampler": (Downsample, lambda row, cfg: {"width": row.out_width}),
     "upsampler": (Upsample, lambda row, cfg: {"width": row.out_width}),
 }
-"""Kind of a row -> its module, and that module's settings."""
+"""Kind of a row -> its module class, and (row, config) -> the module's settings."""
 
 
 def flax_name(name: str) -> str:
-    """`resnets.0` -> `resnets_0`, as Diffusers' Flax checkpoints write one level of a name."""
+    """`resnets.0` -> `resnets_0`, as in Diffusers' Flax checkpoints; for one level of a name."""
     return name.replace(".", "_")
 
 
 class UNetStage(nn.Module):
-    """Runs the rows of one stage. `skips` is the stack as a tuple; the new one is returned."""
+    """Runs the rows of one stage; takes the skip stack and returns it as it is afterwards."""
 
     rows: tuple[Block, ...]
     config: UNetConfig
@@ -64,7 +64,7 @@ class UNetStage(nn.Module):
         inputs = {"resnet": (temb,), "attention": (context,), "downsampler": (), "upsampler": ()}
         for row in self.rows:
             if row.layer < row.depth - 1:
-                continue  # a transformer runs as a whole, with its last layer
+                continue  # the last layer's row runs all layers of a transformer
             if row.pops:
                 x, skips = jnp.concatenate([x, skips[-1]], axis=-1), skips[:-1]
             block, settings = KINDS[row.kind]
@@ -79,10 +79,10 @@ class UNetStage(nn.Module):
 
 
 class UNet(nn.Module):
-    """Predicts noise (or velocity) from a noisy latent, its timestep and what it is conditioned on.
+    """Predicts noise (or velocity) from noisy latents, their timesteps and their conditioning.
 
-    With the collection `FEATURES` mutable, the output of every stage is sown under its name (`down_blocks.0`), and
-    those of every transformer's `attn1` and `proj_out`; `captured` lists them. Otherwise nothing is kept.
+    If the collection `FEATURES` is mutable, the outputs of every stage (`down_blocks.0`) and of every transformer's
+    `attn1` and `proj_out` are sown; `captured` lists them.
 
     `attention` is a key of `attention.IMPLEMENTATIONS`, `remat` one of `remat.POLICIES`.
     """
@@ -94,7 +94,7 @@ class UNet(nn.Module):
 
     @nn.compact
     def __call__(self, latents: jax.Array, timesteps: jax.Array, conditioning: Conditioning) -> jax.Array:
-        """`latents` [B, H, W, in_channels], `timesteps` [B], `conditioning` as `example_inputs` has it.
+        """`latents` [B, H, W, in_channels], `timesteps` [B], `conditioning` as in `example_inputs`.
 
         Returns:
             [B, H, W, out_channels] in `dtype`. H and W must be multiples of `config.downscale`.
@@ -125,10 +125,10 @@ class UNet(nn.Module):
 
 
 def captured(variables: Mapping[str, Any]) -> dict[str, jax.Array]:
-    """The features that `UNet.apply(..., mutable=[FEATURES])` sowed, under Diffusers' names.
+    """The features sown by `UNet.apply(..., mutable=[FEATURES])`, under Diffusers' names.
 
-    Stage outputs are `down_blocks.0`, projections `down_blocks.2.attentions.1.proj_out`, each [B, H, W, C]; what
-    self-attention adds is `down_blocks.2.attentions.1.transformer_blocks.0.attn1`, [B, H * W, C].
+    Stage outputs are `down_blocks.0`, projections `down_blocks.2.attentions.1.proj_out`, each [B, H, W, C]; outputs of
+    self-attention are `down_blocks.2.attentions.1.transformer_blocks.0.attn1`, [B, H * W, C].
     """
     features = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables[FEATURES]):
@@ -138,7 +138,7 @@ def captured(variables: Mapping[str, Any]) -> dict[str, jax.Array]:
 
 
 def dotted(name: str) -> str:
-    """`down_blocks_1` -> `down_blocks.1`; other names, `linear_1` and `mid_block` among them, stay as they are."""
+    """`down_blocks_1` -> `down_blocks.1`; other names, such as `linear_1` and `mid_block`, are unchanged."""
     head, _, number = name.rpartition("_")
     listed = head in ("down_blocks", "up_blocks", "resnets", "attentions", "downsamplers", "upsamplers")
     listed = listed or head in ("transformer_blocks", "net", "to_out")
@@ -161,5 +161,5 @@ def example_inputs(config: UNetConfig, batch: int = 1, size: int = 64) -> tuple[
 
 
 def parameter_shapes(config: UNetConfig) -> dict[str, Any]:
-    """The parameters of a U-Net as nested `jax.ShapeDtypeStruct`, from shapes alone."""
+    """The parameters as nested `jax.ShapeDtypeStruct`."""
     return parameter_shapes_of(UNet(config), *example_inputs(config, size=config.downscale))

@@ -1,7 +1,7 @@
 """A U-Net as an ordered table of named blocks.
 
-`UNetConfig` says which blocks there are; `block_table` lists them in the order in which they run, each with the widths
-that follow from the blocks before it and from the skip stack. Names are Diffusers'.
+`UNetConfig` says which blocks a U-Net has; `block_table` lists them in the order of the forward pass, each with the
+widths that follow from the preceding blocks and the skip stack. Names are Diffusers'.
 """
 
 import dataclasses
@@ -14,9 +14,8 @@ class Stage:
     Attributes:
         width: output channels.
         heads: attention heads.
-        pairs: entry j has the letter `R` if there is `resnets.j`, and an `A` for each layer of the transformer
-            `attentions.j`.
-        resampler: whether the stage ends in its down- or upsampler.
+        pairs: entry j has an `R` if `resnets.j` exists, and an `A` for each layer of the transformer `attentions.j`.
+        resampler: whether the stage ends with a down- or upsampler.
     """
 
     width: int
@@ -26,17 +25,17 @@ class Stage:
 
     @property
     def depths(self) -> tuple[int, ...]:
-        """How many layers `attentions.j` has, for each j; 0 where there is none."""
+        """Layers of `attentions.j` for each j; 0 if it doesn't exist."""
         return tuple(pair.count("A") for pair in self.pairs)
 
 
 @dataclasses.dataclass(frozen=True)
 class AddedEmbedding:
-    """What SDXL adds to the timestep's embedding (Podell et al. 2023, section 2.2).
+    """The embedding that SDXL adds to the timestep's (Podell et al. 2023, section 2.2).
 
     Attributes:
-        width: numbers that go in, those of the pooled text and the sinusoids of every time id.
-        time_width: sinusoids of one time id; even.
+        width: of its input: the pooled text plus the sinusoids of all time ids.
+        time_width: sinusoids per time id; even.
     """
 
     width: int
@@ -47,7 +46,7 @@ class AddedEmbedding:
 class UNetConfig:
     """The architecture of a U-Net. Defaults are SD v1's.
 
-    Without a `context_width` there is no text: transformer layers have self-attention and feed-forward only.
+    If `context_width` is None, the U-Net has no text: its transformer layers have no cross-attention.
     """
 
     down: tuple[Stage, ...]
@@ -75,13 +74,13 @@ class UNetConfig:
 
     @property
     def downscale(self) -> int:
-        """How many times higher and wider the input is than the smallest feature map: what both must divide by."""
+        """Height and width of the input over those of the smallest feature map; both must be divisible by it."""
         return 2 ** sum(stage.resampler for stage in self.down)
 
 
 @dataclasses.dataclass(frozen=True)
 class Skip:
-    """A feature map on the skip stack: the block it comes from, its channels, and how often it was halved."""
+    """A feature map on the skip stack: its source block, its channels, and how often it was downsampled."""
 
     source: str
     width: int
@@ -95,14 +94,14 @@ class Block:
     Attributes:
         stage, leaf: `down_blocks.1`, `resnets.0`.
         kind: a key of `KINDS`.
-        in_width: channels that arrive from the block before, without the skip.
-        out_width: channels that leave.
-        level: how often the input was halved.
+        in_width: channels from the preceding block, without the skip.
+        out_width: output channels.
+        level: how often the input was downsampled.
         heads: attention heads (attention only).
-        layer, depth: the number of this layer, and how many its transformer has (attention only).
-        pops: whether it takes a skip.
-        skip: the skip that it takes; None where the stack is empty.
-        pushes: whether its output is put on the skip stack.
+        layer, depth: the index of this layer, and the layers of its transformer (attention only).
+        pops: whether it takes a skip from the stack.
+        skip: that skip; None if the stack is empty.
+        pushes: whether its output is pushed on the skip stack.
     """
 
     stage: str
@@ -125,17 +124,17 @@ class Block:
 
     @property
     def name(self) -> str:
-        """Diffusers' name of this row, `down_blocks.1.attentions.0.transformer_blocks.0` or its block's."""
+        """Diffusers' name of this row: `down_blocks.1.attentions.0.transformer_blocks.0`, or its block's name."""
         return f"{self.block}.transformer_blocks.{self.layer}" if self.kind == "attention" else self.block
 
 
 def block_table(config: UNetConfig) -> tuple[tuple[Block, ...], tuple[Skip, ...]]:
-    """Lists the blocks in the order in which they run.
+    """Lists the blocks in the order of the forward pass.
 
-    The widths of an up block follow from the skip that it finds on the stack, so a removed block needs no formula.
+    Up blocks take their widths from the skip stack, so removing blocks needs no formula.
 
     Returns:
-        the rows, and the skips that nothing took (none in a U-Net that works).
+        the rows, and the skips that are left on the stack (none in a valid U-Net).
     """
     rows: list[Block] = []
     skips = [Skip("conv_in", config.stem_width, 0)]

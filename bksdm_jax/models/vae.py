@@ -1,4 +1,4 @@
-"""The variational autoencoder of Stable Diffusion (Diffusers' `AutoencoderKL`): images to latents and back."""
+"""Stable Diffusion's variational autoencoder (Diffusers' `AutoencoderKL`)."""
 
 import dataclasses
 from typing import Any
@@ -16,7 +16,7 @@ _EPSILON = 1e-6
 
 @dataclasses.dataclass(frozen=True)
 class VAEConfig:
-    """The architecture. `scaling_factor` brings latents to about unit variance before diffusion sees them."""
+    """The architecture. `scaling_factor` scales latents to about unit variance for diffusion."""
 
     layers_per_block: int = 2
     in_channels: int = 3
@@ -28,7 +28,7 @@ class VAEConfig:
 
     @property
     def factor(self) -> int:
-        """Pixels along the side of one latent position."""
+        """Pixels per latent position along each side."""
         return 2 ** (len(self.widths) - 1)
 
 
@@ -49,7 +49,7 @@ class VAEAttention(nn.Module):
 
 
 class VAEStage(nn.Module):
-    """Residual blocks at one resolution, optionally around attention (`mid_block`) or before a resampler."""
+    """Residual blocks at one resolution, with attention after the first (`mid_block`) or a resampler at the end."""
 
     width: int
     layers: int
@@ -72,7 +72,7 @@ class VAEStage(nn.Module):
 
 
 class Coder(nn.Module):
-    """The encoder (`side` "down") or decoder ("up"): 3x3 convolution, stages and mid block, 3x3 convolution."""
+    """The encoder (`side` "down") or decoder ("up"): a 3x3 convolution, the stages and mid block, a 3x3 convolution."""
 
     config: VAEConfig
     side: str
@@ -97,7 +97,7 @@ class Coder(nn.Module):
 
 
 class VAE(nn.Module):
-    """Both halves. Use as `vae.apply(variables, images, method="encode")`."""
+    """Encoder and decoder. Use as `vae.apply(variables, images, method="encode")`."""
 
     config: VAEConfig
     dtype: jnp.dtype = jnp.float32
@@ -124,7 +124,7 @@ class VAE(nn.Module):
 
 
 def sample_latents(mean: jax.Array, log_variance: jax.Array, noise: jax.Array, scaling: float) -> jax.Array:
-    """A draw from the encoder's normal distribution, scaled: float32 [B, H, W, C]; `noise` is standard normal."""
+    """Scaled latents drawn from the encoder's distribution, float32 [B, h, w, C]; `noise` is standard normal."""
     mean, log_variance = mean.astype(jnp.float32), log_variance.astype(jnp.float32)
     return (mean + jnp.exp(0.5 * log_variance) * noise) * scaling
 

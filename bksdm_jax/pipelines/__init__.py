@@ -1,1 +1,1 @@
-"""Text to image."""
+"""Pipelines: the family table, reading, writing, the hub, model cards."""

@@ -1,4 +1,4 @@
-"""CLIP with both towers as a folder in Transformers' Flax layout, in and out."""
+"""Reads and writes CLIP (both towers) as a folder in Transformers' Flax layout."""
 
 import dataclasses
 import shutil
@@ -18,7 +18,7 @@ _WEIGHTS = "flax_model.msgpack"
 
 @dataclasses.dataclass(frozen=True)
 class LoadedCLIP:
-    """Architecture, parameters (nested by Flax names, dtypes as in the file) and tokenizer."""
+    """Architecture, parameters (nested by Flax names, in the file's dtypes) and tokenizer."""
 
     config: CLIPConfig
     params: dict[str, Any]
@@ -29,7 +29,7 @@ def load_clip(folder: str | Path) -> LoadedCLIP:
     """Reads `config.json`, `flax_model.msgpack` and the tokenizer's files.
 
     Raises:
-        InputError: something is missing, damaged, or doesn't fit the config.
+        InputError: a file is missing, damaged, or doesn't match the config.
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():
@@ -40,7 +40,7 @@ def load_clip(folder: str | Path) -> LoadedCLIP:
 
 
 def write_clip(target: Path, config: CLIPConfig, params: Mapping[str, Any], tokenizer: Path) -> None:
-    """Writes such a folder, atomically; `tokenizer` is a folder with its files."""
+    """Writes such a folder atomically; `tokenizer` is the folder of the tokenizer's files."""
     size = config.vision.image_size
     half = [0.5, 0.5, 0.5]  # images in [-1, 1]
     preprocessor = {

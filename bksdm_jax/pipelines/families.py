@@ -1,4 +1,4 @@
-"""The families of pipelines: which networks each has, how they work together, and how their files are laid out."""
+"""The families of pipelines: their networks, how these work together, and the layout of their files."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,11 +19,11 @@ from bksdm_jax.models.vae import VAE, vae_parameter_shapes
 from bksdm_jax.pipelines.tokenizer import Tokenizer
 
 Configs = Mapping[str, Any]
-"""Network -> its architecture."""
+"""Network -> its config."""
 Params = Mapping[str, Any]
 """Network -> its parameters, nested by Flax names."""
 CaptionInputs = dict[str, np.ndarray]
-"""What captions are turned into on the host, arrays [N, ...]: token ids under `tokens`."""
+"""Captions as the networks take them, arrays [N, ...] by name: token ids under `tokens`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,11 +32,11 @@ class NetworkType:
 
     Attributes:
         label: its name in tables.
-        module: (config, dtype) -> its Flax module.
-        from_json: (`config.json`, the file's name for errors) -> config; raises `InputError`.
+        module: (config, dtype) -> Flax module.
+        from_json: (`config.json`, file name for errors) -> config; raises `InputError`.
         to_json: config -> `config.json`; raises `InputError` if it can't be expressed.
-        parameter_shapes: config -> its parameters as nested `jax.ShapeDtypeStruct`.
-        stems: suffix of a weights file -> the file's name without it.
+        parameter_shapes: config -> parameters as nested `jax.ShapeDtypeStruct`.
+        stems: suffix of a weights file -> file name without it.
         library, class_name: its entry in `model_index.json`.
     """
 
@@ -52,16 +52,16 @@ class NetworkType:
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """A kind of pipeline. Networks are named by their folders.
+    """A family of pipelines. Networks are named by their folders.
 
     Attributes:
         pipeline_class: Diffusers' class.
-        networks: every network.
-        denoiser: the network that is called at every step of sampling, pruned and distilled.
-        autoencoder: the network whose config has the latents' `scaling_factor`, `factor` and `latent_channels`.
+        networks: name -> network.
+        denoiser: the network that is called at every sampling step; it is pruned and distilled.
+        autoencoder: the network whose config has `scaling_factor`, `factor` and `latent_channels`.
         tokenizers: folder of each tokenizer -> the network that takes its tokens.
-        caption_inputs: (tokenizers, captions) -> what `condition` takes of them.
-        caption_shapes: configs -> the shapes and dtypes of one caption's inputs.
+        caption_inputs: (tokenizers, captions) -> inputs of `condition`.
+        caption_shapes: configs -> shapes and dtypes of one caption's inputs.
         condition: (configs, params, dtype, caption inputs [B, ...]) -> the denoiser's conditioning, arrays [B, ...].
         encode: (configs, params, dtype, images [B, H, W, 3] in [-1, 1]) -> mean and log-variance, unscaled latents.
         decode: (configs, params, dtype, unscaled latents) -> images [B, H, W, 3], nominally in [-1, 1].
@@ -81,25 +81,12 @@ class Family:
     pairs_that_agree: Callable[[Configs], Iterator[tuple[str, Any, str, Any]]]
 
 
+_DIFFUSERS = (DIFFUSERS_STEMS, "diffusers")
 UNET = NetworkType(
-    "U-Net",
-    UNet,
-    unet_from_diffusers,
-    unet_to_diffusers,
-    parameter_shapes,
-    DIFFUSERS_STEMS,
-    "diffusers",
-    "UNet2DConditionModel",
+    "U-Net", UNet, unet_from_diffusers, unet_to_diffusers, parameter_shapes, *_DIFFUSERS, "UNet2DConditionModel"
 )
 AUTOENCODER = NetworkType(
-    "VAE",
-    VAE,
-    vae_from_diffusers,
-    vae_to_diffusers,
-    vae_parameter_shapes,
-    DIFFUSERS_STEMS,
-    "diffusers",
-    "AutoencoderKL",
+    "VAE", VAE, vae_from_diffusers, vae_to_diffusers, vae_parameter_shapes, *_DIFFUSERS, "AutoencoderKL"
 )
 CLIP_TEXT = NetworkType(
     "text encoder",

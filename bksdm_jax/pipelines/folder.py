@@ -1,4 +1,4 @@
-"""A pipeline as a folder in Diffusers' layout, in and out."""
+"""Reads and writes pipelines as folders in Diffusers' layout."""
 
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
@@ -25,21 +25,21 @@ from bksdm_jax.pipelines.pipeline import Architectures, Network, Pipeline, requi
 from bksdm_jax.pipelines.tokenizer import load_tokenizer
 
 COPIED_FORMATS = {".safetensors": (".safetensors", ".bin"), ".msgpack": (".msgpack",)}
-"""The format of a written folder -> those in which the libraries that read it take a safety checker."""
+"""Format of a folder's weights -> formats in which its readers accept a safety checker."""
 _LICENCE = ("license", "license_name", "license_link")
 _CARD = "README.md"
-_MOST_CARD, _MOST_WORDS = 2**20, 200  # bytes of a card, letters of what it says of the licence
+_MOST_CARD, _MOST_WORDS = 2**20, 200  # bytes of a card, characters of a licence entry
 
 
 @dataclasses.dataclass(frozen=True)
 class FolderModel:
-    """A pipeline folder whose configs are read and whose weights are not.
+    """A pipeline folder whose configs have been read, but not its weights.
 
     Attributes:
         path: the folder.
-        variant: of the weights, `fp16`, `non_ema`, ...: the infix of their file names.
+        variant: of the weights: the infix of their file names, such as `fp16` or `non_ema`.
         architectures: of its networks.
-        json: network -> its `config.json`; `scheduler` -> its `scheduler_config.json`.
+        json: network -> `config.json`; `scheduler` -> `scheduler_config.json`.
     """
 
     path: Path
@@ -48,15 +48,15 @@ class FolderModel:
     json: Mapping[str, dict[str, Any]]
 
     def read(self, networks: Collection[str] | None = None) -> Pipeline:
-        """Reads each network from `.safetensors`, Flax `.msgpack` or PyTorch `.bin`, the first there is.
+        """Reads each network from `.safetensors`, Flax `.msgpack` or PyTorch `.bin`, in this order of preference.
 
-        A network that has no files of the variant is read from its plain ones.
+        A network without files of the variant is read from those without a variant.
 
         Args:
-            networks: those whose weights are read; the others have their config alone. None: all.
+            networks: those whose weights are read; the others get their config only. None: all.
 
         Raises:
-            InputError: a component is missing, damaged, or doesn't fit its config.
+            InputError: a component is missing, damaged, or doesn't match its config.
         """
         kind = self.architectures.kind
         files = self._files(kind.networks if networks is None else networks)
@@ -78,7 +78,7 @@ class FolderModel:
         return pipeline
 
     def read_denoiser(self) -> Network:
-        """Reads the U-Net alone; raises `InputError` as `read`."""
+        """Reads only the U-Net; raises `InputError` like `read`."""
         name = self.architectures.kind.denoiser
         return self._network(name, self._files((name,))[name])
 
@@ -88,16 +88,16 @@ class FolderModel:
         return Network(config, read_weights(files, shapes(config)) if files else {}, self.json[name])
 
     def _files(self, networks: Collection[str]) -> dict[str, tuple[Path, ...]]:
-        """The files of these networks' weights, plain ones where there are none of the variant.
+        """The weights files of these networks; those without a variant where a network doesn't have it.
 
-        A variant that is nowhere is an error where the denoiser is among them: some, `non_ema`, are of it alone.
+        If the denoiser is among them, at least one must have the variant; `non_ema` exists only for the denoiser.
         """
         kind = self.architectures.kind
         stems = {name: kind.networks[name].stems for name in networks}
         found = {name: weight_files(self.path / name, stems[name], self.variant) for name in networks}
         if self.variant and kind.denoiser in networks and not any(found.values()):
             raise InputError(
-                f"{self.path}: no weights of variant {self.variant!r}; leave the variant empty for the plain ones"
+                f"{self.path}: no weights of variant {self.variant!r}; leave variant empty for the default weights"
             )
         for name in networks:
             found[name] = found[name] or weight_files(self.path / name, stems[name], "")
@@ -111,7 +111,7 @@ def open_folder(path: Path, variant: str = "") -> FolderModel:
     """Reads the configs of a pipeline folder.
 
     Raises:
-        InputError: no such folder, or a config is missing or can't be used.
+        InputError: no such folder, or a config is missing or unsupported.
     """
     family = FAMILIES[STABLE_DIFFUSION]
     _require_components(path, family)
@@ -133,25 +133,25 @@ def _require_components(folder: Path, family: Family) -> None:
     missing = [name for name in needed if not (folder / name).is_dir()]
     if missing:
         raise InputError(
-            f"{folder}: not a complete pipeline folder, {', '.join(name + '/' for name in missing)} missing; "
-            f"it needs {', '.join(name + '/' for name in needed)}"
+            f"{folder}: not a complete pipeline folder: {', '.join(name + '/' for name in missing)} missing; "
+            f"expected {', '.join(name + '/' for name in needed)}"
         )
 
 
 def needed_files(
     names: Collection[str], variant: str, extras: Extras = NO_EXTRAS, networks: Collection[str] | None = None
 ) -> list[str]:
-    """Of a repository's file names those that a `FolderModel` reads.
+    """The files that a `FolderModel` reads.
 
     Args:
-        names: paths below the folder.
+        names: all paths below the folder.
         variant: of the weights.
-        extras: what a copy needs besides.
-        networks: those whose weights are needed; of the others only the config. None: all.
+        extras: files needed besides.
+        networks: those whose weights are needed, not just their config. None: all.
     """
     family = FAMILIES[STABLE_DIFFUSION]
-    whole = {"model_index.json", *family.tokenizers, "scheduler", *([_CARD] if extras.card else [])}
-    needed = [name for name in names if name.split("/")[0] in whole]
+    complete = {"model_index.json", *family.tokenizers, "scheduler", *([_CARD] if extras.card else [])}
+    needed = [name for name in names if name.split("/")[0] in complete]
     for folder, network in family.networks.items():
         inside = {name.removeprefix(f"{folder}/") for name in names if name.startswith(f"{folder}/")}
         files: Sequence[str] = ()
@@ -162,11 +162,11 @@ def needed_files(
 
 
 def write_folder(folder: Path, pipeline: Pipeline, suffix: str) -> None:
-    """Fills an empty folder with a pipeline that Diffusers loads.
+    """Writes a pipeline that Diffusers can load to an empty folder.
 
     Args:
-        folder: where to.
-        pipeline: what.
+        folder: the folder.
+        pipeline: the pipeline.
         suffix: `.safetensors`, or `.msgpack` for Diffusers' Flax classes.
     """
     family = FAMILIES[pipeline.family]
@@ -199,11 +199,11 @@ def write_folder(folder: Path, pipeline: Pipeline, suffix: str) -> None:
 
 
 def _licence(card: Path) -> dict[str, str]:
-    """What the head of a model card says of the licence; nothing where it has no readable head."""
+    """The licence in a model card's metadata; empty if there is no readable metadata."""
     if not card.is_file() or card.stat().st_size > _MOST_CARD:
         return {}
     try:
         head = metadata_load(card) or {}
-    except Exception:  # whatever its YAML parser raises: a pipeline does without a card
+    except Exception:  # YAML parsers raise many types; a pipeline doesn't need a card
         return {}
     return {key: " ".join(head[key].split())[:_MOST_WORDS] for key in _LICENCE if isinstance(head.get(key), str)}

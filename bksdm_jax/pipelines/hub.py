@@ -1,4 +1,4 @@
-"""A pipeline by its id on the Hugging Face hub: the files that are needed, through the hub's own cache."""
+"""Downloads the needed files of a Hugging Face hub model into the hub's cache."""
 
 import glob
 import re
@@ -25,22 +25,22 @@ _ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether `name` has the form `owner/name` and isn't a path: there is no folder `owner` here."""
+    """Whether `name` has the form `owner/name` and there is no folder `owner` here."""
     return _ID.fullmatch(name) is not None and not Path(name).parent.exists()
 
 
 def hub_folder(repo: str, revision: str, wanted: Callable[[Collection[str]], Collection[str]]) -> Path:
-    """The folder in the hub's cache that holds a repository's files, fetched unless they are there.
+    """The folder of a repository in the hub's cache; missing files are downloaded.
 
-    Where the hub can't be reached, or `HF_HUB_OFFLINE` is set, what the cache has is taken.
+    If the hub can't be reached or `HF_HUB_OFFLINE` is set, the cache is used as it is.
 
     Args:
         repo: `owner/name`.
         revision: branch, tag or commit; empty: the default branch.
-        wanted: all file names of the repository -> those that are needed.
+        wanted: all file names of the repository -> the needed ones.
 
     Raises:
-        InputError: no such repository or revision, no access to it, or neither hub nor cache has it.
+        InputError: no such repository or revision, no access to it, or it can't be downloaded and isn't in the cache.
     """
     where = f"{repo}{f' at revision {revision}' if revision else ''}"
     try:
@@ -50,22 +50,22 @@ def hub_folder(repo: str, revision: str, wanted: Callable[[Collection[str]], Col
             return Path(snapshot_download(repo, revision=revision or None, allow_patterns=patterns))
     except GatedRepoError as error:
         raise InputError(
-            f"{where}: its licence must be accepted on the hub; do so on its page, then run `hf auth login`"
+            f"{where}: access requires accepting its licence on its hub page; do so, then run `hf auth login`"
         ) from error
     except RevisionNotFoundError as error:
-        raise InputError(f"{where}: the hub has no such revision") from error
+        raise InputError(f"{where}: no such revision on the hub") from error
     except HFValidationError as error:
-        raise InputError(f"{repo}: neither a folder here nor a valid id on the hub ({in_short(error)})") from error
+        raise InputError(f"{repo}: neither a local folder nor a valid hub id ({in_short(error)})") from error
     except RepositoryNotFoundError as error:
-        raise InputError(f"{repo}: neither a folder here nor a public model on the hub") from error
+        raise InputError(f"{repo}: neither a local folder nor a public model on the hub") from error
     except (HfHubHTTPError, httpx.HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         logging.warning("%s: the hub can't be reached (%s); using its cache", repo, in_short(error))
     try:
         return Path(snapshot_download(repo, revision=revision or None, local_files_only=True))
-    except IncompleteSnapshotError as error:  # files that no pipeline needs are missing, or its reader will name them
+    except IncompleteSnapshotError as error:  # if a needed file is missing, its reader reports it
         return Path(error.snapshot_path)
     except (LocalEntryNotFoundError, FileNotFoundError) as error:
         raise InputError(
-            f"{where}: no such folder here, not in the hub's cache, and the hub can't be reached; "
-            "fetch it where there is a network (`hf download`), or name a folder"
+            f"{where}: no such local folder, not in the hub's cache, and the hub can't be reached; "
+            "download it where there is a network (`hf download`), or give a folder"
         ) from error

@@ -1,4 +1,4 @@
-"""Models by name: a folder in Diffusers' layout, a single-file checkpoint, a model of the hub, the package's own."""
+"""Finds models by name: pipeline folders, single-file checkpoints, models on the hub, the bundled teacher."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -13,46 +13,44 @@ from bksdm_jax.pipelines.single_file import SingleFileModel, open_single_file
 from bksdm_jax.pipelines.source import ModelSource
 
 Model = FolderModel | SingleFileModel
-"""A model that was found: its `path` and `architectures`; `read()` and `read_denoiser()` read its weights."""
+"""A model that was found: `path` and `architectures`; `read()` and `read_denoiser()` read its weights."""
 
 
 def find_model(
     source: ModelSource | str | Path, extras: Extras = NO_EXTRAS, networks: Collection[str] | None = None
 ) -> Model:
-    """Finds a model, fetches its files and reads its configs; its weights are read later, by what is returned.
+    """Finds a model, downloads its files if needed, and reads its configs but not its weights.
 
-    `shapes_teacher` is the one that comes with the package (`./shapes_teacher` one of the working directory's);
-    `owner/name` a model of the hub, fetched unless it is in the hub's cache, where no folder `owner` is here; every
-    other name is a path.
+    `shapes_teacher` is the bundled teacher (`./shapes_teacher` is a path); `owner/name` is a model on the hub unless
+    there is a folder `owner` here; any other name is a path.
 
     Args:
-        source: the model, or its name alone.
-        extras: what is to be fetched besides.
-        networks: those whose weights are to be fetched; of the others only the config. None: all.
+        source: the model, or just its name.
+        extras: files to download besides.
+        networks: those whose weights to download, not just their config. None: all.
 
     Raises:
-        InputError: no such folder, file or model, one that lacks a component, one that can't be used, or an option
-            that isn't for it.
+        InputError: the model doesn't exist, is incomplete or unsupported, or an option doesn't apply to it.
     """
     source = source if isinstance(source, ModelSource) else ModelSource(str(source))
     path = _path(source, extras, networks)
     if not path.is_file():
         if source.tokenizer or source.prediction_type:
             key = "tokenizer" if source.tokenizer else "prediction"
-            raise InputError(f"{key}: for single-file checkpoints only; {path} is a folder, which has its own")
+            raise InputError(f"{key}: applies to single-file checkpoints only; {path} is a folder with its own")
         return open_folder(path, source.variant)
     if path.suffix != ".safetensors":
         raise InputError(
-            f"{path}: not a .safetensors file; as a single file only those are read, since a .ckpt is a pickle that "
-            "can run code: convert it where you trust it"
+            f"{path}: not a .safetensors file, the only supported format of single files; a .ckpt is a pickle, which "
+            "can run code: if you trust it, convert it"
         )
     if source.variant:
-        raise InputError(f"variant: {source.variant!r} is for folders, and {path} is a single file")
+        raise InputError(f"variant: {source.variant!r} applies to folders only; {path} is a single file")
     return open_single_file(path, source.tokenizer, source.prediction_type)
 
 
 def load_pipeline(source: ModelSource | str | Path) -> Pipeline:
-    """Finds a model and reads all of it; raises `InputError` as `find_model`, or if weights can't be read."""
+    """Finds a model and reads all of it; raises `InputError` like `find_model`, or if weights can't be read."""
     return find_model(source).read()
 
 
@@ -64,5 +62,5 @@ def _path(source: ModelSource, extras: Extras, networks: Collection[str] | None)
             source.name, source.revision, lambda names: needed_files(names, source.variant, extras, networks)
         )
     if source.revision:
-        raise InputError(f"{source.name}: not a model on the hub, and only those have a revision ({source.revision!r})")
+        raise InputError(f"{source.name}: not on the hub; revision ({source.revision!r}) applies to hub models only")
     return Path(source.name).expanduser().resolve()

@@ -1,4 +1,4 @@
-"""The model card of a pipeline: what is known about it, and nothing else."""
+"""The model card of a pipeline."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,13 +13,13 @@ from bksdm_jax.pipelines.pipeline import Pipeline
 
 @dataclasses.dataclass(frozen=True)
 class CardFacts:
-    """Facts that the networks don't tell.
+    """Facts that don't follow from the networks.
 
     Attributes:
-        parent: the teacher as the user named it: a path, or an id on the hub.
-        removed: its blocks that were removed.
-        preset: the name of a student without these; empty: it has none.
-        start: what the student's weights were before training, in words.
+        parent: the teacher as the user named it: a path or hub id.
+        removed: the teacher's blocks that were removed.
+        preset: the preset that removes these; empty: none does.
+        start: the student's initial weights, in words.
         training: setting -> value; empty: not trained.
     """
 
@@ -31,11 +31,11 @@ class CardFacts:
 
 
 def model_card(pipeline: Pipeline, facts: CardFacts, file_format: str) -> str:
-    """The text of `README.md`, with the head that the hub reads.
+    """The text of `README.md`, with the metadata that the hub reads.
 
     Args:
-        pipeline: as it is written.
-        facts: see there.
+        pipeline: as written.
+        facts: other facts.
         file_format: a key of `save.FORMATS`.
     """
     parent = parent_name(facts.parent)
@@ -46,13 +46,9 @@ def model_card(pipeline: Pipeline, facts: CardFacts, file_format: str) -> str:
         tags=["stable-diffusion", "bk-sdm"],
         **pipeline.licence,
     )
-    what = (
-        f"the student `{facts.preset}`"
-        if facts.preset and facts.removed
-        else "a student"
-        if facts.removed
-        else "a copy"
-    )
+    what = "a copy"
+    if facts.removed:
+        what = f"the student `{facts.preset}`" if facts.preset else "a student"
     sections = [
         f"---\n{head.to_yaml().strip()}\n---",
         f"# {what.removeprefix('the ').removeprefix('a ').capitalize()} of {parent}",
@@ -74,7 +70,7 @@ def model_card(pipeline: Pipeline, facts: CardFacts, file_format: str) -> str:
 
 
 def parent_name(name: str) -> str:
-    """A pipeline's name as a card gives it: an id on the hub, or the last part of a path, since a card is public."""
+    """A pipeline's name for a public card: a hub id, or only the last component of a path."""
     return name if is_hub_id(name) else name.rstrip("/").rpartition("/")[2]
 
 
@@ -82,7 +78,7 @@ def _architecture(pipeline: Pipeline, removed: tuple[str, ...]) -> str:
     counts = {name: f"{trees.count(network.params):,}" for name, network in pipeline.networks.items()}
     schedule, size = pipeline.schedule, pipeline.architectures.resolution
     said = f"The U-Net predicts {'noise' if schedule.prediction_type == 'epsilon' else 'velocity'}"
-    said += f" and was made for {size}x{size} pixels."
+    said += f" and is made for {size}x{size} pixels."
     gone = f"Removed from the parent's U-Net: {', '.join(f'`{name}`' for name in removed)}." if removed else ""
     return "\n\n".join(part for part in (_table("network", counts, "parameters"), gone, said) if part)
 
@@ -94,49 +90,43 @@ def _table(name: str, values: Mapping[str, object], heading: str = "value") -> s
 
 def _use(pipeline: Pipeline, file_format: str) -> str:
     if file_format == "flax":
-        return "In Diffusers' Flax layout: `FlaxStableDiffusionPipeline.from_pretrained(FOLDER)`."
+        return "Load it with Diffusers' Flax classes: `FlaxStableDiffusionPipeline.from_pretrained(FOLDER)`."
     if file_format == "safetensors":
-        return "`diffusers.StableDiffusionPipeline.from_pretrained(FOLDER)` loads it."
+        return "Load it with Diffusers: `StableDiffusionPipeline.from_pretrained(FOLDER)`."
     said = (
-        "`model.safetensors` holds U-Net, autoencoder and text encoder under the names of the original single-file "
-        "layout. Tokenizer and scheduler are Stable Diffusion's and not in it"
+        "`model.safetensors` holds U-Net, autoencoder and text encoder in the original single-file layout. Tokenizer "
+        "and scheduler are Stable Diffusion's and not included."
     )
-    said += (
-        "; tell the tool that the U-Net predicts velocity." if pipeline.schedule.prediction_type != "epsilon" else "."
-    )
+    if pipeline.schedule.prediction_type != "epsilon":
+        said += " Configure your tool for v-prediction."
     return f"{said}\n\n{tools_text(pipeline.denoiser.config, spaced=file_format.endswith('spaced'))}"
 
 
 def tools_text(unet: UNetConfig, spaced: bool) -> str:
-    """Which tools take a single file with a U-Net of this shape, by what their loaders look at.
+    """Which tools can load a single file with this U-Net.
 
     Args:
         unet: the U-Net.
         spaced: how its blocks are numbered, see `original_names.unet_modules`.
     """
-    whole = unet.mid is not None and all(len(stage.pairs) == 2 for stage in unet.down)
-    if whole:
-        return "Tools that take Stable Diffusion checkpoints take it."
+    if unet.mid is not None and all(len(stage.pairs) == 2 for stage in unet.down):
+        return "Tools that load Stable Diffusion checkpoints can load it."
     tiny = unet.mid is None and len(unet.down) == 3 and all(stage.pairs == ("RA",) for stage in unet.down)
-    lines = []
     if spaced:
-        lines.append("Blocks are numbered with gaps, as Diffusers' conversion script does.")
-        lines.append(
-            "stable-diffusion.cpp takes it as a tiny U-Net."
+        return "Blocks are numbered with gaps, as by Diffusers' conversion script. " + (
+            "stable-diffusion.cpp loads it as a tiny U-Net."
             if tiny
-            else "stable-diffusion.cpp takes small U-Nets of three stages without a mid block only (`bk_tiny`), "
-            "so not this one."
+            else "stable-diffusion.cpp can't load it: of small U-Nets it supports only those with three stages and no "
+            "mid block (`bk_tiny`)."
         )
-    else:
-        lines.append("Blocks are numbered without gaps, as the original program does.")
-        lines.append("ComfyUI reads the blocks off the names, with or without a mid block.")
-        lines.append(
-            "Tools that build the U-Net from a config file (Stable Diffusion WebUI) need `num_res_blocks: 1` in it."
-            if unet.mid is not None
-            else "Tools that build the U-Net from a config file (Stable Diffusion WebUI) can't do without a mid block."
-        )
-        if tiny:
-            lines.append("For stable-diffusion.cpp write the format `single_file_spaced`.")
+    webui = "Tools that build the U-Net from a config file (Stable Diffusion WebUI) "
+    lines = [
+        "Blocks are numbered without gaps, as by the original code.",
+        "ComfyUI infers the blocks from the names, with or without a mid block.",
+        webui + ("need `num_res_blocks: 1` in it." if unet.mid is not None else "require a mid block."),
+    ]
+    if tiny:
+        lines.append("For stable-diffusion.cpp, use the format `single_file_spaced`.")
     return " ".join(lines)
 
 

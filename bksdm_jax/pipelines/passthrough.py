@@ -1,4 +1,4 @@
-"""The components of a pipeline folder that are copied and never run: safety checker and feature extractor."""
+"""The components of a pipeline folder that are only copied: safety checker and feature extractor."""
 
 import dataclasses
 import shutil
@@ -18,11 +18,11 @@ _WITH_WEIGHTS = ("safety_checker",)
 
 @dataclasses.dataclass(frozen=True)
 class Extras:
-    """What is wanted of a pipeline folder besides what it takes to run it.
+    """Files of a pipeline folder that are wanted besides those needed to run it.
 
     Attributes:
         card: its `README.md`.
-        components: `COMPONENTS` are wanted, with weights in one of these formats, `.safetensors` say; empty: none.
+        components: formats (suffixes) in which the weights of `COMPONENTS` are wanted; empty: no components.
     """
 
     card: bool = False
@@ -37,10 +37,10 @@ class Component:
     """A component in a folder.
 
     Attributes:
-        entry: its library and class, as `model_index.json` has them.
+        entry: its library and class, as in `model_index.json`.
         settings: its JSON file.
-        weights: suffix -> the files that hold its weights in this format, under the names that they get in a copy;
-            None: it has no weights.
+        weights: suffix -> files of its weights in this format, by the names that they get in a copy; None: it has no
+            weights.
     """
 
     entry: list[str]
@@ -49,7 +49,7 @@ class Component:
 
 
 def component_files(names: Collection[str], formats: Collection[str], variant: str) -> list[str]:
-    """Of a repository's file names those of these components, weights in the first of `formats` that there is."""
+    """The files of these components among `names`, with weights in the first available format of `formats`."""
     files = []
     for component, settings in _SETTINGS.items():
         inside = {name.removeprefix(f"{component}/") for name in names if name.startswith(f"{component}/")}
@@ -62,11 +62,11 @@ def component_files(names: Collection[str], formats: Collection[str], variant: s
 
 
 def read_components(folder: Path, variant: str) -> dict[str, Component]:
-    """The components that `model_index.json` names; one whose files aren't there is left out, and said.
+    """The components that `model_index.json` names; those with missing files are left out with a warning.
 
     Args:
         folder: a pipeline's.
-        variant: of the weights; taken under their plain names, plain ones where there are none of it.
+        variant: of the weights, if there are any; they lose the infix in a copy.
 
     Raises:
         InputError: a damaged `model_index.json`.
@@ -80,7 +80,7 @@ def read_components(folder: Path, variant: str) -> dict[str, Component]:
             continue
         inside = folder / name
         if not (inside / settings).is_file():
-            logging.warning("%s: model_index.json names it, but %s isn't there; left out", inside, settings)
+            logging.warning("%s: left out; model_index.json names it, but %s is missing", inside, settings)
             continue
         weights = None
         if name in _WITH_WEIGHTS:
@@ -96,23 +96,23 @@ def read_components(folder: Path, variant: str) -> dict[str, Component]:
 def copy_components(
     components: Mapping[str, Component], target: Path, formats: Collection[str]
 ) -> dict[str, list[str]]:
-    """Copies components into a pipeline's folder: their settings and weights, nothing else.
+    """Copies settings and weights of components to a pipeline folder.
 
     Args:
-        components: as `read_components` found them.
+        components: as returned by `read_components`.
         target: the folder.
-        formats: of weights that it can hold; one that has none of these, or whose files are gone, is left out with a
+        formats: accepted formats of weights; a component without them, or whose files are gone, is left out with a
             warning.
 
     Returns:
-        name -> its entry in `model_index.json`, of those that were copied.
+        name -> entry in `model_index.json`, for those copied.
     """
     copied = {}
     for name, component in components.items():
         files: Mapping[str, Path] = {}
         if component.weights is not None:
-            there = (component.weights.get(suffix, {}) for suffix in SUFFIXES if suffix in formats)
-            files = next(filter(None, there), {})
+            found = (component.weights.get(suffix, {}) for suffix in SUFFIXES if suffix in formats)
+            files = next(filter(None, found), {})
             if not files:
                 logging.warning(
                     "%s: left out; it has no weights in %s", component.settings.parent, " or ".join(formats)
@@ -120,7 +120,7 @@ def copy_components(
                 continue
         gone = [path for path in (component.settings, *files.values()) if not path.is_file()]
         if gone:
-            logging.warning("%s: left out; %s has been taken away since", component.settings.parent, gone[0].name)
+            logging.warning("%s: left out; %s no longer exists", component.settings.parent, gone[0].name)
             continue
         (target / name).mkdir()
         write_json(target / name / component.settings.name, read_json(component.settings))
@@ -131,9 +131,9 @@ def copy_components(
 
 
 def _weights(names: Collection[str], suffix: str, variant: str) -> dict[str, str]:
-    """The files of one format: plain name -> name."""
+    """The weights files of one format: name without variant -> name."""
     stem = {suffix: TRANSFORMERS_STEMS[suffix]}
     of_variant = choose_files(names, stem, variant) if variant else ()
-    if len(of_variant) == 1:  # shards are listed by name in their index, so they can't be renamed
+    if len(of_variant) == 1:  # an index lists its shards by name, so shards can't be renamed
         return {f"{stem[suffix]}{suffix}": of_variant[0]}
     return {name: name for name in choose_files(names, stem, "")}

@@ -1,4 +1,4 @@
-"""A pipeline in memory, wherever it was read from, with its weights or without."""
+"""A pipeline in memory, with or without weights."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -20,10 +20,7 @@ from bksdm_jax.pipelines.tokenizer import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """One network of a pipeline: its architecture, its parameters (nested by Flax names), its `config.json`.
-
-    Parameters are empty where the pipeline was read without them.
-    """
+    """A network's config, parameters (nested by Flax names; empty if they weren't read), and `config.json`."""
 
     config: Any
     params: dict[str, Any]
@@ -32,11 +29,11 @@ class Network:
 
 @dataclasses.dataclass(frozen=True)
 class Architectures:
-    """The networks of a pipeline without their weights, and the schedule they were trained for.
+    """A pipeline without weights.
 
     Attributes:
-        configs: network -> its architecture.
-        schedule: the noise schedule, and what the denoiser predicts.
+        configs: network -> config.
+        schedule: the noise schedule, and the denoiser's prediction type.
         family: a key of `FAMILIES`.
     """
 
@@ -56,17 +53,17 @@ class Architectures:
 
     @property
     def frozen(self) -> tuple[str, ...]:
-        """The networks that training reads only: all but the denoiser."""
+        """All networks but the denoiser."""
         return tuple(name for name in self.kind.networks if name != self.kind.denoiser)
 
     @property
     def factor(self) -> int:
-        """Pixels along the side of one latent position."""
+        """Pixels per latent position along each side."""
         return self.configs[self.kind.autoencoder].factor
 
     @property
     def scaling_factor(self) -> float:
-        """Scaled latents are latents times this."""
+        """Factor from unscaled to scaled latents."""
         return self.configs[self.kind.autoencoder].scaling_factor
 
     @property
@@ -75,12 +72,12 @@ class Architectures:
         return (self.denoiser.sample_size or 64) * self.factor
 
     def latent_shape(self, resolution: int) -> tuple[int, int, int]:
-        """[h, w, C] of an image of so many pixels."""
+        """Latent shape [h, w, C] of an image of `resolution` x `resolution` pixels."""
         size = resolution // self.factor
         return size, size, self.configs[self.kind.autoencoder].latent_channels
 
     def with_denoiser(self, config: UNetConfig) -> "Architectures":
-        """The same with another U-Net."""
+        """A copy with another U-Net."""
         return dataclasses.replace(self, configs=dict(self.configs) | {self.kind.denoiser: config})
 
     def condition(self, params: Params, dtype: jnp.dtype, inputs: Any) -> Conditioning:
@@ -96,7 +93,7 @@ class Architectures:
         return self.kind.decode(self.configs, params, dtype, latents / self.scaling_factor)
 
     def parameter_shapes(self) -> dict[str, Any]:
-        """Network -> its parameters as nested `jax.ShapeDtypeStruct`."""
+        """Network -> parameters as nested `jax.ShapeDtypeStruct`."""
         return {name: kind.parameter_shapes(self.configs[name]) for name, kind in self.kind.networks.items()}
 
 
@@ -106,13 +103,13 @@ class Pipeline:
 
     Attributes:
         path: the folder or file that it was read from.
-        networks: by the names of their folders.
-        tokenizers: captions to token ids, by the names of their folders.
-        schedule: what the denoiser was trained for.
-        scheduler: the `scheduler_config.json` that says so.
-        denoiser_files: where the denoiser's weights were.
-        components: what is only copied, `safety_checker` and `feature_extractor`.
-        licence: what the model card says of it: some of `license`, `license_name`, `license_link`.
+        networks: by folder name.
+        tokenizers: by folder name.
+        schedule: that of the denoiser's training.
+        scheduler: its `scheduler_config.json`.
+        denoiser_files: the files of the denoiser's weights.
+        components: `safety_checker` and `feature_extractor`, which are only copied.
+        licence: from the model card: `license`, `license_name`, `license_link`, where present.
         family: a key of `FAMILIES`.
     """
 
@@ -128,7 +125,7 @@ class Pipeline:
 
     @property
     def architectures(self) -> Architectures:
-        """The same without weights."""
+        """The pipeline without weights."""
         configs = {name: network.config for name, network in self.networks.items()}
         return Architectures(configs, self.schedule, self.family)
 
@@ -139,26 +136,26 @@ class Pipeline:
 
     @property
     def params(self) -> dict[str, Any]:
-        """Network -> its parameters."""
+        """Network -> parameters."""
         return {name: network.params for name, network in self.networks.items()}
 
     def with_denoiser(self, config: UNetConfig, params: Mapping[str, Any]) -> "Pipeline":
-        """The same with another U-Net; raises `InputError` if Diffusers can't express it."""
+        """A copy with another U-Net; raises `InputError` if Diffusers can't express it."""
         name = FAMILIES[self.family].denoiser
         network = Network(config, dict(params), FAMILIES[self.family].networks[name].to_json(config))
         return dataclasses.replace(self, networks=dict(self.networks) | {name: network})
 
     def caption_inputs(self, captions: Sequence[str]) -> CaptionInputs:
-        """Captions as the networks take them, arrays [N, ...]: token ids int32 [N, T] under `tokens`."""
+        """The networks' inputs for captions, arrays [N, ...]: token ids int32 [N, T] under `tokens`."""
         return FAMILIES[self.family].caption_inputs(self.tokenizers, captions)
 
     def empty_inputs(self) -> CaptionInputs:
-        """The empty caption's inputs, arrays [...] without a batch dimension."""
+        """The inputs for the empty caption, without a batch dimension."""
         return {name: np.asarray(value)[0] for name, value in self.caption_inputs([""]).items()}
 
 
 def require_agreement(pipeline: Pipeline) -> None:
-    """Holds the networks' widths to each other; raises `InputError` with the two that don't agree."""
+    """Checks that the networks' sizes match; raises `InputError` that names the two that don't."""
     configs = pipeline.architectures.configs
     kind = FAMILIES[pipeline.family]
     for what, ours, key, theirs in kind.pairs_that_agree(configs):
@@ -168,5 +165,5 @@ def require_agreement(pipeline: Pipeline) -> None:
         known, size = len(pipeline.tokenizers[folder]), configs[encoder].vocab_size
         if known > size:
             raise InputError(
-                f"{pipeline.path}: the {folder} knows {known} tokens, the {encoder}'s vocab_size is {size}"
+                f"{pipeline.path}: the {folder} has {known} tokens but the {encoder}'s vocab_size is {size}"
             )

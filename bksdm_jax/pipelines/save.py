@@ -1,4 +1,4 @@
-"""A pipeline on disk: which format, which numbers, and what its card says."""
+"""Writes a pipeline in one of several formats and dtypes, with its model card."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -19,7 +19,7 @@ from bksdm_jax.pipelines.pipeline import Architectures, Network, Pipeline
 from bksdm_jax.pipelines.write_single_file import require_single_file, write_single_file
 
 SINGLE_FILE = "model.safetensors"
-"""The name of a single file in the folder that is written."""
+"""The file name of a single-file checkpoint in its folder."""
 
 
 def _folder_writer(suffix: str) -> Callable[[Path, Pipeline], None]:
@@ -37,7 +37,7 @@ FORMATS: dict[str, Callable[[Path, Pipeline], None]] = {
     "single_file": _file_writer(spaced=False),
     _SPACED: _file_writer(spaced=True),
 }
-"""What a pipeline can be written as: name -> fills an empty folder."""
+"""Format -> (empty folder, pipeline) -> writes it."""
 DTYPES = tuple(name for name in FLOATS if name != "float64")
 
 
@@ -46,11 +46,11 @@ class SaveConfig:
     """How a pipeline is written.
 
     Attributes:
-        format: a key of `FORMATS`: a folder for PyTorch Diffusers (`safetensors`) or Diffusers' Flax classes (`flax`),
-            or one file in the original layout (`single_file`; `single_file_spaced` with the block numbers that
-            stable-diffusion.cpp expects of small U-Nets).
-        dtype: `float32`, `float16` or `bfloat16`; empty: the U-Net in float32, the other networks as they were.
-        safety_checker: copy the teacher's safety checker and feature extractor, where it has them, into a folder.
+        format: a key of `FORMATS`: a folder for PyTorch Diffusers (`safetensors`) or for Diffusers' Flax classes
+            (`flax`), or one file in the original layout (`single_file`, or `single_file_spaced` with the block numbers
+            that stable-diffusion.cpp expects of small U-Nets).
+        dtype: `float32`, `float16` or `bfloat16`; empty: the U-Net in float32, the other networks in the teacher's.
+        safety_checker: copy the teacher's safety checker and feature extractor, if any (folders only).
     """
 
     format: str = "safetensors"
@@ -58,26 +58,26 @@ class SaveConfig:
     safety_checker: bool = True
 
     def extras(self) -> Extras:
-        """What is to be fetched with a teacher from the hub."""
+        """The files to download with a teacher from the hub."""
         suffix = {"safetensors": ".safetensors", "flax": ".msgpack"}.get(self.format)
         return Extras(card=True, components=COPIED_FORMATS[suffix] if suffix and self.safety_checker else ())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SaveOptions:
-    """The settings of every command that writes a pipeline, as `SaveConfig` has them; `save_dtype` is its `dtype`."""
+    """`SaveConfig` as settings of a command; `save_dtype` is its `dtype`."""
 
     format: str = "safetensors"
     save_dtype: str = ""
     safety_checker: bool = True
 
     def save_config(self) -> SaveConfig:
-        """How the pipeline is written."""
+        """These settings as a `SaveConfig`."""
         return SaveConfig(self.format, self.save_dtype, self.safety_checker)
 
 
 def require_savable(networks: Architectures, config: SaveConfig) -> None:
-    """Raises `InputError` for an unknown setting, or networks that the format can't hold."""
+    """Raises `InputError` for an unknown setting, or networks that the format can't express."""
     if config.format not in FORMATS:
         raise one_of("format", config.format, FORMATS)
     if config.dtype and config.dtype not in DTYPES:
@@ -96,20 +96,21 @@ def write_pipeline(
     facts: CardFacts | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Writes a pipeline into a folder, atomically.
+    """Writes a pipeline to a folder, atomically.
 
     Args:
         target: the folder; replaced if it exists.
-        pipeline: what to write.
-        config: how.
+        pipeline: the pipeline.
+        config: format and dtype.
         facts: for the model card, `README.md`; None: no card.
-        extra: JSON files to put beside the rest, by name.
+        extra: file name -> content of additional JSON files.
 
     Returns:
-        what `find_model` finds it by: the folder, or the single file in it.
+        the path of the model: the folder, or the single file in it.
 
     Raises:
-        InputError: the format can't hold it, a number is beyond its dtype, or the place can't be written.
+        InputError: the format can't express the pipeline, a number is out of the dtype's range, or the folder can't be
+            written.
     """
     require_savable(pipeline.architectures, config)
     if not config.safety_checker:
@@ -133,8 +134,8 @@ def _cast(network: Network, name: str, dtype: str) -> Network:
             cast = leaf.astype(FLOATS[dtype])
         if not np.isfinite(cast.astype(np.float32)).all() and np.isfinite(leaf.astype(np.float32)).all():
             raise InputError(
-                f"save_dtype: {name}'s {path} has numbers beyond {dtype} (up to {np.abs(leaf).max():.3g}); "
-                "take bfloat16 or float32"
+                f"save_dtype: {name}'s {path} is out of range of {dtype} (up to {np.abs(leaf).max():.3g}); "
+                "use bfloat16 or float32"
             )
         return cast
 

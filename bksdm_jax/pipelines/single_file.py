@@ -1,4 +1,4 @@
-"""A single-file checkpoint in the original layout (CompVis, Stability), in."""
+"""Reads single-file checkpoints in the original layout (CompVis, Stability)."""
 
 import dataclasses
 import math
@@ -35,7 +35,7 @@ from bksdm_jax.pipelines.pipeline import Architectures, Network, Pipeline, requi
 from bksdm_jax.pipelines.tokenizer import TOKENIZER_FILES, load_tokenizer
 
 DEFAULT_TOKENIZER = "openai/clip-vit-large-patch14"
-"""Both generations of Stable Diffusion have its vocabulary."""
+"""SD 1.x and 2.x have its vocabulary."""
 _SECOND_PAD = "!"
 
 Table = Mapping[str, StoredTensor]
@@ -43,14 +43,13 @@ Table = Mapping[str, StoredTensor]
 
 @dataclasses.dataclass(frozen=True)
 class SingleFileModel:
-    """A single-file checkpoint whose header is read and whose weights are not.
+    """A single-file checkpoint whose header has been read, but not its weights.
 
     Attributes:
         path: the file.
         architectures: of its networks.
-        tables: network -> its tensors under Diffusers' names.
-        tokenizer: folder (its own or a pipeline's) or id on the hub of the tokenizer, which such a file doesn't hold;
-            empty: `DEFAULT_TOKENIZER`.
+        tables: network -> tensors by Diffusers' names.
+        tokenizer: folder or hub id of a tokenizer or a pipeline; empty: `DEFAULT_TOKENIZER`.
     """
 
     path: Path
@@ -59,13 +58,13 @@ class SingleFileModel:
     tokenizer: str = ""
 
     def read(self, networks: Collection[str] | None = None) -> Pipeline:
-        """Reads the checkpoint. SD 2.x pads captions with `!`, whatever the tokenizer's files say.
+        """Reads the checkpoint. SD 2.x pads captions with `!`, regardless of the tokenizer's files.
 
         Args:
-            networks: those whose weights are read; the others have their config alone. None: all.
+            networks: those whose weights are read; the others get their config only. None: all.
 
         Raises:
-            InputError: weights are damaged or missing, or there is no tokenizer.
+            InputError: weights are damaged or missing, or the tokenizer can't be read.
         """
         text, kind = self.architectures.configs["text_encoder"], self.architectures.kind
         folder = _tokenizer_folder(self.path, self.tokenizer)
@@ -83,7 +82,7 @@ class SingleFileModel:
         return pipeline
 
     def read_denoiser(self) -> Network:
-        """Reads the U-Net alone; raises `InputError` as `read`."""
+        """Reads only the U-Net; raises `InputError` like `read`."""
         return self._network(self.architectures.kind.denoiser, True)
 
     def _network(self, name: str, weights: bool) -> Network:
@@ -103,13 +102,13 @@ def _tokenizer_folder(path: Path, tokenizer: str) -> Path:
                 raise InputError(f"{folder}: no such folder")
     except InputError as error:
         raise InputError(
-            f"{path}: a single file holds no tokenizer; set tokenizer to a folder or an id on the hub ({error})"
+            f"{path}: a single file has no tokenizer; set tokenizer to a folder or hub id ({error})"
         ) from error
     return folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder
 
 
 def _tokenizer_files(names: Collection[str]) -> list[str]:
-    """Those of a repository's files that are a tokenizer's: a pipeline's, or its own."""
+    """The tokenizer's files in the repository of a pipeline or of a tokenizer."""
     inside = [name for name in names if name.removeprefix("tokenizer/") in TOKENIZER_FILES and "/" in name]
     return inside or [name for name in names if name in TOKENIZER_FILES]
 
@@ -119,12 +118,11 @@ def open_single_file(path: Path, tokenizer: str = "", prediction_type: str = "")
 
     Args:
         path: the file.
-        tokenizer: as `SingleFileModel` has it.
-        prediction_type: `epsilon` or `v_prediction`, what the U-Net predicts; may be empty for SD 1.x, whose models
-            predict noise, and must be given for SD 2.x.
+        tokenizer: as in `SingleFileModel`.
+        prediction_type: `epsilon` or `v_prediction`; may be empty for SD 1.x (`epsilon`), must be given for SD 2.x.
 
     Raises:
-        InputError: the file is damaged, lacks something that SD 1.x and 2.x checkpoints have, or needs a prediction.
+        InputError: the file is damaged, incomplete, or needs a prediction type.
     """
     table = index_safetensors(path)
     unet, vae, text = infer_architectures(table, str(path))
@@ -132,12 +130,10 @@ def open_single_file(path: Path, tokenizer: str = "", prediction_type: str = "")
         known_name("config", "prediction", prediction_type, TARGETS)
     elif is_second(text):
         raise InputError(
-            f"{path}: an SD 2.x checkpoint, which doesn't say what it predicts; set prediction to epsilon "
-            "(the base models, 512 pixels) or to v_prediction (those of 768 pixels)"
+            f"{path}: an SD 2.x checkpoint, which doesn't record its prediction type; set prediction to epsilon "
+            "(the 512-pixel base models) or v_prediction (the 768-pixel models)"
         )
-    if prediction_type == "v_prediction" and is_second(
-        text
-    ):  # at 768 pixels; SD 2.1's attention overflows half precision
+    if prediction_type == "v_prediction" and is_second(text):  # SD 2.1 at 768 pixels overflows in half precision
         unet = dataclasses.replace(unet, sample_size=96, upcast_attention=True)
     configs = {"unet": unet, "vae": vae, "text_encoder": text}
     tables = {
@@ -150,14 +146,14 @@ def open_single_file(path: Path, tokenizer: str = "", prediction_type: str = "")
 
 
 def _renamed(table: Table, prefix: str, shapes: Mapping[str, Any], modules: Mapping[str, str]) -> dict[str, Any]:
-    """The tensors below `prefix` under Diffusers' names; those that no module has keep their own."""
+    """The tensors below `prefix` by Diffusers' names; unknown ones keep their names."""
     rest = {name: tensor for name, tensor in table.items() if name.startswith(prefix)}
     found = {}
     for path, leaf in trees.flatten(shapes).items():
         name, shape = names.torch_name(path), names.torch_shape(path, tuple(leaf.shape))
         tensor = rest.pop(original_name(name, modules), None)
         if tensor is not None:
-            one_by_one = tensor.shape == (*shape, 1, 1)  # a convolution in place of a linear layer: the same numbers
+            one_by_one = tensor.shape == (*shape, 1, 1)  # a 1x1 convolution instead of a linear layer
             found[name] = dataclasses.replace(tensor, shape=shape) if one_by_one else tensor
     return found | rest
 
@@ -182,7 +178,7 @@ def _text_table(table: Table, config: CLIPTextConfig) -> dict[str, StoredTensor]
 
 
 def _third(tensor: StoredTensor, third: int, shape: tuple[int, ...]) -> StoredTensor:
-    """Rows [third * n, (third + 1) * n) of a tensor of 3n rows; the tensor itself where the shapes don't agree."""
+    """Rows [third * n, (third + 1) * n) of a tensor with 3n rows; the tensor itself if it has another shape."""
     if tensor.shape != (3 * shape[0], *shape[1:]):
         return tensor
     offset = tensor.offset + third * math.prod(shape) * tensor.dtype.itemsize

@@ -1,4 +1,4 @@
-"""How a user names a model."""
+"""A model as the user names it."""
 
 import dataclasses
 from pathlib import Path
@@ -6,14 +6,14 @@ from pathlib import Path
 
 @dataclasses.dataclass(frozen=True)
 class ModelSource:
-    """A model, and what its files don't say.
+    """A model's name and options.
 
     Attributes:
-        name: pipeline folder, single file, id on the hub, or `shapes_teacher`.
-        revision: branch, tag or commit of a model on the hub; empty: its default branch.
-        variant: of the weights in a folder, `fp16`, `non_ema`, ...; empty: the plain ones.
-        tokenizer: of a single file: folder or id on the hub; empty: CLIP's, from the hub.
-        prediction_type: of a single file: `epsilon` or `v_prediction`; SD 2.x needs it.
+        name: pipeline folder, single file, hub id, or `shapes_teacher`.
+        revision: branch, tag or commit of a hub model; empty: its default branch.
+        variant: of a folder's weights, such as `fp16` or `non_ema`; empty: the default weights.
+        tokenizer: for a single file: folder or hub id; empty: CLIP's, from the hub.
+        prediction_type: for a single file: `epsilon` or `v_prediction`; required for SD 2.x.
     """
 
     name: str
@@ -24,14 +24,14 @@ class ModelSource:
 
 
 def whatever_it_predicts(source: ModelSource) -> ModelSource:
-    """The same for those who don't care what a single file of SD 2.x predicts, which it doesn't say."""
+    """The source for callers that don't need the prediction type: sets one for single files, as SD 2.x requires."""
     is_file = Path(source.name).expanduser().is_file()
     return dataclasses.replace(source, prediction_type="epsilon") if is_file else source
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelOptions:
-    """The settings of every command that reads a model, as `ModelSource` has them; `prediction` is its type."""
+    """`ModelSource` as settings of a command; `prediction` is its `prediction_type`."""
 
     revision: str = ""
     variant: str = ""
@@ -39,5 +39,5 @@ class ModelOptions:
     prediction: str = ""
 
     def source(self, name: str) -> ModelSource:
-        """The model called `name` with these options."""
+        """The model `name` with these options."""
         return ModelSource(name, self.revision, self.variant, self.tokenizer, self.prediction)

@@ -1,4 +1,4 @@
-"""The generations of Stable Diffusion: their architectures, and what they predict."""
+"""The architectures and prediction types of Stable Diffusion 1.x and 2.x."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from bksdm_jax.formats.unet_json import unet_from_diffusers
 from bksdm_jax.models.vae import VAEConfig
 from bksdm_jax.pipelines.pipeline import Architectures
 
-# The U-Nets of Stable Diffusion, as Diffusers' config.json states what differs from its defaults.
+# Generation -> the U-Net's config.json, without Diffusers' defaults.
 TEACHERS: dict[str, dict[str, Any]] = {
     "v1": {"cross_attention_dim": 768, "attention_head_dim": 8, "sample_size": 64},
     "v2": {
@@ -19,16 +19,10 @@ TEACHERS: dict[str, dict[str, Any]] = {
     },
 }
 
+# Generation of a run -> key of `TEACHERS`, prediction type (empty: either).
+GENERATIONS: dict[str, tuple[str, str]] = {"v1": ("v1", ""), "v2_base": ("v2", "epsilon"), "v2": ("v2", "v_prediction")}
 
-# What a run is meant for: the U-Net of `TEACHERS`, and what it predicts (empty: either).
-GENERATIONS: dict[str, tuple[str, str]] = {
-    "v1": ("v1", ""),
-    "v2_base": ("v2", "epsilon"),
-    "v2": ("v2", "v_prediction"),
-}
-
-
-# Their text encoders, as Transformers' config.json states them. SD 2.x leaves out OpenCLIP's last layer.
+# Generation -> the text encoder's config.json. SD 2.x omits OpenCLIP's last layer.
 TEXT_ENCODERS: dict[str, dict[str, Any]] = {
     "v1": {
         "vocab_size": 49_408,
@@ -52,7 +46,7 @@ TEXT_ENCODERS: dict[str, dict[str, Any]] = {
 
 
 def stable_diffusion(generation: str) -> Architectures:
-    """Stable Diffusion itself; `generation` is a key of `presets.TEACHERS`."""
+    """Stable Diffusion itself; `generation` is a key of `TEACHERS`."""
     configs = {
         "unet": unet_from_diffusers(TEACHERS[generation]),
         "vae": VAEConfig(),

@@ -15,31 +15,24 @@ if TYPE_CHECKING:
     from transformers import CLIPTokenizer
 
 _CONFIG, _SPECIAL = "tokenizer_config.json", "special_tokens_map.json"
-TOKENIZER_FILES = (
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.json",
-    _CONFIG,
-    _SPECIAL,
-    "added_tokens.json",
-)
-"""What Transformers' tokenizers are written as."""
+TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer.json", _CONFIG, _SPECIAL, "added_tokens.json")
+"""The files of a CLIP tokenizer of Transformers."""
 
 
 class Tokenizer:
-    """Captions to token ids, padded and cut to the text encoder's length as Diffusers does.
+    """Captions to token ids, padded and truncated to the text encoder's length like Diffusers.
 
     Args:
-        tokenizer: Transformers' own.
-        max_length: token ids of a caption.
-        files: what `write` puts into a folder, by name.
+        tokenizer: of Transformers.
+        max_length: token ids per caption.
+        files: name -> content of the files that `write` writes.
     """
 
     def __init__(self, tokenizer: "CLIPTokenizer", max_length: int, files: Mapping[str, bytes]) -> None:
         self._tokenizer, self._max_length, self._files = tokenizer, max_length, files
 
     def write(self, folder: Path) -> None:
-        """Writes its files into a new folder."""
+        """Writes its files to a new folder."""
         folder.mkdir()
         for name, content in self._files.items():
             (folder / name).write_bytes(content)
@@ -50,7 +43,7 @@ class Tokenizer:
         return np.asarray(encoded["input_ids"], np.int32)
 
     def ends(self, tokens: np.ndarray) -> np.ndarray:
-        """Where each row of token ids [B, T] has its first end-of-text token: int32 [B]."""
+        """Position of the first end-of-text token in each row of token ids [B, T]: int32 [B]."""
         return np.argmax(tokens == self._tokenizer.eos_token_id, axis=1).astype(np.int32)
 
     def __len__(self) -> int:
@@ -62,27 +55,27 @@ def load_tokenizer(folder: Path, max_length: int, pad: str = "") -> Tokenizer:
 
     Args:
         folder: `tokenizer/` of a pipeline folder.
-        max_length: token ids of a caption, the text encoder's length.
-        pad: the padding token, in place of the one that the files name.
+        max_length: token ids per caption.
+        pad: the padding token; empty: the one in the files.
 
     Raises:
         InputError: Transformers can't read it.
     """
-    # A second of start-up, which a command that needs no captions, or has a mistake, shouldn't wait for.
+    # Takes a second, which commands without captions or with a mistake shouldn't wait for.
     from transformers import CLIPTokenizer  # noqa: PLC0415
 
     if not (folder / "tokenizer.json").is_file():
         for name in ("vocab.json", "merges.txt"):
             if not (folder / name).is_file():
-                raise InputError(f"{folder}: no {name}; a tokenizer is vocab.json and merges.txt, or tokenizer.json")
+                raise InputError(f"{folder}: no {name}; expected vocab.json and merges.txt, or tokenizer.json")
         if len(read_text(folder / "merges.txt").split()) < 2:
             raise InputError(f"{folder / 'merges.txt'}: empty; expected the merges of the CLIP tokenizer")
     try:
         options = {"pad_token": pad} if pad else {}
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True, **options)
-    except Exception as error:  # Transformers raises whatever its parsers do
+    except Exception as error:  # Transformers' parsers raise many types
         raise InputError(f"{folder}: Transformers can't read this tokenizer ({in_short(error)})") from error
-    # In memory, so that a run of days doesn't end without them.
+    # Kept in memory, so that they are still there at the end of a long run.
     files = {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()}
     if pad:
         for name in {_CONFIG} | files.keys() & {_SPECIAL}:
@@ -95,17 +88,21 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 
 
 def write_tokenizer(folder: Path, words: Iterable[str]) -> None:
-    """Writes CLIP tokenizer files that know every byte and have one token for each of `words` (lower-case ASCII).
+    """Writes the files of a CLIP tokenizer with all bytes and one token for each of `words` (lower-case ASCII).
 
-    The last two ids are those of the start and the end of a text; the end pads.
+    The last two ids are start and end of text; the end token is also the padding.
     """
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]  # the others move up, as in GPT-2's tokenizer
+    printable = [
+        *range(33, 127),
+        *range(161, 173),
+        *range(174, 256),
+    ]  # the other bytes map to 256 and up, as in GPT-2's tokenizer
     letters = [chr(byte) for byte in printable] + [chr(256 + i) for i in range(256 - len(printable))]
     vocabulary = letters + [f"{letter}</w>" for letter in letters]
     merges: dict[tuple[str, str], int] = {}
     for word in words:
         while len(parts := _merged([*word[:-1], f"{word[-1]}</w>"], merges)) > 1:
-            merges[parts[0], parts[1]] = len(merges)  # ranks below all before it, so earlier words stay whole
+            merges[parts[0], parts[1]] = len(merges)  # a later rank than all before, so earlier words stay one token
             if parts[0] + parts[1] not in vocabulary:
                 vocabulary.append(parts[0] + parts[1])
     table = {token: index for index, token in enumerate([*vocabulary, START, END])}
@@ -118,7 +115,7 @@ def write_tokenizer(folder: Path, words: Iterable[str]) -> None:
 
 
 def _merged(parts: list[str], merges: Mapping[tuple[str, str], int]) -> list[str]:
-    """A word's parts after byte-pair encoding: the pair of the lowest rank is joined, everywhere, again and again."""
+    """Byte-pair encoding of a word: merges the pair of the lowest rank until none is left."""
     while known := [pair for pair in itertools.pairwise(parts) if pair in merges]:
         best = min(known, key=merges.__getitem__)
         joined: list[str] = []

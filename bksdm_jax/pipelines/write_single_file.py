@@ -1,4 +1,4 @@
-"""A pipeline as one `.safetensors` file in the original layout (CompVis, Stability), for tools that take such files."""
+"""Writes a pipeline as one `.safetensors` file in the original layout (CompVis, Stability)."""
 
 import dataclasses
 from pathlib import Path
@@ -22,25 +22,25 @@ from bksdm_jax.formats.original_names import (
 )
 from bksdm_jax.formats.weights import torch_tensors, write_tensors
 from bksdm_jax.models.unet import parameter_shapes
-from bksdm_jax.models.unet_table import UNetConfig
 from bksdm_jax.models.vae import vae_parameter_shapes
 from bksdm_jax.pipelines.pipeline import Architectures, Network, Pipeline
 
 
 def write_single_file(path: Path, pipeline: Pipeline, spaced: bool = False) -> None:
-    """Writes the networks' weights as a single-file checkpoint. Tokenizer, scheduler, prediction type are not in it.
+    """Writes the networks' weights as a single-file checkpoint, without tokenizer, scheduler and prediction type.
 
     Args:
         path: the file.
-        pipeline: what to write.
-        spaced: how a student's blocks are numbered, see `unet_modules`.
+        pipeline: the pipeline.
+        spaced: as in `unet_modules`.
 
     Raises:
-        InputError: as `require_single_file`.
+        InputError: like `require_single_file`.
     """
     require_single_file(pipeline.architectures, spaced)
+    unet = pipeline.networks["unet"]
     tensors = (
-        _unet(pipeline.networks["unet"], spaced)
+        _renamed(unet, unet_modules(unet.config, spaced))
         | _vae(pipeline.networks["vae"])
         | _text_encoder(pipeline.networks["text_encoder"])
     )
@@ -48,37 +48,37 @@ def write_single_file(path: Path, pipeline: Pipeline, spaced: bool = False) -> N
 
 
 def require_single_file(networks: Architectures, spaced: bool) -> None:
-    """Holds networks to what a single file can say.
+    """Checks that a single file can express these networks.
 
-    Such a file has no config: a tool sees widths and blocks by names and shapes and takes the rest for Stable
-    Diffusion's.
+    Such a file has no config: tools infer widths and blocks from names and shapes and assume Stable Diffusion's values
+    for the rest.
 
     Raises:
-        InputError: read back, the file would be taken for other networks than these.
+        InputError: other networks would be inferred from the file.
     """
     ours, standard = networks.schedule.alphas_cumprod(), ScheduleConfig().alphas_cumprod()
     if ours.shape != standard.shape or not np.allclose(ours, standard, rtol=1e-6):
-        raise _unsayable("schedule", "its noise levels are others than Stable Diffusion's")
+        raise _inexpressible("schedule", "its noise levels differ from Stable Diffusion's")
     table = original_shapes(networks, spaced)
     unet = networks.configs["unet"]
     modules = unet_modules(unet, spaced)
     if len(set(modules.values())) < len(modules):
-        raise _unsayable("unet", "a stage has more blocks than it has numbers")
+        raise _inexpressible("unet", "a stage has more blocks than block numbers")
     if is_spaced(table) != (modules != unet_modules(unet)):
-        raise _unsayable("unet", "its numbers don't show that some are left out")
+        raise _inexpressible("unet", "its block numbers don't show the gaps")
     try:
         found = infer_architectures(table, "its weights")
     except InputError as error:
-        raise _unsayable("pipeline", str(error)) from error
+        raise _inexpressible("pipeline", str(error)) from error
     for name, config in zip(("unet", "vae", "text_encoder"), found, strict=True):
         ours = networks.configs[name]
         differing = [
-            f"{key} {getattr(ours, key)!r}, read back {getattr(config, key)!r}"
+            f"{key} is {getattr(ours, key)!r}, would be read as {getattr(config, key)!r}"
             for key in vars(ours)
-            if key not in _UNSAID and getattr(ours, key) != getattr(config, key)
+            if key not in _NOT_COMPARED and getattr(ours, key) != getattr(config, key)
         ]
         if differing:
-            raise _unsayable(name, "; ".join(differing))
+            raise _inexpressible(name, "; ".join(differing))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +87,7 @@ class _Shape:
 
 
 def original_shapes(networks: Architectures, spaced: bool) -> dict[str, _Shape]:
-    """What `infer_architectures` looks at: name -> shape of the weights, from configs alone."""
+    """Name -> shape of the weights that `infer_architectures` looks at, from configs alone."""
     table = {}
     unet, vae, text = (networks.configs[name] for name in ("unet", "vae", "text_encoder"))
     for shapes, modules in (
@@ -97,32 +97,27 @@ def original_shapes(networks: Architectures, spaced: bool) -> dict[str, _Shape]:
         for path, leaf in trees.flatten(shapes).items():
             name = original_name(names.torch_name(path), modules)
             table[name] = _Shape(names.torch_shape(path, tuple(leaf.shape)))
-    words, places, layer = text_names(is_second(text))
-    table[words] = _Shape((text.vocab_size, text.width))
-    table[places] = _Shape((text.max_length, text.width))
+    tokens, positions, layer = text_names(is_second(text))
+    table[tokens] = _Shape((text.vocab_size, text.width))
+    table[positions] = _Shape((text.max_length, text.width))
     for i in range(text.layers + is_second(text)):
         table[layer.format(i)] = _Shape((text.mlp_width, text.width))
     return table
 
 
-_UNSAID = ("sample_size", "upcast_attention")  # of the U-Net; they follow from the prediction type
+_NOT_COMPARED = ("sample_size", "upcast_attention")  # of the U-Net; they follow from the prediction type
 
 
-def _unsayable(what: str, why: str) -> InputError:
+def _inexpressible(what: str, why: str) -> InputError:
     return InputError(
-        f"format: the original single-file layout can't say what this {what} is ({why[:300]}); "
-        "write it as a folder, with format safetensors or flax"
+        f"format: the original single-file layout can't express this {what} ({why[:300]}); "
+        "write a folder, with format safetensors or flax"
     )
-
-
-def _unet(network: Network, spaced: bool) -> dict[str, np.ndarray]:
-    config: UNetConfig = network.config
-    return _renamed(network, unet_modules(config, spaced))
 
 
 def _vae(network: Network) -> dict[str, np.ndarray]:
     tensors = _renamed(network, vae_modules(network.config))
-    for name, tensor in tensors.items():  # the attention's projections are 1x1 convolutions there
+    for name, tensor in tensors.items():  # attention projections are 1x1 convolutions in this layout
         if ".attn_1." in name and tensor.ndim == 2:
             tensors[name] = tensor[:, :, None, None]
     return tensors
@@ -143,8 +138,8 @@ def _text_encoder(network: Network) -> dict[str, np.ndarray]:
         else:
             tensors[POSITIONS[1] if name == POSITIONS[0] else original_name(name, modules)] = tensor
     tensors |= {name: np.concatenate([parts[i] for i in range(3)]) for name, parts in thirds.items()}
-    # Stable Diffusion 2 takes the states before OpenCLIP's last layer, which Diffusers' folders leave out and other
-    # tools want to find: one of zeros adds nothing to its input.
+    # SD 2.x uses the states before OpenCLIP's last layer, which Diffusers' folders omit but other tools expect: a layer
+    # of zeros is the identity.
     layer = f"{OPEN_CLIP}transformer.resblocks.{{}}."
     last = layer.format(config.layers - 1)
     tensors |= {

@@ -1,1 +1,1 @@
-"""The removal plan of a student, and its teacher's weights."""
+"""Students: removal plans, presets and initial weights."""

@@ -5,19 +5,15 @@ from collections.abc import Collection
 from typing import NamedTuple
 
 
-def _pair(stage: str, j: int) -> tuple[str, str]:
-    return f"{stage}.resnets.{j}", f"{stage}.attentions.{j}"
+def _second_pairs(*stages: str) -> tuple[str, ...]:
+    return tuple(f"{stage}.{kind}.1" for stage in stages for kind in ("resnets", "attentions"))
 
 
 _BASE = (
-    *_pair("down_blocks.0", 1),
-    *_pair("down_blocks.1", 1),
-    *_pair("down_blocks.2", 1),
+    *_second_pairs("down_blocks.0", "down_blocks.1", "down_blocks.2"),
     "down_blocks.3.resnets.1",
     "up_blocks.0.resnets.1",
-    *_pair("up_blocks.1", 1),
-    *_pair("up_blocks.2", 1),
-    *_pair("up_blocks.3", 1),
+    *_second_pairs("up_blocks.1", "up_blocks.2", "up_blocks.3"),
 )
 
 
@@ -26,9 +22,9 @@ class Preset:
     """A named student.
 
     Attributes:
-        removed: the teacher's blocks that go.
-        parameters: of the U-Net, for an SD teacher of each generation (`v1`, `v2`).
-        macs: multiply-adds of one evaluation at 64x64 latents by THOP's rules; what the paper doesn't state is absent.
+        removed: the removed blocks of the teacher.
+        parameters: generation of the SD teacher (`v1`, `v2`) -> parameters of the U-Net.
+        macs: the same for multiply-adds of one U-Net call at 64x64 latents by THOP's rules, where published.
     """
 
     removed: tuple[str, ...]
@@ -37,20 +33,10 @@ class Preset:
 
 
 PRESETS = {
-    "sd": Preset(
-        (),
-        {"v1": 859_520_964, "v2": 865_910_724},
-        {"v1": 338_749_194_240, "v2": 339_241_205_760},
-    ),
-    "bk_base": Preset(
-        _BASE,
-        {"v1": 579_384_964, "v2": 583_480_964},
-        {"v1": 223_755_632_640, "v2": 224_071_024_640},
-    ),
+    "sd": Preset((), {"v1": 859_520_964, "v2": 865_910_724}, {"v1": 338_749_194_240, "v2": 339_241_205_760}),
+    "bk_base": Preset(_BASE, {"v1": 579_384_964, "v2": 583_480_964}, {"v1": 223_755_632_640, "v2": 224_071_024_640}),
     "bk_small": Preset(
-        (*_BASE, "mid_block"),
-        {"v1": 482_346_884, "v2": 485_787_524},
-        {"v1": 217_727_959_040, "v2": 217_992_888_320},
+        (*_BASE, "mid_block"), {"v1": 482_346_884, "v2": 485_787_524}, {"v1": 217_727_959_040, "v2": 217_992_888_320}
     ),
     "bk_tiny": Preset(
         (*_BASE, "mid_block", "down_blocks.3", "up_blocks.0"),
@@ -62,12 +48,12 @@ PRESETS = {
 
 
 def preset_of(removed: Collection[str]) -> str:
-    """The preset that removes these blocks; empty where none does."""
+    """The preset that removes these blocks; empty if none does."""
     return next((name for name, preset in PRESETS.items() if set(preset.removed) == set(removed)), "")
 
 
 class Scores(NamedTuple):
-    """What the paper reports on COCO-30K; `clip_score` is None where it states none."""
+    """The paper's scores on COCO-30K; `clip_score` is None where not reported."""
 
     fid: float
     inception_score: float
@@ -75,14 +61,14 @@ class Scores(NamedTuple):
 
 
 UPDATES = 50_000
-"""Of every published training."""
+"""Training steps of every published result."""
 
 UNTRAINED = {
     "v1,sd": Scores(13.05, 36.76, 0.2958),
     "v1,no_mid": Scores(15.60, 32.33, None),
     "v2_base,sd": Scores(13.93, 35.93, 0.3075),
 }
-"""Generation and preset -> scores of Stable Diffusion itself, and with blocks removed but no further training."""
+"""Generation and preset -> scores of Stable Diffusion itself, and after removing blocks without training."""
 
 PUBLISHED = {
     "v1,bk_base": Scores(15.76, 33.79, 0.2878),
@@ -113,4 +99,4 @@ PUBLISHED = {
     "v2_base,bk_small,lr_1e-4": Scores(17.43, 30.58, 0.2871),
     "v2_base,bk_small,lr_2.5e-4": Scores(18.93, 28.90, 0.2775),
 }
-"""Variants of `configs/distill.py` -> scores after `UPDATES`, in batches of 256 (v1) or 128 (v2_base) unless named."""
+"""Variants of `configs/distill.py` -> scores after `UPDATES`; batch size 256 (v1) or 128 (v2_base) unless named."""

@@ -1,7 +1,7 @@
-"""Pruning as one call: teacher in, untrained student out."""
+"""Prunes a teacher to an untrained student."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,28 +21,20 @@ from bksdm_jax.pruning.presets import preset_of
 from bksdm_jax.pruning.removal import RemovalPlan, plan_removal, removed_blocks
 from bksdm_jax.pruning.weights import copy_weights, random_weights
 
-
-def _from_teacher(plan: RemovalPlan, teacher: dict[str, Any], seed: int) -> dict[str, Any]:
-    del seed
-    return copy_weights(plan, teacher)
-
-
-def _at_random(plan: RemovalPlan, teacher: dict[str, Any], seed: int) -> dict[str, Any]:
-    del teacher
-    return random_weights(plan.student, seed)
-
-
-INITS = {"teacher": _from_teacher, "random": _at_random}
-"""name -> (plan, the teacher's parameters, seed) -> the student's parameters."""
+INITS: dict[str, Callable[[RemovalPlan, Mapping[str, Any], int], dict[str, Any]]] = {
+    "teacher": lambda plan, teacher, seed: copy_weights(plan, teacher),
+    "random": lambda plan, teacher, seed: random_weights(plan.student, seed),
+}
+"""Name -> (plan, the teacher's parameters, seed) -> the student's parameters."""
 
 
 @dataclasses.dataclass(frozen=True)
 class StudentInit:
-    """Where a student's first weights come from.
+    """The source of a student's initial weights.
 
     Attributes:
-        name: a key of `INITS`, or a pipeline whose U-Net is that student.
-        revision, variant: of the pipeline, as `ModelSource` has them.
+        name: a key of `INITS`, or a pipeline whose U-Net has the student's architecture.
+        revision, variant: of the pipeline, as in `ModelSource`.
     """
 
     name: str = "teacher"
@@ -52,28 +44,28 @@ class StudentInit:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InitOptions:
-    """The settings of every command that starts a student, as `StudentInit` has them."""
+    """`StudentInit` as settings of a command."""
 
     student_init: str = "teacher"
     init_revision: str = ""
     init_variant: str = ""
 
     def student_start(self) -> StudentInit:
-        """Where the student's first weights come from."""
+        """These settings as a `StudentInit`."""
         return StudentInit(self.student_init, self.init_revision, self.init_variant)
 
 
 @dataclasses.dataclass(frozen=True)
 class PruneConfig(ModelOptions, InitOptions, SaveOptions):
-    """A student to cut.
+    """A student to prune.
 
     Attributes:
-        teacher: pipeline folder, single file, id on the hub, or `shapes_teacher`.
-        student: a preset, or a comma-separated list of removed blocks.
+        teacher: pipeline folder, single file, hub id, or `shapes_teacher`.
+        student: a preset, or a comma-separated list of blocks to remove.
         seed: of random weights.
-        student_init, init_revision, init_variant: as `StudentInit` has them.
-        revision, variant, tokenizer, prediction: of the teacher, as `ModelSource` has them.
-        format, save_dtype, safety_checker: as `SaveConfig` has them.
+        student_init, init_revision, init_variant: as in `StudentInit`.
+        revision, variant, tokenizer, prediction: of the teacher, as in `ModelSource`.
+        format, save_dtype, safety_checker: as in `SaveConfig`.
     """
 
     teacher: str
@@ -82,15 +74,15 @@ class PruneConfig(ModelOptions, InitOptions, SaveOptions):
 
 
 def plan_student(teacher: Architectures, student: str, save: SaveConfig) -> RemovalPlan:
-    """The plan of a student that can be written.
+    """The removal plan of a student, checked to be savable.
 
     Args:
         teacher: its networks.
-        student: a preset, or a comma-separated list of removed blocks.
-        save: how it is to be written.
+        student: a preset, or a comma-separated list of blocks to remove.
+        save: how the student will be saved.
 
     Raises:
-        InputError: an unknown name, a list of removed blocks that can't work, or a student that the format can't hold.
+        InputError: an unknown name, an invalid list of blocks, or a student that the format can't express.
     """
     plan = plan_removal(teacher.denoiser, removed_blocks(student))
     require_savable(teacher.with_denoiser(plan.student), save)
@@ -99,12 +91,12 @@ def plan_student(teacher: Architectures, student: str, save: SaveConfig) -> Remo
 
 @dataclasses.dataclass(frozen=True)
 class InitialWeights:
-    """Where a student's first weights come from, found and held to the plan.
+    """The source of a student's initial weights, found and checked against the plan.
 
     Attributes:
         plan: teacher and student.
-        name: a key of `INITS`, or the name of
-        model: the pipeline that has them.
+        name: as in `StudentInit`.
+        model: the pipeline with the weights; None if `name` is a key of `INITS`.
     """
 
     plan: RemovalPlan
@@ -112,7 +104,7 @@ class InitialWeights:
     model: Model | None = None
 
     def read(self, teacher: Mapping[str, Any], seed: int) -> dict[str, Any]:
-        """The weights, float32 numpy, nested by Flax names.
+        """Reads the weights: float32 numpy, nested by Flax names.
 
         Args:
             teacher: the teacher's parameters.
@@ -126,20 +118,20 @@ class InitialWeights:
 
 
 def find_initial_weights(plan: RemovalPlan, start: StudentInit) -> InitialWeights:
-    """Finds a student's first weights, and reads none yet.
+    """Finds a student's initial weights without reading them.
 
     Raises:
-        InputError: an unknown name, an option that isn't for it, or a pipeline with another U-Net than the student's.
+        InputError: an unknown name, an option that doesn't apply to it, or a pipeline whose U-Net doesn't match.
     """
     if start.name in INITS:
         if start.revision or start.variant:
             key = "init_revision" if start.revision else "init_variant"
-            raise InputError(f"{key}: for a student_init that is a pipeline, not {start.name}")
+            raise InputError(f"{key}: applies if student_init is a pipeline, not {start.name}")
         return InitialWeights(plan, start.name)
     if not is_hub_id(start.name) and not Path(start.name).expanduser().exists():
         error = one_of("student_init", start.name, INITS)
-        raise InputError(f"{error}; or the folder, file or id on the hub of a pipeline with such a U-Net")
-    # What the teacher predicts counts.
+        raise InputError(f"{error}; or the folder, file or hub id of a pipeline with such a U-Net")
+    # The teacher's prediction type applies.
     source = whatever_it_predicts(ModelSource(start.name, start.revision, start.variant))
     model = find_model(source, networks=("unet",))
     _require_student(plan, start.name, model.architectures.denoiser)
@@ -147,7 +139,7 @@ def find_initial_weights(plan: RemovalPlan, start: StudentInit) -> InitialWeight
 
 
 def _require_student(plan: RemovalPlan, name: str, found: UNetConfig) -> None:
-    """Holds the U-Net that training is to start from to the student that the plan leaves."""
+    """Checks that a U-Net to start from matches the plan's student."""
     for key in vars(plan.student):
         ours, theirs = getattr(plan.student, key), getattr(found, key)
         if key not in ("sample_size", "upcast_attention") and ours != theirs:
@@ -158,8 +150,8 @@ def _require_student(plan: RemovalPlan, name: str, found: UNetConfig) -> None:
 
 
 def card_facts(teacher: str, plan: RemovalPlan, student_init: str, training: Mapping[str, object]) -> CardFacts:
-    """What a student's model card says beyond the networks; `training` may be empty."""
-    start = {"teacher": "the parent's weights for the blocks that stay", "random": "random weights"}
+    """The facts for a student's model card; `training` may be empty."""
+    start = {"teacher": "the parent's weights of the remaining blocks", "random": "random weights"}
     return CardFacts(
         teacher,
         plan.removed,
@@ -170,13 +162,13 @@ def card_facts(teacher: str, plan: RemovalPlan, student_init: str, training: Map
 
 
 def prune(config: PruneConfig, workdir: Path) -> tuple[RemovalPlan, Path]:
-    """Writes the student's pipeline into `workdir`.
+    """Writes the student's pipeline to `workdir`.
 
     Returns:
-        the plan, and what the student is loaded from: the folder, or the single file in it.
+        the plan, and the path of the student: the folder, or the single file in it.
 
     Raises:
-        InputError: a setting, file or folder can't be used; nothing is written then.
+        InputError: a setting, file or folder can't be used; nothing has been written.
     """
     save = config.save_config()
     teacher = find_model(config.source(config.teacher), save.extras())

@@ -1,7 +1,6 @@
-"""The removal plan: which blocks a student keeps, and which teacher block each of them came from.
+"""The removal plan: which blocks a student keeps, and which teacher block each comes from.
 
-Everything that tells a student from its teacher is read off this plan: the student's architecture, the weight copy,
-and the pairs of feature maps that distillation compares.
+The student's architecture, its initial weights and the feature pairs of distillation all derive from this plan.
 """
 
 import dataclasses
@@ -15,7 +14,7 @@ from bksdm_jax.pruning.presets import PRESETS
 
 @dataclasses.dataclass(frozen=True)
 class FeaturePair:
-    """Two feature maps of one shape under the names that `UNet` sows: `down_blocks.0`, `...attentions.1.proj_out`."""
+    """Two feature maps of the same shape, named as in `unet.captured`: `down_blocks.0`, `...attentions.1.proj_out`."""
 
     teacher: str
     student: str
@@ -23,14 +22,14 @@ class FeaturePair:
 
 @dataclasses.dataclass(frozen=True)
 class RemovalPlan:
-    """A teacher with some of its blocks taken out.
+    """A teacher with some of its blocks removed.
 
     Attributes:
-        teacher, student: the two architectures; the student's blocks are numbered anew, as Diffusers would.
-        removed: the names that were asked to go, in the teacher's numbering.
-        blocks: (student block, teacher block) for every block that stays, in the order of the forward pass.
-        layers: the same for every transformer layer that stays.
-        features: what feature distillation compares, in the order of the forward pass.
+        teacher, student: the two architectures; the student's blocks are renumbered as Diffusers would.
+        removed: the requested names, in the teacher's numbering.
+        blocks: (student block, teacher block) for every remaining block, in the order of the forward pass.
+        layers: the same for every remaining transformer layer.
+        features: the pairs of feature distillation, in the order of the forward pass.
     """
 
     teacher: UNetConfig
@@ -41,7 +40,7 @@ class RemovalPlan:
     features: tuple[FeaturePair, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """The plan as plain data, to be stored beside the student; with layers where the teacher's are several deep."""
+        """The plan as plain data, to be stored with the student; with `layers` if the teacher `is_deep`."""
         return {
             "removed": list(self.removed),
             "blocks": dict(self.blocks),
@@ -56,10 +55,10 @@ class RemovalPlan:
 
 
 def removed_blocks(student: str) -> tuple[str, ...]:
-    """The list of removed blocks that a student's name means: a preset's, or the comma-separated names themselves.
+    """The removed blocks of a student: those of a preset, or a comma-separated list.
 
     Raises:
-        InputError: the text names nothing.
+        InputError: `student` is empty.
     """
     student = student.strip()
     if student in PRESETS:
@@ -71,16 +70,16 @@ def removed_blocks(student: str) -> tuple[str, ...]:
 
 
 def plan_removal(teacher: UNetConfig, removed: tuple[str, ...]) -> RemovalPlan:
-    """Takes the blocks `removed` out of `teacher`.
+    """Removes blocks from a teacher.
 
     Names are Diffusers': a stage (`down_blocks.3`, `mid_block`, `up_blocks.0`), a block (`down_blocks.1.resnets.1`,
     `down_blocks.1.attentions.1`), a resampler (`down_blocks.2.downsamplers.0`) or one layer of a transformer
-    (`down_blocks.2.attentions.0.transformer_blocks.5`). A down block that goes takes its skip with it, a transformer
-    goes with its last layer. The last down stage and the last up stage that remain lose their resampler, as every U-Net
-    ends.
+    (`down_blocks.2.attentions.0.transformer_blocks.5`). Removing a ResNet or downsampler of a down stage also removes
+    its skip connection; removing all layers of a transformer removes the transformer. The last remaining down stage and
+    up stage lose their resampler, as in every U-Net.
 
     Raises:
-        InputError: an unknown name, or a block that stays would meet inputs that its weights weren't made for.
+        InputError: an unknown name, or a remaining block would get inputs that don't match its weights.
     """
     _require_known(teacher, removed)
     gone = set(removed)
@@ -131,7 +130,7 @@ def _require_known(teacher: UNetConfig, removed: tuple[str, ...]) -> None:
 
 
 def _cut_stage(name: str, stage: Stage, gone: set[str]) -> tuple[Stage, list[str]]:
-    """What is left of a stage, and the teacher's rows that are left, by name in the order of the forward pass."""
+    """The rest of a stage, and the names of its remaining rows in the order of the forward pass."""
     pairs, sources = [], []
     for j, pair in enumerate(stage.pairs):
         block = f"{name}.attentions.{j}"
@@ -150,10 +149,10 @@ def _cut_stage(name: str, stage: Stage, gone: set[str]) -> tuple[Stage, list[str
 
 
 def _require_fit(teacher: UNetConfig, student: UNetConfig, pairs: Sequence[tuple[Block, Block]]) -> None:
-    """Every block that stays must meet the widths that its weights were made for, at one resolution."""
+    """Checks that the inputs of every remaining block match its weights, and that resolutions agree."""
 
     def refuse(problem: str) -> None:
-        raise InputError(f"student: this list of removed blocks can't work: {problem}")
+        raise InputError(f"student: this list of removed blocks isn't valid: {problem}")
 
     origin = {row.block: source.block for row, source in pairs}
 
@@ -173,7 +172,7 @@ def _require_fit(teacher: UNetConfig, student: UNetConfig, pairs: Sequence[tuple
         before = source.block
     if unused:
         names = ", ".join(called(skip.source) for skip in unused)
-        refuse(f"{len(unused)} skip(s) would be left over that no up block takes: {names}")
+        refuse(f"{len(unused)} skip connection(s) would be left without an up block: {names}")
     width, level = _outgoing_shape(rows)
     expected, _ = _outgoing_shape(block_table(teacher)[0])
     if width != expected:
@@ -185,15 +184,15 @@ def _require_fit(teacher: UNetConfig, student: UNetConfig, pairs: Sequence[tuple
 def _require_skip(row: Block, source: Block, called: Any, refuse: Any) -> None:
     if row.skip is None:
         expected = source.skip.width if source.skip else 0
-        refuse(f"{source.block} would find no skip left; its weights expect one of {expected} channels")
+        refuse(f"{source.block} would have no skip connection; its weights expect one of {expected} channels")
     elif source.skip is not None and row.skip.width != source.skip.width:
         refuse(
-            f"{source.block} would meet the skip of {called(row.skip.source)} with {row.skip.width} channels; "
+            f"{source.block} would get the skip of {called(row.skip.source)} with {row.skip.width} channels; "
             f"its weights expect {source.skip.width}"
         )
     elif row.skip.level != row.level:
         refuse(
-            f"{source.block} works at 1/{_scale(row.level)} of the input's size and would meet the skip of "
+            f"{source.block} works at 1/{_scale(row.level)} of the input's size and would get the skip of "
             f"{called(row.skip.source)} at 1/{_scale(row.skip.level)}"
         )
 
@@ -203,13 +202,13 @@ def _scale(level: int) -> str:
 
 
 def _outgoing_shape(rows: tuple[Block, ...]) -> tuple[int, int]:
-    """Channels, and how often halved, of what leaves the last of `rows`."""
+    """Channels and downsampling level of the output of the last row."""
     last = rows[-1]
     return last.out_width, last.level + {"downsampler": 1, "upsampler": -1}.get(last.kind, 0)
 
 
 def _feature_pairs(teacher: UNetConfig, student: UNetConfig, stages: dict[str, str]) -> tuple[FeaturePair, ...]:
-    """The paper's pairs: stage outputs that agree in shape; a lost resampler moves a pair to the last `proj_out`."""
+    """The paper's pairs: stage outputs of equal shape; where a resampler is removed, the last `proj_out` instead."""
     tables = {"teacher": block_table(teacher)[0], "student": block_table(student)[0]}
 
     def rows(who: str, stage: str, kind: str | None = None) -> tuple[Block, ...]:
@@ -233,7 +232,7 @@ def _feature_pairs(teacher: UNetConfig, student: UNetConfig, stages: dict[str, s
 
 
 def plan_text(plan: RemovalPlan) -> str:
-    """What is removed, which teacher block each student block comes from, and the feature pairs."""
+    """The removed blocks, the teacher block of each student block, and the feature pairs, as text."""
     lines = ["removed: " + (", ".join(plan.removed) or "nothing")]
     lines += ["", f"{'student block':<37}teacher block"]
     lines += [f"{student:<37}{source}" for student, source in plan.blocks]

@@ -1,4 +1,4 @@
-"""The student's first weights: its teacher's, or random ones."""
+"""The student's initial weights: its teacher's, or random."""
 
 import math
 import re
@@ -15,11 +15,11 @@ from bksdm_jax.pruning.removal import RemovalPlan
 
 
 def copy_weights(plan: RemovalPlan, teacher: Mapping[str, Any]) -> dict[str, Any]:
-    """The teacher's weights for the blocks that stay, under the student's names.
+    """The teacher's weights of the remaining blocks, by the student's names.
 
     Args:
-        plan: what stays.
-        teacher: parameters of the teacher's U-Net, nested by Flax names. Leaves are shared with the result, not copied.
+        plan: teacher and student.
+        teacher: parameters of the teacher's U-Net, nested by Flax names. The result shares its leaves.
 
     Returns:
         parameters of the student's U-Net.
@@ -29,16 +29,16 @@ def copy_weights(plan: RemovalPlan, teacher: Mapping[str, Any]) -> dict[str, Any
     student = {}
     for path in trees.flatten(parameter_shapes(plan.student)):
         parts = path.split("/")
-        # A layer of a transformer, a block, or neither.
+        # The longest prefix in the plan: a transformer layer, a block, or none.
         k = next((k for k in (3, 2) if "/".join(parts[:k]) in origin), 0)
         student[path] = flat["/".join([origin["/".join(parts[:k])], *parts[k:]]) if k else path]
     return trees.unflatten(student)
 
 
 def random_weights(config: UNetConfig, seed: int) -> dict[str, Any]:
-    """PyTorch's default initialisation, which the paper's randomly initialised students start from.
+    """PyTorch's default initialisation, as in the paper's randomly initialised students.
 
-    Kernels and their biases are uniform in +-1/sqrt(fan in); norms have scale 1 and bias 0.
+    Kernels and their biases are uniform in ±1/sqrt(fan_in); norms have scale 1 and bias 0.
 
     Returns:
         float32 numpy parameters, nested by Flax names.

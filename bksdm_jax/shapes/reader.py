@@ -1,4 +1,4 @@
-"""Pictures of the shapes world, read back: which facts does an image show?"""
+"""Reads the scene that an image of the shapes world shows."""
 
 import functools
 
@@ -8,20 +8,21 @@ from scipy import ndimage
 from bksdm_jax.shapes.render import PIXELS, coverage
 from bksdm_jax.shapes.scenes import BACKGROUNDS, COLOURS, PLACES, SHAPES, SIZES, Scene, Thing
 
-_SEEN = 60.0  # RGB distance from the background from which a pixel belongs to an object
-_COLOUR = 60.0  # RGB distance up to which a colour is taken for a named one
-_CLEARLY = 0.8  # a nearest name counts if it is nearer than this times the second
-_SMALLEST = 25  # pixels of an object; what is smaller is a speck
-_PLACE = 6.0  # pixels between the middle of an object and its place
-_OVERLAP = 0.8  # intersection over union with the drawn shape
-_LEAD = 0.03  # by which the best shape's overlap is ahead of the second's
+_SEEN = 60.0  # RGB distance from the background above which a pixel belongs to an object
+_COLOUR = 60.0  # largest RGB distance to a named colour
+_CLEARLY = 0.8  # largest ratio of the distances to the nearest and second nearest colour
+_SMALLEST = 25  # pixels; smaller regions are ignored
+_PLACE = 6.0  # largest distance between an object's centre and its place, pixels
+_OVERLAP = 0.8  # smallest intersection over union with the rendered shape
+_LEAD = 0.03  # smallest difference between the best and second best overlap
 
 
 def read_scene(picture: np.ndarray) -> Scene:
-    """What a picture shows; None stands for what can't be told.
+    """The scene in a picture; attributes that can't be recognised are None.
 
-    Objects are connected regions that differ from the background. A colour is told by a region's inner pixels, a place
-    and a size by its bounding box, a shape by its overlap with each drawn one of that place and extent.
+    Objects are connected regions that differ from the background. An object's colour is that of the region's inner
+    pixels, place and size follow from its bounding box, and its shape is the one whose rendering in this box has the
+    largest overlap.
 
     Args:
         picture: uint8 [64, 64, 3].
@@ -41,7 +42,7 @@ def read_scene(picture: np.ndarray) -> Scene:
 def _read_thing(pixels: np.ndarray, region: np.ndarray, behind: np.ndarray) -> Thing:
     inner = ndimage.binary_erosion(region)
     colour = np.median(pixels[inner if inner.any() else region], axis=0)
-    # a pixel at the rim is part object, part background
+    # the coverage of each pixel: at the edge of an object, pixels are mixed with the background
     full = float(np.linalg.norm(colour - behind))
     share = np.clip((pixels - behind) @ (colour - behind) / max(full, 1.0) ** 2, 0, 1)
     share = np.where(ndimage.binary_dilation(region), share, 0.0)
@@ -52,7 +53,7 @@ def _read_thing(pixels: np.ndarray, region: np.ndarray, behind: np.ndarray) -> T
 
 
 def _edges(profile: np.ndarray) -> tuple[float, float]:
-    """Where a row of coverages begins and ends, parts of a pixel counted by their coverage."""
+    """Start and end of the covered part of a row, with subpixel precision."""
     inside = np.flatnonzero(profile > 0.5)
     first, last = (inside[0], inside[-1]) if len(inside) else (0, 0)
     before = profile[first - 1] if first > 0 else 0.0
@@ -61,7 +62,7 @@ def _edges(profile: np.ndarray) -> tuple[float, float]:
 
 
 def _named(colour: np.ndarray, names: dict[str, tuple[int, int, int]]) -> str | None:
-    distances = sorted((float(np.linalg.norm(colour - np.asarray(rgb))), name) for name, rgb in names.items())
+    distances = sorted((float(np.linalg.norm(colour - rgb)), name) for name, rgb in names.items())
     (nearest, name), (second, _) = distances[:2]
     return name if nearest <= _COLOUR and nearest <= _CLEARLY * second else None
 
@@ -85,16 +86,16 @@ def _shape(share: np.ndarray, left: float, right: float, top: float, bottom: flo
         extent = ((right - left) / (x1 - x0) + (bottom - top) / (y1 - y0)) / 2
         x = (left + right) / 2 - extent * (x0 + x1) / 2
         y = (top + bottom) / 2 - extent * (y0 + y1) / 2
-        drawn = coverage(shape, x, y, extent)
-        overlaps.append((float(np.minimum(drawn, share).sum() / np.maximum(drawn, share).sum()), shape))
+        rendered = coverage(shape, x, y, extent)
+        overlaps.append((float(np.minimum(rendered, share).sum() / np.maximum(rendered, share).sum()), shape))
     (best, shape), (second, _) = sorted(overlaps, reverse=True)[:2]
     return shape if best >= _OVERLAP and best - second >= _LEAD else None
 
 
 @functools.cache
 def _bounds(shape: str) -> tuple[float, float, float, float]:
-    """Left, right, top, bottom of a shape of extent 1, measured on a large drawing."""
+    """Left, right, top, bottom of a shape of extent 1, measured on a large rendering."""
     middle = PIXELS / 2
-    drawn = coverage(shape, middle, middle, middle - 2)
-    columns, rows = (_edges(drawn.max(axis=axis)) for axis in (0, 1))
+    rendered = coverage(shape, middle, middle, middle - 2)
+    columns, rows = (_edges(rendered.max(axis=axis)) for axis in (0, 1))
     return tuple((edge - middle) / (middle - 2) for edge in (*columns, *rows))  # type: ignore[return-value]

@@ -1,4 +1,4 @@
-"""Scenes as pictures."""
+"""Renders scenes."""
 
 import math
 
@@ -9,11 +9,11 @@ from bksdm_jax.shapes.scenes import BACKGROUNDS, COLOURS, PLACES, SIZES, Scene
 
 PIXELS = 64
 """Height and width of a picture."""
-_FINE = 4  # drawn this many times larger, then averaged
+_FINE = 4  # supersampling factor
 
 
 def outline(shape: str) -> list[tuple[float, float]]:
-    """The corners of a shape about (0, 0), y down, within [-1, 1]; a circle has 48."""
+    """The corners of a shape centred at (0, 0), y down, within [-1, 1]; a circle has 48."""
     if shape == "circle":
         return [(math.cos(a), math.sin(a)) for a in np.linspace(0, 2 * math.pi, 48, endpoint=False)]
     if shape == "star":
@@ -31,11 +31,11 @@ def outline(shape: str) -> list[tuple[float, float]]:
 
 
 def coverage(shape: str, x: float, y: float, extent: float) -> np.ndarray:
-    """How much of each pixel a shape covers: float32 [PIXELS, PIXELS] in [0, 1].
+    """The share of each pixel that a shape covers: float32 [PIXELS, PIXELS] in [0, 1].
 
     Args:
         shape: one of `SHAPES`.
-        x, y: its middle, pixels.
+        x, y: its centre, pixels.
         extent: half its extent, pixels.
     """
     canvas = Image.new("L", (PIXELS * _FINE, PIXELS * _FINE))
@@ -45,9 +45,9 @@ def coverage(shape: str, x: float, y: float, extent: float) -> np.ndarray:
 
 
 def render(scene: Scene, rng: np.random.Generator) -> np.ndarray:
-    """A picture of a scene; what its words leave open is drawn from `rng`.
+    """A picture of a scene with random variations.
 
-    An object's middle moves by up to 2 pixels each way, its extent by 6%, each colour channel by 8 of 255.
+    Centres vary by up to 2 pixels in x and y, extents by 6%, colour channels by 8 of 255.
 
     Returns:
         uint8 [PIXELS, PIXELS, 3].

@@ -1,6 +1,6 @@
-"""What can be seen in the shapes world: its facts, its scenes, their captions, and which scenes are held out.
+"""Scenes of the shapes world, their captions and facts, and which scenes are held out.
 
-The grammar:
+The grammar of captions:
 
     caption := object ["and" object] "on a" BACKGROUND "background"
     object  := "a" SIZE COLOUR SHAPE PLACE
@@ -26,7 +26,7 @@ COLOURS = {
 }
 """Colours of objects, RGB in [0, 255]."""
 SIZES = {"small": 7.5, "large": 12.5}
-"""Half of an object's extent, pixels."""
+"""Half the extent of an object, pixels."""
 PLACES = {
     "in the centre": (32.0, 32.0),
     "at the top left": (17.0, 17.0),
@@ -34,12 +34,12 @@ PLACES = {
     "at the bottom left": (17.0, 47.0),
     "at the bottom right": (47.0, 47.0),
 }
-"""Where an object's middle is: x to the right, y down, pixels."""
+"""The centre of an object: x to the right, y down, pixels."""
 BACKGROUNDS = {"white": (242, 242, 242), "grey": (128, 128, 128), "black": (16, 16, 16)}
-"""Colours behind the objects, RGB in [0, 255]."""
+"""Colours of backgrounds, RGB in [0, 255]."""
 KINDS = ("shape", "colour", "size", "place", "background", "count")
 """The kinds of fact that a caption states; `count` is the number of objects."""
-CORNERS = tuple(place for place in PLACES if place != "in the centre")  # two objects there never touch
+CORNERS = tuple(place for place in PLACES if place != "in the centre")  # where two objects never touch
 
 _OBJECT = rf"a ({'|'.join(SIZES)}) ({'|'.join(COLOURS)}) ({'|'.join(SHAPES)}) ({'|'.join(PLACES)})"
 _CAPTION = re.compile(rf"{_OBJECT}(?: and {_OBJECT})? on a ({'|'.join(BACKGROUNDS)}) background")
@@ -47,7 +47,7 @@ _CAPTION = re.compile(rf"{_OBJECT}(?: and {_OBJECT})? on a ({'|'.join(BACKGROUND
 
 @dataclasses.dataclass(frozen=True)
 class Thing:
-    """An object of a scene, by the words for it; None where a reader could not tell."""
+    """An object of a scene in the words of captions; None where the reader can't tell."""
 
     shape: str | None
     colour: str | None
@@ -57,14 +57,14 @@ class Thing:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """One or two objects on a background; None where a reader could not tell."""
+    """Objects (one or two in captions) on a background; None where the reader can't tell."""
 
     things: tuple[Thing, ...]
     background: str | None
 
 
 def caption(scene: Scene) -> str:
-    """The scene in words; its objects in their order."""
+    """The caption of a scene, with its objects in order."""
     things = " and ".join(f"a {t.size} {t.colour} {t.shape} {t.place}" for t in scene.things)
     return f"{things} on a {scene.background} background"
 
@@ -73,35 +73,31 @@ def parse_caption(text: str) -> Scene:
     """The scene that a caption describes: the inverse of `caption`.
 
     Raises:
-        InputError: the caption isn't of this grammar.
+        InputError: the caption doesn't follow the grammar.
     """
     found = _CAPTION.fullmatch(text.strip())
     if found is None:
         raise InputError(
-            f"{text[:100]!r}: no caption of the shapes world; expected one like "
+            f"{text[:100]!r}: not a caption of the shapes world; expected one like "
             "'a small red circle at the top left on a white background'"
         )
     words = found.groups()
-    groups = [words[0:4]] + ([words[4:8]] if words[4] else [])
+    groups = (words[0:4], words[4:8]) if words[4] else (words[0:4],)
     things = tuple(Thing(shape, colour, size, place) for size, colour, shape, place in groups)
     return Scene(things, words[8])
 
 
 def held_out(scene: Scene) -> bool:
-    """Whether a scene shows, on its background, an object that no training scene shows there.
+    """Whether a scene has a held-out combination of shape, colour, size, place and background.
 
-    A tenth of the combinations of shape, colour, size, place and background is held out, by a hash that stays the
-    same; every single fact occurs in training.
+    A tenth of these combinations is held out, chosen by a fixed hash; every single fact occurs in training.
     """
-    return any(_tenth(f"{t.shape} {t.colour} {t.size} {t.place} {scene.background}") for t in scene.things)
-
-
-def _tenth(combination: str) -> bool:
-    return hashlib.sha256(combination.encode()).digest()[0] % 10 == 0
+    combinations = (f"{t.shape} {t.colour} {t.size} {t.place} {scene.background}" for t in scene.things)
+    return any(hashlib.sha256(text.encode()).digest()[0] % 10 == 0 for text in combinations)
 
 
 def draw_scene(rng: np.random.Generator, objects: int, of_held_out: bool) -> Scene:
-    """A scene with 1 or 2 objects, uniform over those that are (or are not) held out. Two stand in corners."""
+    """A random scene with 1 or 2 objects, uniform over those that are (not) held out; two are placed in corners."""
 
     def pick(names: tuple[str, ...]) -> str:
         return names[rng.integers(len(names))]
@@ -116,13 +112,13 @@ def draw_scene(rng: np.random.Generator, objects: int, of_held_out: bool) -> Sce
 
 
 def words() -> list[str]:
-    """Every word that captions are made of, sorted."""
+    """Every word of captions, sorted."""
     phrases = [*SHAPES, *COLOURS, *SIZES, *PLACES, *BACKGROUNDS, "a", "and", "on", "background"]
     return sorted({word for phrase in phrases for word in phrase.split()})
 
 
 def neighbour(scene: Scene, rng: np.random.Generator) -> Scene:
-    """A training scene that differs from `scene` in one fact, or has one kind of fact swapped between two objects."""
+    """A training scene that differs from `scene` in one fact, or by one fact swapped between its objects."""
     while True:
         things, background = list(scene.things), scene.background
         kind = ("shape", "colour", "size", "place", "background")[rng.integers(5)]
@@ -143,10 +139,10 @@ def neighbour(scene: Scene, rng: np.random.Generator) -> Scene:
 
 
 def agreeing_facts(asked: Scene, shown: Scene) -> list[tuple[str, bool]]:
-    """Every fact that a scene states, by kind, and whether another one shows it.
+    """(kind, whether `shown` agrees) for every fact of `asked`.
 
-    Objects are matched so that most facts agree; the facts of an object that has no partner are not shown. What a
-    reader couldn't tell (None) is not shown either.
+    Objects are matched to maximise agreement. Facts of unmatched objects, and those that the reader can't tell (None),
+    don't agree.
     """
     pairs = max(_matchings(asked.things, shown.things), key=lambda pairs: sum(map(_agreement, pairs)))
     facts = []

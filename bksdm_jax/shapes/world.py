@@ -1,4 +1,4 @@
-"""The shapes world as a TFDS set: ArrayRecord files of pictures and captions."""
+"""The shapes world as a TFDS dataset: pictures and captions in ArrayRecord files."""
 
 import dataclasses
 import io
@@ -20,16 +20,16 @@ TWO_OBJECTS = 0.4
 
 @dataclasses.dataclass
 class ShapesConfig(tfds.core.BuilderConfig):
-    """How many examples the splits have."""
+    """The number of examples per split."""
 
     train: int = 0
     heldout: int = 0
 
 
 class ShapesWorld(tfds.core.GeneratorBasedBuilder):
-    """64x64 pictures of coloured shapes with captions; `heldout` has combinations that `train` never shows.
+    """64x64 pictures of coloured shapes with captions; `heldout` has combinations that aren't in `train`.
 
-    Example i of a split is drawn from the split's name and i alone, so a larger set begins with the smaller one.
+    Example i depends only on the split and i, so a larger dataset begins with the smaller one.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -56,7 +56,7 @@ class ShapesWorld(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, split: str, count: int) -> Iterator[tuple[int, dict[str, Any]]]:
         for index in range(count):
             picture, text = example(split, index)
-            file = io.BytesIO()  # encoded here: TFDS would start a TensorFlow session for each picture
+            file = io.BytesIO()  # TFDS would start a TensorFlow session per picture to encode it
             Image.fromarray(picture).save(file, format="PNG")
             file.seek(0)
             yield index, {"image": file, "text": text}
@@ -70,19 +70,19 @@ def example(split: str, index: int) -> tuple[np.ndarray, str]:
 
 
 def build(folder: Path, name: str) -> Path:
-    """Writes the set below `folder` unless it is there.
+    """Writes the dataset below `folder` unless it exists.
 
     Returns:
-        the folder that `tfds.builder_from_directory` opens.
+        the folder for `tfds.builder_from_directory`.
 
     Raises:
-        InputError: no set of that name, or the place can't be written.
+        InputError: an unknown name, or the folder can't be written.
     """
     if name not in ShapesWorld.builder_configs:
         raise one_of("dataset", name, ShapesWorld.builder_configs)
     try:
         builder = ShapesWorld(data_dir=folder, config=name, file_format="array_record")
         builder.download_and_prepare()
-    except Exception as error:  # TFDS and ArrayRecord raise what their file systems do
-        raise InputError(f"{folder}: the shapes world can't be written here ({in_short(error)})") from error
+    except Exception as error:  # TFDS and ArrayRecord raise many types
+        raise InputError(f"{folder}: can't write the shapes world ({in_short(error)})") from error
     return Path(builder.data_dir)

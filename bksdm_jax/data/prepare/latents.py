@@ -46,7 +46,7 @@ class LatentConfig(ModelOptions):
 
     Attributes:
         pipeline: the teacher of the runs that will use them, as `find_model` takes it; empty: make no latents.
-        revision, variant, tokenizer, prediction: of the pipeline, as `ModelSource` has them.
+        revision, variant, tokenizer, prediction: of the pipeline, as in `ModelSource`.
         flip: also encode mirrored images.
         dtype: of the autoencoder's computations.
         batch_size: images per device and call.
@@ -86,19 +86,12 @@ def prepare_latents(source: str, config: LatentConfig, resolution: int, chunk: i
     whole_number("config", "latents.batch_size", config.batch_size)
     dtype = compute_dtype(config.dtype)
     folder = data_folder(source)
-    if not (folder / INFO).is_file():
-        raise InputError(
-            f"{folder}: not a prepared dataset; run launch.prepare without latents.pipeline first, "
-            "then give its workdir as source"
-        )
-    splits = {split: open_examples(folder, split) for split in _split_names(folder)}
-    if any(map(is_cached, splits.values())):
-        raise InputError(f"{folder}: already cached latents; give the dataset of images they were made from")
+    splits = _open_splits(folder)
     pipeline = find_model(config.source(config.pipeline), networks=_NETWORKS).read(_NETWORKS)
-    vae = pipeline.networks["vae"].config
+    vae = pipeline.networks["vae"]
     resolution = resolution or pipeline.architectures.resolution
-    if resolution % vae.factor:
-        raise InputError(f"resolution: {resolution} pixels; this autoencoder needs a multiple of {vae.factor}")
+    if resolution % vae.config.factor:
+        raise InputError(f"resolution: {resolution} pixels; this autoencoder needs a multiple of {vae.config.factor}")
     identity = latent_identity(pipeline, resolution, config.flip)
     settings = dataclasses.asdict(config) | {"pipeline": str(pipeline.path), "identity": dataclasses.asdict(identity)}
     settings |= {"chunk": chunk, "source": str(folder), "source_sha256": fingerprint(folder)}
@@ -106,11 +99,8 @@ def prepare_latents(source: str, config: LatentConfig, resolution: int, chunk: i
     if (workdir / INFO).exists():
         clear(workdir)
         return workdir
-    shape = (resolution // vae.factor, resolution // vae.factor, vae.latent_channels)
-    needed = sum(map(len, splits.values())) * _bytes(shape, config.flip)
-    logging.info("the latents will take %.1f MiB", needed / 2**20)
-    written = sum(path.stat().st_size for path in workdir.rglob("*.array_record*") if path.is_file())
-    require_space(workdir, max(needed - written, 0))
+    shape = pipeline.architectures.latent_shape(resolution)
+    _require_space(workdir, sum(map(len, splits.values())) * _bytes(shape, config.flip))
     if is_first():
         claim(workdir, settings)
     barrier("latents claimed")
@@ -122,9 +112,8 @@ def prepare_latents(source: str, config: LatentConfig, resolution: int, chunk: i
     features = latent_features(shape, pipeline.networks["text_encoder"].config.max_length)
     parts = make_folder(workdir / PARTS)
     with exact_products(config.dtype):
-        encode = make_encode(
-            vae, cast_frozen(pipeline.networks["vae"].params, dtype), dtype, config.flip, config.batch_size
-        )
+        params = cast_frozen(vae.params, dtype)
+        encode = make_encode(vae.config, params, dtype, config.flip, config.batch_size)
         done = _encode_all(splits, chunks, parts, features, pipeline, encode, resolution)
     barrier("latents encoded")
     if not done:
@@ -151,8 +140,8 @@ def make_encode(vae: VAEConfig, params: Any, dtype: jnp.dtype, flip: bool, batch
     """
     devices = jax.local_devices()
     mesh = jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
-    split, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
-    params = jax.device_put(params, whole)
+    split, replicated = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
+    params = jax.device_put(params, replicated)
     count = batch_size * len(devices)
 
     def encode(params: Any, images: jax.Array) -> jax.Array:
@@ -160,7 +149,7 @@ def make_encode(vae: VAEConfig, params: Any, dtype: jnp.dtype, flip: bool, batch
         moments = [VAE(vae, dtype).apply({"params": params}, to_unit(view), method="encode") for view in views]
         return jnp.stack([jnp.stack(pair, axis=1) for pair in moments], axis=1).astype(jnp.float32)
 
-    program = jax.jit(encode, in_shardings=(whole, split), out_shardings=split)
+    program = jax.jit(encode, in_shardings=(replicated, split), out_shardings=split)
 
     def run(images: np.ndarray) -> np.ndarray:
         padded = np.concatenate([images, np.zeros((count - len(images), *images.shape[1:]), np.uint8)])
@@ -229,14 +218,28 @@ def _batches(
         yield [example for example, _ in waiting], np.stack([image for _, image in waiting])
 
 
-def _split_names(folder: AnyPath) -> list[str]:
+def _open_splits(folder: AnyPath) -> dict[str, Sequence[Example]]:
+    """Every split of a prepared dataset of images."""
+    if not (folder / INFO).is_file():
+        raise InputError(
+            f"{folder}: not a prepared dataset; run launch.prepare without latents.pipeline first, "
+            "then give its workdir as source"
+        )
     names = list(open_set(folder).info.splits)
-    odd = [name for name in names if not re.fullmatch(r"\w{1,64}", name)]
-    if odd or not names:
+    if not names or not all(re.fullmatch(r"\w{1,64}", name) for name in names):
         raise InputError(
             f"{folder}: splits {names!r:.200}; expected letters, digits and underscores, since files are named by them"
         )
-    return names
+    splits = {name: open_examples(folder, name) for name in names}
+    if any(map(is_cached, splits.values())):
+        raise InputError(f"{folder}: already cached latents; give the dataset of images they were made from")
+    return splits
+
+
+def _require_space(workdir: Path, needed: int) -> None:
+    logging.info("the latents will take %.1f MiB", needed / 2**20)
+    written = sum(path.stat().st_size for path in workdir.rglob("*.array_record*") if path.is_file())
+    require_space(workdir, max(needed - written, 0))
 
 
 def _bytes(shape: Sequence[int], flip: bool) -> int:

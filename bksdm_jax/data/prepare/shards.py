@@ -135,9 +135,8 @@ class ShardWriters:
 
 
 def _partial(path: Path) -> Path:
-    return path.with_name(
-        f".{path.name}.{os.getpid()}.partial"
-    )  # by process, in case an earlier worker is still writing
+    # By process, in case an earlier worker is still writing.
+    return path.with_name(f".{path.name}.{os.getpid()}.partial")
 
 
 class Tally:

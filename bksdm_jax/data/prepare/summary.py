@@ -49,18 +49,12 @@ def write_contact_sheet(
     path: Path, parts: Path, features: tfds.features.FeaturesDict, records: Sequence[Mapping[str, Any]]
 ) -> None:
     """Draws up to `SHOWN` examples, chosen by a hash of their names, with the beginnings of their captions."""
-    drawn = heapq.nsmallest(
-        SHOWN,
-        (
-            (order, index, split, position)
-            for index, record in enumerate(records)
-            for order, split, position in record["shown"]
-        ),
-    )
+    shown = ((order, index, *rest) for index, record in enumerate(records) for order, *rest in record["shown"])
+    decoders = {"image": tfds.decode.SkipDecoding()}
     cells = []
-    for _, index, split, position in drawn:
+    for _, index, split, position in heapq.nsmallest(SHOWN, shown):
         row = features.deserialize_example_np(
-            read_example(shard_path(parts, index, split), position), decoders={"image": tfds.decode.SkipDecoding()}
+            read_example(shard_path(parts, index, split), position), decoders=decoders
         )
         cells.append((row["image"], row["text"][0].decode()))
     sheet = _drawn(cells)

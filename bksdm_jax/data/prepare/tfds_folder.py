@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -73,25 +74,21 @@ def write_set(
                 filename_template=split_template,
             )
         )
+    facts = {"features": features, "split_infos": infos, "filename_template": template, "description": description}
     try:
-        with tempfile.TemporaryDirectory(dir=folder, prefix=_METADATA) as temporary:
-            for info in infos:  # TFDS looks for the data files beside the metadata
-                for path in info.filepaths:
-                    (Path(temporary) / path.name).touch()
-            tfds.folder_dataset.write_metadata(
-                data_dir=temporary,
-                features=features,
-                split_infos=infos,
-                filename_template=template,
-                check_data=False,
-                version="1.0.0",
-                description=description,
-            )
-            for file in sorted(Path(temporary).glob("*.json"), key=lambda path: path.name == INFO):
-                file.replace(folder / file.name)
+        _write_metadata(folder, infos, facts)
         clear(folder)
     except OSError as error:
         raise InputError(f"{folder}: can't be written ({error.strerror or error})") from error
+
+
+def _write_metadata(folder: Path, infos: Sequence[splits.SplitInfo], facts: Mapping[str, Any]) -> None:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=_METADATA) as temporary:
+        for path in itertools.chain.from_iterable(info.filepaths for info in infos):
+            (Path(temporary) / path.name).touch()  # TFDS looks for the data files beside the metadata
+        tfds.folder_dataset.write_metadata(data_dir=temporary, check_data=False, version="1.0.0", **facts)
+        for file in sorted(Path(temporary).glob("*.json"), key=lambda path: path.name == INFO):
+            file.replace(folder / file.name)
 
 
 def read_example(path: Path, position: int) -> bytes:
