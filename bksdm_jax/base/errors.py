@@ -1,4 +1,4 @@
-"""The one error type that a user is meant to read."""
+"""The one error type whose messages are for users, and checks that raise it."""
 
 import difflib
 import math
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """Something the user gave can't be used.
+    """An input from the user can't be used.
 
     The message is one line: which file or key, what was found, what was expected, what to do.
     Binaries print it without a traceback and exit with status 1.
@@ -14,13 +14,13 @@ class InputError(ValueError):
 
 
 def in_short(error: Exception, most: int = 200) -> str:
-    """What an error says, in one line of at most `most` letters; its type where it says nothing."""
-    said = (error.strerror if isinstance(error, OSError) else "") or str(error)
-    return " ".join(said.split())[:most] or type(error).__name__
+    """An error's message in one line of at most `most` characters; its type if it has no message."""
+    message = (error.strerror if isinstance(error, OSError) else "") or str(error)
+    return " ".join(message.split())[:most] or type(error).__name__
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint for a misspelt name: `" (did you mean 'steps'?)"`, or the empty string where nothing is close."""
+    """A hint for a misspelt name: `" (did you mean 'steps'?)"`, or the empty string if no known name is close."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f" (did you mean {close[0]!r}?)" if close else ""
 

@@ -1,4 +1,4 @@
-"""Named pytrees: nested dictionaries of arrays as flat `{"a/b/c": leaf}` tables, and back."""
+"""Named pytrees: nested dictionaries of arrays to flat `{"a/b/c": leaf}` tables, and back."""
 
 import math
 from collections.abc import Mapping
@@ -21,17 +21,12 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def count(tree: Any) -> int:
-    """How many numbers the leaves of `tree` (arrays or `jax.ShapeDtypeStruct`) hold."""
+    """Number of elements in all leaves of `tree` (arrays or `jax.ShapeDtypeStruct`)."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
 def require_same(source: str, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Holds a table of shapes to the expected one.
-
-    Args:
-        source: what `found` was read from; the error begins with it.
-        found: name -> shape.
-        expected: name -> shape.
+    """Compares two tables, name -> shape; the error begins with `source`, where `found` was read from.
 
     Raises:
         InputError: one line with every missing, unexpected and mis-shaped name.
