@@ -1,4 +1,4 @@
-"""The HTML page of a comparison: one file, everything inside."""
+"""The HTML page of a comparison, a single self-contained file."""
 
 import base64
 import csv
@@ -12,10 +12,10 @@ from bksdm_jax.base.files import atomic_file, read_json
 from bksdm_jax.reports.figures import Curve, line_plot, read_metrics
 
 COLUMNS = 8
-"""Captions in the grid of images."""
+"""Number of captions in the image grid."""
 
 GROUPS = ("all", "shape", "colour", "size", "place", "background", "count", "one object", "two objects")
-"""Of facts, in the order of the table."""
+"""Groups of facts, in the table's order."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,10 +27,7 @@ class Plot:
 
 
 def write_page(workdir: Path) -> Path:
-    """Writes `report.html` from `report.json`, the images below `samples/` and the metrics below `models/`.
-
-    Returns:
-        the page.
+    """Writes `report.html` from `report.json` and the files below `samples/` and `models/`, and returns its path.
 
     Raises:
         InputError: `report.json` can't be read.
@@ -76,7 +73,7 @@ def _plot(curves: dict[str, Curve], y_label: str) -> Plot | None:
 
 
 def _grid(workdir: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Captions, and each row's images of them."""
+    """The captions, and each row's images for them."""
     with (workdir / "prompts.csv").open(encoding="utf-8", newline="") as file:
         captions = [row["text"] for row in csv.DictReader(file)][:COLUMNS]
     images = {
