@@ -140,7 +140,7 @@ def test_a_run_that_is_done_is_only_written(undisturbed: Any) -> None:
 
 
 def test_what_cannot_be_trained_is_told(undisturbed: Any, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=f"steps: 5.*{undisturbed[2]}.* 7 "):
+    with pytest.raises(InputError, match=f"steps: 5.*{undisturbed[2]}.* 7$"):
         run(undisturbed[2], steps=5)
     with pytest.raises(InputError, match=r"batch_size: 12.*accumulation 2.*8 device"):
         run(tmp_path, batch_size=12)

@@ -71,7 +71,7 @@ class Task(abc.ABC):
     def write(self, params: Any, workdir: Path) -> Any:
         """Makes the run's result from the final parameters (numpy); called in the first process only."""
 
-    def written(self, workdir: Path) -> Any:
+    def result(self, workdir: Path) -> Any:
         """The result in the other processes; by default the workdir."""
         return workdir
 

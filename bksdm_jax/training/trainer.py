@@ -53,7 +53,7 @@ def train(task: Task, config: TrainerConfig, workdir: Path) -> Any | None:
     if done is None:
         return None
     params = gather_to_host({"ema": done.ema, "raw": done.params}[config.save_weights])
-    result = task.write(params, workdir) if is_first() else task.written(workdir)
+    result = task.write(params, workdir) if is_first() else task.result(workdir)
     barrier("written")
     return result
 

@@ -129,7 +129,7 @@ class DistillTask(Task):
         extra = {"removal_plan.json": plan.to_json()}
         return write_pipeline(workdir / "model", student, config.save_config(), facts, extra)
 
-    def written(self, workdir: Path) -> Path:
+    def result(self, workdir: Path) -> Path:
         """The folder that the first process writes."""
         return workdir / "model"
 
