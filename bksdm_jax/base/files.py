@@ -58,8 +58,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 def atomic_file(target: Path) -> Iterator[Path]:
     """Yields a path beside `target`; the file written there is renamed to `target` if the block succeeds.
 
-    Raises:
-        InputError: the block raises an `OSError`, such as for a full disk.
+    Turns an `OSError` in the block, such as a full disk, into an `InputError`.
     """
     target = Path(target)
     temporary = target.with_name(f".{target.name}.partial")
@@ -109,11 +108,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: AnyPath) -> dict[str, Any]:
-    """The JSON object in `path`.
-
-    Raises:
-        InputError: the file can't be read, or isn't a JSON object.
-    """
+    """The JSON object in `path`; raises `InputError` if the file can't be read or holds something else."""
     text = read_text(path)
     try:
         value = json.loads(text)

@@ -12,11 +12,7 @@ _REMOTE = "gs"
 
 
 def to_path(name: str | os.PathLike[str]) -> epath.Path:
-    """A user's path, absolute and with `~` expanded.
-
-    Raises:
-        InputError: the scheme isn't `gs://`, or the bucket can't be reached.
-    """
+    """A user's path, absolute and with `~` expanded; raises `InputError` for other schemes and unreachable buckets."""
     scheme, mark, _ = os.fspath(name).partition("://")
     if not mark:
         return epath.Path(name).expanduser().resolve()

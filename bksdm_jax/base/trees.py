@@ -26,22 +26,16 @@ def count(tree: Any) -> int:
 
 
 def require_same(source: str, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Compares two tables, name -> shape; the error begins with `source`, where `found` was read from.
+    """Raises one `InputError` with every missing, unexpected and mis-shaped name, if two tables of shapes differ.
 
-    Raises:
-        InputError: one line with every missing, unexpected and mis-shaped name.
+    The error begins with `source`, where `found` was read from.
     """
-    missing = [name for name in expected if name not in found]
-    unexpected = [name for name in found if name not in expected]
-    misshaped = [
-        f"{name} is {tuple(found[name])}, expected {tuple(expected[name])}"
-        for name in expected
-        if name in found and tuple(found[name]) != tuple(expected[name])
-    ]
-    parts = [
-        f"{len(names)} {kind}: {', '.join(names)}"
-        for kind, names in (("missing", missing), ("unexpected", unexpected), ("mis-shaped", misshaped))
-        if names
-    ]
-    if parts:
-        raise InputError(f"{source}: the weights don't match the config; " + "; ".join(parts))
+    common = [(name, tuple(found[name]), tuple(shape)) for name, shape in expected.items() if name in found]
+    problems = {
+        "missing": [name for name in expected if name not in found],
+        "unexpected": [name for name in found if name not in expected],
+        "mis-shaped": [f"{name} is {shape}, expected {right}" for name, shape, right in common if shape != right],
+    }
+    lists = [f"{len(names)} {kind}: {', '.join(names)}" for kind, names in problems.items() if names]
+    if lists:
+        raise InputError(f"{source}: the weights don't match the config; " + "; ".join(lists))

@@ -50,11 +50,7 @@ def score(config: ScoreConfig, workdir: Path) -> dict[str, Any]:
 
 
 def shapes_reference(reference: str = "", reference_count: int = 1000, batch_size: int = 64) -> ReferenceStatistics:
-    """Reference statistics of the shapes world; arguments as in `ScoreConfig`.
-
-    Raises:
-        InputError: a setting, folder, table or image can't be used.
-    """
+    """Reference statistics of the shapes world; arguments as in `ScoreConfig`, errors as in `score`."""
     whole_number("config", "reference_count", reference_count, FEWEST)
     if reference:
         batches = _folder_batches(reference, batch_size, captions=False)

@@ -69,8 +69,7 @@ class BenchConfig:
 def bench(config: BenchConfig) -> str:
     """Returns a table: compile time, median, images per second, FLOP/s and share of the device's peak.
 
-    Raises:
-        InputError: a setting that can't be used.
+    Raises `InputError` for settings that can't be used.
     """
     models, plan = _networks(config)
     vae, text = models.configs["vae"], models.configs["text_encoder"]
@@ -109,9 +108,6 @@ def bench_update(config: BenchConfig) -> str:
 
     The text encoder has no layers, only its embeddings. FLOP/s count the teacher's forward pass and the student's
     forward and backward pass (twice the forward).
-
-    Raises:
-        InputError: a setting that can't be used.
     """
     models, plan = _networks(config)
     dtype = compute_dtype(config.dtype)

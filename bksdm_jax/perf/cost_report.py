@@ -54,8 +54,7 @@ class CostConfig:
 def cost_report(config: CostConfig) -> str:
     """The table of a teacher and its students, with `latency` also their networks' times.
 
-    Raises:
-        InputError: a setting that can't be used, or a pipeline that can't be read.
+    Raises `InputError` for settings that can't be used and pipelines that can't be read.
     """
     if bool(config.generation) == bool(config.pipeline):
         raise InputError("generation: give either generation (v1 or v2, as the config's variant) or pipeline")

@@ -100,7 +100,7 @@ def work_lines(config: DistillConfig, work: Work, compiled: Compiled, target: Ta
     passes = "teacher forward, " if config.loss.distils else ""
     passes += f"student {'twice ' if config.remat == 'full' else ''}forward and backward"
     share = config.batch_size / devices
-    each = work.of(config.batch_size) / config.batch_size
+    each = work.image + work.update / config.batch_size
     lines = [f"{each / 1e12:.3f} TFLOP per image; {passes} {work.passes / 1e12:.3f} ({each / work.passes - 1:+.1%})"]
     if compiled.temporaries is None:
         return lines

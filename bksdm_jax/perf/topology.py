@@ -60,7 +60,7 @@ def target_of(topology: str) -> Target:
     except Exception as error:  # JAX and libtpu raise many types
         missing = "; the compiler is missing: pip install --editable '.[libtpu]'"
         hint = "" if importlib.util.find_spec("libtpu") else missing
-        raise InputError(f"topology: can't compile for {topology} ({in_short(error)}){hint}") from error
+        raise InputError(f"topology: {topology} isn't available ({in_short(error)}){hint}") from error
     return Target(found.devices[:1] if single else found.devices, chip, _usable(chip))
 
 

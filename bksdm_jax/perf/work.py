@@ -32,10 +32,6 @@ class Work:
     update: float
     passes: float
 
-    def of(self, images: int) -> float:
-        """FLOPs of an update of `images` images."""
-        return images * self.image + self.update
-
 
 def count_work(config: DistillConfig, plan: RemovalPlan, networks: Architectures) -> Work:
     """FLOPs of an update, counted on uncompiled programs with XLA's attention, where no custom call hides any.

@@ -2,7 +2,6 @@
 
 import base64
 import csv
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +17,8 @@ GROUPS = ("all", "shape", "colour", "size", "place", "background", "count", "one
 """Groups of facts, in the table's order."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Plot:
-    """A figure in both themes, as data URIs."""
-
-    light: str
-    dark: str
-
-
 def write_page(workdir: Path) -> Path:
-    """Writes `report.html` from `report.json` and the files below `samples/` and `models/`, and returns its path.
-
-    Raises:
-        InputError: `report.json` can't be read.
-    """
+    """Writes `report.html` from `report.json` and the files below `samples/` and `models/`, and returns its path."""
     report = read_json(workdir / "report.json")
     trained = [row for row in report["rows"] if row["trained"]]
     metrics = {row["label"]: read_metrics(workdir / "models" / row["name"] / "metrics.csv") for row in trained}
@@ -39,7 +26,7 @@ def write_page(workdir: Path) -> Path:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("bksdm_jax.reports", "."), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters["count"] = _count
+    environment.filters["count"] = lambda number: f"{number / 1e6:,.2f} M"
     page = environment.get_template("report.html.j2").render(
         report=report,
         config=report["config"],
@@ -65,11 +52,11 @@ def _features(columns: dict[str, Any]) -> dict[str, Curve]:
     return {name.removeprefix("feature/"): _curve(columns, name) for name in names}
 
 
-def _plot(curves: dict[str, Curve], y_label: str) -> Plot | None:
+def _plot(curves: dict[str, Curve], y_label: str) -> dict[str, str] | None:
+    """A figure as a data URI for each theme."""
     if not curves:
         return None
-    svg = {theme: line_plot(curves, y_label, theme).encode() for theme in ("light", "dark")}
-    return Plot(**{theme: _uri(data, "image/svg+xml") for theme, data in svg.items()})
+    return {theme: _uri(line_plot(curves, y_label, theme).encode(), "image/svg+xml") for theme in ("light", "dark")}
 
 
 def _grid(workdir: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -88,8 +75,3 @@ def _grid(workdir: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _uri(data: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def _count(number: int) -> str:
-    """`5.73 M`."""
-    return f"{number / 1e6:,.2f} M"

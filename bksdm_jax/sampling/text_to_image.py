@@ -72,11 +72,7 @@ def require_resolution(resolution: int, networks: Architectures) -> None:
 
 
 def make_generate(networks: Architectures, config: SamplerConfig, dtype: jnp.dtype = jnp.float32) -> Generate:
-    """Builds the function that makes images, to be jitted.
-
-    Raises:
-        InputError: as `require_sampler` and `require_attention`.
-    """
+    """Builds the function that makes images, to be jitted; raises as `require_sampler` and `require_attention`."""
     require_sampler(config, networks)
     require_attention(config.attention, dtype)
     shape = networks.latent_shape(config.resolution)

@@ -44,8 +44,7 @@ class Checkpoints:
     def restore(self, like: TrainState) -> TrainState:
         """The newest state, with the shapes, dtypes and shardings of `like`, whose leaves are `ShapeDtypeStruct`s.
 
-        Raises:
-            InputError: the checkpoint is damaged, or of another network.
+        Raises `InputError` if the checkpoint is damaged or of another network.
         """
         step = self._manager.latest_step()
         with self._explained(f"checkpoint {step} can't be restored; delete it to continue from the one before"):

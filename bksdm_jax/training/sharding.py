@@ -11,11 +11,7 @@ from bksdm_jax.base.errors import InputError
 
 
 def make_mesh(fsdp: int = 1, devices: list[jax.Device] | None = None) -> Mesh:
-    """A mesh over all devices: parameters are split over `fsdp` of them, images over all.
-
-    Raises:
-        InputError: `fsdp` doesn't divide the number of devices.
-    """
+    """A mesh over all devices: images are split over all, parameters over `fsdp`, which must divide their number."""
     devices = jax.devices() if devices is None else devices
     if fsdp < 1 or len(devices) % fsdp:
         raise InputError(f"fsdp: {fsdp} doesn't divide the {len(devices)} devices")

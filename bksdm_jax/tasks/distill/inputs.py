@@ -44,11 +44,7 @@ class Inputs:
 
 
 def open_inputs(config: DistillConfig) -> Inputs:
-    """Finds a run's inputs and checks them as far as possible without reading weights.
-
-    Raises:
-        InputError: a setting, file or folder can't be used.
-    """
+    """Finds a run's inputs and checks all that doesn't need weights; raises `InputError` if one can't be used."""
     require_settings(config)
     save = config.save_config()
     teacher = find_model(config.source(config.teacher), save.extras())
