@@ -53,7 +53,7 @@ def test_bench_times_a_unet() -> None:
 def test_plan_of_a_run_on_this_machine(micro_teacher: Path) -> None:
     run = micro_run(micro_teacher, Path("no_data"), Path("no_workdir"))
     printed = succeed("plan", [*run[:-1], "--config.plan.cached=False"])
-    assert "2 images an update: 1 micro-batch(es), 1 device(s) of 2" in printed
+    assert "2 images per update: 1 micro-batch(es), 2 on each of 1 device(s)" in printed
     assert "16 px from images" in printed
 
 

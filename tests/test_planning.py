@@ -147,34 +147,34 @@ def compiled(images: int) -> Compiled:
 
 
 def test_memory_is_held_to_what_may_be_used() -> None:
-    assert memory_lines(compiled(4), SIXTEEN)[-1] == "fits: yes; 30.0 of 32.0 GiB may be used, 12.00 are left"
+    assert memory_lines(compiled(4), SIXTEEN)[-1] == "fits: yes; 30.0 of 32.0 GiB can be used, 12.00 are left"
     tight = dataclasses.replace(SIXTEEN, memory=17 * GIB)
-    assert memory_lines(compiled(4), tight)[-1] == "fits: no; 17.0 of 32.0 GiB may be used, 1.00 are missing"
+    assert memory_lines(compiled(4), tight)[-1] == "fits: no; 17.0 of 32.0 GiB can be used, 1.00 are missing"
     assert memory_lines(compiled(11), SIXTEEN)[-1] == "fits: no (too much)"
-    assert memory_lines(compiled(4), Target([None], None, None))[-1].startswith("fits: not known")
+    assert memory_lines(compiled(4), Target([None], None, None))[-1].startswith("fits: unknown")
 
 
 def test_time_and_money_follow_the_roofline() -> None:
     work = Work(image=275e12, update=275e12, passes=275e12)  # a second of a chip each
     lines = work_lines(CONFIG, work, compiled(4), SIXTEEN)
     # Four images and one optimiser a chip: five seconds; twice the memory's bytes in a second; a thousandth of links.
-    assert lines[0] == "279.297 TFLOP an image; teacher forward, student forward and backward 275.000 (+1.6%)"
-    assert lines[2] == "an update at the chips' peaks: compute 5.000 s, memory 2.000 s, communication 0.001 s"
-    assert lines[3] == "so 5.000 s by the roofline, compute-bound: 12.8 images/s"
-    assert lines[4] == "1,000 updates: 0.06 days by the roofline, 0.14 if compute has 40% of peak"
-    assert lines[5] == "money at 2 a chip and hour: 44 and 111"
+    assert lines[0] == "279.297 TFLOP per image; teacher forward, student forward and backward 275.000 (+1.6%)"
+    assert lines[2] == "one update at the chips' peaks: compute 5.000 s, memory 2.000 s, communication 0.001 s"
+    assert lines[3] == "roofline: 5.000 s, compute-bound, 12.8 images/s"
+    assert lines[4] == "1,000 updates: 0.06 days by the roofline, 0.14 if compute is at 40% of peak"
+    assert lines[5] == "cost at 2 per chip and hour: 44 and 111"
     single = work_lines(dataclasses.replace(CONFIG, dtype="float32"), work, compiled(4), SIXTEEN)
-    assert single[-1] == "time and money: not known, as the peak of TPU v4 in float32 isn't"
+    assert single[-1] == "time and cost: unknown, as the peak of TPU v4 in float32 is unknown"
 
 
 @pytest.mark.parametrize(
     ("images", "memory", "said", "asked"),
     [
-        (4, 30, "takes 2.00 GiB more, so that 10 a device fit: 160 at once, updates of 160", [2]),
-        (1, 30, "so that 10 a device fit", [2]),
-        (16, 30, "so that 10 a device fit", [8, 4]),  # refused at first
-        (11, 40, "so that 10 a device fit", [5, 2]),  # room for more by the line, which the compiler refuses
-        (4, 17, "so that 3 a device fit", [2]),
+        (4, 30, "takes another 2.00 GiB, so 10 per device fit: 160 per micro-batch, 160 per update", [2]),
+        (1, 30, "so 10 per device fit", [2]),
+        (16, 30, "so 10 per device fit", [8, 4]),  # refused at first
+        (11, 40, "so 10 per device fit", [5, 2]),  # room for more by the line, which the compiler refuses
+        (4, 17, "so 3 per device fit", [2]),
     ],
 )
 def test_the_largest_batch_is_on_a_line(images: int, memory: int, said: str, asked: list[int]) -> None:
@@ -192,13 +192,13 @@ def test_the_largest_batch_is_on_a_line(images: int, memory: int, said: str, ask
 def test_where_not_one_image_fits_it_is_said() -> None:
     never = Compiled(1, {}, None, refused="too much")
     lines = largest_lines(CONFIG, compiled(11), SIXTEEN, lambda images: dataclasses.replace(never, images=images))
-    assert lines == ["largest batch: not even one image of a micro-batch fits on a device"]
+    assert lines == ["largest micro-batch: not even one image per device fits"]
 
 
 def test_the_largest_batch_is_confirmed() -> None:
     config = dataclasses.replace(CONFIG, plan=PlanConfig(confirm=True))
     *_, last = largest_lines(config, compiled(4), SIXTEEN, compiled)
-    assert last == "compiled with 10 a device: 30.00 GiB; fits: yes"
+    assert last == "compiled with 10 per device: 30.00 GiB; fits: yes"
 
 
 @pytest.mark.slow
@@ -230,17 +230,17 @@ def test_a_plan_for_the_devices_at_hand(micro_teacher: Path) -> None:
     assert len(jax.devices()) == 8
     text = plan_run(config)
     for part in (
-        "16 images an update: 2 micro-batch(es), 8 device(s) of 1",
+        "16 images per update: 2 micro-batch(es), 1 on each of 8 device(s)",
         "data 4 x fsdp 2",
         "all-reduce",
         "all-gather",
-        "fits: not known",
+        "fits: unknown",
     ):
         assert part in text
     rows = {
         line[:22].strip(): float(line[22:]) for line in text.splitlines() if line.startswith("  ") and " x," not in line
     }
-    assert rows["in all"] == pytest.approx(sum(size for name, size in rows.items() if name != "in all"), abs=0.03)
+    assert rows["total"] == pytest.approx(sum(size for name, size in rows.items() if name != "total"), abs=0.03)
 
 
 def test_runs_that_cannot_be_planned_are_one_line(micro_teacher: Path) -> None:

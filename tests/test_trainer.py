@@ -74,6 +74,9 @@ class Regression:
         self.written.append(params)
         return params["slope"]
 
+    def result(self, workdir: Path) -> Any:
+        return workdir / "result"
+
 
 def run(workdir: Path, stop_before: int = -1, steps: int = 7, **settings: Any) -> tuple[Any, Regression]:
     task = Regression(stop_before)
@@ -140,7 +143,7 @@ def test_a_run_that_is_done_is_only_written(undisturbed: Any) -> None:
 
 
 def test_what_cannot_be_trained_is_told(undisturbed: Any, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=f"steps: 5.*{undisturbed[2]}.* 7 "):
+    with pytest.raises(InputError, match=f"steps: 5.*{undisturbed[2]}.* 7$"):
         run(undisturbed[2], steps=5)
     with pytest.raises(InputError, match=r"batch_size: 12.*accumulation 2.*8 device"):
         run(tmp_path, batch_size=12)
@@ -155,18 +158,20 @@ def test_another_process_waits_at_the_same_barriers_and_writes_nothing(
     def record(what: str) -> None:
         waits.append(what)
 
-    def in_a_process(first: bool) -> tuple[list[str], Regression]:
+    def in_a_process(first: bool) -> tuple[list[str], Regression, Any]:
         waits.clear()
         for module in (trainer, writers, profile):
             monkeypatch.setattr(module, "is_first", lambda: first)
-        _, task = run(tmp_path / str(first), steps=3, profile_step=1)
-        return list(waits), task
+        made, task = run(tmp_path / str(first), steps=3, profile_step=1)
+        return list(waits), task, made
 
     patch_barriers(monkeypatch, record)
-    (ours, first), (theirs, other) = in_a_process(True), in_a_process(False)
+    (ours, first, slope), (theirs, other, elsewhere) = in_a_process(True), in_a_process(False)
     assert ours == theirs == ["ready to train", "written"]
     assert first.evaluated == other.evaluated == [2, 3, "seen 3"]
     assert (len(first.written), len(other.written)) == (1, 0)
+    assert slope.shape == (3,)
+    assert elsewhere == tmp_path / "False" / "result"
     written = {path.name for path in (tmp_path / "True").iterdir()}
     assert written == {"checkpoints", "metrics.csv", "probe.csv", "tensorboard", "profile"}
     assert {path.name for path in (tmp_path / "False").iterdir()} == {"checkpoints"}  # Orbax knows its own processes

@@ -1,1 +1,1 @@
-"""Small ground: errors, files, paths, processes, progress, number formats."""
+"""Foundations: errors, files, paths, processes, progress, number formats."""

@@ -1,4 +1,4 @@
-"""The processes of one run: one for each host of a TPU pod, or for each node; on one machine there is one."""
+"""The processes of a run: one per host of a TPU pod or per node of a cluster, one in all on a single machine."""
 
 import dataclasses
 import itertools
@@ -15,8 +15,8 @@ from orbax.checkpoint import multihost
 from bksdm_jax.base.errors import InputError, in_short, whole_number
 
 NONE, AUTO = "none", "auto"
-_BARRIER_TIMEOUT = 24 * 3600  # seconds; a process that died is noticed earlier, by its missing heartbeats
-_SHUTDOWN = 60  # seconds that the end of a process waits for the ends of the others
+_BARRIER_TIMEOUT = 24 * 3600  # seconds; dead processes are noticed earlier, by their missing heartbeats
+_SHUTDOWN_TIMEOUT = 60  # seconds that a process waits for the others when it ends
 _barriers = itertools.count()
 
 
@@ -25,10 +25,10 @@ class ProcessConfig:
     """Which processes make up a run.
 
     Attributes:
-        distributed: `none`: this one alone; `auto`: as the cluster says (TPU pods, SLURM, Kubernetes, MPI); or
-            `HOST:PORT` of the first process, with
-        processes, process_id: how many there are, and this one's number, from 0.
-        timeout: seconds to wait for the others.
+        distributed: `none`: a single process; `auto`: as the cluster reports (TPU pods, SLURM, Kubernetes, MPI); or
+            `HOST:PORT` of the first process.
+        processes, process_id: with `HOST:PORT`: the number of processes, and this one's index from 0.
+        timeout: seconds to wait for the other processes.
     """
 
     distributed: str = NONE
@@ -38,19 +38,20 @@ class ProcessConfig:
 
 
 def connect(config: ProcessConfig) -> None:
-    """Joins the other processes; must come before any other use of JAX.
+    """Connects to the other processes; must come before any other use of JAX.
 
     Raises:
-        InputError: bad settings, no cluster found, or processes that don't join in time.
+        InputError: bad settings, no cluster found, or processes that don't connect in time.
     """
     explicit = config.distributed not in (NONE, AUTO)
     if not explicit and (config.processes, config.process_id) != (0, -1):
-        raise InputError(
-            f"--distributed: {config.distributed}, which has no --processes or --process_id; give HOST:PORT"
-        )
+        raise InputError(f"--distributed: {config.distributed} takes no --processes or --process_id; give HOST:PORT")
     if config.distributed == NONE:
         return
-    options: dict[str, object] = {"initialization_timeout": config.timeout, "shutdown_timeout_seconds": _SHUTDOWN}
+    options: dict[str, object] = {
+        "initialization_timeout": config.timeout,
+        "shutdown_timeout_seconds": _SHUTDOWN_TIMEOUT,
+    }
     if explicit:
         if not re.fullmatch(r".+:\d+", config.distributed):
             raise InputError(f"--distributed: {config.distributed!r}; expected none, auto, or HOST:PORT")
@@ -61,20 +62,19 @@ def connect(config: ProcessConfig) -> None:
             "num_processes": config.processes,
             "process_id": config.process_id,
         }
-    elif gpus := _gpus_of_a_lone_task(os.environ):
+    elif gpus := _gpus_of_single_task(os.environ):
         options["local_device_ids"] = gpus
-    # Otherwise the runtime catches SIGTERM for a protocol of its own, and a process that isn't in the training loop,
-    # which listens itself, would go on.
+    # Otherwise the runtime intercepts SIGTERM, and a process outside the training loop, which handles it, would go on.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(**options)
-    except Exception as error:  # the runtime's types, and those of the clusters' detection
-        where = f"at {config.distributed}" if explicit else "as this cluster says"
-        raise InputError(f"--distributed: the processes can't be joined {where} ({in_short(error)})") from error
+    except Exception as error:  # the runtime and the cluster detection raise many types
+        where = f"at {config.distributed}" if explicit else "of this cluster"
+        raise InputError(f"--distributed: can't connect the processes {where} ({in_short(error)})") from error
 
 
-def _gpus_of_a_lone_task(environment: Mapping[str, str]) -> list[int] | None:
-    """All GPUs of the node, for a SLURM task that has the node to itself: JAX would take one GPU per task."""
+def _gpus_of_single_task(environment: Mapping[str, str]) -> list[int] | None:
+    """All GPUs of the node if SLURM runs a single task on it; JAX would take one GPU per task."""
     alone = re.fullmatch(r"1(\(x\d+\))?", environment.get("SLURM_STEP_TASKS_PER_NODE", ""))
     gpus = environment.get("SLURM_GPUS_ON_NODE", "")
     return list(range(int(gpus))) if alone and gpus.isdigit() and "JAX_LOCAL_DEVICE_IDS" not in environment else None
@@ -86,16 +86,16 @@ def is_first() -> bool:
 
 
 def barrier(what: str) -> None:
-    """Waits until every process has arrived; `what` tells barriers apart.
+    """Waits until every process has arrived; `what` names the barrier.
 
-    It goes through the coordinator, not the devices, which on some platforms time out within seconds.
+    It goes through the coordinator, since collectives on devices time out within seconds on some platforms.
     """
-    name = f"{what} {next(_barriers)}"  # used once, as the coordinator wants it
+    name = f"{what} {next(_barriers)}"  # the coordinator requires unique names
     multihost.sync_global_processes(name, timeout=_BARRIER_TIMEOUT, processes=set(range(jax.process_count())))
 
 
 def compiled_together(jitted: Any) -> Callable[..., Any]:
-    """A jitted function for arguments of one shape, whose first call begins at the same time in all processes.
+    """A jitted function for arguments of one shape, which runs only after all processes have compiled it.
 
     One process may find the program in the compilation cache while another compiles it for minutes.
     """

@@ -1,4 +1,4 @@
-"""The one error type that a user is meant to read."""
+"""The one error type whose messages are for users, and checks that raise it."""
 
 import difflib
 import math
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """Something the user gave can't be used.
+    """An input from the user can't be used.
 
     The message is one line: which file or key, what was found, what was expected, what to do.
     Binaries print it without a traceback and exit with status 1.
@@ -14,13 +14,13 @@ class InputError(ValueError):
 
 
 def in_short(error: Exception, most: int = 200) -> str:
-    """What an error says, in one line of at most `most` letters; its type where it says nothing."""
-    said = (error.strerror if isinstance(error, OSError) else "") or str(error)
-    return " ".join(said.split())[:most] or type(error).__name__
+    """An error's message in one line of at most `most` characters; its type if it has no message."""
+    message = (error.strerror if isinstance(error, OSError) else "") or str(error)
+    return " ".join(message.split())[:most] or type(error).__name__
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint for a misspelt name: `" (did you mean 'steps'?)"`, or the empty string where nothing is close."""
+    """A hint for a misspelt name: `" (did you mean 'steps'?)"`, or the empty string if no known name is close."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
@@ -32,11 +32,7 @@ def one_of(what: str, name: str, known: Iterable[str]) -> InputError:
 
 
 def whole_number(source: str, key: str, value: object, least: int = 1, most: float = math.inf) -> int:
-    """`value`, if it is a whole number in [least, most].
-
-    Raises:
-        InputError: naming `source` and `key` otherwise.
-    """
+    """`value`, if it is a whole number in [least, most]; else raises `InputError` with `source` and `key`."""
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
         span = f"of at least {least}" if most == math.inf else f"in [{least}, {most}]"
         raise InputError(f"{source}: {key} is {value!r}; expected a whole number {span}")
@@ -44,11 +40,7 @@ def whole_number(source: str, key: str, value: object, least: int = 1, most: flo
 
 
 def finite_number(source: str, key: str, value: object, least: float = -math.inf, most: float = math.inf) -> float:
-    """`value` as a float, if it is a finite number in [least, most].
-
-    Raises:
-        InputError: naming `source` and `key` otherwise.
-    """
+    """`value` as a float, if it is finite and in [least, most]; else raises `InputError` with `source` and `key`."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number or not math.isfinite(value) or not least <= value <= most:
         span = "" if (least, most) == (-math.inf, math.inf) else f" in [{least:g}, {most:g}]"
@@ -57,22 +49,14 @@ def finite_number(source: str, key: str, value: object, least: float = -math.inf
 
 
 def true_or_false(source: str, key: str, value: object) -> bool:
-    """`value`, if it is a bool.
-
-    Raises:
-        InputError: naming `source` and `key` otherwise.
-    """
+    """`value`, if it is a bool; else raises `InputError` with `source` and `key`."""
     if not isinstance(value, bool):
         raise InputError(f"{source}: {key} is {value!r}; expected true or false")
     return value
 
 
 def known_name(source: str, key: str, value: object, known: Iterable[str]) -> str:
-    """`value`, if it is one of the names `known`.
-
-    Raises:
-        InputError: naming `source` and `key`, with the known names, otherwise.
-    """
+    """`value`, if it is in `known`; else raises `InputError` with `source`, `key` and the known names."""
     known = list(known)
     if not isinstance(value, str) or value not in known:
         raise one_of(f"{source}: {key}", str(value), known)

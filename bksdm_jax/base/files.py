@@ -1,4 +1,4 @@
-"""Atomic writes, and reading text in the encodings that people use."""
+"""Atomic writes, and reading text in the usual encodings."""
 
 import codecs
 import contextlib
@@ -14,7 +14,7 @@ from bksdm_jax.base.paths import AnyPath, read_bytes
 
 _BOMS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark is its beginning
+    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark is a prefix of this one
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
@@ -23,10 +23,10 @@ _BOMS = (
 
 @contextlib.contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
-    """Yields an empty folder beside `target` that takes its name when the block ends without an error.
+    """Yields an empty folder beside `target`, which is renamed to `target` if the block succeeds.
 
-    An existing `target` is replaced as a whole; after an error it is as it was. A kill leaves at most a hidden
-    `.NAME.partial` beside it, which the next call clears, or, between two renames, the former folder as `.NAME.old`.
+    An existing `target` is replaced as a whole, and left as it is on an error. A killed process leaves at most a hidden
+    `.NAME.partial` beside it, which the next call deletes, or, between two renames, the former folder as `.NAME.old`.
 
     Raises:
         InputError: the folder can't be written, or the block raises an `OSError`.
@@ -56,10 +56,9 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_file(target: Path) -> Iterator[Path]:
-    """Yields a path beside `target`; what was written there takes its name when the block ends without an error.
+    """Yields a path beside `target`; the file written there is renamed to `target` if the block succeeds.
 
-    Raises:
-        InputError: an operating system's error in the block, as of a full disk.
+    Turns an `OSError` in the block, such as a full disk, into an `InputError`.
     """
     target = Path(target)
     temporary = target.with_name(f".{target.name}.partial")
@@ -83,37 +82,33 @@ def file_sha256(path: Path) -> str:
 
 
 def make_folder(path: Path) -> Path:
-    """Makes a folder and those above it, unless they are there; raises `InputError` if it can't be made."""
+    """Creates a folder and its parents if missing; raises `InputError` if it can't be created."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{path}: can't be made ({error.strerror})") from error
+        raise InputError(f"{path}: can't be created ({error.strerror}); choose another folder") from error
     return path
 
 
 def require_space(folder: Path, needed: int) -> None:
-    """Raises `InputError` if the disk on which `folder` is, or is to be, has fewer than `needed` bytes free."""
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(there).free
+    """Raises `InputError` if the disk of `folder`, which need not exist yet, has fewer than `needed` bytes free."""
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
     if free < needed:
         raise InputError(
             f"{folder}: {free / 2**20:.0f} MiB free on its disk, {needed / 2**20:.0f} MiB needed; "
-            "make room, or choose another workdir"
+            "free some space or choose another workdir"
         )
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes `value` as indented JSON with sorted keys, atomically; no number in it may be infinite or NaN."""
+    """Writes `value` as indented JSON with sorted keys, atomically; all its numbers must be finite."""
     with atomic_file(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def read_json(path: AnyPath) -> dict[str, Any]:
-    """The JSON object in `path`.
-
-    Raises:
-        InputError: no such file, no JSON, or no object.
-    """
+    """The JSON object in `path`; raises `InputError` if the file can't be read or holds something else."""
     text = read_text(path)
     try:
         value = json.loads(text)
@@ -125,10 +120,10 @@ def read_json(path: AnyPath) -> dict[str, Any]:
 
 
 def read_text(path: AnyPath) -> str:
-    """The text of `path`: UTF-8, or whatever its byte order mark names (UTF-8, UTF-16, UTF-32).
+    """The text of `path`: UTF-8, or the encoding of its byte-order mark (UTF-8, UTF-16, UTF-32).
 
     Raises:
-        InputError: no such file, or bytes that aren't text in that encoding; the line is named.
+        InputError: the file can't be read, or a line (named in the error) isn't text in that encoding.
     """
     data = read_bytes(path)
     encoding = next((name for mark, name in _BOMS if data.startswith(mark)), "utf-8")
@@ -137,7 +132,7 @@ def read_text(path: AnyPath) -> str:
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise InputError(
-            f"{path}: line {line} is not {encoding} (byte 0x{data[error.start]:02x}); save the file as UTF-8"
+            f"{path}: line {line} isn't valid {encoding} (byte 0x{data[error.start]:02x}); save the file as UTF-8"
         ) from error
     if "\0" in text:
         line = text[: text.index("\0")].count("\n") + 1

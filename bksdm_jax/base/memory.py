@@ -1,4 +1,4 @@
-"""This process's memory, and errors when a device runs out of its own."""
+"""This process's memory, and errors of devices that run out of theirs."""
 
 import contextlib
 import ctypes
@@ -16,7 +16,7 @@ def resident() -> int:
 
 
 def give_back() -> None:
-    """Returns freed memory to the system (GNU C library only), which otherwise keeps a gigabyte after compiling."""
+    """Returns freed memory to the system (glibc only); otherwise a gigabyte stays resident after compiling."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 

@@ -1,4 +1,4 @@
-"""Paths of files and folders to read: on this machine, or in a Google Cloud Storage bucket (`gs://`)."""
+"""Paths to read from: on this machine, or in a Google Cloud Storage bucket (`gs://`)."""
 
 import os
 from pathlib import Path
@@ -12,23 +12,18 @@ _REMOTE = "gs"
 
 
 def to_path(name: str | os.PathLike[str]) -> epath.Path:
-    """A user's path of a file or folder, absolute and with `~` expanded.
-
-    Raises:
-        InputError: another scheme than `gs://`, or a bucket that can't be reached.
-    """
+    """A user's path, absolute and with `~` expanded; raises `InputError` for other schemes and unreachable buckets."""
     scheme, mark, _ = os.fspath(name).partition("://")
     if not mark:
         return epath.Path(name).expanduser().resolve()
     if scheme != _REMOTE:
-        raise InputError(f"{name}: expected a local path or one that begins with {_REMOTE}://")
+        raise InputError(f"{name}: expected a local path or {_REMOTE}://BUCKET/PATH")
     path = epath.Path(name)
     try:
         path.exists()
-    except Exception as error:  # types of the store's client
-        raise InputError(
-            f"{path}: can't be reached ({in_short(error)}); log in by `gcloud auth application-default login`"
-        ) from error
+    except Exception as error:  # the storage client raises many types
+        advice = "log in with `gcloud auth application-default login`"
+        raise InputError(f"{path}: can't be reached ({in_short(error)}); {advice}") from error
     return path
 
 
@@ -43,7 +38,7 @@ def size_and_time(path: AnyPath) -> tuple[int, int]:
         if is_remote(path):
             found = path.stat()
             return found.length, found.mtime
-        found = Path(path).stat()  # since etils' asks for the owner's name too, which may not be known here
+        found = Path(path).stat()  # etils would also look up the owner's name, which may be unknown here
         return found.st_size, found.st_mtime_ns
     except Exception as error:
         raise InputError(f"{path}: can't be read ({in_short(error)})") from error
@@ -53,5 +48,5 @@ def read_bytes(path: AnyPath) -> bytes:
     """A file's bytes; raises `InputError` if it can't be read."""
     try:
         return path.read_bytes()
-    except Exception as error:  # the system's, or types of a store's client
+    except Exception as error:  # OSError, or one of the storage client's types
         raise InputError(f"{path}: can't be read ({in_short(error)})") from error

@@ -1,4 +1,4 @@
-"""The number formats that networks compute in."""
+"""The dtypes that networks compute in."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -13,17 +13,17 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 def compute_dtype(name: str) -> jnp.dtype:
-    """The format called `name`; raises `InputError` with the known ones if there is none."""
+    """The dtype called `name`; raises `InputError` with the known names if it isn't one of them."""
     if name not in DTYPES:
         raise one_of("dtype", name, DTYPES)
     return DTYPES[name]
 
 
 def cast_frozen(params: Any, dtype: jnp.dtype) -> Any:
-    """Parameters that are only read, as numpy arrays: matrices and kernels in `dtype`, vectors in float32."""
+    """Frozen parameters as numpy arrays: matrices and kernels in `dtype`, vectors in float32."""
     return jax.tree.map(lambda leaf: np.asarray(leaf).astype(dtype if leaf.ndim > 1 else np.float32), params)
 
 
 def exact_products(name: str) -> AbstractContextManager[None]:
-    """Within this context float32 products are exact: GPUs and TPUs otherwise multiply float32 in shorter formats."""
+    """A context for computing in dtype `name`: GPUs and TPUs would otherwise multiply float32 in shorter formats."""
     return jax.default_matmul_precision("highest") if name == "float32" else nullcontext()

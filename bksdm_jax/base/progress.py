@@ -15,8 +15,7 @@ _EVERY = 30.0  # seconds between lines
 class Progress:
     """Counts up to `total`; use as a context manager.
 
-    On a terminal it draws a tqdm bar; elsewhere it logs a line with count, rate and remaining time at most every
-    half minute.
+    On a terminal it draws a tqdm bar; elsewhere it logs count, rate and remaining time, at most every half minute.
     """
 
     def __init__(self, what: str, total: int, done: int = 0) -> None:
@@ -32,7 +31,7 @@ class Progress:
             self._bar.close()
 
     def advance(self, count: int = 1, note: str = "") -> None:
-        """`count` more are done; `note` (say, the loss) stands beside the count."""
+        """Counts `count` more as done; `note` (say, the loss) is shown beside the count."""
         self._done += count
         if self._bar is not None:
             self._bar.set_postfix_str(note, refresh=False)
@@ -48,7 +47,7 @@ class Progress:
 
 @contextlib.contextmanager
 def waiting(what: str) -> Iterator[None]:
-    """For work that can't be counted, such as compiling: a clock on a terminal, else a line before and after it."""
+    """Shows uncountable work such as compiling: a clock on a terminal, else a log line before and after it."""
     start = time.monotonic()
     if not sys.stderr.isatty():
         logging.info("%s ...", what)

@@ -6,7 +6,7 @@ from types import FrameType
 
 
 class Interrupts:
-    """While entered, the first SIGINT or SIGTERM sets `wanted`; a second one acts as it would without this."""
+    """While entered, the first SIGINT or SIGTERM sets `wanted`; a second one has its usual effect."""
 
     def __init__(self) -> None:
         self.wanted = False

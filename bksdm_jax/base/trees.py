@@ -1,4 +1,4 @@
-"""Named pytrees: nested dictionaries of arrays as flat `{"a/b/c": leaf}` tables, and back."""
+"""Named pytrees: nested dictionaries of arrays to flat `{"a/b/c": leaf}` tables, and back."""
 
 import math
 from collections.abc import Mapping
@@ -21,32 +21,21 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def count(tree: Any) -> int:
-    """How many numbers the leaves of `tree` (arrays or `jax.ShapeDtypeStruct`) hold."""
+    """Number of elements in all leaves of `tree` (arrays or `jax.ShapeDtypeStruct`)."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
 def require_same(source: str, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Holds a table of shapes to the expected one.
+    """Raises one `InputError` with every missing, unexpected and mis-shaped name, if two tables of shapes differ.
 
-    Args:
-        source: what `found` was read from; the error begins with it.
-        found: name -> shape.
-        expected: name -> shape.
-
-    Raises:
-        InputError: one line with every missing, unexpected and mis-shaped name.
+    The error begins with `source`, where `found` was read from.
     """
-    missing = [name for name in expected if name not in found]
-    unexpected = [name for name in found if name not in expected]
-    misshaped = [
-        f"{name} is {tuple(found[name])}, expected {tuple(expected[name])}"
-        for name in expected
-        if name in found and tuple(found[name]) != tuple(expected[name])
-    ]
-    parts = [
-        f"{len(names)} {kind}: {', '.join(names)}"
-        for kind, names in (("missing", missing), ("unexpected", unexpected), ("mis-shaped", misshaped))
-        if names
-    ]
-    if parts:
-        raise InputError(f"{source}: the weights don't match the config; " + "; ".join(parts))
+    common = [(name, tuple(found[name]), tuple(shape)) for name, shape in expected.items() if name in found]
+    problems = {
+        "missing": [name for name in expected if name not in found],
+        "unexpected": [name for name in found if name not in expected],
+        "mis-shaped": [f"{name} is {shape}, expected {right}" for name, shape, right in common if shape != right],
+    }
+    lists = [f"{len(names)} {kind}: {', '.join(names)}" for kind, names in problems.items() if names]
+    if lists:
+        raise InputError(f"{source}: the weights don't match the config; " + "; ".join(lists))

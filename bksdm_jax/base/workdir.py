@@ -1,4 +1,4 @@
-"""A workdir belongs to the settings of one run, which `config.json` in it records."""
+"""A workdir belongs to one run, whose settings are in its `config.json`."""
 
 import json
 import time
@@ -7,24 +7,24 @@ from pathlib import Path
 from typing import Any
 
 from bksdm_jax.base.errors import InputError
-from bksdm_jax.base.files import read_json, write_json
+from bksdm_jax.base.files import make_folder, read_json, write_json
 
 COMPILED = ".compiled"
-"""Name of a workdir's folder of XLA's compiled programs, which may be there before the workdir is claimed."""
+"""A workdir's folder of XLA's compiled programs, which may exist before the workdir is claimed."""
 
-_LATE = 60  # seconds after which a shared disk shows what another machine wrote
+_LATE = 60  # seconds within which a shared disk shows what another machine wrote
 
 
 def require_same(workdir: Path, settings: Mapping[str, Any], may_change: Collection[str]) -> None:
-    """Holds `settings` to those of the run that `workdir` has, if it has one. Writes nothing.
+    """Compares `settings` with those of the run in `workdir`, if there is one. Writes nothing.
 
     Args:
         workdir: the folder; it need not exist.
         settings: plain data.
-        may_change: keys that don't change a run's results, and so may differ when it goes on.
+        may_change: keys that don't affect a run's results and may differ when it continues.
 
     Raises:
-        InputError: another run's folder, or one with other things in it.
+        InputError: the workdir is another run's, or has other files in it.
     """
     path = workdir / "config.json"
     if not path.exists():
@@ -41,9 +41,9 @@ def require_same(workdir: Path, settings: Mapping[str, Any], may_change: Collect
 
 
 def is_used(folder: Path) -> bool:
-    """Whether `folder` exists already and isn't an empty folder.
+    """Whether `folder` exists and isn't an empty folder.
 
-    Hidden files count, since they are the user's too; those that a kill before the end of `claim` leaves don't.
+    Hidden files count, since they are the user's too, except for what a kill during `claim` leaves behind.
     """
     if not folder.is_dir():
         return folder.exists()
@@ -51,26 +51,18 @@ def is_used(folder: Path) -> bool:
 
 
 def claim(workdir: Path, settings: Mapping[str, Any]) -> None:
-    """Makes `workdir` and records `settings` in it.
-
-    Raises:
-        InputError: it can't be written.
-    """
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        write_json(workdir / "config.json", settings)
-    except OSError as error:
-        raise InputError(f"{workdir}: can't be written ({error.strerror}); choose another workdir") from error
+    """Creates `workdir` and records `settings` in it; raises `InputError` if it can't be written."""
+    write_json(make_folder(workdir) / "config.json", settings)
 
 
 def require_shared(workdir: Path) -> None:
-    """Raises `InputError` if what the first process of a run recorded isn't there, for as long as disks may take."""
+    """Raises `InputError` if the first process's `config.json` doesn't become visible to this process in time."""
     deadline = time.monotonic() + _LATE
     while not (workdir / "config.json").is_file():
         if time.monotonic() > deadline:
             raise InputError(
-                f"{workdir}: what the run's first process wrote here isn't visible to this one; choose a "
-                "workdir on a disk that all processes share"
+                f"{workdir}: files of the run's first process aren't visible to this one; choose a workdir on a disk "
+                "that all processes share"
             )
         time.sleep(1)
 

@@ -1,1 +1,1 @@
-"""Whole experiments on the shapes world: students beside each other, from pruning to the report."""
+"""Experiments that compare several students, from pruning to the report."""

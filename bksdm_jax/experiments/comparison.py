@@ -1,4 +1,4 @@
-"""Several students of one teacher, trained, sampled and scored alike, and the report on them."""
+"""Comparisons of one teacher's students, all trained, sampled and scored in the same way, with a report."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ from bksdm_jax.tasks.distill.task import distill
 from bksdm_jax.training.sample_grids import SampleGridConfig
 from bksdm_jax.training.state import OptimizerConfig
 
-_OTHER_SPACE = 100 * 2**20  # bytes: the set, compiled programs, images, metrics
+_OTHER_SPACE = 100 * 2**20  # bytes: the dataset, compiled programs, images, metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Row:
     Attributes:
         name: of its folders.
         label: in tables.
-        init: `teacher` or `random`; empty: the teacher itself.
-        loss: what it is trained with; None: it isn't trained.
+        init: `teacher` or `random`; empty: the row is the teacher itself.
+        loss: for training; None: not trained.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """Rows beside each other, and the report's `title` and `explanation`."""
+    """The rows of a comparison, and the report's `title` and `explanation`."""
 
     rows: tuple[Row, ...]
     title: str
@@ -62,15 +62,15 @@ class Experiment:
 
 @dataclasses.dataclass(frozen=True)
 class ComparisonConfig:
-    """What all rows share.
+    """Settings shared by all rows.
 
     Attributes:
         student: a preset, or a comma-separated list of removed blocks.
-        steps, batch_size, learning_rate, warmup_steps: of every training; the rate falls along a cosine to zero.
-        images: held-out captions that every row is sampled and scored on.
-        sampling_steps, guidance_scale: of the sampler, PNDM.
-        seed: of initial weights, batches, noise.
-        dataset: the shapes world's `demo` or `full`.
+        steps, batch_size, learning_rate, warmup_steps: of training; the rate falls along a cosine to zero.
+        images: number of held-out captions to sample and score.
+        sampling_steps, guidance_scale: of the PNDM sampler.
+        seed: of initial weights, batches and noise.
+        dataset: of the shapes world, `demo` or `full`.
     """
 
     student: str = "bk_small"
@@ -86,10 +86,10 @@ class ComparisonConfig:
 
 
 def compare_students(config: ComparisonConfig, experiment: Experiment, workdir: Path) -> Path | None:
-    """Runs, or continues, an experiment, and writes `report.json` and `report.html` in `workdir`.
+    """Starts or continues an experiment, and writes `report.json` and `report.html` in `workdir`.
 
-    Every row has the same initial weights (if its `init` is the same), sees the same batches with the same noise, and
-    samples from the same starting noise; so what differs is what the rows say.
+    Rows with the same `init` have the same initial weights, and all rows the same batches, training noise and starting
+    noise of samples, so only the rows' own settings differ.
 
     Returns:
         the page, or None if the run was interrupted (the same call continues it).
@@ -126,13 +126,13 @@ def compare_students(config: ComparisonConfig, experiment: Experiment, workdir: 
             reference = reference or shapes_reference()
             score_folder(str(images), reference, scores)
         results.append(_result(row, model, images, read_json(scores / "scores.json")))
-    said = {"title": experiment.title, "explanation": experiment.explanation}
-    write_json(workdir / "report.json", said | {"config": record, "rows": results})
+    heading = {"title": experiment.title, "explanation": experiment.explanation}
+    write_json(workdir / "report.json", heading | {"config": record, "rows": results})
     return write_page(workdir)
 
 
 def _require_settings(config: ComparisonConfig, rows: Sequence[Row]) -> None:
-    """What can be wrong with a setting, before anything is written."""
+    """Checks all settings before anything is written."""
     known_name("config", "dataset", config.dataset, ShapesWorld.builder_configs)
     whole_number("config", "images", config.images, 2, ShapesWorld.builder_configs[config.dataset].heldout)
     teacher = find_model(TEACHER).architectures
@@ -144,19 +144,19 @@ def _require_settings(config: ComparisonConfig, rows: Sequence[Row]) -> None:
 
 
 def _space(config: ComparisonConfig, rows: Sequence[Row], workdir: Path) -> int:
-    """Bytes that what is missing will take, about."""
+    """Approximate bytes that the missing rows will take."""
     missing = [row for row in rows if row.loss and not (workdir / "models" / row.name / "model").is_dir()]
     if not missing:
         return 0
     plan = plan_student(find_model(TEACHER).architectures, config.student, SaveConfig())
     parameters = sum(leaf.size for leaf in jax.tree.leaves(parameter_shapes(plan.student)))
     state = 16 * parameters  # float32: parameters, moving average, two moments
-    model = 4 * parameters + 2**22  # and what is not the U-Net
-    return len(missing) * (state + model) + state + _OTHER_SPACE  # one checkpoint goes only when the next is there
+    model = 4 * parameters + 2**22  # the second term for the other networks
+    return len(missing) * (state + model) + state + _OTHER_SPACE  # a checkpoint is deleted once the next is written
 
 
 def _model(config: ComparisonConfig, row: Row, data: Path, folder: Path, where: str) -> Path | None:
-    """The pipeline folder of a row, made unless it is there; None if interrupted."""
+    """The pipeline folder of a row, made if missing; None if interrupted."""
     if not row.init:
         return find_model(TEACHER).path
     if row.loss is None:
@@ -164,7 +164,7 @@ def _model(config: ComparisonConfig, row: Row, data: Path, folder: Path, where: 
             _say(f"{where}: pruning")
             prune(PruneConfig(TEACHER, config.student, config.seed, student_init=row.init), folder)
         return folder
-    if (folder / "model").is_dir():  # whole or absent
+    if (folder / "model").is_dir():  # written atomically
         return folder / "model"
     _say(f"{where}: training")
     return distill(_training(config, row, data), folder)
@@ -177,7 +177,7 @@ def _training(config: ComparisonConfig, row: Row, data: Path) -> DistillConfig:
         student_init=row.init,
         data=str(data),
         resolution=PIXELS,
-        flip=False,  # captions say left and right
+        flip=False,  # captions mention left and right
         seed=config.seed,
         steps=config.steps,
         batch_size=config.batch_size,
@@ -186,12 +186,12 @@ def _training(config: ComparisonConfig, row: Row, data: Path) -> DistillConfig:
         log_every=max(1, config.steps // 50),
         checkpoint_every=100,
         keep_checkpoints=1,
-        loss=row.loss or LossWeights(),  # rows without are never trained
+        loss=row.loss or LossWeights(),  # the default is for checks of rows that aren't trained
         optimizer=OptimizerConfig(
             learning_rate=config.learning_rate, warmup_steps=config.warmup_steps, cosine_steps=config.steps
         ),
         sheets=SampleGridConfig(every=0, steps=0),
-        validation=ValidationConfig(images=0),  # its students are scored
+        validation=ValidationConfig(images=0),  # students are scored instead
     )
 
 

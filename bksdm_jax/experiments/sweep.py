@@ -1,4 +1,4 @@
-"""Several distillations, one after the other, and what came of them side by side."""
+"""Several distillations one after the other, with a table and a plot of their results."""
 
 import csv
 import dataclasses
@@ -23,25 +23,25 @@ from bksdm_jax.tasks.distill.task import distill
 TABLE, PLOT = "sweep.csv", "sweep.png"
 """Files of a sweep's workdir."""
 _LOSSES = ("loss_task", "loss_output", "loss_feature")
-_WRITTEN = ("format", "save_dtype", "save_weights", "safety_checker")  # settings of what is written at the end
+_WRITTEN = ("format", "save_dtype", "save_weights", "safety_checker")  # settings of the final model
 _COLUMNS = ("run", "status", "updates", *_LOSSES, "held_out_loss", "held_out_loss_task")
 
 
 def sweep(runs: Mapping[str, DistillConfig], workdir: Path) -> Path | None:
-    """Makes, or goes on making, every run in a folder of its name in `workdir`; then `TABLE` and `PLOT`.
+    """Starts or continues every run in a folder of its name in `workdir`, and writes `TABLE` and `PLOT`.
 
-    A run that ends in an error is told in the table, and the others are made; of several processes one may know of an
-    error alone, so there it ends the sweep. Runs may be added to those of `workdir`.
+    A run that fails is noted in the table and the sweep goes on; with several processes it ends the sweep, since the
+    others may not know of the error. Later calls may add runs to a workdir.
 
     Returns:
         the table, or None if interrupted (the same call continues).
 
     Raises:
-        InputError: no runs, a setting, teacher or data of one can't be used, or `workdir` isn't such a sweep's (before
-            any is made).
+        InputError: there are no runs, a run's setting, teacher or data can't be used, or `workdir` belongs to something
+            else (all found before the first run).
     """
     if not runs:
-        raise InputError("runs: none; name a sweep, as configs/sweep.py:shapes,rates, or give runs")
+        raise InputError("runs: none; choose a sweep, such as configs/sweep.py:shapes,rates, or list runs")
     for name, config in runs.items():
         try:
             open_inputs(config)
@@ -76,10 +76,10 @@ def read_sweep(path: Path) -> list[dict[str, str]]:
 
 
 def _claim(workdir: Path, runs: Mapping[str, DistillConfig]) -> None:
-    """Records the runs in `workdir`, beside those of the same sweep that aren't asked for now."""
-    settings = {name: dataclasses.asdict(config).items() for name, config in runs.items()}
-    record: dict[str, Any] = {"program": "launch.sweep"}  # tells it from a run's own workdir
-    record |= {f"{name}.{key}": value for name, items in settings.items() for key, value in items}
+    """Records the runs in `workdir`, and keeps the record of earlier ones."""
+    record: dict[str, Any] = {"program": "launch.sweep"}  # distinguishes it from a run's own workdir
+    for name, config in runs.items():
+        record |= {f"{name}.{key}": value for key, value in dataclasses.asdict(config).items()}
     former: dict[str, Any] = read_json(workdir / "config.json") if (workdir / "config.json").is_file() else {}
     other = (former.keys() ^ record.keys()) - {"program"}
     require_same(workdir, record, other | {key for key in record if key.rpartition(".")[2] in MAY_CHANGE})
@@ -87,7 +87,7 @@ def _claim(workdir: Path, runs: Mapping[str, DistillConfig]) -> None:
 
 
 def _is_made(folder: Path, config: DistillConfig) -> bool:
-    """Whether a run made all its updates, and its student is written as it is wanted now."""
+    """Whether a run made all its updates, and its student is written as configured now."""
     made = _history(folder / "metrics.csv")
     if not (folder / "model").is_dir() or not made or int(made[-1]["step"]) != config.steps:
         return False
@@ -96,7 +96,7 @@ def _is_made(folder: Path, config: DistillConfig) -> bool:
 
 
 def _write(runs: Mapping[str, DistillConfig], workdir: Path, problems: Mapping[str, str]) -> None:
-    """The table of what there is, and the plot of its losses; rows of runs that aren't asked for now stay."""
+    """Writes the table and the plot; rows of earlier calls' runs are kept."""
     if not is_first():
         return
     histories = {name: _history(workdir / name / "metrics.csv") for name in runs}
@@ -104,9 +104,9 @@ def _write(runs: Mapping[str, DistillConfig], workdir: Path, problems: Mapping[s
     for name, config in runs.items():
         last = histories[name][-1] if histories[name] else {}
         held_out = (_history(workdir / name / "validation.csv") or [{}])[-1]
-        status = (
-            "done" if _is_made(workdir / name, config) else problems.get(name, "not begun" if not last else "under way")
-        )
+        status = problems.get(name, "under way" if last else "not begun")
+        if _is_made(workdir / name, config):
+            status = "done"
         values = [last.get(key, "") for key in ("step", *_LOSSES)]
         rows.append([name, status, *values, held_out.get("loss", ""), held_out.get("loss_task", "")])
     others = [row for row in _history(workdir / TABLE) if row["run"] not in runs]
@@ -116,13 +116,13 @@ def _write(runs: Mapping[str, DistillConfig], workdir: Path, problems: Mapping[s
 
 
 def _history(path: Path) -> list[dict[str, str]]:
-    """The whole rows of a table; none if there is none."""
+    """The complete rows of a table; none if it doesn't exist."""
     rows = read_sweep(path) if path.is_file() else []
-    return [row for row in rows if None not in row.values()]  # a kill may have cut the last one off
+    return [row for row in rows if None not in row.values()]  # a kill may have cut off the last one
 
 
 def _plot(histories: Mapping[str, list[dict[str, str]]], path: Path) -> None:
-    """The task's loss of every run over its updates: the one term that all runs have."""
+    """The task loss of every run over its updates: the one term that all runs have."""
     figure = Figure(figsize=(8, 4.5 + 0.2 * len(histories)), layout="constrained", dpi=120)
     axes = figure.add_subplot()
     styles = matplotlib.color_sequences["tab10"]

@@ -1,4 +1,4 @@
-"""The experiments on the shapes world: name -> rows and report."""
+"""The experiments on the shapes world, by name."""
 
 from bksdm_jax.experiments.comparison import Experiment, Row
 from bksdm_jax.tasks.distill.losses import LossWeights
@@ -15,10 +15,10 @@ EXPERIMENTS = {
             Row("kd", "student, trained with KD", loss=_FEATURE),
         ),
         "BK-SDM on the shapes world",
-        "A small Stable Diffusion loses a part of its U-Net. Beside the teacher stand the student as it is cut, the "
-        "same student after training on the task alone, and after as many updates with knowledge distillation. Both "
-        "trainings start from the same weights and see the same batches with the same noise, far too few to converge: "
-        "what differs is how fast the student recovers.",
+        "A small Stable Diffusion loses a part of its U-Net. The rows are the teacher, the pruned student, the same "
+        "student trained on the task alone, and trained for as many updates with knowledge distillation. Both runs "
+        "start from the same weights and see the same batches with the same noise. They are far too short to converge: "
+        "they show how fast the student recovers.",
     ),
     "ablation": Experiment(
         (
@@ -31,7 +31,7 @@ EXPERIMENTS = {
             Row("teacher_feature", "teacher's weights, task + output KD + feature KD", "teacher", _FEATURE),
         ),
         "Initial weights and terms of the loss, on the shapes world",
-        "The six rows of the paper's Table 4: a student that starts from random weights or from the teacher's, trained "
-        "on the task alone, with output distillation, and with feature distillation besides. All see the same batches.",
+        "The six rows of the paper's Table 4: a student with random initial weights or the teacher's, trained on the "
+        "task alone, with output distillation, and with output and feature distillation. All see the same batches.",
     ),
 }

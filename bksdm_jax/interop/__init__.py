@@ -1,1 +1,1 @@
-"""Beside PyTorch Diffusers, which only this package imports: the extra `interop`."""
+"""Comparison with PyTorch Diffusers, which only this package imports (extra `interop`)."""

@@ -1,4 +1,4 @@
-"""One network by PyTorch and by this package, from the same weights and inputs."""
+"""Compares single networks of PyTorch and of this package, with the same weights and inputs."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -16,18 +16,18 @@ from bksdm_jax.models.unet_table import UNetConfig
 from bksdm_jax.models.vae import VAE, VAEConfig
 
 TOLERANCE = 1e-4
-"""Largest difference in float32, as a part of the largest output."""
+"""Largest difference in float32, relative to the largest output."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """How far two arrays are from each other.
+    """The difference between two arrays.
 
     Attributes:
         what: the component.
         largest, mean: of the absolute differences.
-        scale: the largest absolute output of PyTorch's.
-        tolerance: that `largest` is held to, in the same unit.
+        scale: PyTorch's largest absolute output.
+        tolerance: upper bound for `largest`, in the same unit.
     """
 
     what: str
@@ -45,7 +45,7 @@ class Difference:
 def text_encoder_difference(
     theirs: CLIPTextModel, config: CLIPTextConfig, params: Any, tokens: np.ndarray
 ) -> Difference:
-    """Text states of token ids int32 [B, T]."""
+    """Of the text states from token ids int32 [B, T]."""
     ours = jax.jit(CLIPTextEncoder(config).apply)({"params": params}, tokens)
     states = _run(lambda ids: theirs(ids).last_hidden_state, theirs, [tokens.astype(np.int64)])
     return difference("text encoder", ours, states)
@@ -59,34 +59,33 @@ def unet_difference(
     timesteps: np.ndarray,
     context: np.ndarray,
 ) -> Difference:
-    """The prediction from latents [B, H, W, C], timesteps [B] and text states [B, T, K]."""
+    """Of the prediction from latents [B, H, W, C], timesteps [B] and text states [B, T, K]."""
     ours = jax.jit(UNet(config).apply)({"params": params}, latents, timesteps, {"context": context})
     out = _run(lambda *inputs: theirs(*inputs).sample, theirs, [_channels_first(latents), timesteps, context])
     return difference("U-Net", ours, _channels_last(out))
 
 
 def decoder_difference(theirs: AutoencoderKL, config: VAEConfig, params: Any, latents: np.ndarray) -> Difference:
-    """Pixels from unscaled latents [B, H, W, C]."""
+    """Of the pixels from unscaled latents [B, H, W, C]."""
     ours = jax.jit(lambda p, z: VAE(config).apply({"params": p}, z, method="decode"))(params, latents)
     out = _run(lambda z: theirs.decode(z).sample, theirs, [_channels_first(latents)])
     return difference("VAE decoder", ours, _channels_last(out))
 
 
 def encoder_difference(theirs: AutoencoderKL, config: VAEConfig, params: Any, images: np.ndarray) -> Difference:
-    """Latent means of images [B, H, W, 3] in [-1, 1]."""
+    """Of the latent means of images [B, H, W, 3] in [-1, 1]."""
     ours = jax.jit(lambda p, x: VAE(config).apply({"params": p}, x, method="encode")[0])(params, images)
     out = _run(lambda x: theirs.encode(x).latent_dist.mean, theirs, [_channels_first(images)])
     return difference("VAE encoder", ours, _channels_last(out))
 
 
 def difference(what: str, ours: Any, theirs: np.ndarray, tolerance: float = TOLERANCE) -> Difference:
-    """Compares arrays of one shape; `tolerance` is a part of the largest of `theirs`."""
+    """Compares arrays of one shape; `tolerance` is relative to the largest absolute value in `theirs`."""
     ours = np.asarray(ours, np.float32)
     if ours.shape != theirs.shape:
         raise ValueError(f"{what}: shapes {ours.shape} and {theirs.shape}")
-    apart = np.abs(ours - theirs)
-    scale = float(np.abs(theirs).max())
-    return Difference(what, float(apart.max()), float(apart.mean()), scale, tolerance * scale)
+    differences, scale = np.abs(ours - theirs), float(np.abs(theirs).max())
+    return Difference(what, float(differences.max()), float(differences.mean()), scale, tolerance * scale)
 
 
 def _run(call: Callable[..., torch.Tensor], module: torch.nn.Module, inputs: Sequence[np.ndarray]) -> np.ndarray:

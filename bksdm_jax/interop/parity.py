@@ -1,4 +1,4 @@
-"""A whole pipeline by PyTorch Diffusers and by this package: every network, and images from the same noise."""
+"""Compares a pipeline in PyTorch Diffusers and in this package: each network, and images from the same noise."""
 
 import contextlib
 import dataclasses
@@ -34,7 +34,7 @@ from bksdm_jax.pipelines.save import SaveConfig, write_pipeline
 from bksdm_jax.pipelines.source import ModelOptions
 from bksdm_jax.sampling.text_to_image import SamplerConfig, generate_images, make_generate
 
-_LEVELS = 2.0  # of 255 that a pixel of the image may differ by
+_LEVELS = 2.0  # of 255, by which a pixel may differ
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,12 +43,12 @@ class CompareConfig(ModelOptions):
 
     Attributes:
         model: pipeline folder, single file, id on the hub, or `shapes_teacher`.
-        revision, variant, tokenizer, prediction: of the model, as `ModelSource` has them.
+        revision, variant, tokenizer, prediction: of the model, see `ModelSource`.
         prompts: one image each.
         seed: of the noise.
-        steps: PNDM steps; 0: the networks alone, no image.
+        steps: PNDM steps; 0: compare the networks only, no images.
         guidance_scale: of classifier-free guidance.
-        resolution: pixels; 0: what the model was made for.
+        resolution: pixels; 0: the model's own.
     """
 
     model: str
@@ -60,13 +60,13 @@ class CompareConfig(ModelOptions):
 
 
 def parity(config: CompareConfig, workdir: Path) -> list[Difference]:
-    """Writes `differences.json` and, where images are made, `images.png`: PyTorch's above, ours below.
+    """Writes `differences.json` and, if `steps` isn't 0, `images.png` with PyTorch's images above ours.
 
-    Both sides compute in float32. Pipelines that PyTorch can't read as they are (Flax folders, single files) are
-    converted for it first, so that their conversion is not part of the comparison.
+    Both sides compute in float32. Pipelines that PyTorch can't read directly (Flax folders, single files) are converted
+    by this package first, so the comparison doesn't cover reading them.
 
     Returns:
-        a difference for each network, and for the image in levels of 255.
+        a difference for each network, and for the images in levels of 255.
 
     Raises:
         InputError: a setting, file or folder can't be used.
@@ -89,8 +89,8 @@ def parity(config: CompareConfig, workdir: Path) -> list[Difference]:
         if config.steps:
             ours, expected = _images(pipeline, theirs, params, config, sampler, generate)
             save_png(workdir / "images.png", grid([expected, ours]))
-            apart = difference("image (levels)", ours, expected.astype(np.float32))
-            found.append(dataclasses.replace(apart, tolerance=_LEVELS))
+            levels = difference("image (levels)", ours, expected.astype(np.float32))
+            found.append(dataclasses.replace(levels, tolerance=_LEVELS))
     write_json(workdir / "differences.json", [dataclasses.asdict(one) | {"within": one.within} for one in found])
     return found
 
@@ -106,7 +106,7 @@ def difference_table(found: list[Difference]) -> str:
 
 @contextlib.contextmanager
 def _in_pytorch(pipeline: Pipeline, variant: str) -> Iterator[StableDiffusionPipeline]:
-    """The same pipeline in PyTorch, in float32, on its GPU if it has one."""
+    """The pipeline in PyTorch, in float32, on a GPU if there is one."""
     torch.backends.cudnn.allow_tf32 = False  # float32 means float32
     with tempfile.TemporaryDirectory() as scratch, waiting("loading in PyTorch"):
         path = pipeline.path
@@ -133,7 +133,7 @@ def _networks(
     tokens = pipeline.caption_inputs(prompts)["tokens"]
     expected = theirs.tokenizer(prompts, padding="max_length", max_length=tokens.shape[1], truncation=True).input_ids
     if not np.array_equal(tokens, expected):
-        raise InputError(f"{pipeline.path}: the tokenizers of PyTorch's pipeline and of this one disagree")
+        raise InputError(f"{pipeline.path}: PyTorch's tokenizer and this package's give different tokens")
     configs = pipeline.architectures.configs
     unet, vae, text = (configs[name] for name in ("unet", "vae", "text_encoder"))
     size, count = resolution // vae.factor, len(prompts)
@@ -161,7 +161,7 @@ def _images(
     sampler: SamplerConfig,
     generate: Any,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Ours and PyTorch's, uint8 [N, H, W, 3], from the same noise."""
+    """Our and PyTorch's images, uint8 [N, H, W, 3], from the same noise."""
     prompts = list(config.prompts)
     with waiting("images by this package"):
         numbered = list(enumerate(prompts))

@@ -1,1 +1,1 @@
-"""Scores of images: what they show, how well they fit their captions, how far they are from real ones."""
+"""Scores of images: their content, fit to captions and distance from real images."""

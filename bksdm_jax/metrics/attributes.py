@@ -1,4 +1,4 @@
-"""Attribute accuracy: which share of the facts that a caption of the shapes world states does its image show?"""
+"""Attribute accuracy: the share of a shapes-world caption's facts that its image shows."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -8,12 +8,12 @@ import numpy as np
 from bksdm_jax.metrics.bootstrap import Score, bootstrap
 from bksdm_jax.shapes.scenes import KINDS, Scene, agreeing_facts
 
-_SHIFTS = 20  # other captions that each image is held to for the level of chance
+_SHIFTS = 20  # other captions that each image is compared with to estimate chance
 
 
 @dataclasses.dataclass(frozen=True)
 class AttributeScore:
-    """A share of facts shown, what chance would give, and how many facts were asked for."""
+    """The share of facts shown, its chance level, and the number of facts."""
 
     accuracy: Score
     chance: float
@@ -23,21 +23,21 @@ class AttributeScore:
 def attribute_scores(asked: Sequence[Scene], shown: Sequence[Scene]) -> dict[str, AttributeScore]:
     """The accuracy of all facts (`all`), by kind of fact, and by the number of objects (`one object`, `two objects`).
 
-    A fact that the reader can't tell counts as not shown. Chance is the accuracy that correct pictures of other
-    captions of the same list would have.
+    A fact that the reader can't recognise counts as not shown. Chance is the accuracy that correct pictures of other
+    captions in the list would have.
 
     Args:
-        asked: what the captions state (`parse_caption`).
-        shown: what their images show (`read_scene`).
+        asked: the captions' scenes (`parse_caption`).
+        shown: the images' scenes (`read_scene`).
     """
     answers = _tallies(asked, shown)
     shifts = range(1, min(_SHIFTS, len(asked) - 1) + 1)
     guesses = sum((_tallies(asked, [*asked[shift:], *asked[:shift]]) for shift in shifts), np.zeros_like(answers))
     objects = np.array([len(scene.things) for scene in asked])
-    everything = np.full(len(asked), True)
-    scores = {"all": _share(answers, guesses, everything)}
+    every = np.full(len(asked), True)
+    scores = {"all": _share(answers, guesses, every)}
     for number, kind in enumerate(KINDS):
-        scores[kind] = _share(answers[:, [number]], guesses[:, [number]], everything)
+        scores[kind] = _share(answers[:, [number]], guesses[:, [number]], every)
     for count, name in ((1, "one object"), (2, "two objects")):
         if count in objects:
             scores[name] = _share(answers, guesses, objects == count)
@@ -45,17 +45,17 @@ def attribute_scores(asked: Sequence[Scene], shown: Sequence[Scene]) -> dict[str
 
 
 def unreadable_share(shown: Sequence[Scene]) -> float:
-    """Share of the scenes in which the reader couldn't tell some fact, or saw no object."""
+    """Share of the scenes in which the reader couldn't recognise some fact, or any object."""
 
-    def whole(scene: Scene) -> bool:
+    def readable(scene: Scene) -> bool:
         words = [word for thing in scene.things for word in dataclasses.astuple(thing)]
         return bool(words) and None not in (*words, scene.background)
 
-    return float(np.mean([not whole(scene) for scene in shown]))
+    return float(np.mean([not readable(scene) for scene in shown]))
 
 
 def _tallies(asked: Sequence[Scene], shown: Sequence[Scene]) -> np.ndarray:
-    """Facts by image and kind, [N, kinds, 2]: how many are shown, how many are asked for."""
+    """Numbers of facts shown and asked for, by image and kind, [N, kinds, 2]."""
     tallies = np.zeros((len(asked), len(KINDS), 2), int)
     for tally, *pair in zip(tallies, asked, shown, strict=True):
         for kind, right in agreeing_facts(*pair):
@@ -64,7 +64,7 @@ def _tallies(asked: Sequence[Scene], shown: Sequence[Scene]) -> np.ndarray:
 
 
 def _share(answers: np.ndarray, guesses: np.ndarray, chosen: np.ndarray) -> AttributeScore:
-    """Over all facts in tallies [N, kinds, 2] of the chosen images; resampled by image."""
+    """The accuracy over all facts in tallies [N, kinds, 2] of the chosen images; bootstrapped over images."""
 
     def ratio(rows: np.ndarray) -> float:
         shown, wanted = rows.sum(axis=0)

@@ -11,7 +11,7 @@ RESAMPLES = 1000
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """A figure and its 95% interval (None, None where a single image leaves no spread)."""
+    """A value and its 95% interval; None for a single image, which has no spread."""
 
     value: float
     low: float | None
@@ -22,10 +22,10 @@ def bootstrap(statistic: Callable[[np.ndarray], float], count: int, centred: boo
     """A statistic of `count` images, and the 95% percentile interval of its bootstrap distribution over images.
 
     Args:
-        statistic: of the images with the given indices, int [count].
-        count: images.
-        centred: the distribution is moved so that its mean is the statistic's value. For a Frechet distance, which is
-            larger throughout for resampled images than for the images themselves: its interval would lie beside it.
+        statistic: maps the indices of images, int [count], to a value.
+        count: number of images.
+        centred: shift the distribution so that its mean is the statistic's value; for Frechet distances, which are
+            larger for resampled images, so that the interval would not contain the value.
     """
     indices = np.arange(count)
     value = float(statistic(indices))

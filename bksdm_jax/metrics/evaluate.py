@@ -1,4 +1,4 @@
-"""Metrics by name, and what it takes to compute them in one pass over batches of images."""
+"""Metrics by name, computed in one pass over batches of images."""
 
 import dataclasses
 import tempfile
@@ -16,12 +16,12 @@ from bksdm_jax.metrics.sums import FeatureSums
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """A score, and what it needs.
+    """A score and the features that it needs.
 
     Attributes:
         score: (the images' `FeatureSums` or kept features [N, ...], the reference's sums or None) -> score.
-        images: what it needs of the images.
-        reference: what it needs of reference images, sums; None: it compares with none.
+        images: the features needed of the images.
+        reference: the sums needed of reference images; None: no reference.
     """
 
     score: Callable[..., Score]
@@ -30,12 +30,12 @@ class Metric:
 
 
 def mean_score(features: np.ndarray, _: None) -> Score:
-    """Mean of one number an image, [N], with its interval."""
+    """Mean of one number per image, [N], with its interval."""
     return bootstrap(lambda chosen: float(features[chosen].mean(dtype=np.float64)), len(features))
 
 
 def frechet_score(features: np.ndarray, reference: FeatureSums) -> Score:
-    """Frechet distance of features [N, D] to the reference's, with its interval."""
+    """Frechet distance between features [N, D] and the reference, with its interval."""
     normal = fit_normal(reference)
 
     def distance(chosen: np.ndarray) -> float:
@@ -52,12 +52,12 @@ METRICS = {
         frechet_score, Need("clip_shapes", "features", kept=True), reference=Need("clip_shapes", "features")
     ),
 }
-"""By their names in `scores.json`."""
+"""By name in `scores.json`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ReferenceStatistics:
-    """Number of reference images, and the sums over those of their features that metrics compare."""
+    """Number of reference images, and the sums over their features that metrics need."""
 
     images: int
     sums: Mapping[Need, FeatureSums]
@@ -69,7 +69,7 @@ def reference_statistics(
     metrics: Mapping[str, Metric] = METRICS,
     extractors: Mapping[str, Callable[[], Extractor]] = EXTRACTORS,
 ) -> ReferenceStatistics:
-    """What the metrics need of reference images; arguments and errors as `evaluate`."""
+    """The sums that the metrics need of reference images; arguments and errors as in `evaluate`."""
     sums = {metric.reference: FeatureSums() for metric in metrics.values() if metric.reference}
     return ReferenceStatistics(gather(batches, sums, extractors, batch_size), sums)
 
@@ -85,10 +85,10 @@ def evaluate(
 
     Args:
         batches: of any size; one is in memory at a time.
-        reference: of reference images, by the same metrics and extractors.
+        reference: for the same metrics and extractors.
         batch_size: images per program call.
         metrics: by name.
-        extractors: by the names that the metrics give.
+        extractors: by the names in the metrics' needs.
 
     Returns:
         the number of images, and the scores by name.

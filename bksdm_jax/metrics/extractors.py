@@ -1,4 +1,4 @@
-"""Networks that turn images into features, one row each."""
+"""Feature extractors: networks that turn images into features."""
 
 import dataclasses
 import functools
@@ -19,14 +19,14 @@ from bksdm_jax.pipelines.embedded import clip_folder
 
 @dataclasses.dataclass(frozen=True)
 class Extractor:
-    """A network with its parameters, and how images are brought to it.
+    """A network with its parameters and preprocessing.
 
     Attributes:
         size: height and width of its input, pixels.
-        resize: how images of another size get there, a key of `RESIZE_RULES`.
+        resize: rule for images of other sizes, a key of `RESIZE_RULES`.
         params: of the network, on the device.
         program: jitted; (params, uint8 [B, size, size, 3], text or None) -> features by name, each [B, ...].
-        text: captions -> what the program reads of them, arrays [B, ...].
+        text: captions -> the program's text input, arrays [B, ...].
     """
 
     size: int
@@ -42,27 +42,27 @@ class Extractor:
 
         Args:
             images: uint8 [N, H, W, 3].
-            captions: one for each image; without them there are no features that need text.
-            batch_size: images per program call; the last call is filled up with the last image.
+            captions: one per image; None: features that need text are left out.
+            batch_size: images per program call; the last call is padded with the last image.
 
         Raises:
-            InputError: the images' size isn't one that the resize rule takes.
+            InputError: images of a size that the resize rule doesn't accept.
         """
         images, count = RESIZE_RULES[self.resize](images, self.size), len(images)
-        parts = []
+        batches = []
         with exact_products("float32"):
             for start in range(0, count, batch_size):
                 chosen = np.arange(start, start + batch_size).clip(max=count - 1)
                 text = None if captions is None else self.text([captions[i] for i in chosen])
                 found = self.program(self.params, images[chosen], text)
-                parts.append({name: np.asarray(rows)[: count - start] for name, rows in found.items()})
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+                batches.append({name: np.asarray(rows)[: count - start] for name, rows in found.items()})
+        return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
 
 def clip_extractor(loaded: LoadedCLIP) -> Extractor:
     """CLIP: `features`, the image tower's states [B, width], and with captions `clip_cosine` [B].
 
-    The cosine is that of an image's direction with its own caption's.
+    The cosine is between each image's embedding and its own caption's.
     """
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), loaded.params)
 
@@ -70,9 +70,8 @@ def clip_extractor(loaded: LoadedCLIP) -> Extractor:
         tokens = loaded.tokenizer(captions)
         return tokens, loaded.tokenizer.ends(tokens)
 
-    return Extractor(
-        loaded.config.vision.image_size, "exact", params, functools.partial(_clip_features, loaded.config), text
-    )
+    program = functools.partial(_clip_features, loaded.config)
+    return Extractor(loaded.config.vision.image_size, "exact", params, program, text)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -85,13 +84,12 @@ def _clip_features(
     pixels = to_unit(images)
     found = {"features": apply("image_features", pixels)}
     if text is not None:
-        directions = unit_length(apply("embed_images", pixels))  # XLA computes the tower once
-        found["clip_cosine"] = jnp.sum(directions * unit_length(apply("embed_texts", *text)), axis=-1)
+        embeddings = unit_length(apply("embed_images", pixels))  # XLA computes the tower once
+        found["clip_cosine"] = jnp.sum(embeddings * unit_length(apply("embed_texts", *text)), axis=-1)
     return found
 
 
 def _exact(images: np.ndarray, size: int) -> np.ndarray:
-    """The images as they are, if they have the size."""
     height, width = images.shape[1:3]
     if (height, width) != (size, size):
         raise InputError(f"images: {width} x {height} pixels; this extractor takes {size} x {size}")
@@ -104,9 +102,9 @@ RESIZE_RULES: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {"exact": _ex
 
 @functools.cache
 def shapes_clip() -> Extractor:
-    """The small CLIP of the shapes world, which comes with the package."""
+    """The small CLIP of the shapes world, bundled with the package."""
     return clip_extractor(load_clip(clip_folder()))
 
 
 EXTRACTORS: dict[str, Callable[[], Extractor]] = {"clip_shapes": shapes_clip}
-"""By name; each is loaded when it is first called."""
+"""By name; each is loaded at its first call."""

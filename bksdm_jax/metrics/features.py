@@ -1,4 +1,4 @@
-"""One pass over batches of images: their features are summed, or kept in a file, and the images go."""
+"""One pass over batches of images, whose features are summed or kept in a file."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,13 +11,13 @@ from bksdm_jax.metrics.extractors import Extractor
 from bksdm_jax.metrics.sums import FeatureSums
 
 FEWEST = 2
-"""Images that have a spread."""
+"""Number of images that scores need at least."""
 Batch = tuple[np.ndarray, Sequence[str] | None]
-"""uint8 images [B, H, W, 3] and their captions, if any; from files or straight from a sampler."""
+"""uint8 images [B, H, W, 3] and their captions, if any."""
 
 
 class Need(NamedTuple):
-    """A feature of an extractor: the sums over all images, or (`kept`) the features of each."""
+    """An extractor's feature: its sums over all images, or (`kept`) its values for each image."""
 
     extractor: str
     feature: str
@@ -48,11 +48,11 @@ def gather(
     extractors: Mapping[str, Callable[[], Extractor]],
     batch_size: int,
 ) -> int:
-    """Shows every batch to the extractors, and adds what is needed of each to its receiver.
+    """Runs the extractors on every batch and adds the features to their receivers.
 
     Args:
         batches: of any size; one is in memory at a time.
-        receivers: by what they receive.
+        receivers: by the features that they receive.
         extractors: by name, as `EXTRACTORS`.
         batch_size: images per program call.
 

@@ -9,7 +9,7 @@ from bksdm_jax.metrics.sums import FeatureSums
 
 @dataclasses.dataclass(frozen=True)
 class Normal:
-    """The normal distribution fitted to features: mean [D], unbiased covariance [D, D] and its root, float64."""
+    """A normal distribution fitted to features: mean [D], unbiased covariance [D, D] and its square root, float64."""
 
     mean: np.ndarray
     covariance: np.ndarray
@@ -33,7 +33,7 @@ def frechet_distance(sums: FeatureSums, reference: Normal) -> float:
         reference: the second one.
 
     Returns:
-        at least 0, but for rounding; the fewer features, the larger: compare at equal N only.
+        at least 0 up to rounding; biased upwards for small N, so compare at equal N only.
     """
     covariance = sums.covariance()
     roots = np.sqrt(np.clip(np.linalg.eigvalsh(reference.root @ covariance @ reference.root), 0, None))

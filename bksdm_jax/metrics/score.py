@@ -19,12 +19,12 @@ from bksdm_jax.shapes.render import PIXELS
 
 @dataclasses.dataclass(frozen=True)
 class ScoreConfig:
-    """What is scored.
+    """What to score.
 
     Attributes:
         images: folder with `metadata.csv` (`file_name,text`), as `launch.sample` writes it.
-        reference: folder of real images with such a table; empty: held-out pictures of the shapes world, rendered.
-        reference_count: how many of these.
+        reference: folder of real images with such a table; empty: rendered held-out pictures of the shapes world.
+        reference_count: number of rendered pictures.
         batch_size: images per program call.
     """
 
@@ -44,17 +44,13 @@ def score(config: ScoreConfig, workdir: Path) -> dict[str, Any]:
         InputError: a setting, folder, table, image or caption can't be used; nothing is written then.
     """
     whole_number("config", "batch_size", config.batch_size)
-    batches = _folder_batches(config.images, config.batch_size)  # bad input is told before anything slow
+    batches = _folder_batches(config.images, config.batch_size)  # rejects bad input before anything slow
     reference = shapes_reference(config.reference, config.reference_count, config.batch_size)
     return _write(score_batches(batches, reference, config.batch_size), workdir)
 
 
 def shapes_reference(reference: str = "", reference_count: int = 1000, batch_size: int = 64) -> ReferenceStatistics:
-    """The statistics of real pictures of the shapes world; arguments as in `ScoreConfig`.
-
-    Raises:
-        InputError: a setting, folder, table or image can't be used.
-    """
+    """Reference statistics of the shapes world; arguments as in `ScoreConfig`, errors as in `score`."""
     whole_number("config", "reference_count", reference_count, FEWEST)
     if reference:
         batches = _folder_batches(reference, batch_size, captions=False)
@@ -69,7 +65,7 @@ def score_folder(images: str, reference: ReferenceStatistics, workdir: Path, bat
 
 
 def score_batches(batches: Iterable[Batch], reference: ReferenceStatistics, batch_size: int = 64) -> dict[str, Any]:
-    """Scores images of the shapes world as they come, from files or straight from a sampler.
+    """Scores images of the shapes world, from files or straight from a sampler.
 
     Args:
         batches: uint8 images [B, 64, 64, 3] with their captions; one batch is in memory at a time.
@@ -78,8 +74,8 @@ def score_batches(batches: Iterable[Batch], reference: ReferenceStatistics, batc
 
     Returns:
         `images` (their number), `attribute_accuracy` (by group, each with its interval, chance and number of facts),
-        `unreadable`, `clip_score_shapes` (mean cosine of image and caption), `fd_clip_shapes` (Frechet distance of the
-        image tower's states to those of `reference_images` real pictures).
+        `unreadable`, `clip_score_shapes` (mean cosine between image and caption), `fd_clip_shapes` (Frechet distance
+        between the image tower's states and those of `reference_images` real pictures).
 
     Raises:
         InputError: fewer than two images, or one whose size or caption isn't of the shapes world.
@@ -120,7 +116,7 @@ def _write(scores: dict[str, Any], workdir: Path) -> dict[str, Any]:
 
 
 def _folder_batches(folder: str, batch_size: int, captions: bool = True) -> Iterator[Batch]:
-    """A folder's images with their captions, or without; the table and all sizes are checked at once."""
+    """A folder's images, with or without captions; the table and all sizes are checked immediately."""
     examples = read_image_folder(folder)
     if len(examples) < FEWEST:
         raise InputError(f"{folder}: {len(examples)} image; scores need at least {FEWEST}")
@@ -136,7 +132,7 @@ def _folder_batches(folder: str, batch_size: int, captions: bool = True) -> Iter
 def _load_batches(examples: list[FileExample], batch_size: int, captions: bool) -> Iterator[Batch]:
     with Progress("reading images", len(examples)) as progress:
         for start in range(0, len(examples), batch_size):
-            part = examples[start : start + batch_size]
-            images = np.stack([load_image(entry.path) for entry in part])
-            yield images, [entry.text for entry in part] if captions else None
-            progress.advance(len(part))
+            batch = examples[start : start + batch_size]
+            images = np.stack([load_image(entry.path) for entry in batch])
+            yield images, [entry.text for entry in batch] if captions else None
+            progress.advance(len(batch))

@@ -1,4 +1,4 @@
-"""The shapes world's own scores: a reader tells which facts of its caption an image shows."""
+"""The shapes world's own scores, from the facts that a reader recognises in an image."""
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,14 +16,14 @@ from bksdm_jax.shapes.world import example
 
 
 class SceneReader:
-    """Reads scenes from batches that pass through on their way to the extractors."""
+    """Reads the scenes of batches on their way to the extractors."""
 
     def __init__(self) -> None:
         self._asked: list[Scene] = []
         self._shown: list[Scene] = []
 
     def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The same batches; `InputError` at a caption that isn't of the shapes world."""
+        """Yields the same batches; raises `InputError` at a caption that isn't of the shapes world."""
         for images, captions in batches:
             self._asked += map(parse_caption, captions)
             self._shown += map(read_scene, images)
@@ -48,7 +48,7 @@ def require_captions(folder: str, examples: Sequence[FileExample]) -> None:
 
 
 def heldout_batches(count: int, batch_size: int) -> Iterator[Batch]:
-    """The first `count` held-out pictures, rendered, with their captions."""
+    """Renders the first `count` held-out pictures, with their captions."""
     for start in range(0, count, batch_size):
         pairs = [example("heldout", index) for index in range(start, min(start + batch_size, count))]
         yield np.stack([picture for picture, _ in pairs]), [text for _, text in pairs]

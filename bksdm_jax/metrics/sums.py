@@ -1,18 +1,18 @@
-"""Running float64 sums over features: all that a mean or a Frechet distance needs of a set of images."""
+"""Running float64 sums over features, for means and Frechet distances."""
 
 import dataclasses
 
 import numpy as np
 
-_ROWS = 1024  # features that are converted to float64 at once
+_ROWS = 1024  # rows converted to float64 at a time
 
 
 @dataclasses.dataclass
 class FeatureSums:
     """Count, mean [D] and scatter [D, D] of features; the scatter is the sum of outer products about the mean.
 
-    Sums of parts are merged by the pairwise update of Chan, Golub and LeVeque (1979), which doesn't cancel as raw
-    second moments do.
+    Sums are merged by the pairwise update of Chan, Golub and LeVeque (1979), which avoids the cancellation that raw
+    second moments suffer.
     """
 
     count: int = 0
@@ -20,7 +20,7 @@ class FeatureSums:
     scatter: np.ndarray | float = 0.0
 
     def add(self, features: np.ndarray, chosen: np.ndarray | None = None) -> None:
-        """Adds features [N, D], or [N] for D = 1, of any float type; `chosen`: only those of these indices."""
+        """Adds features [N, D], or [N] for D = 1, of any float type; `chosen`: the indices of those to add."""
         chosen = np.arange(len(features)) if chosen is None else chosen
         for start in range(0, len(chosen), _ROWS):
             rows = features[chosen[start : start + _ROWS]].astype(np.float64)
@@ -30,17 +30,16 @@ class FeatureSums:
             self.merge(FeatureSums(len(rows), mean, rows.T @ rows))
 
     def merge(self, other: "FeatureSums") -> None:
-        """Adds what another part of the images gave."""
+        """Adds the sums over other images."""
         if other.count == 0:
             return
         count = self.count + other.count
-        apart = other.mean - self.mean
-        self.mean = self.mean + apart * (other.count / count)
-        self.scatter = (
-            self.scatter + other.scatter + np.multiply.outer(apart, apart) * (self.count * other.count / count)
-        )
+        difference = other.mean - self.mean
+        between = np.multiply.outer(difference, difference) * (self.count * other.count / count)
+        self.mean = self.mean + difference * (other.count / count)
+        self.scatter = self.scatter + other.scatter + between
         self.count = count
 
     def covariance(self) -> np.ndarray:
-        """Unbiased covariance [D, D]; needs two images."""
+        """Unbiased covariance [D, D] of at least two features."""
         return self.scatter / (self.count - 1)

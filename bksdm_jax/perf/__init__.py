@@ -1,1 +1,1 @@
-"""Benchmarks, and plans of a training step for devices that are not here."""
+"""Benchmarks, and plans of a train step for devices that aren't attached."""

@@ -1,4 +1,4 @@
-"""A U-Net call, a guided image and an update of distillation, timed on one device with arbitrary weights."""
+"""Times a U-Net call, a guided image and a distillation update on one device, with arbitrary weights."""
 
 import dataclasses
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from bksdm_jax.formats.unet_json import unet_from_diffusers
 from bksdm_jax.models.attention import require_attention
 from bksdm_jax.models.clip import clip_text_parameter_shapes
 from bksdm_jax.models.remat import require_remat
-from bksdm_jax.models.unet import Conditioning, UNet, parameter_shapes
+from bksdm_jax.models.unet import UNet, parameter_shapes
 from bksdm_jax.models.vae import vae_parameter_shapes
 from bksdm_jax.pipelines.pipeline import Architectures
 from bksdm_jax.pipelines.stable_diffusion import TEACHERS, stable_diffusion
@@ -37,8 +37,8 @@ class BenchConfig:
     """What to time.
 
     Attributes:
-        what: `unet`, a U-Net call and an image; `update`, of distillation; or `data`, the reading of data, of which
-            `resolution` and `repeats` are the only settings.
+        what: `unet`: a U-Net call and an image; `update`: a distillation update; `data`: reading data, which depends
+            on `resolution` and `repeats` only.
         generation: `v1` or `v2`.
         student: a preset, or a comma-separated list of removed blocks; `sd`: the teacher.
         widths: channels of the U-Net's stages; empty: Stable Diffusion's.
@@ -46,10 +46,10 @@ class BenchConfig:
         dtype: of the computations.
         resolution: pixels.
         steps: PNDM steps of the image; 0: time the U-Net only.
-        guidance_scale: above 1 the U-Net sees every image twice.
+        guidance_scale: above 1 the U-Net processes every image twice.
         repeats: timed calls.
         attention: of the U-Net, a key of `attention.IMPLEMENTATIONS`.
-        remat: of an update, a key of `remat.POLICIES`.
+        remat: of the update, a key of `remat.POLICIES`.
     """
 
     what: str = "unet"
@@ -67,10 +67,9 @@ class BenchConfig:
 
 
 def bench(config: BenchConfig) -> str:
-    """Times and returns the table: compile time, median, images per second, FLOP/s and share of the device's peak.
+    """Returns a table: compile time, median, images per second, FLOP/s and share of the device's peak.
 
-    Raises:
-        InputError: a setting that can't be used.
+    Raises `InputError` for settings that can't be used.
     """
     models, plan = _networks(config)
     vae, text = models.configs["vae"], models.configs["text_encoder"]
@@ -83,14 +82,14 @@ def bench(config: BenchConfig) -> str:
     each = sum(unet_cost(plan.student, size).values(), NOTHING)
     params = {"unet": arbitrary_weights(parameter_shapes(plan.student), dtype)}
     lines = _heading(config)
+    unet = UNet(plan.student, dtype, config.attention)
+
+    def call(params: Any, *inputs: Any) -> jax.Array:
+        return unet.apply({"params": params}, *inputs)
+
     with exact_products(config.dtype):
-        timing = time_program(
-            "U-Net calls",
-            _unet_call(UNet(plan.student, dtype, config.attention)),
-            params["unet"],
-            *_inputs(config, networks, size),
-            repeats=config.repeats,
-        )
+        inputs = _inputs(config, networks, size)
+        timing = time_program("U-Net calls", call, params["unet"], *inputs, repeats=config.repeats)
         lines.append(_row("U-Net call", timing, config, each))
         if config.steps:
             params["vae"] = arbitrary_weights(vae_parameter_shapes(vae), dtype)
@@ -99,19 +98,16 @@ def bench(config: BenchConfig) -> str:
             inputs = captions, {"tokens": captions["tokens"][:1]}, image_keys(0, np.arange(config.batch_size))
             timing = time_program("images", generate, params, *inputs, repeats=config.repeats)
             calls = (config.steps + 1) * (2 if config.guidance_scale > 1 else 1)
-            whole = text_encoder_cost(text) + each.times(calls) + decoder_cost(vae, size)
-            lines.append(_row(f"image, {config.steps} steps", timing, config, whole))
+            cost = text_encoder_cost(text) + each.times(calls) + decoder_cost(vae, size)
+            lines.append(_row(f"image, {config.steps} steps", timing, config, cost))
     return "\n".join(lines)
 
 
 def bench_update(config: BenchConfig) -> str:
-    """Times an update of distillation from cached latents, and returns the table.
+    """Returns a table as `bench`, for a distillation update from cached latents.
 
-    The text encoder is left out: text states come from its embeddings alone. FLOP/s count the teacher forward and the
-    student forward and twice backward.
-
-    Raises:
-        InputError: a setting that can't be used.
+    The text encoder has no layers, only its embeddings. FLOP/s count the teacher's forward pass and the student's
+    forward and backward pass (twice the forward).
     """
     models, plan = _networks(config)
     dtype = compute_dtype(config.dtype)
@@ -136,7 +132,7 @@ def bench_update(config: BenchConfig) -> str:
 
         def call() -> Any:
             nonlocal state
-            state, metrics = compiled(state, frozen, batch)  # which takes the former state's memory
+            state, metrics = compiled(state, frozen, batch)  # donates the old state's memory
             return metrics
 
         return call
@@ -148,7 +144,7 @@ def bench_update(config: BenchConfig) -> str:
 
 
 def _networks(config: BenchConfig) -> tuple[Architectures, RemovalPlan]:
-    """The networks of a generation, with the widths that are asked for, and the student; the settings are checked."""
+    """The networks of a generation with the config's widths, and the student; checks the settings."""
     known_name("config", "generation", config.generation, TEACHERS)
     for key, least in (("batch_size", 1), ("resolution", 8), ("repeats", 1)):
         whole_number("config", key, getattr(config, key), least)
@@ -162,13 +158,6 @@ def _networks(config: BenchConfig) -> tuple[Architectures, RemovalPlan]:
         models = models.with_denoiser(unet_from_diffusers(facts))
     require_resolution(config.resolution, models)
     return models, plan_removal(models.denoiser, removed_blocks(config.student))
-
-
-def _unet_call(unet: UNet) -> Any:
-    def call(params: Any, latents: jax.Array, timesteps: jax.Array, conditioning: Conditioning) -> jax.Array:
-        return unet.apply({"params": params}, latents, timesteps, conditioning)
-
-    return call
 
 
 def _inputs(config: BenchConfig, networks: Architectures, size: int) -> tuple[Any, ...]:

@@ -1,4 +1,4 @@
-"""The update of a run, compiled for devices that need not be here."""
+"""A run's update, compiled for devices that need not be attached."""
 
 import dataclasses
 import math
@@ -23,15 +23,15 @@ from bksdm_jax.training.train_step import TrainStep, make_train_step
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """What the compiler says of an update, by device.
+    """The compiler's figures for an update, per device.
 
     Attributes:
-        images: in a micro-batch, on one device.
-        arguments: bytes by part of what stays in memory, the program itself included.
-        temporaries: bytes that the update takes besides; None if it doesn't fit.
-        bytes_accessed: of an update, custom calls' included.
+        images: of a micro-batch on one device.
+        arguments: bytes that stay in memory, by part, including the program itself.
+        temporaries: further bytes during the update; None if it doesn't fit.
+        bytes_accessed: by an update, including custom calls.
         traffic: collectives by kind.
-        refused: what the compiler said if it doesn't fit.
+        refused: the compiler's message if it doesn't fit.
     """
 
     images: int
@@ -43,12 +43,12 @@ class Compiled:
 
     @property
     def needed(self) -> float:
-        """Bytes in all; infinite if the compiler refused."""
+        """Total bytes; infinite if it doesn't fit."""
         return math.inf if self.temporaries is None else sum(self.arguments.values()) + self.temporaries
 
 
 def planned_step(config: DistillConfig, plan: RemovalPlan, networks: Architectures, mesh: Mesh) -> TrainStep:
-    """The update of a run, as shapes alone."""
+    """A run's update, from shapes only."""
     captions = networks.kind.caption_shapes(networks.configs)
     empty = {name: np.zeros(one.shape, one.dtype) for name, one in captions.items()}
     objective = objective_of(config, make_problem(config, plan, networks, empty), config.plan.cached)
@@ -58,12 +58,12 @@ def planned_step(config: DistillConfig, plan: RemovalPlan, networks: Architectur
 def compile_update(
     config: DistillConfig, plan: RemovalPlan, networks: Architectures, devices: Sequence[Any]
 ) -> Compiled:
-    """Compiles an update for these devices; nothing is run, and no weights are needed."""
+    """Compiles an update for these devices, without running it or reading weights."""
     mesh = make_mesh(config.fsdp, list(devices))
     step = planned_step(config, plan, networks, mesh)
     images = config.batch_size // config.accumulation // len(devices)
-    parts = _parts(step)
-    platforms = ("tpu",) if devices[0].platform == "tpu" else None  # this machine's own
+    arguments = _argument_bytes(step)
+    platforms = ("tpu",) if devices[0].platform == "tpu" else None  # None: this machine's own
     with (
         exact_products(config.dtype),
         jax.set_mesh(mesh),
@@ -75,20 +75,20 @@ def compile_update(
         except Exception as error:  # the compiler's own types
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            return Compiled(images, parts, None, refused=in_short(error, 300))
-    memory, told = compiled.memory_analysis(), CompiledProgram(compiled.as_text(), len(devices))
-    padding = max(0, memory.argument_size_in_bytes - told.parameter_bytes())  # arrays fill whole tiles
+            return Compiled(images, arguments, None, refused=in_short(error, 300))
+    memory, program = compiled.memory_analysis(), CompiledProgram(compiled.as_text(), len(devices))
+    padding = max(0, memory.argument_size_in_bytes - program.parameter_bytes())  # arrays are padded to tiles
     return Compiled(
         images,
-        parts | {"padding, program": padding + memory.generated_code_size_in_bytes},
+        arguments | {"padding, program": padding + memory.generated_code_size_in_bytes},
         memory.temp_size_in_bytes + max(0, memory.output_size_in_bytes - memory.alias_size_in_bytes),
-        compiled.cost_analysis()["bytes accessed"] * told.loop_factor() + told.custom_call_bytes(),
-        told.collectives(),
+        compiled.cost_analysis()["bytes accessed"] * program.loop_factor() + program.custom_call_bytes(),
+        program.collectives(),
     )
 
 
-def _parts(step: TrainStep) -> dict[str, int]:
-    """Bytes on one device of what is there throughout."""
+def _argument_bytes(step: TrainStep) -> dict[str, int]:
+    """Bytes on one device that stay allocated, by part."""
     trees = {
         "teacher": step.frozen.get("teacher", {}),
         "text encoder, VAE": {name: params for name, params in step.frozen.items() if name != "teacher"},

@@ -1,4 +1,4 @@
-"""What making one image costs: text encoder, U-Net and decoder together, a teacher's beside its students'."""
+"""The cost of one image (text encoder, U-Net, decoder) for a teacher and its students."""
 
 import contextlib
 import dataclasses
@@ -30,14 +30,14 @@ class CostConfig:
     """What to count.
 
     Attributes:
-        generation: `v1` or `v2`, Stable Diffusion itself; or empty, and
-        pipeline: folder, single file or id on the hub, whose configs are read and whose weights aren't.
+        generation, pipeline: Stable Diffusion `v1` or `v2`; or a folder, single file or id on the hub, of which only
+            the configs are read. Give one of the two.
         students: presets, or lists of removed blocks (separated by `+` within one list), separated by commas; empty:
             every preset.
-        resolution: pixels; 0: what the U-Net was made for.
-        steps: U-Net calls of one image.
-        latency: time the networks on the present device.
-        dtype: of what is timed.
+        resolution: pixels; 0: the U-Net's own.
+        steps: U-Net calls per image.
+        latency: time the networks on this device.
+        dtype: of the timed computations.
         repeats: timed calls.
     """
 
@@ -52,13 +52,12 @@ class CostConfig:
 
 
 def cost_report(config: CostConfig) -> str:
-    """The table of a teacher and its students, and if wanted how long their networks take.
+    """The table of a teacher and its students, with `latency` also their networks' times.
 
-    Raises:
-        InputError: a setting that can't be used, or a pipeline that can't be read.
+    Raises `InputError` for settings that can't be used and pipelines that can't be read.
     """
     if bool(config.generation) == bool(config.pipeline):
-        raise InputError("generation: give either generation (v1 or v2, as a variant of the config) or pipeline")
+        raise InputError("generation: give either generation (v1 or v2, as the config's variant) or pipeline")
     for key, least in (("resolution", 0), ("steps", 1), ("repeats", 1)):
         whole_number("config", key, getattr(config, key), least)
     compute_dtype(config.dtype)
@@ -86,7 +85,7 @@ def cost_report(config: CostConfig) -> str:
 
 
 def _possible(teacher: UNetConfig) -> list[str]:
-    """The presets that this teacher has the blocks for: a student of another has fewer."""
+    """The presets whose removed blocks this teacher has."""
     found = []
     for name, preset in PRESETS.items():
         with contextlib.suppress(InputError):
@@ -96,7 +95,7 @@ def _possible(teacher: UNetConfig) -> list[str]:
 
 
 def _latencies(models: Mapping[str, Architectures], size: int, config: CostConfig) -> str:
-    """Milliseconds of one call of each network at batch 1; text encoder and decoder are the teacher's in all models."""
+    """Milliseconds of one call of each network at batch 1; all models share the teacher's text encoder and decoder."""
     teacher, dtype = next(iter(models.values())), compute_dtype(config.dtype)
     text, vae = teacher.configs["text_encoder"], teacher.configs["vae"]
     tokens = np.zeros((1, text.max_length), np.int32)
@@ -122,9 +121,8 @@ def _latencies(models: Mapping[str, Architectures], size: int, config: CostConfi
         for name, networks in models.items():
             unet = networks.denoiser
             time = np.full(1, 500, np.int32)
-            call = milliseconds(
-                f"U-Net of {name}", UNet(unet, dtype), parameter_shapes(unet), latents, time, conditioning
-            )
+            inputs = latents, time, conditioning
+            call = milliseconds(f"U-Net of {name}", UNet(unet, dtype), parameter_shapes(unet), *inputs)
             image = encoding + config.steps * call + decoding
             first = first or (call, image)
             lines.append(f"{name:<12}{call:>14,.1f}{call / first[0]:>8.1%}{image:>14,.1f}{image / first[1]:>8.1%}")

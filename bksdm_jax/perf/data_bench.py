@@ -1,4 +1,4 @@
-"""How fast training's data can be read on this machine, and what preparing them takes of memory."""
+"""The speed of reading training data on this machine, and the memory that preparing them takes."""
 
 import io
 import multiprocessing
@@ -27,18 +27,18 @@ from bksdm_jax.data.sources import open_examples
 from bksdm_jax.data.tables import write_table
 
 _FILES, _BATCH = 512, 32
-_REPEATED = 1024  # times, since to shuffle few is slow
+_REPEATED = 1024  # copies of the list of files, since shuffling few examples is slow
 _LATENTS = 1024
 _FEW, _MANY = 2_000, 20_000
 _TOKENS = 77
 
 
 def bench_data(resolution: int, repeats: int) -> str:
-    """Measures and returns the lines to print; everything is made in a temporary folder.
+    """Measures in a temporary folder and returns the lines to print.
 
     Args:
-        resolution: pixels of the images; an eighth of it are the latents'.
-        repeats: of each reading, in turns, of which medians count.
+        resolution: of the images, pixels; the latents' is an eighth.
+        repeats: timed runs of each program, which take turns; the medians are reported.
 
     Raises:
         InputError: a setting that can't be used.
@@ -52,7 +52,7 @@ def bench_data(resolution: int, repeats: int) -> str:
 
 
 def _decoding(folder: Path, resolution: int, repeats: int) -> Iterator[str]:
-    """Pillow alone, this package's function, and the stream with all cores, on the same files."""
+    """Pillow alone, this package's function, and the training stream on all cores, on the same files."""
     folder.mkdir()
     paths = [folder / f"{index:03d}.jpg" for index in range(_FILES)]
     for index, path in enumerate(paths):
@@ -71,10 +71,11 @@ def _decoding(folder: Path, resolution: int, repeats: int) -> Iterator[str]:
     examples = [FileExample(path, path.name, "a caption") for path in paths * _REPEATED]
     stream = _stream(examples, resolution, cores)
     rates = _rates({"Pillow": pillow, "ours": ours}, _FILES, repeats)
-    rates |= _rates({"stream": lambda: _take(stream, 4 * _FILES)}, 4 * _FILES, repeats)  # with nothing read ahead
+    rates |= _rates({"stream": lambda: _take(stream, 4 * _FILES)}, 4 * _FILES, repeats)  # far more than is prefetched
+    ratio = rates["ours"] / rates["Pillow"]
     yield f"decoding JPEG, {resolution}x{resolution}, one core: {rates['ours']:.0f} images/s"
-    yield f"  Pillow's open, resize, crop on one core: {rates['Pillow']:.0f} ({_ratio(rates, 'ours', 'Pillow')})"
-    yield f"  training's stream, {cores} workers: {rates['stream']:.0f} ({rates['stream'] / cores:.0f} a core)"
+    yield f"  Pillow's open, resize, crop on one core: {rates['Pillow']:.0f} ({ratio:.2f}x)"
+    yield f"  training stream, {cores} workers: {rates['stream']:.0f} ({rates['stream'] / cores:.0f} per core)"
 
 
 def _latents(folder: Path, resolution: int, repeats: int) -> Iterator[str]:
@@ -97,7 +98,7 @@ def _latents(folder: Path, resolution: int, repeats: int) -> Iterator[str]:
 
 
 def _memory(folder: Path) -> Iterator[str]:
-    """Of processes of their own, since a process's highest resident set never sinks."""
+    """Peak memory, each in a new process, since a process's peak never falls."""
     peaks = []
     for count in (_FEW, _MANY):
         source = folder / f"source_{count}"
@@ -108,18 +109,17 @@ def _memory(folder: Path) -> Iterator[str]:
             (source / name).write_bytes(data)
         write_table(source / "metadata.csv", ("file_name", "text"), [(name, "a caption") for name in names])
         receiver, sender = multiprocessing.Pipe(duplex=False)
-        process = multiprocessing.get_context("spawn").Process(
-            target=_prepare_and_tell, args=(sender, source, folder / f"set_{count}")
-        )
+        arguments = sender, source, folder / f"set_{count}"
+        process = multiprocessing.get_context("spawn").Process(target=_prepare_and_report, args=arguments)
         process.start()
         peaks.append(receiver.recv() / 2**20)
         process.join()
-    yield f"preparing {_FEW:,} and {_MANY:,} images: {peaks[0]:.0f} and {peaks[1]:.0f} MiB resident at the most"
+    yield f"preparing {_FEW:,} and {_MANY:,} images: peak resident memory {peaks[0]:.0f} and {peaks[1]:.0f} MiB"
 
 
-def _prepare_and_tell(sender: multiprocessing.connection.Connection, source: Path, workdir: Path) -> None:
+def _prepare_and_report(sender: multiprocessing.connection.Connection, source: Path, workdir: Path) -> None:
     prepare(PrepareConfig(str(source), workers=1), workdir)
-    status = Path("/proc/self/status").read_text(encoding="ascii")  # `getrusage` tells the parent's peak, if higher
+    status = Path("/proc/self/status").read_text(encoding="ascii")  # `getrusage` includes the parent's peak
     sender.send(int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024)
 
 
@@ -138,7 +138,7 @@ def _no_tokens(texts: Sequence[str]) -> dict[str, np.ndarray]:
 
 
 def _rates(programs: dict[str, Callable[[], object]], count: int, repeats: int) -> dict[str, float]:
-    """Each program's median of images per second, the programs taking turns; the first turn isn't counted."""
+    """Median images per second of each program; the programs take turns, and the first turn isn't counted."""
     times: dict[str, list[float]] = {name: [] for name in programs}
     for turn in range(repeats + 1):
         for name, program in programs.items():
@@ -149,16 +149,11 @@ def _rates(programs: dict[str, Callable[[], object]], count: int, repeats: int) 
     return {name: count / statistics.median(found) for name, found in times.items()}
 
 
-def _ratio(rates: dict[str, float], ours: str, theirs: str) -> str:
-    return f"{rates[ours] / rates[theirs]:.2f}x"
-
-
 def _photograph(seed: int, size: int, file_format: str) -> bytes:
-    """A file that compresses as photographs do: smooth colours and some noise."""
+    """An image file that compresses like a photograph: smooth colours and some noise."""
     generator = np.random.default_rng(seed)
     smooth = Image.fromarray(generator.integers(0, 256, (8, 8, 3), np.uint8)).resize((size, size))
     noise = generator.normal(0, 6, (size, size, 3))
     buffer = io.BytesIO()
-    pixels = np.clip(np.asarray(smooth) + noise, 0, 255).astype(np.uint8)
-    Image.fromarray(pixels).save(buffer, file_format)
+    Image.fromarray(np.clip(np.asarray(smooth) + noise, 0, 255).astype(np.uint8)).save(buffer, file_format)
     return buffer.getvalue()

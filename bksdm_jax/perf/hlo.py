@@ -1,13 +1,14 @@
-"""What a compiled program's text says of it: collectives, and what custom calls read and write."""
+"""Figures from a compiled program's HLO text: collectives, and the traffic of custom calls."""
 
 import dataclasses
+import functools
 import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-_BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "c64": 64, "c128": 128}  # others end in theirs: f32, s8
+_BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "c64": 64, "c128": 128}  # other names end in it: f32, s8
 _ARRAY = re.compile(r"\b(pred|bf16|c64|c128|[fsu]\d+)(?:e\w+)?\[([\d,]*)\]")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.+?) ([a-z][a-z\-]*)\((.*)$")
@@ -18,7 +19,7 @@ _CONDITION = re.compile(r"condition=%?([\w.\-]+)")
 _OPERANDS = re.compile(r"operand_layout_constraints=\{(.*?)\}, (?:frontend_attributes|metadata|backend_config)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _GROUPS = re.compile(r"replica_groups=(?:\{\{([\d,]+)\}|\[\d+,(\d+)\])")  # {{0,1},{2,3}}, or [2,2]<=[4]
-# Kind -> (bytes of its result on one device, devices that take part) -> bytes that a device sends in a ring.
+# Kind -> (bytes of the result on one device, participating devices) -> bytes that a device sends in a ring.
 _SENT: dict[str, Callable[[int, int], int]] = {
     "all-reduce": lambda size, among: 2 * size * (among - 1) // among,
     "all-gather": lambda size, among: size * (among - 1) // among,
@@ -32,12 +33,12 @@ _NO_TRAFFIC = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast",
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-    """A collective, in one update.
+    """All collectives of one kind in an update.
 
     Attributes:
-        count: how often it runs.
-        bytes: of its results, on one device.
-        sent: bytes that a device sends in it, where rings are used.
+        count: number of runs.
+        bytes: of their results on one device.
+        sent: bytes that a device sends, assuming rings.
     """
 
     count: int
@@ -46,7 +47,7 @@ class Traffic:
 
 
 def array_bytes(text: str) -> int:
-    """Bytes of all arrays whose shapes stand in a text such as `(f32[2,3]{1,0}, bf16[4])`."""
+    """Bytes of all arrays in a shape such as `(f32[2,3]{1,0}, bf16[4])`."""
     total = 0
     for kind, dimensions in _ARRAY.findall(text):
         bits = _BITS.get(kind) or int(re.sub(r"\D", "", kind))
@@ -64,10 +65,10 @@ class _Instruction(NamedTuple):
 
 
 class CompiledProgram:
-    """A compiled program; what is inside its loops counts as often as they turn."""
+    """A compiled program; instructions inside loops are counted once per iteration."""
 
     def __init__(self, text: str, devices: int) -> None:
-        """Reads `compiled.as_text()` of a program for so many devices."""
+        """Parses `compiled.as_text()` of a program for `devices` devices."""
         self._devices = devices
         self._computations: dict[str, list[_Instruction]] = {}
         self._entry = current = ""
@@ -82,9 +83,7 @@ class CompiledProgram:
 
     def collectives(self) -> dict[str, Traffic]:
         """Collectives by kind."""
-        counts: Counter[str] = Counter()
-        sizes: Counter[str] = Counter()
-        sent: Counter[str] = Counter()
+        counts, sizes, sent = Counter[str](), Counter[str](), Counter[str]()
         for computation, instructions in self._computations.items():
             for instruction in instructions:
                 kind = instruction.kind.removesuffix("-start")
@@ -92,23 +91,23 @@ class CompiledProgram:
                     times, size = self._times[computation], _result_bytes(instruction)
                     counts[kind] += times
                     sizes[kind] += times * size
-                    sent[kind] += times * _SENT[kind](size, self._among(instruction))
+                    sent[kind] += times * _SENT[kind](size, self._group_size(instruction))
         return {kind: Traffic(counts[kind], sizes[kind], sent[kind]) for kind in COLLECTIVES if counts[kind]}
 
     def parameter_bytes(self) -> int:
-        """Bytes of the program's arguments, without the padding that a device may add."""
+        """Bytes of the program's arguments, without a device's padding."""
         instructions = self._computations.get(self._entry, ())
         return sum(array_bytes(one.shape) for one in instructions if one.kind == "parameter")
 
-    def _among(self, instruction: _Instruction) -> int:
-        """How many devices take part in each group of a collective; all where it doesn't say."""
+    def _group_size(self, instruction: _Instruction) -> int:
+        """Devices in each replica group of a collective; all if it names no groups."""
         found = _GROUPS.search(instruction.rest)
         if not found:
             return self._devices
         return len(found[1].split(",")) if found[1] else int(found[2])
 
     def custom_call_bytes(self) -> int:
-        """Bytes that the program's own kernels read and write, which XLA's cost analysis leaves out."""
+        """Bytes that custom kernels read and write, which XLA's cost analysis leaves out."""
         return sum(
             self._times[computation] * (array_bytes(shape) + array_bytes(_OPERANDS.search(rest)[1]))
             for computation, instructions in self._computations.items()
@@ -117,16 +116,16 @@ class CompiledProgram:
         )
 
     def loop_factor(self) -> float:
-        """Bytes of the whole program in parts of those that XLA's cost analysis tells: it counts a loop's turn once."""
-        once = whole = 0
+        """Factor from XLA's bytes accessed, which count one iteration of each loop, to those of all iterations."""
+        once = total = 0
         for computation in self._sequences():
             size = self._bytes_of(computation)
             once += size
-            whole += size * self._times[computation]
-        return whole / once if once else 1.0
+            total += size * self._times[computation]
+        return total / once if once else 1.0
 
     def _sequences(self) -> list[str]:
-        """The computations whose instructions run one after the other: the entry, loops' bodies, branches, calls."""
+        """The computations that aren't fused: the entry, loop bodies, branches, calls."""
         found = [self._entry]
         for computation in found:
             for instruction in self._computations.get(computation, ()):
@@ -135,7 +134,7 @@ class CompiledProgram:
         return found
 
     def _bytes_of(self, computation: str) -> int:
-        """Results and operands of its instructions, fusions as wholes."""
+        """Bytes of its instructions' results and operands; a fusion counts as one instruction."""
         instructions = self._computations.get(computation, ())
         sizes = {instruction.name: array_bytes(instruction.shape) for instruction in instructions}
         total = 0
@@ -145,8 +144,8 @@ class CompiledProgram:
                 total += sizes[name] + sum(sizes.get(operand, 0) for operand in operands)
         return total
 
-    def _turns(self, instruction: _Instruction) -> int:
-        """Of a loop: as XLA notes it or, for TPUs, the bound that its condition compares its counter with."""
+    def _iterations(self, instruction: _Instruction) -> int:
+        """Of a loop: XLA's known trip count or, for TPUs, the bound in the loop's condition."""
         if instruction.kind != "while":
             return 1
         if trips := _TRIPS.search(instruction.rest):
@@ -158,21 +157,18 @@ class CompiledProgram:
         return bounds[0] if counts and len(bounds) == 1 else 1
 
     def _count_runs(self) -> Mapping[str, int]:
-        """How often each computation runs in one run of the program."""
+        """Number of times that each computation runs in one run of the program."""
         callers: dict[str, list[tuple[str, int]]] = defaultdict(list)
         for computation, instructions in self._computations.items():
             for instruction in instructions:
                 for called in _called(instruction.rest):
-                    callers[called].append((computation, self._turns(instruction)))
-        known: dict[str, int] = {}
+                    callers[called].append((computation, self._iterations(instruction)))
 
+        @functools.cache
         def times(computation: str) -> int:
-            if computation not in known:
-                known[computation] = 1  # an entry; and no program calls itself
-                above = callers.get(computation)
-                if above:
-                    known[computation] = sum(times(caller) * turns for caller, turns in above)
-            return known[computation]
+            if computation not in callers:  # the entry; HLO has no recursion
+                return 1
+            return sum(times(caller) * iterations for caller, iterations in callers[computation])
 
         return {computation: times(computation) for computation in self._computations}
 
@@ -183,7 +179,7 @@ def _called(rest: str) -> list[str]:
 
 
 def _result_bytes(instruction: _Instruction) -> int:
-    """Of a collective; that of an asynchronous one but all-reduce is a tuple of operands, results and context."""
+    """Of a collective; asynchronous ones but all-reduce return a tuple of operands, results and context."""
     shape = instruction.shape
     if instruction.kind.endswith("-start") and instruction.kind != "all-reduce-start" and shape.startswith("("):
         return array_bytes(_elements(shape)[1])
@@ -191,7 +187,7 @@ def _result_bytes(instruction: _Instruction) -> int:
 
 
 def _elements(shape: str) -> list[str]:
-    """Those of a tuple: `((f32[2], s8[3]), f32[4])` has two."""
+    """Top-level elements of a tuple: `((f32[2], s8[3]), f32[4])` has two."""
     depth, found = 0, [""]
     for character in shape[1:-1]:
         depth += {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}.get(character, 0)

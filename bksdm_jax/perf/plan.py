@@ -1,4 +1,4 @@
-"""A run's update, compiled ahead of time for the devices that it is meant for, and what that says of the run."""
+"""Memory, time and cost of a run, from its update compiled ahead of time for its devices."""
 
 import dataclasses
 import math
@@ -19,11 +19,11 @@ from bksdm_jax.tasks.distill.losses import weighted_pairs
 from bksdm_jax.training.config import require_whole_batches
 from bksdm_jax.training.sharding import make_mesh
 
-_LIKELY = 0.4  # of the peak: an assumption, which nothing here has measured
+_LIKELY = 0.4  # of the peak; an assumption, not measured
 
 
 def plan_run(config: DistillConfig) -> str:
-    """Compiles the update of a run and returns what to print.
+    """Compiles a run's update and returns the report.
 
     Raises:
         InputError: a setting that can't be used, or devices that can't be compiled for; nothing is compiled then.
@@ -33,15 +33,15 @@ def plan_run(config: DistillConfig) -> str:
     networks = _networks(config)
     require_resolution(config.resolution, networks)
     plan = plan_removal(networks.denoiser, removed_blocks(config.student))
-    weighted_pairs(plan, config.loss.feature_source, config.loss.feature_scales)  # raises, where a name is unknown
+    weighted_pairs(plan, config.loss.feature_source, config.loss.feature_scales)  # raises for unknown names
     target = target_of(config.topology)
     devices = len(target.devices)
-    make_mesh(config.fsdp, list(target.devices))  # raises, where they don't divide
+    make_mesh(config.fsdp, list(target.devices))  # raises if fsdp doesn't divide them
     require_whole_batches(config, devices)
     work = count_work(config, plan, networks)
 
     def compile_with(images: int) -> Compiled:
-        """With so many images of a micro-batch on each device."""
+        """`images` of a micro-batch on each device."""
         sized = dataclasses.replace(config, batch_size=images * config.accumulation * devices)
         return compile_update(sized, plan, networks, target.devices)
 
@@ -72,52 +72,46 @@ def _about(config: DistillConfig, target: Target) -> list[str]:
         f"{config.resolution} px from {'cached latents' if config.plan.cached else 'images'}, {config.dtype}, "
         f"attention {config.attention}, remat {config.remat}",
         f"{devices} x {name}{where}, data {devices // config.fsdp} x fsdp {config.fsdp}",
-        f"{config.batch_size} images an update: {config.accumulation} micro-batch(es), {devices} device(s) of {images}",
+        f"{config.batch_size} images per update: {config.accumulation} micro-batch(es), {images} on each of {devices} "
+        "device(s)",
     ]
 
 
 def memory_lines(compiled: Compiled, target: Target) -> list[str]:
-    """What a device's memory holds, by part, and whether it fits."""
-    lines = ["memory of one device, GiB"]
+    """A device's memory by part, and whether it suffices."""
     rows = dict(compiled.arguments)
     if compiled.temporaries is not None:
-        rows["temporaries"] = compiled.temporaries
-    lines += [f"  {name:20} {size / 2**30:8.2f}" for name, size in rows.items()]
+        rows |= {"temporaries": compiled.temporaries, "total": compiled.needed}
+    lines = ["memory of one device, GiB", *(f"  {name:20} {size / 2**30:8.2f}" for name, size in rows.items())]
     if compiled.temporaries is None:
         return [*lines, f"fits: no ({compiled.refused})"]
-    lines.append(f"  {'in all':20} {compiled.needed / 2**30:8.2f}")
     if not target.memory:
-        return [*lines, "fits: not known, as the device's memory isn't"]
+        return [*lines, "fits: unknown, as the device's memory is unknown"]
     free = target.memory - compiled.needed
-    answer = "yes" if free >= 0 else "no"
-    whole = f" of {target.chip.memory / 2**30:.1f}" if target.chip else ""
-    return [
-        *lines,
-        f"fits: {answer}; {target.memory / 2**30:.1f}{whole} GiB may be used, {abs(free) / 2**30:.2f} "
-        f"{'are left' if free >= 0 else 'are missing'}",
-    ]
+    answer, difference = ("yes", "are left") if free >= 0 else ("no", "are missing")
+    total = f" of {target.chip.memory / 2**30:.1f}" if target.chip else ""
+    usable = f"{target.memory / 2**30:.1f}{total} GiB can be used"
+    return [*lines, f"fits: {answer}; {usable}, {abs(free) / 2**30:.2f} {difference}"]
 
 
 def work_lines(config: DistillConfig, work: Work, compiled: Compiled, target: Target) -> list[str]:
-    """FLOPs and bytes, and the time and money that they take by the roofline of the chips' peaks."""
+    """FLOPs and bytes, and time and cost by a roofline estimate from the chips' peaks."""
     devices, chip = len(target.devices), target.chip
     passes = "teacher forward, " if config.loss.distils else ""
     passes += f"student {'twice ' if config.remat == 'full' else ''}forward and backward"
     share = config.batch_size / devices
-    each = work.of(config.batch_size) / config.batch_size
-    lines = [
-        f"{each / 1e12:.3f} TFLOP an image; {passes} {work.passes / 1e12:.3f} ({each / work.passes - 1:+.1%})",
-    ]
+    each = work.image + work.update / config.batch_size
+    lines = [f"{each / 1e12:.3f} TFLOP per image; {passes} {work.passes / 1e12:.3f} ({each / work.passes - 1:+.1%})"]
     if compiled.temporaries is None:
         return lines
     lines.append(
-        f"{compiled.bytes_accessed / share / 1e9:.2f} GB accessed an image, "
-        f"{compiled.temporaries / compiled.images / 2**30:.2f} GiB of temporaries for each in a micro-batch"
+        f"{compiled.bytes_accessed / share / 1e9:.2f} GB accessed per image, "
+        f"{compiled.temporaries / compiled.images / 2**30:.2f} GiB of temporaries per image of a micro-batch"
     )
     peak = peak_flops(chip, config.dtype)
     if not peak:
         name = chip.name if chip else target.devices[0].device_kind
-        return [*lines, f"time and money: not known, as the peak of {name} in {config.dtype} isn't"]
+        return [*lines, f"time and cost: unknown, as the peak of {name} in {config.dtype} is unknown"]
     flops = share * work.image + work.update / config.fsdp
     times = {"compute": flops / peak, "memory": compiled.bytes_accessed / chip.bandwidth}
     if chip.links:
@@ -127,20 +121,21 @@ def work_lines(config: DistillConfig, work: Work, compiled: Compiled, target: Ta
     days = config.steps * step / 86_400
     likely = max(days, config.steps * flops / (peak * _LIKELY) / 86_400)
     lines += [
-        "an update at the chips' peaks: " + ", ".join(f"{name} {seconds:.3f} s" for name, seconds in times.items()),
-        f"so {step:.3f} s by the roofline, {bound}-bound: {config.batch_size / step:.1f} images/s",
-        f"{config.steps:,} updates: {days:.2f} days by the roofline, {likely:.2f} if compute has {_LIKELY:.0%} of peak",
+        "one update at the chips' peaks: " + ", ".join(f"{name} {seconds:.3f} s" for name, seconds in times.items()),
+        f"roofline: {step:.3f} s, {bound}-bound, {config.batch_size / step:.1f} images/s",
+        f"{config.steps:,} updates: {days:.2f} days by the roofline, {likely:.2f} if compute is at {_LIKELY:.0%} of "
+        "peak",
     ]
     if config.plan.price:
         least, more = (24 * amount * devices * config.plan.price for amount in (days, likely))
-        lines.append(f"money at {config.plan.price:g} a chip and hour: {least:,.0f} and {more:,.0f}")
+        lines.append(f"cost at {config.plan.price:g} per chip and hour: {least:,.0f} and {more:,.0f}")
     return lines
 
 
 def _traffic(compiled: Compiled) -> list[str]:
     if not compiled.traffic:
         return ["no collectives"]
-    lines = ["collectives of an update, on one device: results, and bytes sent around rings"]
+    lines = ["collectives of one update, per device: count, bytes of results, bytes sent in rings"]
     for kind, traffic in compiled.traffic.items():
         size, sent = traffic.bytes / 2**30, traffic.sent / 2**30
         lines.append(f"  {kind:20} {traffic.count:6} x, {size:8.3f} GiB, {sent:8.3f} GiB")
@@ -150,36 +145,37 @@ def _traffic(compiled: Compiled) -> list[str]:
 def largest_lines(
     config: DistillConfig, compiled: Compiled, target: Target, compile_with: Callable[[int], Compiled]
 ) -> list[str]:
-    """The largest micro-batch, by a line through what two of them need.
+    """The largest micro-batch, extrapolated linearly from the memory of two.
 
     Args:
         config: the run.
         compiled: its update.
         target: the devices, whose memory is known.
-        compile_with: compiles the update with other micro-batches.
+        compile_with: compiles the update for another number of images per device.
     """
     refused = None
     while compiled.temporaries is None:
         refused = compiled.images
         if refused == 1:
-            return ["largest batch: not even one image of a micro-batch fits on a device"]
+            return ["largest micro-batch: not even one image per device fits"]
         compiled = compile_with(refused // 2)
     other = compiled.images * 2 if compiled.images == 1 else compiled.images // 2
     second = compile_with(other) if other != refused else None
     if second is None or second.temporaries is None:
-        return [f"largest micro-batch: {compiled.images} image(s) a device; {other} don't fit"]
+        return [f"largest micro-batch: {compiled.images} image(s) per device; {other} don't fit"]
     slope = (second.needed - compiled.needed) / (second.images - compiled.images)
     images = compiled.images
     if slope > 0:
         images = max(images + math.floor((target.memory - compiled.needed) / slope), 0)
     images = min(images, refused - 1) if refused else images
     lines = [
-        f"each image of a micro-batch takes {slope / 2**30:.2f} GiB more, so that {images} a device fit: "
-        f"{images * len(target.devices)} at once, updates of {images * len(target.devices) * config.accumulation}"
+        f"each image of a micro-batch takes another {slope / 2**30:.2f} GiB, so {images} per device fit: "
+        f"{images * len(target.devices)} per micro-batch, {images * len(target.devices) * config.accumulation} per "
+        "update"
     ]
     if config.plan.confirm and images:
         third = compile_with(images)
-        said = "refused by the compiler" if third.temporaries is None else f"{third.needed / 2**30:.2f} GiB"
+        found = "rejected by the compiler" if third.temporaries is None else f"{third.needed / 2**30:.2f} GiB"
         answer = "yes" if third.needed <= target.memory else "no"
-        lines.append(f"compiled with {images} a device: {said}; fits: {answer}")
+        lines.append(f"compiled with {images} per device: {found}; fits: {answer}")
     return lines

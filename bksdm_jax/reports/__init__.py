@@ -1,1 +1,1 @@
-"""Pages about finished experiments, made from the files that these leave."""
+"""Pages about finished experiments, made from the experiments' files."""

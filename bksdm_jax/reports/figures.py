@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 INK = {"light": "#1f2430", "dark": "#e6e8ee"}
-_SHORT = 24  # letters of a label, of which two stand beside each other
+_SHORT = 24  # characters of labels that fit into two columns
 Curve = tuple[Sequence[float], Sequence[float]]
 
 
@@ -36,18 +36,18 @@ def line_plot(curves: Mapping[str, Curve], y_label: str, theme: str) -> str:
     with matplotlib.rc_context(options):
         columns = 2 if max(map(len, curves), default=0) <= _SHORT else 1
         lines = math.ceil(len(curves) / columns)
-        figure = Figure(figsize=(5.2, 3.0 + 0.22 * lines), layout="constrained")  # the legend stands above the axes
+        figure = Figure(figsize=(5.2, 3.0 + 0.22 * lines), layout="constrained")  # the legend is above the axes
         axes = figure.add_subplot()
         styles = matplotlib.color_sequences["tab10"]
         for index, (label, (x, y)) in enumerate(curves.items()):
-            dashes = "-" if index % 2 == 0 else "--"  # of two curves that coincide both are seen
+            dashes = "-" if index % 2 == 0 else "--"  # shows both of two curves that coincide
             axes.plot(x, y, color=styles[index % len(styles)], label=label, linewidth=1.6, linestyle=dashes)
         axes.set_yscale("log")
         axes.set_xlabel("optimiser updates")
         axes.set_ylabel(y_label)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-        figure.legend(frameon=False, fontsize=9, ncols=columns, loc="outside upper left")  # no curve lies under it
+        figure.legend(frameon=False, fontsize=9, ncols=columns, loc="outside upper left")
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     return buffer.getvalue()

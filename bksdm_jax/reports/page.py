@@ -1,8 +1,7 @@
-"""The HTML page of a comparison: one file, everything inside."""
+"""The HTML page of a comparison, a single self-contained file."""
 
 import base64
 import csv
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -12,29 +11,14 @@ from bksdm_jax.base.files import atomic_file, read_json
 from bksdm_jax.reports.figures import Curve, line_plot, read_metrics
 
 COLUMNS = 8
-"""Captions in the grid of images."""
+"""Number of captions in the image grid."""
 
 GROUPS = ("all", "shape", "colour", "size", "place", "background", "count", "one object", "two objects")
-"""Of facts, in the order of the table."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Plot:
-    """A figure in both themes, as data URIs."""
-
-    light: str
-    dark: str
+"""Groups of facts, in the table's order."""
 
 
 def write_page(workdir: Path) -> Path:
-    """Writes `report.html` from `report.json`, the images below `samples/` and the metrics below `models/`.
-
-    Returns:
-        the page.
-
-    Raises:
-        InputError: `report.json` can't be read.
-    """
+    """Writes `report.html` from `report.json` and the files below `samples/` and `models/`, and returns its path."""
     report = read_json(workdir / "report.json")
     trained = [row for row in report["rows"] if row["trained"]]
     metrics = {row["label"]: read_metrics(workdir / "models" / row["name"] / "metrics.csv") for row in trained}
@@ -42,7 +26,7 @@ def write_page(workdir: Path) -> Path:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("bksdm_jax.reports", "."), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters["count"] = _count
+    environment.filters["count"] = lambda number: f"{number / 1e6:,.2f} M"
     page = environment.get_template("report.html.j2").render(
         report=report,
         config=report["config"],
@@ -68,15 +52,15 @@ def _features(columns: dict[str, Any]) -> dict[str, Curve]:
     return {name.removeprefix("feature/"): _curve(columns, name) for name in names}
 
 
-def _plot(curves: dict[str, Curve], y_label: str) -> Plot | None:
+def _plot(curves: dict[str, Curve], y_label: str) -> dict[str, str] | None:
+    """A figure as a data URI for each theme."""
     if not curves:
         return None
-    svg = {theme: line_plot(curves, y_label, theme).encode() for theme in ("light", "dark")}
-    return Plot(**{theme: _uri(data, "image/svg+xml") for theme, data in svg.items()})
+    return {theme: _uri(line_plot(curves, y_label, theme).encode(), "image/svg+xml") for theme in ("light", "dark")}
 
 
 def _grid(workdir: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Captions, and each row's images of them."""
+    """The captions, and each row's images for them."""
     with (workdir / "prompts.csv").open(encoding="utf-8", newline="") as file:
         captions = [row["text"] for row in csv.DictReader(file)][:COLUMNS]
     images = {
@@ -91,8 +75,3 @@ def _grid(workdir: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _uri(data: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def _count(number: int) -> str:
-    """`5.73 M`."""
-    return f"{number / 1e6:,.2f} M"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +28,15 @@ _MAY_CHANGE = ("batch_size", "prompts")  # the texts themselves are recorded
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SampleConfig(SamplerConfig, ModelOptions):
-    """A folder of images to make. How they are made is explained in `SamplerConfig`.
+    """What to sample; see `SamplerConfig` for the sampler's settings.
 
     Attributes:
         model: pipeline folder, single file, id on the hub, or `shapes_teacher`.
-        prompts: `.txt` or `.csv` file; or else
-        prompt: one prompt.
-        batch_size: images per program call; in float32 an image doesn't depend on it beyond rounding.
+        prompts, prompt: a `.txt` or `.csv` file of prompts, or a single prompt; give one of the two.
+        batch_size: images per program call; in float32 it changes an image only by rounding.
         resolution: pixels; 0: the model's own.
         dtype: of the networks' computations, `float32` or `bfloat16`.
-        revision, variant, tokenizer, prediction: of the model, as `ModelSource` has them.
+        revision, variant, tokenizer, prediction: of the model, see `ModelSource`.
     """
 
     model: str
@@ -47,18 +47,17 @@ class SampleConfig(SamplerConfig, ModelOptions):
     dtype: str = "float32"
 
     def sampler_config(self, resolution: int) -> SamplerConfig:
-        """How the images are made; `resolution` is the model's own."""
+        """The sampler's settings; `resolution` is the model's own."""
         names = [field.name for field in dataclasses.fields(SamplerConfig)]
         settings = {name: getattr(self, name) for name in names}
         return SamplerConfig(**settings | {"resolution": self.resolution or resolution})
 
 
 def sample(config: SampleConfig, workdir: Path) -> int:
-    """Writes `images/000000.png`, ... and, when all are there, `metadata.csv` (`file_name,text`).
+    """Writes `images/000000.png`, ... and, once all exist, `metadata.csv` (`file_name,text`).
 
-    Images that an interrupted call left are kept. Prompts from a `.csv` leave their own `file_name` in a third column
-    of the table, `source`. `timing.json` holds `seconds_per_image`, the median over the program calls of this run; a
-    call makes `batch_size` images, and compiling isn't counted.
+    Images of an interrupted call are kept. The `file_name` of prompts from a `.csv` becomes the table's third column,
+    `source`. `timing.json` holds `seconds_per_image`, the median over this call's program calls, without compiling.
 
     Returns:
         the number of images.
@@ -88,30 +87,32 @@ def sample(config: SampleConfig, workdir: Path) -> int:
         if missing:
             with waiting("compiling the sampler"):
                 generate = _compiled(generate, params, pipeline.caption_inputs([""]), config.batch_size)
-        calls = []
+        made = generate_images(generate, params, pipeline.caption_inputs, sampler, missing, config.batch_size)
         with Progress("images", len(prompts), len(prompts) - len(missing)) as progress:
-            last = time.perf_counter()
-            made = generate_images(generate, params, pipeline.caption_inputs, sampler, missing, config.batch_size)
-            for position, (index, image) in enumerate(made):
-                if position % config.batch_size == 0:
-                    calls.append(time.perf_counter() - last)
-                    _write_timing(workdir / "timing.json", calls, config.batch_size)
-                save_png(images / _name(index), image)
-                progress.advance()
-                last = time.perf_counter()
+            _save(made, workdir, config.batch_size, progress)
     _write_table(workdir / "metadata.csv", prompts)
     return len(prompts)
 
 
+def _save(made: Iterator[tuple[int, np.ndarray]], workdir: Path, batch_size: int, progress: Progress) -> None:
+    """Writes each image as it comes, and `timing.json` after each program call."""
+    calls = []
+    last = time.perf_counter()
+    for position, (index, image) in enumerate(made):
+        if position % batch_size == 0:
+            calls.append(time.perf_counter() - last)
+            timing = {"batch_size": batch_size, "seconds_per_image": float(np.median(calls)) / batch_size}
+            write_json(workdir / "timing.json", timing)
+        save_png(workdir / "images" / _name(index), image)
+        progress.advance()
+        last = time.perf_counter()
+
+
 def _compiled(generate: Any, params: dict[str, Any], empty: CaptionInputs, batch_size: int) -> Generate:
-    """The program, compiled; `empty` are the caption inputs of one caption."""
+    """`generate`, compiled; `empty` are the inputs of one empty caption."""
     captions = jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype), empty)
     keys = jax.eval_shape(image_keys, 0, jax.ShapeDtypeStruct((batch_size,), jnp.uint32))
     return generate.lower(params, captions, empty, keys).compile()
-
-
-def _write_timing(path: Path, calls: list[float], batch_size: int) -> None:
-    write_json(path, {"batch_size": batch_size, "seconds_per_image": float(np.median(calls)) / batch_size})
 
 
 def _prompts(config: SampleConfig) -> list[Prompt]:
@@ -125,9 +126,6 @@ def _name(index: int) -> str:
 
 
 def _write_table(path: Path, prompts: list[Prompt]) -> None:
-    sources = any(prompt.source for prompt in prompts)
-    rows = [
-        (f"images/{_name(index)}", prompt.text, *([prompt.source] if sources else []))
-        for index, prompt in enumerate(prompts)
-    ]
-    write_table(path, ("file_name", "text", *(["source"] if sources else [])), rows)
+    columns = 3 if any(prompt.source for prompt in prompts) else 2
+    rows = [(f"images/{_name(index)}", prompt.text, prompt.source) for index, prompt in enumerate(prompts)]
+    write_table(path, ("file_name", "text", "source")[:columns], [row[:columns] for row in rows])

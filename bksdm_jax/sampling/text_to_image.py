@@ -24,11 +24,11 @@ class SamplerConfig:
 
     Attributes:
         steps: sampler steps (PNDM calls the U-Net once more).
-        guidance_scale: of classifier-free guidance; at most 1 switches it off.
+        guidance_scale: of classifier-free guidance; values up to 1 switch it off.
         resolution: pixels.
         sampler: a key of `SAMPLERS`.
         seed: image number i starts from noise drawn with `fold_in(key(seed), i)`.
-        negative_prompt: what guidance leads away from.
+        negative_prompt: what guidance steers away from.
         attention: of the U-Net, a key of `attention.IMPLEMENTATIONS`.
     """
 
@@ -42,20 +42,20 @@ class SamplerConfig:
 
 
 MOST_SEED = 2**32 - 1
-"""Larger seeds would be cut to 32 bits without a word."""
+"""Larger seeds would silently be cut to 32 bits."""
 CaptionInputs = Callable[[Sequence[str]], dict[str, np.ndarray]]
-"""Captions -> what the pipeline takes of them, arrays [N, ...]; `Pipeline.caption_inputs` is one."""
+"""Captions -> the text encoders' inputs, arrays [N, ...], as `Pipeline.caption_inputs`."""
 Generate = Callable[[dict[str, Any], Any, Any, jax.Array], jax.Array]
-"""(parameters by network, caption inputs [B, ...], those of the negative prompt [1, ...], keys [B] or starting noise
+"""(parameters by network, caption inputs [B, ...], the negative prompt's inputs [1, ...], keys [B] or starting noise
 [B, h, w, C]) -> uint8 [B, H, W, 3]."""
 
 
 def require_sampler(config: SamplerConfig, networks: Architectures) -> None:
-    """Holds a sampler's settings to what the networks can do.
+    """Checks a sampler's settings for these networks.
 
     Raises:
-        InputError: an unknown sampler, steps that the schedule doesn't have, a resolution that the networks can't halve
-            as often as they do, or a seed or guidance scale out of range.
+        InputError: an unknown sampler, more steps than the schedule has, a resolution that doesn't fit the networks, or
+            a seed or guidance scale out of range.
     """
     known_name("config", "sampler", config.sampler, SAMPLERS)
     timesteps(networks.schedule, config.steps)
@@ -65,18 +65,14 @@ def require_sampler(config: SamplerConfig, networks: Architectures) -> None:
 
 
 def require_resolution(resolution: int, networks: Architectures) -> None:
-    """Raises `InputError` if the networks can't halve so many pixels as often as they do."""
+    """Raises `InputError` unless the resolution is a multiple of the networks' total downsampling."""
     multiple = networks.factor * networks.denoiser.downscale
     if resolution < multiple or resolution % multiple:
         raise InputError(f"resolution: {resolution} pixels; this model needs a multiple of {multiple}")
 
 
 def make_generate(networks: Architectures, config: SamplerConfig, dtype: jnp.dtype = jnp.float32) -> Generate:
-    """Builds the program that makes images; jit it, or call it inside another.
-
-    Raises:
-        InputError: as `require_sampler` and `require_attention`.
-    """
+    """Builds the function that makes images, to be jitted; raises as `require_sampler` and `require_attention`."""
     require_sampler(config, networks)
     require_attention(config.attention, dtype)
     shape = networks.latent_shape(config.resolution)
@@ -105,15 +101,15 @@ def generate_images(
     prompts: Sequence[tuple[int, str]],
     batch_size: int,
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Images for numbered prompts, `batch_size` to a program call (the last call is filled up).
+    """Makes images of numbered prompts.
 
     Args:
         generate: from `make_generate` with the same `config`, jitted.
         params: parameters by network.
-        caption_inputs: of the pipeline.
+        caption_inputs: the pipeline's.
         config: as for `make_generate`.
         prompts: (image number, prompt).
-        batch_size: images per program call.
+        batch_size: images per program call; the last call is padded with the last prompt.
 
     Yields:
         (image number, uint8 [H, W, 3]) in the order of `prompts`.

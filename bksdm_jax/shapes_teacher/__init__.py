@@ -1,1 +1,1 @@
-"""Makes the shapes teacher from nothing: autoencoder, CLIP, U-Net."""
+"""Trains the shapes teacher from scratch: autoencoder, CLIP, U-Net."""

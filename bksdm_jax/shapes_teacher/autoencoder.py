@@ -12,16 +12,16 @@ from bksdm_jax.models.vae import VAE, VAEConfig
 from bksdm_jax.shapes.render import PIXELS
 from bksdm_jax.shapes.scenes import PLACES, parse_caption
 from bksdm_jax.shapes_teacher.phase import shuffled
-from bksdm_jax.training.train_step import Batch, Frozen, Loss
+from bksdm_jax.training.train_step import Batch, Frozen, Loss, LossAndTerms
 
 VAE_CONFIG = VAEConfig(widths=(16, 32, 32, 64), layers_per_block=1, norm_groups=8)
-"""Halved three times as SD's, to 4 channels. Its scaling factor is measured after training."""
+"""Downsamples by 8 to 4 channels, as SD's does; the scaling factor is measured after training."""
 KL_WEIGHT = 3e-4
-"""Of the divergence from the standard normal, mean over latents, beside the reconstruction, mean over pixels."""
+"""Weight of the KL divergence (mean over latents) relative to the reconstruction (mean over pixels)."""
 OBJECT_WEIGHT = 5.0
-"""Of pixels that differ from the background: they are few, and everything depends on them."""
+"""Weight of the few pixels that differ from the background."""
 CROP = 32
-"""Pixels of the crops that training begins with: they hold an object and cost a quarter of an image."""
+"""Size in pixels of the crops that training starts with: they show an object at a quarter of an image's cost."""
 
 
 def autoencoder_loss(config: VAEConfig) -> Loss:
@@ -32,9 +32,7 @@ def autoencoder_loss(config: VAEConfig) -> Loss:
     """
     vae = VAE(config)
 
-    def loss(
-        params: Any, ema: Any, frozen: Frozen, batch: Batch, keys: jax.Array
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss(params: Any, ema: Any, frozen: Frozen, batch: Batch, keys: jax.Array) -> LossAndTerms:
         del ema
         images = to_unit(batch["images"])
         mean, log_variance = vae.apply({"params": params}, images, method="encode")
@@ -53,14 +51,14 @@ def autoencoder_loss(config: VAEConfig) -> Loss:
 
 
 def whole_images(images: np.ndarray, batch_size: int, seed: int, first: int = 0) -> Iterator[dict[str, np.ndarray]]:
-    """Endless random batches of images from `first` on, with the colour of their first pixel, which is background."""
+    """Endless random batches of images and their background (the first pixel's colour), starting with batch `first`."""
     return shuffled({"images": images, "background": images[:, 0, 0]}, batch_size, seed, first)
 
 
 def object_crops(
     images: np.ndarray, captions: Sequence[str], batch_size: int, seed: int, first: int = 0
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Endless random batches of CROP x CROP windows around one of an image's objects, likewise."""
+    """As `whole_images`, of CROP x CROP windows around one of each image's objects."""
     middles = [[PLACES[thing.place] for thing in parse_caption(text).things] for text in captions]
     for number, batch in enumerate(shuffled({"index": np.arange(len(images))}, batch_size, seed, first), start=first):
         rng, windows = np.random.default_rng([seed, 2, number]), []

@@ -1,4 +1,4 @@
-"""The teacher's CLIP: captions and pictures pulled together, wrong pairs pushed apart."""
+"""The teacher's CLIP: contrastive training on captions and pictures."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -14,15 +14,15 @@ from bksdm_jax.models.clip_pair import CLIP, CLIPConfig, CLIPVisionConfig
 from bksdm_jax.pipelines.tokenizer import Tokenizer
 from bksdm_jax.shapes.render import PIXELS, render
 from bksdm_jax.shapes.scenes import Scene, caption, neighbour, parse_caption
-from bksdm_jax.training.train_step import Batch, Frozen, Loss
+from bksdm_jax.training.train_step import Batch, Frozen, Loss, LossAndTerms
 
 WIDTH = 64
 GROUP = 4
-"""Pictures that differ in one fact, side by side in a batch: without them the colours alone would do."""
+"""Pictures of a batch that differ in a single fact; otherwise the colours alone would tell captions apart."""
 
 
 def clip_config(vocabulary: int) -> CLIPConfig:
-    """Both towers, small."""
+    """Two small towers."""
     tower = {"width": WIDTH, "mlp_width": 4 * WIDTH, "layers": 3, "heads": 4}
     text = CLIPTextConfig(vocab_size=vocabulary, **tower)
     return CLIPConfig(text, CLIPVisionConfig(image_size=PIXELS, patch_size=8, **tower), WIDTH)
@@ -31,33 +31,29 @@ def clip_config(vocabulary: int) -> CLIPConfig:
 def contrastive_loss(config: CLIPConfig) -> Loss:
     """Symmetric cross-entropy of the scaled cosines (Radford et al. 2021, figure 3).
 
-    Batches have `images` uint8 [M, H, W, 3], `tokens` int32 [M, T] and their `ends` int32 [M]. Tokens after the end
-    change nothing, since the text tower is causal; so T may be short.
+    Batches have `images` uint8 [M, H, W, 3], `tokens` int32 [M, T] and their `ends` int32 [M]. T may be short, since
+    the text tower is causal and ignores tokens after the end.
     """
     clip = CLIP(config)
 
-    def loss(
-        params: Any, ema: Any, frozen: Frozen, batch: Batch, keys: jax.Array
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss(params: Any, ema: Any, frozen: Frozen, batch: Batch, keys: jax.Array) -> LossAndTerms:
         del ema
         logits = clip.apply({"params": params}, batch["tokens"], batch["ends"], to_unit(batch["images"]))
-        right = jnp.arange(len(logits))
-        entropies = [
-            optax.softmax_cross_entropy_with_integer_labels(scores, right).mean() for scores in (logits, logits.T)
-        ]
-        total = (entropies[0] + entropies[1]) / 2
-        hits = jnp.mean((logits.argmax(axis=1) == right).astype(jnp.float32))
+        labels = jnp.arange(len(logits))
+        entropy = optax.softmax_cross_entropy_with_integer_labels
+        total = (entropy(logits, labels).mean() + entropy(logits.T, labels).mean()) / 2
+        hits = jnp.mean((logits.argmax(axis=1) == labels).astype(jnp.float32))
         return total, {"loss": total, "retrieved": hits}
 
     return loss
 
 
 def groups(captions: list[str], tokenizer: Tokenizer, seed: int) -> dict[str, np.ndarray]:
-    """Each caption with its picture, and GROUP - 1 neighbours of it with theirs.
+    """Each caption and GROUP - 1 of its neighbours, with their pictures.
 
     Returns:
-        `images` uint8 [N, GROUP, H, W, 3], `tokens` int32 [N, GROUP, T] without the padding that all share, and
-        `ends` int32 [N, GROUP].
+        `images` uint8 [N, GROUP, H, W, 3], `tokens` int32 [N, GROUP, T] without common padding, and `ends` int32
+        [N, GROUP].
     """
     rng = np.random.default_rng([seed, 1])
     scenes: list[Scene] = []

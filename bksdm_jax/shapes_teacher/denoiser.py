@@ -12,19 +12,19 @@ from bksdm_jax.pipelines.pipeline import Architectures
 from bksdm_jax.pruning.removal import plan_removal
 from bksdm_jax.tasks.distill.losses import LossWeights
 from bksdm_jax.tasks.distill.objective import Problem, drop_captions, make_loss, noise_latents
-from bksdm_jax.training.train_step import Batch, Frozen, Loss
+from bksdm_jax.training.train_step import Batch, Frozen, Loss, LossAndTerms
 
 WIDTHS = (64, 64, 96, 96)
 HEADS = 4
 CAPTION_DROPOUT = 0.1
-"""Share of the examples whose caption is replaced by the empty one, so that guidance has something to lead from."""
+"""Share of the captions that are replaced by the empty one, for classifier-free guidance."""
 
 MIN_SNR_GAMMA = 5.0
-"""Of the weights by noise level: where an object goes is decided at high noise."""
+"""Of the weights by noise level: objects are placed at high noise."""
 
 
 def unet_config(context_width: int) -> UNetConfig:
-    """SD v1's four stages with two (up: three) pairs each, at these widths, for 8x8 latents."""
+    """SD v1's four stages with two (up: three) ResNet-attention pairs each, at these widths, for 8x8 latents."""
     last = len(WIDTHS) - 1
     down = [Stage(width, HEADS, ("RA" if i < last else "R",) * 2, i < last) for i, width in enumerate(WIDTHS)]
     up = [Stage(width, HEADS, ("RA" if i > 0 else "R",) * 3, i < last) for i, width in enumerate(reversed(WIDTHS))]
@@ -39,26 +39,21 @@ def unet_config(context_width: int) -> UNetConfig:
 
 
 def denoising_loss(networks: Architectures, empty: Mapping[str, np.ndarray]) -> Loss:
-    """The task loss alone: a distillation without a teacher of a student that lost nothing.
+    """The task loss of a distillation that removes no blocks and has no teacher; `empty`: the empty caption's inputs.
 
     Batches have `mean` and `log_variance` float32 [M, h, w, C] and `tokens` int32 [M, T]; frozen is `text_encoder`.
-
-    Args:
-        networks: the architectures.
-        empty: the empty caption's inputs.
     """
     weights = LossWeights(1.0, 0.0, 0.0, MIN_SNR_GAMMA)
     problem = Problem(plan_removal(networks.denoiser, ()), networks, weights)
-    clean = make_loss(problem)
+    loss_of_noisy = make_loss(problem)
 
-    def loss(
-        params: Any, ema: Any, frozen: Frozen, batch: Batch, keys: jax.Array
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss(params: Any, ema: Any, frozen: Frozen, batch: Batch, keys: jax.Array) -> LossAndTerms:
         del ema
         halves = jax.vmap(jax.random.split)(keys)
         dropped = jax.vmap(lambda key: jax.random.bernoulli(key, CAPTION_DROPOUT))(halves[:, 0])
         captions = drop_captions({"tokens": batch["tokens"]}, empty, dropped)
         moments = batch["mean"], batch["log_variance"]
-        return clean(params, frozen, noise_latents(problem, jnp.float32, frozen, *moments, captions, halves[:, 1]))
+        noisy = noise_latents(problem, jnp.float32, frozen, *moments, captions, halves[:, 1])
+        return loss_of_noisy(params, frozen, noisy)
 
     return loss

@@ -1,4 +1,4 @@
-"""The shapes teacher from nothing, as one call."""
+"""The shapes teacher from scratch, as one call."""
 
 import dataclasses
 import functools
@@ -37,7 +37,7 @@ from bksdm_jax.shapes_teacher.denoiser import denoising_loss
 from bksdm_jax.shapes_teacher.denoiser import unet_config as small_unet
 from bksdm_jax.shapes_teacher.phase import Phase, shuffled, train_phase
 
-_ENCODED_AT_ONCE = 250
+_ENCODER_BATCH = 250
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,9 +46,9 @@ class TeacherConfig:
 
     Attributes:
         seed: of everything random.
-        dataset: name of the set, `full` or `demo`.
-        vae_images, clip_groups: how many of its first examples these two see.
-        vae_crops, vae, clip, unet: steps, batch and rate; CLIP's batches are counted in groups.
+        dataset: of the shapes world, `full` or `demo`.
+        vae_images, clip_groups: number of examples that the autoencoder and CLIP are trained on.
+        vae_crops, vae, clip, unet: steps, batch size and learning rate; CLIP's batches are counted in groups.
     """
 
     vae_crops: Phase
@@ -62,7 +62,7 @@ class TeacherConfig:
 
 
 def make_teacher(config: TeacherConfig, workdir: Path) -> Path | None:
-    """Trains autoencoder, CLIP and U-Net, each continued from where a former call was interrupted.
+    """Trains autoencoder, CLIP and U-Net, continuing where an earlier call was interrupted.
 
     Returns:
         the folder with `teacher/` (a pipeline folder) and `clip/`, or None if interrupted.
@@ -136,10 +136,8 @@ def _tokenizer(folder: Path) -> Tokenizer:
     return load_tokenizer(folder, 77)
 
 
-def _autoencoder(
-    config: TeacherConfig, workdir: Path, images: np.ndarray, captions: list[str]
-) -> dict[str, Any] | None:
-    """First on crops, then on whole images, whose statistics are others (normalisation runs over all pixels)."""
+def _autoencoder(config: TeacherConfig, workdir: Path, images: np.ndarray, captions: list[str]) -> Any | None:
+    """First on crops, then on whole images, whose statistics differ (normalisation is over all pixels)."""
     example = jnp.zeros((1, *images.shape[1:]))
     params = jax.jit(VAE(VAE_CONFIG).init)(jax.random.key(config.seed), example)["params"]
     loss = autoencoder_loss(VAE_CONFIG)
@@ -169,16 +167,16 @@ def _clip(
 
 
 def _moments(path: Path, params: dict[str, Any], images: np.ndarray) -> dict[str, np.ndarray]:
-    """Mean and log-variance of every image, kept in a file, since they take minutes."""
+    """Mean and log-variance of every image, cached in a file, since encoding takes minutes."""
     if not path.is_file():
         encode = jax.jit(lambda p, x: VAE(VAE_CONFIG).apply({"params": p}, to_unit(x), method="encode"))
-        parts = []
+        encoded = []
         with Progress("encoding", len(images)) as progress:
-            for start in range(0, len(images), _ENCODED_AT_ONCE):
-                chunk = images[start : start + _ENCODED_AT_ONCE]
-                parts.append(jax.tree.map(np.asarray, encode(params, chunk)))
-                progress.advance(len(chunk))
-        mean, log_variance = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+            for start in range(0, len(images), _ENCODER_BATCH):
+                batch = images[start : start + _ENCODER_BATCH]
+                encoded.append(jax.tree.map(np.asarray, encode(params, batch)))
+                progress.advance(len(batch))
+        mean, log_variance = (np.concatenate(arrays) for arrays in zip(*encoded, strict=True))
         with atomic_file(path) as temporary, temporary.open("wb") as file:
             np.savez(file, mean=mean, log_variance=log_variance)
     with np.load(path, allow_pickle=False) as file:
@@ -186,7 +184,7 @@ def _moments(path: Path, params: dict[str, Any], images: np.ndarray) -> dict[str
 
 
 def _scaling_factor(moments: dict[str, np.ndarray]) -> float:
-    """One over the standard deviation of the latents, as Rombach et al. 2022 (section G) scale theirs."""
+    """One over the standard deviation of the latents (Rombach et al. 2022, section G)."""
     variance = np.var(moments["mean"], dtype=np.float64) + np.mean(np.exp(moments["log_variance"]), dtype=np.float64)
     return round(float(variance) ** -0.5, 5)
 
@@ -199,11 +197,10 @@ def _unet(
     moments: dict[str, np.ndarray],
     tokens: tuple[np.ndarray, np.ndarray],
 ) -> dict[str, Any] | None:
-    """`tokens`: of the captions [N, T], and of the empty one [T]."""
+    """`tokens`: of the captions [N, T], and of the empty caption [T]."""
     inputs = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), example_inputs(networks.denoiser, size=8))
     params = jax.jit(UNet(networks.denoiser).init)(jax.random.key(config.seed), *inputs)["params"]
     loss = denoising_loss(networks, {"tokens": tokens[1]})
     batches = functools.partial(shuffled, moments | {"tokens": tokens[0]}, config.unet.batch_size, config.seed)
-    return train_phase(
-        workdir, config.unet, params, {"text_encoder": {"text_model": text_model}}, loss, batches, config.seed
-    )
+    frozen = {"text_encoder": {"text_model": text_model}}
+    return train_phase(workdir, config.unet, params, frozen, loss, batches, config.seed)

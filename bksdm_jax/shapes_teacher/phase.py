@@ -1,4 +1,4 @@
-"""One network of the teacher as a task for the trainer: how long it is trained, on what, with what loss."""
+"""One network of the teacher as a task for the trainer."""
 
 import dataclasses
 import itertools
@@ -20,15 +20,15 @@ from bksdm_jax.training.trainer import train
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """How long and how fast one network is trained.
+    """How one network is trained.
 
     Attributes:
         steps: updates.
-        batch_size: examples an update.
+        batch_size: examples per update.
         learning_rate: after the warm-up; it then falls along a cosine to zero.
-        warmup: updates.
-        ema_decay: of the moving average, which is what is kept.
-        checkpoint_every, log_every: updates.
+        warmup: in updates.
+        ema_decay: of the moving average, whose weights are kept.
+        checkpoint_every, log_every: in updates.
     """
 
     steps: int
@@ -40,30 +40,21 @@ class Phase:
     log_every: int = 50
 
     def trainer(self, seed: int) -> TrainerConfig:
-        """The same as the trainer's settings."""
+        """These settings as the trainer's."""
         optimizer = OptimizerConfig(
-            learning_rate=self.learning_rate,
-            warmup_steps=self.warmup,
-            cosine_steps=self.steps,
-            ema_decay=self.ema_decay,
+            self.learning_rate, warmup_steps=self.warmup, cosine_steps=self.steps, ema_decay=self.ema_decay
         )
-        return TrainerConfig(
-            seed=seed,
-            steps=self.steps,
-            batch_size=self.batch_size,
-            log_every=self.log_every,
-            checkpoint_every=self.checkpoint_every,
-            keep_checkpoints=1,
-            optimizer=optimizer,
-        )
+        names = ("steps", "batch_size", "log_every", "checkpoint_every")
+        same = {name: getattr(self, name) for name in names}
+        return TrainerConfig(seed=seed, keep_checkpoints=1, optimizer=optimizer, **same)
 
 
 Batches = Callable[[int], Iterator[Mapping[str, np.ndarray]]]
-"""The number of the first update -> endless batches of examples [M, ...] from it on."""
+"""Number of earlier updates -> endless batches of examples [M, ...]."""
 
 
 class PhaseTask(Task):
-    """The training of one network, see `training.task.Task`; it ends in the parameters themselves."""
+    """The training of one network; the result is its parameters."""
 
     def __init__(self, loss: Loss, params: Any, frozen: Frozen, batches: Batches) -> None:
         """See `train_phase`."""
@@ -73,20 +64,20 @@ class PhaseTask(Task):
         self.objective = Objective(loss, *shapes)
 
     def initial_params(self) -> Any:
-        """As given."""
+        """The parameters given."""
         return self._params
 
     def frozen_params(self) -> Iterator[tuple[str, Any]]:
-        """As given."""
+        """The frozen networks given."""
         yield from self._frozen.items()
 
     def batches(self, step: int, rows: Sequence[int]) -> Iterator[dict[str, Any]]:
-        """All rows: the teacher is made by one process."""
+        """All rows, since the teacher is made by a single process."""
         del rows
         return micro_batches(self._batches(step))
 
     def write(self, params: Any, workdir: Path) -> Any:
-        """The parameters, which `make_teacher` goes on with."""
+        """The parameters, for `make_teacher`."""
         del workdir
         return params
 
@@ -98,10 +89,10 @@ def train_phase(
 
     Args:
         workdir: for checkpoints and metrics.
-        phase: how long and how fast.
-        params: where training begins, float32.
-        frozen: what the loss reads besides.
-        loss: as `make_update` takes it.
+        phase: the settings.
+        params: the initial parameters, float32.
+        frozen: parameters of other networks that the loss needs.
+        loss: see `Loss`.
         batches: see `Batches`.
         seed: of the noise.
 
@@ -109,7 +100,7 @@ def train_phase(
         the moving average as numpy float32, or None if interrupted (the same call continues).
 
     Raises:
-        InputError: the workdir can't be made, more updates were made already, or a loss is not finite.
+        InputError: the workdir can't be created or is already further, or a loss is not finite.
     """
     make_folder(workdir)
     return train(PhaseTask(loss, params, frozen, batches), phase.trainer(seed), workdir)
@@ -118,20 +109,20 @@ def train_phase(
 def shuffled(
     examples: Mapping[str, np.ndarray], batch_size: int, seed: int, first: int = 0
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Endless batches of random examples out of arrays [N, ...] that lie in memory, every epoch in its own order.
+    """Endless batches from arrays [N, ...] in memory, shuffled anew each epoch.
 
     Args:
         examples: arrays of one length N.
-        batch_size: at most N; what is left of an epoch is not seen.
-        seed: of the orders.
-        first: the batch to begin with.
+        batch_size: at most N; the incomplete last batch of an epoch is dropped.
+        seed: of the order.
+        first: the number of the first batch.
 
     Raises:
         InputError: fewer examples than a batch has.
     """
     count = len(next(iter(examples.values())))
     if count < batch_size:
-        raise InputError(f"batch_size: {count} examples, fewer than a batch of {batch_size}")
+        raise InputError(f"batch_size: {batch_size}, but there are only {count} examples")
     per_epoch = count // batch_size
     for number in itertools.count(first):
         epoch, position = divmod(number, per_epoch)

@@ -1,1 +1,1 @@
-"""What the trainer can be given to train."""
+"""Tasks for the trainer."""

@@ -11,25 +11,25 @@ from bksdm_jax.training.state import OptimizerConfig
 
 _BELOW_1 = math.nextafter(1, 0)
 WEIGHTS = {"ema": "the moving average", "raw": "those of the last update"}
-"""The weights that a run may end in -> what a model card calls them."""
+"""The weights that a run can return -> their description in model cards."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainerConfig:
-    """How something is trained.
+    """The trainer's settings.
 
     Attributes:
         seed: of everything random.
         steps: optimiser updates.
         batch_size: images per optimiser update.
-        accumulation: micro-batches that an update is made of.
+        accumulation: micro-batches per update.
         dtype: of the networks' computations, `float32` or `bfloat16`.
         fsdp: how many devices share one copy of the parameters.
-        log_every, checkpoint_every: optimiser updates.
-        keep_checkpoints: how many of the newest stay; 0: all.
-        profile_step: the first of three updates that the profiler watches; 0: none.
-        save_weights: which weights the run ends in, a key of `WEIGHTS`.
-        optimizer: see there.
+        log_every, checkpoint_every: in optimiser updates.
+        keep_checkpoints: how many of the newest are kept; 0: all.
+        profile_step: the first of three updates to profile; 0: none.
+        save_weights: the weights that the run returns, a key of `WEIGHTS`.
+        optimizer: see `OptimizerConfig`.
     """
 
     steps: int
@@ -47,7 +47,7 @@ class TrainerConfig:
 
 
 def require_trainer_settings(config: TrainerConfig) -> None:
-    """Holds every number to its range before anything is read; raises `InputError` with the key."""
+    """Raises `InputError`, with the key, for a setting that is out of range."""
     compute_dtype(config.dtype)
     known_name("config", "save_weights", config.save_weights, WEIGHTS)
     for key in ("steps", "batch_size", "accumulation", "fsdp"):
@@ -57,7 +57,7 @@ def require_trainer_settings(config: TrainerConfig) -> None:
     whole_number("config", "seed", config.seed, 0, MOST_SEED)
     if config.profile_step > max(config.steps - PROFILED + 1, 0):
         raise InputError(
-            f"profile_step: {config.profile_step}, but the {PROFILED} updates from there aren't in {config.steps} steps"
+            f"profile_step: {config.profile_step}; the {PROFILED} updates from there must end by step {config.steps}"
         )
     _require_optimizer(config.optimizer, config.steps)
 
@@ -68,8 +68,8 @@ def _require_optimizer(config: OptimizerConfig, steps: int) -> None:
     warmup, cosine = config.warmup_steps, config.cosine_steps
     if 0 < cosine < steps:
         raise InputError(
-            f"optimizer.cosine_steps: {cosine}, fewer than steps {steps}: the rest would learn nothing; "
-            "set both alike, or cosine_steps to 0 for a constant rate"
+            f"optimizer.cosine_steps: {cosine}, fewer than steps {steps}: the learning rate would be 0 after that; "
+            "set both to the same value, or cosine_steps to 0 for a constant rate"
         )
     if 0 < cosine <= warmup:
         raise InputError(f"optimizer.warmup_steps: {warmup}, not below optimizer.cosine_steps {cosine}")
@@ -81,10 +81,10 @@ def _require_optimizer(config: OptimizerConfig, steps: int) -> None:
 
 
 def require_whole_batches(config: TrainerConfig, devices: int) -> None:
-    """Raises `InputError` if so many devices can't share each micro-batch evenly."""
+    """Raises `InputError` if the devices can't share each micro-batch evenly."""
     shards = config.accumulation * devices
     if config.batch_size % shards:
         raise InputError(
-            f"batch_size: {config.batch_size} doesn't divide by accumulation {config.accumulation} "
+            f"batch_size: {config.batch_size} isn't a multiple of accumulation {config.accumulation} "
             f"x {devices} device(s) = {shards}"
         )

@@ -1,4 +1,4 @@
-"""The one training loop."""
+"""The training loop of all tasks."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,33 +19,33 @@ from bksdm_jax.training.state import TrainState
 from bksdm_jax.training.task import Evaluator
 from bksdm_jax.training.train_step import Batch, Frozen, Update
 
-_ASK_SECONDS, _ASK_MOST = 2.0, 100  # seconds and updates between agreements on whether to stop
+_ASK_SECONDS, _ASK_MOST = 2.0, 100  # seconds, and at most updates, between agreements on whether to stop
 
 
 class Rates:
-    """How fast updates are, over the window since the last call.
+    """Throughput of updates over a window.
 
-    clu's `ReportProgress` counts evaluators as part of the window, and knows neither images, FLOPs nor waiting.
+    clu's `ReportProgress` includes evaluators in its window, and measures neither images, FLOPs nor waiting.
     """
 
     def __init__(self, images: int, flops: float = 0.0, peak: float = 0.0) -> None:
-        """`images` and `flops` are those of an update, `peak` is that of all devices, FLOP/s; 0: not known."""
+        """Images and FLOPs of an update, and the peak of all devices together in FLOP/s; 0: unknown."""
         self._images, self._flops, self._peak = images, flops, peak
         self.begin(0)
 
     def begin(self, step: int) -> None:
-        """A new window, from after this step."""
+        """Starts a new window after this step."""
         self._since, self._step, self._waited = time.monotonic(), step, 0.0
 
-    def waiting(self, batches: Iterator[Batch]) -> Batch:
-        """The next batch; counts the time that it takes."""
+    def next_batch(self, batches: Iterator[Batch]) -> Batch:
+        """The next batch; measures the time spent waiting for it."""
         start = time.monotonic()
         batch = next(batches)
         self._waited += time.monotonic() - start
         return batch
 
     def until(self, step: int) -> dict[str, float]:
-        """Images and FLOPs per second, the fraction of the peak, and that of the time spent waiting for data."""
+        """Images and FLOPs per second, and the fractions of the peak and of the time spent waiting for data."""
         seconds = time.monotonic() - self._since
         rate = (step - self._step) / seconds
         found = {"images_per_second": rate * self._images, "data_wait": self._waited / seconds}
@@ -58,30 +58,30 @@ class Rates:
 
 
 class Stop:
-    """Whether to stop, which all processes must decide alike.
+    """Lets all processes agree on whether to stop.
 
-    They agree every two seconds only, since each waits for the others; when that is follows from the slowest one's
-    updates.
+    They do so about every two seconds, since each has to wait for the others; the slowest process's updates determine
+    after how many steps that is.
     """
 
     def __init__(self, step: int) -> None:
         self._asked, self._next, self._since = step, step + 1, time.monotonic()
 
     def after(self, step: int, wanted: bool) -> bool:
-        """Called after every step, `wanted`: this process was told to stop. All processes get the same answer."""
+        """To be called after every step; the same in all processes. `wanted`: this process was asked to stop."""
         if jax.process_count() == 1:
             return wanted
         if step < self._next:
             return False
         now = time.monotonic()
-        wish, seconds = all_reduce_max(wanted, (now - self._since) / (step - self._asked))
+        any_wanted, seconds = all_reduce_max(wanted, (now - self._since) / (step - self._asked))
         self._next = step + max(1, min(round(_ASK_SECONDS / max(seconds, 1e-6)), _ASK_MOST))
         self._asked, self._since = step, now
-        return bool(wish)
+        return bool(any_wanted)
 
 
 Facts = Callable[[int, Mapping[str, float]], dict[str, float]]
-"""(updates before, metrics of an update) -> what is logged besides."""
+"""(number of earlier updates, metrics of an update) -> further values to log."""
 
 
 def run_loop(
@@ -98,37 +98,36 @@ def run_loop(
 ) -> tuple[TrainState, bool]:
     """Trains from `state.step` to `config.steps`.
 
-    Metrics go to `workdir`, as `writers.make_writer` says; the profiler's trace to `profile/` in it.
+    Metrics go to `workdir`, see `writers.make_writer`, and the profiler's trace to `profile/` in it.
 
     Returns:
-        the state, and whether it got to the end; Ctrl-C or SIGTERM ends it earlier, with a checkpoint.
+        the state, and whether training is finished; Ctrl-C or SIGTERM ends it early, with a checkpoint.
 
     Raises:
         InputError: a loss is not finite; the steps since the last checkpoint are not saved.
     """
-    # Brings TensorFlow: seconds that a command which fails before, or doesn't train, shouldn't wait for.
+    # Imports TensorFlow, which takes seconds that commands which fail early or don't train shouldn't wait for.
     from bksdm_jax.training.writers import make_writer  # noqa: PLC0415
 
     first = int(state.step)
     writer = make_writer(workdir, first)
-    others = {name: make_writer(workdir, first, name) for name, one in evaluators.items() if one.metrics}
+    writers = {name: make_writer(workdir, first, name) for name, one in evaluators.items() if one.metrics}
     previous: tuple[int, Mapping[str, jax.Array]] | None = None
-    barrier("ready to train")  # all have compiled, and the first has what it writes with
+    barrier("ready to train")  # all have compiled, and the first process has its writers
     stop = Stop(first)
     rates.begin(first)
     with Interrupts() as interrupts, Progress("training", config.steps, done=first) as progress, Profile() as profile:
         for step in range(first + 1, config.steps + 1):
             if step == config.profile_step:
                 profile.start(workdir / "profile")
-            state, metrics = update(state, frozen, rates.waiting(batches))
+            state, metrics = update(state, frozen, rates.next_batch(batches))
             if step == config.profile_step + PROFILED - 1:
                 profile.stop(metrics)
-            if previous is not None:  # waits for it, so that one update is under way and one being prepared
+            if previous is not None:  # waits for it, so that one update runs while the next is prepared
                 _finite_values(*previous)
             previous = (step, metrics)
             logging_now = _due(step, config.log_every, config.steps)
-            # Read once: a wish that comes later ends a later step, which saves.
-            stopping = stop.after(step, interrupts.wanted)
+            stopping = stop.after(step, interrupts.wanted)  # read once per step, so that the step that stops also saves
             saving = _due(step, config.checkpoint_every, config.steps) or stopping
             note = ""
             if logging_now or saving:
@@ -138,12 +137,12 @@ def run_loop(
                 more = facts(step - 1, values) | rates.until(step) | {"host_memory": resident() / 2**30}
                 writer.write_scalars(step, values | more)
                 writer.flush()
-            for name, evaluator in evaluators.items():  # before saving: a run that continues won't do it again
+            for name, evaluator in evaluators.items():  # before saving, since a continued run won't repeat them
                 if _due(step, evaluator.every, config.steps):
                     found = evaluator.run(step, state, frozen)
                     if evaluator.metrics:
-                        others[name].write_scalars(step, found)
-                        others[name].flush()
+                        writers[name].write_scalars(step, found)
+                        writers[name].flush()
                     rates.begin(step)
             if saving:
                 give_back()
@@ -165,7 +164,7 @@ def _finite_values(step: int, metrics: Mapping[str, jax.Array]) -> dict[str, flo
     if not np.isfinite([values["loss"], values["grad_norm"], values["update_norm"]]).all():
         facts = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
         raise InputError(
-            f"training: the loss is not finite at step {step} ({facts}); the checkpoints before it stay; "
+            f"training: the loss is not finite at step {step} ({facts}); earlier checkpoints are kept; "
             "try a lower optimizer.learning_rate, or dtype float32"
         )
     return values

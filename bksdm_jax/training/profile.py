@@ -1,7 +1,7 @@
-"""A profiler's trace of a few updates, for TensorBoard and XProf.
+"""A profiler trace of a few updates, for TensorBoard and XProf.
 
-clu's `periodic_actions.Profile` can't replace it: it traces again every so many updates or seconds, stops without
-waiting for the last update's result, never stops where the run ends first, and only logs that a trace couldn't start.
+clu's `periodic_actions.Profile` won't do: it traces periodically, stops without waiting for the last update's result,
+doesn't stop when the run ends first, and only logs that a trace couldn't start.
 """
 
 from pathlib import Path
@@ -12,11 +12,11 @@ import jax
 from bksdm_jax.base.distributed import is_first
 
 PROFILED = 3
-"""Updates that the profiler watches."""
+"""Number of profiled updates."""
 
 
 class Profile:
-    """At most one trace, of the first process; use as a context manager, whose end ends it."""
+    """At most one trace, of the first process; use as a context manager, which stops it at its end."""
 
     def __init__(self) -> None:
         self._running = False
@@ -28,13 +28,13 @@ class Profile:
         self.stop(None)
 
     def start(self, folder: Path) -> None:
-        """Begins to watch."""
+        """Starts the trace."""
         if is_first():
             jax.profiler.start_trace(folder)
             self._running = True
 
     def stop(self, result: Any) -> None:
-        """Writes the trace, once `result` is there."""
+        """Waits for `result`, then writes the trace."""
         if self._running:
             jax.block_until_ready(result)
             jax.profiler.stop_trace()

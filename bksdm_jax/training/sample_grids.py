@@ -1,4 +1,4 @@
-"""Sample grids: what several networks make of the same prompts and the same starting noise."""
+"""Sample grids: images of several networks from the same prompts and starting noise."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -22,11 +22,11 @@ from bksdm_jax.training.train_step import Frozen
 
 @dataclasses.dataclass(frozen=True)
 class SampleGridConfig:
-    """When sample grids are drawn, and of what.
+    """When and how sample grids are drawn.
 
     Attributes:
-        every: optimiser updates between grids; 0: one at the end.
-        prompts: one column each; none: the first captions of the data.
+        every: optimiser updates between grids; 0: one grid at the end.
+        prompts: one column each; empty: the first captions of the data.
         steps, guidance_scale: of the sampler; 0 steps: no grids.
     """
 
@@ -46,19 +46,19 @@ def sample_grids(
     mesh: Mesh,
     every: int,
 ) -> Evaluator:
-    """Draws `step_*.png`: a row for each frozen denoiser, then the moving average's, last the weights'.
+    """Draws `step_*.png`: a row per frozen denoiser, then one from the moving average and one from the weights.
 
     Nothing is compiled before the first grid.
 
     Args:
         folder: of the files.
-        caption_inputs: of the pipeline.
+        caption_inputs: the pipeline's.
         prompts: one column each.
-        sampler: how images are made.
-        rows: networks of each frozen denoiser by its name in `frozen`, drawn once, and under `""` of what is trained.
+        sampler: its settings.
+        rows: the networks of each frozen denoiser, by its name in `frozen`; under `""` those of the trained denoiser.
         dtype: of the networks' computations.
-        mesh: of the devices; every process has the images whole.
-        every: as `Evaluator` has it.
+        mesh: of the devices; every process gets all images.
+        every: see `Evaluator`.
 
     Raises:
         InputError: settings that can't be used.

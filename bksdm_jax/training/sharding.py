@@ -1,4 +1,4 @@
-"""Where arrays live: one mesh with the axes `data` and `fsdp` over all devices."""
+"""How arrays are sharded: one mesh with the axes `data` and `fsdp` over all devices."""
 
 from typing import Any
 
@@ -11,11 +11,7 @@ from bksdm_jax.base.errors import InputError
 
 
 def make_mesh(fsdp: int = 1, devices: list[jax.Device] | None = None) -> Mesh:
-    """A mesh over all devices: parameters are split over `fsdp` of them, images over all.
-
-    Raises:
-        InputError: `fsdp` doesn't divide the number of devices.
-    """
+    """A mesh over all devices: images are split over all, parameters over `fsdp`, which must divide their number."""
     devices = jax.devices() if devices is None else devices
     if fsdp < 1 or len(devices) % fsdp:
         raise InputError(f"fsdp: {fsdp} doesn't divide the {len(devices)} devices")
@@ -34,12 +30,12 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def parameter_shardings(mesh: Mesh, tree: Any) -> Any:
-    """For each leaf: its largest axis that divides by `fsdp` is split over it; small and odd leaves are replicated."""
+    """Splits each leaf's largest axis that is a multiple of `fsdp`; small and odd leaves are replicated."""
 
     def spec(leaf: Any) -> NamedSharding:
-        parts = mesh.shape["fsdp"]
-        fitting = [axis for axis, size in enumerate(leaf.shape) if size % parts == 0 and size >= parts]
-        if parts == 1 or not fitting or np.prod(leaf.shape) < 2**12:
+        shards = mesh.shape["fsdp"]
+        fitting = [axis for axis, size in enumerate(leaf.shape) if size % shards == 0 and size >= shards]
+        if shards == 1 or not fitting or np.prod(leaf.shape) < 2**12:
             return replicated(mesh)
         axis = max(fitting, key=lambda axis: leaf.shape[axis])
         return NamedSharding(mesh, PartitionSpec(*(None,) * axis, "fsdp"))
@@ -48,7 +44,7 @@ def parameter_shardings(mesh: Mesh, tree: Any) -> Any:
 
 
 def device_put_global(tree: Any, shardings: Any) -> Any:
-    """Arrays that every process has whole, as global ones: each process fills its own devices."""
+    """Global arrays from arrays that every process has in full; each process fills its own devices."""
 
     def put(leaf: Any, sharding: NamedSharding) -> jax.Array:
         return jax.make_array_from_callback(leaf.shape, sharding, lambda index: np.asarray(leaf[index]))
@@ -57,13 +53,13 @@ def device_put_global(tree: Any, shardings: Any) -> Any:
 
 
 def own_rows(mesh: Mesh, micro_batch: int) -> list[int]:
-    """The positions in each micro-batch of so many images that this process's devices have, ascending."""
-    parts = batch_sharding(mesh).addressable_devices_indices_map((1, micro_batch)).values()
-    return sorted({row for _, rows in parts for row in range(*rows.indices(micro_batch))})
+    """The positions in a micro-batch of `micro_batch` images that are on this process's devices, ascending."""
+    shards = batch_sharding(mesh).addressable_devices_indices_map((1, micro_batch)).values()
+    return sorted({row for _, rows in shards for row in range(*rows.indices(micro_batch))})
 
 
 def gather_to_host(tree: Any) -> Any:
-    """Global arrays as numpy's, leaf by leaf; all processes must ask."""
+    """Global arrays as numpy arrays, leaf by leaf; every process must call it."""
 
     def gather(leaf: jax.Array) -> np.ndarray:
         return np.asarray(leaf if leaf.is_fully_replicated else multihost_utils.process_allgather(leaf, tiled=True))
@@ -72,6 +68,6 @@ def gather_to_host(tree: Any) -> Any:
 
 
 def batch_to_global(mesh: Mesh, batch: Any) -> Any:
-    """This process's part of a batch, a pytree of arrays [A, M, ...], as global arrays."""
+    """Global arrays from this process's rows of a batch, a pytree of arrays [A, rows, ...]."""
     sharding = batch_sharding(mesh)
     return jax.tree.map(lambda value: jax.make_array_from_process_local_data(sharding, value), batch)

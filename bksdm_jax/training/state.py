@@ -1,4 +1,4 @@
-"""What training changes: parameters, their moving average, the optimiser's moments, the update count."""
+"""The training state: parameters, their moving average, the optimiser's moments, the number of updates."""
 
 import dataclasses
 from typing import Any
@@ -13,14 +13,14 @@ from bksdm_jax.base import trees
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW, clipping and the moving average. Defaults are the reference run's.
+    """AdamW, gradient clipping and moving average. Defaults are the reference run's.
 
     Attributes:
         learning_rate: after the warm-up.
-        warmup_steps: updates over which it rises linearly from zero.
-        cosine_steps: the update at which it has fallen to zero along a half cosine; 0: it stays constant.
+        warmup_steps: updates over which the rate rises linearly from zero.
+        cosine_steps: the update at which it reaches zero along a half cosine; 0: it stays constant.
         beta1, beta2, weight_decay, epsilon: as in `optax.adamw`.
-        clip_norm: gradients are scaled down to this global norm.
+        clip_norm: largest global norm of the gradients; larger ones are scaled down to it.
         ema_decay: upper bound of the moving average's decay.
     """
 
@@ -46,7 +46,7 @@ class TrainState:
 
 
 def learning_rate(config: OptimizerConfig) -> optax.Schedule:
-    """The rate of the update after n updates: linear warm-up, then constant or a half cosine to zero."""
+    """Number of earlier updates -> rate: linear warm-up, then constant or a half cosine to zero."""
     peak, warmup = config.learning_rate, config.warmup_steps
     if config.cosine_steps and warmup:
         return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, config.cosine_steps)
@@ -56,41 +56,32 @@ def learning_rate(config: OptimizerConfig) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """Clipping by global norm, then AdamW with decoupled weight decay on every parameter, as PyTorch's."""
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(
-            learning_rate(config),
-            b1=config.beta1,
-            b2=config.beta2,
-            eps=config.epsilon,
-            weight_decay=config.weight_decay,
-        ),
-    )
+    """Clipping by global norm, then AdamW with decoupled weight decay on every parameter, as in PyTorch."""
+    rate, weight_decay = learning_rate(config), config.weight_decay
+    adamw = optax.adamw(rate, config.beta1, config.beta2, config.epsilon, weight_decay=weight_decay)
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
 
 
 def create_state(params: Any, optimizer: optax.GradientTransformation, trainable: Any = None) -> TrainState:
-    """The state before the first update; the moving average begins as a copy of `params`.
+    """The state before the first update; the moving average starts as a copy of `params`.
 
     Args:
-        params: what is trained, nested by Flax names.
+        params: nested by Flax names.
         optimizer: from `make_optimizer`.
-        trainable: the same tree of bools: the leaves that are trained, of which alone the optimiser has moments. None:
-            all.
+        trainable: a tree of bools like `params`, True for trained leaves; only these have moments. None: all.
     """
     ema = jax.tree.map(jnp.copy, params)
     return TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer.init(split(params, trainable)[0]))
 
 
 def split(params: Any, trainable: Any = None) -> tuple[Any, Any]:
-    """The leaves that are trained, and the others, nested as in `params`."""
+    """The trained leaves, and the others, nested as in `params`."""
     if trainable is None:
         return params, {}
-    chosen = trees.flatten(trainable)
-    parts = ({}, {})
-    for name, leaf in trees.flatten(params).items():
-        parts[0 if chosen[name] else 1][name] = leaf
-    return trees.unflatten(parts[0]), trees.unflatten(parts[1])
+    chosen, leaves = trees.flatten(trainable), trees.flatten(params)
+    trained = {name: leaf for name, leaf in leaves.items() if chosen[name]}
+    others = {name: leaf for name, leaf in leaves.items() if not chosen[name]}
+    return trees.unflatten(trained), trees.unflatten(others)
 
 
 def merge(trained: Any, others: Any) -> Any:
@@ -99,7 +90,7 @@ def merge(trained: Any, others: Any) -> Any:
 
 
 def ema_decay(done: jax.Array, bound: float) -> jax.Array:
-    """Decay of the moving average in the update after `done` updates: min(bound, (1 + n) / (10 + n)), first 0."""
+    """The moving average's decay after n = `done` updates: min(bound, (1 + n) / (10 + n)), or 0 for n = 0."""
     n = done.astype(jnp.float32)
     return jnp.where(done == 0, 0.0, jnp.minimum(bound, (1.0 + n) / (10.0 + n)))
 

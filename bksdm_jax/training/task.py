@@ -1,4 +1,4 @@
-"""What the trainer is given to train, and what it asks of it."""
+"""The interface between the trainer and what it trains."""
 
 import abc
 import dataclasses
@@ -15,12 +15,12 @@ from bksdm_jax.training.train_step import Frozen, Objective
 
 @dataclasses.dataclass(frozen=True)
 class Evaluator:
-    """Something that is done now and then while a run trains, by all processes at the same steps.
+    """A function that all processes call at the same steps of a run.
 
     Attributes:
-        every: optimiser updates between its calls; 0: once at the end. The last update calls it in any case.
+        every: optimiser updates between calls; 0: only after the last update, which is always evaluated.
         run: (step, state, frozen) -> metrics by name.
-        metrics: whether it has metrics, which are then written under the evaluator's name.
+        metrics: whether it returns metrics, which are written under the evaluator's name.
     """
 
     every: int
@@ -29,11 +29,11 @@ class Evaluator:
 
 
 class Task(abc.ABC):
-    """A training: what is trained on what, and what becomes of it. `trainer.train` runs it.
+    """What to train, on which data, and what to make of the result; `trainer.train` runs it.
 
     Attributes:
-        objective: the loss, and the shapes of what it takes.
-        flops_per_image: of the products that an update can't do without; 0: not known.
+        objective: the loss, and the shapes of its inputs.
+        flops_per_image: FLOPs of an update per image, without recomputation; 0: unknown.
     """
 
     objective: Objective
@@ -41,38 +41,42 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def initial_params(self) -> Any:
-        """The first parameters, float32 numpy in `objective.params`' shapes; called if there is no checkpoint."""
+        """Initial parameters, float32 numpy, shaped as `objective.params`; called if there is no checkpoint."""
 
     def frozen_params(self) -> Iterator[tuple[str, Any]]:
-        """Each network of `objective.frozen` with its parameters as numpy arrays; by default there are none.
+        """The name and numpy parameters of each network in `objective.frozen`; by default none.
 
-        Called once, after `initial_params`; what the task doesn't need later it should drop as they are taken.
+        Called once, after `initial_params`. The task should drop its references to arrays that it won't need again.
         """
         return iter(())
 
     @abc.abstractmethod
     def batches(self, step: int, rows: Sequence[int]) -> Iterator[dict[str, Any]]:
-        """Batches from the update after `step` on: pytrees of numpy arrays [A, rows, ...].
+        """Batches for the updates after `step`: pytrees of numpy arrays [A, rows, ...].
 
         `rows` are the positions in each micro-batch that this process reads, ascending.
         """
 
     def evaluators(self, mesh: Mesh, workdir: Path) -> Mapping[str, Evaluator]:
-        """What is done besides training, by name; called in this order. By default nothing."""
+        """Evaluators by name, to be called in this order; by default none."""
         del mesh, workdir
         return {}
 
     def facts(self, metrics: Mapping[str, float]) -> dict[str, float]:
-        """What is logged besides the metrics of an update, and follows from them. By default nothing."""
+        """Further values to log, computed from an update's metrics; by default none."""
         del metrics
         return {}
 
     @abc.abstractmethod
     def write(self, params: Any, workdir: Path) -> Any:
-        """Makes the run's result of the final parameters (numpy); called by the first process alone."""
+        """Makes the run's result from the final parameters (numpy); called in the first process only."""
+
+    def result(self, workdir: Path) -> Any:
+        """The result in the other processes; by default the workdir."""
+        return workdir
 
 
 def micro_batches(batches: Iterator[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Batches of examples, pytrees of arrays [M, ...], as updates of one micro-batch, [1, M, ...]."""
+    """Adds the axis of a single micro-batch: pytrees of arrays [M, ...] -> [1, M, ...]."""
     for batch in batches:
         yield jax.tree.map(lambda value: value[None], dict(batch))

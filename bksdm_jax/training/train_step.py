@@ -1,4 +1,4 @@
-"""One optimiser update, for whatever objective: as a function that stands alone, and with shardings over devices."""
+"""One optimiser update of any objective: as a plain function, and jitted with shardings over devices."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -21,28 +21,29 @@ from bksdm_jax.training.state import (
     update_ema,
 )
 
-_TRAINING_STREAM = 2**32 - 1  # keeps the keys of training apart from those that number sampled images
+_TRAINING_STREAM = 2**32 - 1  # keeps the keys of training apart from those of sampled images
 
 Frozen = Mapping[str, Any]
-"""Parameters that training reads only, by network."""
+"""Frozen parameters by network."""
 Batch = Mapping[str, Any]
 """Pytree of arrays [A, M, ...]: A micro-batches of M examples."""
-Loss = Callable[[Any, Any, Frozen, Batch, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
-"""(parameters, their moving average, frozen, a micro-batch [M, ...], keys [M]) -> (float32 loss [], every term by name,
-float32 [])."""
+LossAndTerms = tuple[jax.Array, dict[str, jax.Array]]
+"""Float32 loss [], and every term by name, float32 []."""
+Loss = Callable[[Any, Any, Frozen, Batch, jax.Array], LossAndTerms]
+"""(parameters, their moving average, frozen, a micro-batch [M, ...], keys [M]) -> loss and terms."""
 Update = Callable[[TrainState, Frozen, Batch], tuple[TrainState, dict[str, jax.Array]]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """What an update minimises; shapes and functions alone.
+    """The loss that an update minimises, and the shapes of its inputs as `jax.ShapeDtypeStruct`.
 
     Attributes:
-        loss: see there; its terms hold `loss`.
-        params: what is trained, nested `jax.ShapeDtypeStruct`.
-        frozen: what is only read, by network, nested `jax.ShapeDtypeStruct`.
-        batch: one batch, arrays [A, M, ...], as `jax.ShapeDtypeStruct`.
-        trainable: which leaves of `params` are trained, the same tree of bools; None: all.
+        loss: its terms include `loss` itself.
+        params: of the trained network.
+        frozen: parameters of the frozen networks, by name.
+        batch: one batch, arrays [A, M, ...].
+        trainable: a tree of bools like `params`, True for trained leaves; None: all.
     """
 
     loss: Loss
@@ -57,34 +58,34 @@ def make_update(
 ) -> Update:
     """Builds the update: losses and gradients over the micro-batches, clipping, AdamW, moving average.
 
-    Every example of an update has a key of its own, from seed, update and its position in the batch; so neither
-    accumulation nor the number of devices changes what it is trained on.
+    Each example's key follows from seed, update and its position in the batch, so neither accumulation nor the number
+    of devices changes its noise.
 
     Args:
-        loss: what is minimised.
+        loss: to be minimised.
         optimizer: from `make_optimizer`.
         ema_bound: upper bound of the moving average's decay.
         seed: of everything random.
-        trainable: as `Objective` has it. The other leaves stay as they are, bit for bit.
+        trainable: see `Objective`; the other leaves stay bit-identical.
 
     Returns:
         (state, frozen, batch) -> (new state, float32 metrics: losses by name, `grad_norm` before clipping,
         `update_norm`, `ema_decay`, and `ema_distance`, that of the moving average from the weights relative to their
-        norm). Not compiled yet.
+        norm), not jitted.
     """
 
     def update(state: TrainState, frozen: Frozen, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         trained, others = split(state.params, trainable)
         gradient = jax.value_and_grad(lambda part, *rest: loss(merge(part, others), *rest), has_aux=True)
-        parts, share = jax.tree.leaves(batch)[0].shape[:2]
+        count, size = jax.tree.leaves(batch)[0].shape[:2]
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _TRAINING_STREAM), state.step)
-        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(parts * share))
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(count * size))
 
         def micro(part: Any) -> tuple[Any, dict[str, jax.Array]]:
             (_, terms), grads = gradient(trained, state.ema, frozen, *part)
             return grads, terms
 
-        grads, terms = _mean_over_micro_batches(micro, (dict(batch), keys.reshape(parts, share)), parts)
+        grads, terms = _mean_over_micro_batches(micro, (dict(batch), keys.reshape(count, size)), count)
         with jax.numpy_dtype_promotion("standard"):  # Optax relies on implicit promotion
             updates, opt_state = optimizer.update(grads, state.opt_state, trained)
         params = optax.apply_updates(trained, updates)
@@ -104,7 +105,7 @@ def make_update(
 
 def _mean_over_micro_batches(micro: Callable[[Any], Any], micro_batches: Any, count: int) -> Any:
     first = jax.tree.map(lambda x: x[0], micro_batches)
-    if count == 1:  # without a loop, in which XLA's CPU convolutions are ten times slower
+    if count == 1:  # no loop, since XLA's CPU convolutions are ten times slower inside one
         return micro(first)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(micro, first))
     total, _ = jax.lax.scan(lambda sums, part: (jax.tree.map(jnp.add, sums, micro(part)), None), zeros, micro_batches)
@@ -113,9 +114,9 @@ def _mean_over_micro_batches(micro: Callable[[Any], Any], micro_batches: Any, co
 
 @dataclasses.dataclass(frozen=True)
 class TrainStep:
-    """One update, jitted and not compiled, and its arguments as `jax.ShapeDtypeStruct` with shardings.
+    """One update, jitted but not compiled, and its arguments as `jax.ShapeDtypeStruct` with shardings.
 
-    The state is donated, and comes back in the same shardings.
+    The state is donated and returned with the same shardings.
     """
 
     update: Any
@@ -124,12 +125,12 @@ class TrainStep:
     batch: dict[str, Any]
 
     def arguments(self) -> tuple[Any, ...]:
-        """What the update is called with."""
+        """The update's arguments."""
         return self.state, self.frozen, self.batch
 
 
 def make_train_step(objective: Objective, config: OptimizerConfig, seed: int, mesh: Mesh) -> TrainStep:
-    """Builds the update over the devices of a mesh, which may be those of a topology that isn't here."""
+    """Builds the update for a mesh, whose devices may be those of a topology that isn't attached."""
     optimizer = make_optimizer(config)
     update = make_update(objective.loss, optimizer, config.ema_decay, seed, objective.trainable)
     shapes = jax.eval_shape(lambda p: create_state(p, optimizer, objective.trainable), objective.params)

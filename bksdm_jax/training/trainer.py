@@ -1,4 +1,4 @@
-"""The trainer: runs, or continues, whatever task it is given."""
+"""The trainer: starts or continues the training of any task."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,21 +25,20 @@ from bksdm_jax.training.train_step import TrainStep, make_train_step
 
 
 def train(task: Task, config: TrainerConfig, workdir: Path) -> Any | None:
-    """Trains from the newest checkpoint in `workdir`, or from the task's first parameters.
+    """Trains from the newest checkpoint in `workdir`, or from the task's initial parameters.
 
     Returns:
-        what the task made of the final weights (of several processes the first has it, the others `workdir`), or None
-        if the run was interrupted (the same call continues it).
+        the task's result, or None if the run was interrupted (the same call continues it).
 
     Raises:
-        InputError: a batch that the devices can't share evenly, a workdir that has made more steps already, an
-            unreadable image, a loss that is not finite, or devices with too little memory.
+        InputError: a batch that the devices can't share evenly, a workdir that is already further, an unreadable image,
+            a loss that is not finite, or devices with too little memory.
     """
     mesh = make_mesh(config.fsdp)
     require_whole_batches(config, mesh.size)
     logging.info("%d device(s), mesh %s", mesh.size, dict(mesh.shape))
     with (
-        explain_out_of_memory("raise accumulation, fsdp or remat and run it again; launch.plan tells what is needed"),
+        explain_out_of_memory("raise accumulation, fsdp or remat and run it again; launch.plan shows what is needed"),
         exact_products(config.dtype),
         jax.set_mesh(mesh),
         Checkpoints(workdir / "checkpoints", config.keep_checkpoints) as checkpoints,
@@ -54,9 +53,9 @@ def train(task: Task, config: TrainerConfig, workdir: Path) -> Any | None:
     if done is None:
         return None
     params = gather_to_host({"ema": done.ema, "raw": done.params}[config.save_weights])
-    made = task.write(params, workdir) if is_first() else workdir
+    result = task.write(params, workdir) if is_first() else task.result(workdir)
     barrier("written")
-    return made
+    return result
 
 
 def _initial_state(task: Task, config: TrainerConfig, step: TrainStep) -> TrainState:
@@ -75,10 +74,10 @@ def _train_on(
     mesh: Mesh,
     checkpoints: Checkpoints,
 ) -> TrainState | None:
-    """From `state` to the last update; None if interrupted before it."""
+    """The state after the last update; None if interrupted before."""
     first = int(state.step)
     if first > config.steps:
-        raise InputError(f"steps: {config.steps}, but the run in {workdir} has made {first} already")
+        raise InputError(f"steps: {config.steps}, but the run in {workdir} is already at step {first}")
     if first == config.steps:
         logging.info("all %d steps are done", config.steps)
         return state
@@ -106,7 +105,7 @@ def _train_on(
 
 
 def _device_put_frozen(task: Task, step: TrainStep) -> dict[str, Any]:
-    """The frozen networks on the devices, cast as the update takes them, one after the other."""
+    """Casts the frozen networks to the update's dtypes and puts them on the devices, one after the other."""
     frozen = {}
     for name, params in task.frozen_params():
         like = step.frozen[name]
@@ -117,6 +116,6 @@ def _device_put_frozen(task: Task, step: TrainStep) -> dict[str, Any]:
 
 
 def global_batches(mesh: Mesh, batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """This process's parts of batches as global arrays."""
+    """Global arrays from this process's rows of batches."""
     for batch in batches:
         yield batch_to_global(mesh, batch)

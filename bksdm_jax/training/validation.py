@@ -1,4 +1,4 @@
-"""Losses on images that training doesn't see, always with the same noise, so that they can be compared."""
+"""Losses on held-out images, always with the same noise, so that they are comparable."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,14 +20,14 @@ _STREAM = 2**32 - 2  # keeps the keys of validation apart from those of training
 def validation(
     loss: Loss, batches: Callable[[], Iterator[Batch]], count: int, every: int, seed: int, mesh: Mesh
 ) -> Evaluator:
-    """Means over `count` batches: of the moving average's terms, and under `raw/` of the weights' losses.
+    """Mean terms over `count` batches of the moving average, and under `raw/` the mean losses of the weights.
 
     Args:
-        loss: as `make_update` takes it.
-        batches: the batches of one micro-batch each, global arrays [1, M, ...], from the first one on.
-        count: how many of them.
-        every: as `Evaluator` has it.
-        seed: of the noise, which follows from it and from an image's position, whatever the size of a batch.
+        loss: see `Loss`.
+        batches: returns an iterator over batches of one micro-batch each, global arrays [1, M, ...].
+        count: number of batches.
+        every: see `Evaluator`.
+        seed: an image's noise follows from it and the image's position, whatever the batch size.
         mesh: of the devices.
     """
 

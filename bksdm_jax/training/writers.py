@@ -1,4 +1,4 @@
-"""Where metrics go: a CSV table, TensorBoard events, the log."""
+"""Writers of metrics: a CSV table, TensorBoard events, the log."""
 
 import csv
 import io
@@ -14,10 +14,9 @@ from bksdm_jax.base.files import atomic_file
 
 
 class CsvWriter(metric_writers.MetricWriter):
-    """Scalars as `metrics.csv`: a row per step, `step` first, then every name that a row had.
+    """Scalars as a CSV table: a row per step, with `step` as the first column.
 
-    Rows of a former part of the run stay, up to `last_step`; later ones came after the checkpoint that the run
-    continues from, and will be written again.
+    When a run continues, rows up to `last_step`, its checkpoint, are kept; later ones will be written again.
     """
 
     def __init__(self, path: Path, last_step: int) -> None:
@@ -27,7 +26,7 @@ class CsvWriter(metric_writers.MetricWriter):
             self._keep_until(last_step)
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
-        """Appends a row and brings it to disk."""
+        """Appends a row, written to disk at once."""
         new = self._columns is None
         if self._columns is None:
             self._columns = ["step", *scalars]
@@ -43,68 +42,43 @@ class CsvWriter(metric_writers.MetricWriter):
             file.write(buffer.getvalue())
 
     def _widen(self, names: list[str]) -> None:
-        """Adds columns, as when a run goes on where another kind of device has more to tell."""
-        self._columns += names
+        """Adds columns, as when a run continues on a device that reports more metrics."""
         with self._path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-        with atomic_file(self._path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, self._columns, restval="", lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+            rows = [row + [""] * len(names) for row in csv.reader(file)]
+        self._columns += names
+        self._replace([self._columns, *rows[1:]])
 
     def _keep_until(self, last_step: int) -> None:
         with self._path.open(encoding="utf-8", newline="") as file:
             rows = list(csv.reader(file))
-        if len(rows) < 2 or rows[0][0] != "step":  # cut off while it was begun
+        if len(rows) < 2 or rows[0][0] != "step":  # killed while writing the first row
             self._path.unlink()
             return
         self._columns = rows[0]
         whole = [row for row in rows[1:] if len(row) == len(rows[0]) and row[0].isdigit() and int(row[0]) <= last_step]
+        self._replace([rows[0], *whole])
+
+    def _replace(self, rows: list[list[str]]) -> None:
         with atomic_file(self._path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows([rows[0], *whole])
+            csv.writer(file, lineterminator="\n").writerows(rows)
 
-    def write_summaries(self, step: int, values: Any, metadata: Any = None) -> None:
-        """Has no place in a table."""
+    def _ignore(self, *_: Any, **__: Any) -> None:
+        """A table holds scalars only, and its rows are on disk already."""
 
-    def write_images(self, step: int, images: Any) -> None:
-        """Has no place in a table."""
-
-    def write_videos(self, step: int, videos: Any) -> None:
-        """Has no place in a table."""
-
-    def write_audios(self, step: int, audios: Any, *, sample_rate: int) -> None:
-        """Has no place in a table."""
-
-    def write_texts(self, step: int, texts: Any) -> None:
-        """Has no place in a table."""
-
-    def write_histograms(self, step: int, arrays: Any, num_buckets: Any = None) -> None:
-        """Has no place in a table."""
-
-    def write_hparams(self, hparams: Any) -> None:
-        """Has no place in a table."""
-
-    def flush(self) -> None:
-        """Every row is on disk already."""
-
-    def close(self) -> None:
-        """Nothing is open."""
+    write_summaries = write_images = write_videos = write_audios = write_texts = write_histograms = _ignore
+    write_hparams = flush = close = _ignore
 
 
 def make_writer(workdir: Path, last_step: int, name: str = "") -> metric_writers.MultiWriter:
-    """`metrics.csv`, `tensorboard/` and the log at once, of the first process; nothing of others.
+    """Writes to `metrics.csv`, `tensorboard/` and the log in the first process, and nothing in the others.
 
     Args:
         workdir: the run's.
         last_step: the step that the run continues from.
-        name: of what isn't training: then the files are `NAME.csv` and those in `tensorboard/NAME/`.
+        name: an evaluator's; its files are `NAME.csv` and `tensorboard/NAME/`.
     """
     if not is_first():
         return metric_writers.MultiWriter([])
-    return metric_writers.MultiWriter(
-        [
-            CsvWriter(workdir / f"{name or 'metrics'}.csv", last_step),
-            metric_writers.SummaryWriter(str(workdir / "tensorboard" / name)),
-            metric_writers.LoggingWriter(),
-        ]
-    )
+    table = CsvWriter(workdir / f"{name or 'metrics'}.csv", last_step)
+    events = metric_writers.SummaryWriter(str(workdir / "tensorboard" / name))
+    return metric_writers.MultiWriter([table, events, metric_writers.LoggingWriter()])

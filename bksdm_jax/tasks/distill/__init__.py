@@ -1,1 +1,1 @@
-"""Distillation: a student learns from the teacher that it was cut from."""
+"""Distillation: a student learns from the teacher that it was pruned from."""

@@ -1,4 +1,4 @@
-"""A distillation run's settings, and what must hold among them."""
+"""A distillation run's settings, and their checks."""
 
 import dataclasses
 
@@ -37,7 +37,7 @@ MAY_CHANGE = (
     "plan",
     "revision",  # the teacher's folder is recorded, with its commit
 )
-"""Keys that don't change what is trained, and so may differ when a run goes on."""
+"""Keys that don't affect the trained weights and may differ when a run continues."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,9 +45,9 @@ class ValidationConfig:
     """Losses on held-out images.
 
     Attributes:
-        every: optimiser updates between them; 0: once at the end.
-        images: how many, rounded up to whole micro-batches; 0: no validation.
-        split: of the TFDS set; empty: `validation` or `heldout`, where there is one.
+        every: optimiser updates between validations; 0: once at the end.
+        images: number of images, rounded up to whole micro-batches; 0: no validation.
+        split: of the TFDS dataset; empty: `validation` or `heldout` if it has one.
     """
 
     every: int = 1000
@@ -57,13 +57,13 @@ class ValidationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PlanConfig:
-    """What `launch.plan` asks besides the run; training doesn't.
+    """Settings for `launch.plan` only.
 
     Attributes:
-        cached: whether the data are cached latents.
-        price: of one chip for an hour, in whatever money; 0: not known.
-        largest: find the largest batch, by a second compilation; and
-        confirm: compile that too.
+        cached: plan for cached latents rather than images.
+        price: of one chip for an hour, in any currency; 0: unknown.
+        largest: find the largest batch, by a second compilation.
+        confirm: compile for the largest batch too.
     """
 
     cached: bool = True
@@ -74,7 +74,7 @@ class PlanConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DistillConfig(TrainerConfig, ModelOptions, InitOptions, SaveOptions):
-    """A distillation run. Settings of every training are explained in `TrainerConfig`.
+    """A distillation run; see `TrainerConfig` for the trainer's settings.
 
     Defaults are the reference run's (section 4 of the paper).
 
@@ -84,21 +84,21 @@ class DistillConfig(TrainerConfig, ModelOptions, InitOptions, SaveOptions):
         data: image folder with `metadata.csv`, folder of a TFDS dataset with `image` and `text` or with cached latents,
             or `shapes_world/demo`.
         split: of the TFDS dataset.
-        generation: of Stable Diffusion, a key of `GENERATIONS`, that the settings are meant for: a teacher of another
-            one is refused, and `launch.plan` takes its networks where no teacher is named; empty: any.
-        examples: train on the first so many; 0: on all.
+        generation: the Stable Diffusion generation, a key of `GENERATIONS`, that the settings are for: teachers of
+            another one are rejected, and `launch.plan` uses its networks if no teacher is given; empty: any.
+        examples: train on the first `examples` only; 0: on all.
         resolution: pixels.
         flip: mirror half of the images.
-        random_crop: crop anywhere along the long side, not in the middle.
-        workers: processes that read and decode images; 0: threads do.
-        caption_dropout, noise_offset: as `Augmentation` has them.
+        random_crop: crop at a random position along the long side instead of the centre.
+        workers: processes that read and decode images; 0: use threads.
+        caption_dropout, noise_offset: see `Augmentation`.
         attention: of the U-Nets, a key of `attention.IMPLEMENTATIONS`.
         remat: what the backward pass recomputes, a key of `remat.POLICIES`.
-        topology: TPUs to plan for, `v4:2x2x4`; empty: this machine's devices. Of `launch.plan` alone, as `plan` is.
-        loss, validation, sheets, plan: see there.
-        revision, variant, tokenizer, prediction: of the teacher, as `ModelSource` has them.
-        student_init, init_revision, init_variant: where the student starts, as `StudentInit` has them.
-        format, save_dtype, safety_checker: of the final `model/`, as `SaveConfig` has them.
+        topology: TPUs to plan for, such as `v4:2x2x4`; empty: this machine's devices. For `launch.plan` only.
+        loss, validation, sheets, plan: see `LossWeights`, `ValidationConfig`, `SampleGridConfig`, `PlanConfig`.
+        revision, variant, tokenizer, prediction: of the teacher, see `ModelSource`.
+        student_init, init_revision, init_variant: the student's initial weights, see `StudentInit`.
+        format, save_dtype, safety_checker: of the final `model/`, see `SaveConfig`.
     """
 
     teacher: str
@@ -127,15 +127,13 @@ class DistillConfig(TrainerConfig, ModelOptions, InitOptions, SaveOptions):
     plan: PlanConfig = PlanConfig()
 
     def grid_sampler(self) -> SamplerConfig:
-        """How sample grids are drawn."""
-        sheets = self.sheets
-        return SamplerConfig(
-            sheets.steps, sheets.guidance_scale, self.resolution, seed=self.seed, attention=self.attention
-        )
+        """The sampler of the sample grids."""
+        steps, scale = self.sheets.steps, self.sheets.guidance_scale
+        return SamplerConfig(steps, scale, self.resolution, seed=self.seed, attention=self.attention)
 
 
 def require_settings(config: DistillConfig) -> None:
-    """Holds every setting to its range before anything is read; raises `InputError` with the key."""
+    """Raises `InputError`, with the key, for a setting that is out of range; reads no files."""
     require_trainer_settings(config)
     require_attention(config.attention, compute_dtype(config.dtype))
     require_remat(config.remat)
@@ -148,24 +146,24 @@ def require_settings(config: DistillConfig) -> None:
     for key in ("every", "images"):
         whole_number("config", f"validation.{key}", getattr(config.validation, key), 0)
     if any(not isinstance(prompt, str) for prompt in config.sheets.prompts):
-        raise InputError(f"sheets.prompts: {config.sheets.prompts}; expected texts")
+        raise InputError(f"sheets.prompts: {config.sheets.prompts}; expected strings")
     config.loss.require_valid()
     finite_number("config", "caption_dropout", config.caption_dropout, 0, 1)
     finite_number("config", "noise_offset", config.noise_offset, 0)
 
 
 def require_generation(config: DistillConfig, teacher: Architectures) -> None:
-    """Raises `InputError` if the teacher is of another generation than the settings.
+    """Raises `InputError` if the settings are for another generation than the teacher's.
 
-    Text states tell SD 1.x from 2.x, and what the U-Net predicts the two sizes of 2.x; a teacher with text states of
-    neither width may be anything.
+    The width of the text states distinguishes SD 1.x from 2.x, and the prediction type the two sizes of 2.x; teachers
+    of other widths are accepted.
     """
     width, predicts = teacher.denoiser.context_width, teacher.schedule.prediction_type
     of_width = {name: pair for name, pair in GENERATIONS.items() if TEACHERS[pair[0]]["cross_attention_dim"] == width}
     fitting = [name for name, (_, prediction_type) in of_width.items() if prediction_type in ("", predicts)]
     if config.generation and fitting and config.generation not in fitting:
         raise InputError(
-            f"teacher: {config.teacher} takes text states of {width} channels and predicts {predicts}, as Stable "
-            f"Diffusion {fitting[0]}, and these settings are for {config.generation}; name the variant {fitting[0]} "
-            "in --config, or take any teacher with --config.generation="
+            f"teacher: {config.teacher} has text states of {width} channels and predicts {predicts}, like Stable "
+            f"Diffusion {fitting[0]}, but these settings are for {config.generation}; use the variant {fitting[0]} "
+            "in --config, or accept any teacher with --config.generation="
         )

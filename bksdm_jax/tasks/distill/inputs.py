@@ -1,4 +1,4 @@
-"""What a run's settings name, found and held to each other."""
+"""A run's inputs: the files that its settings name, found and checked against each other."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -17,21 +17,21 @@ from bksdm_jax.tasks.distill.losses import weighted_pairs
 from bksdm_jax.training.config import require_whole_batches
 from bksdm_jax.training.sharding import make_mesh
 
-_HELD_OUT = ("validation", "heldout")  # usual names of the split, the first of them that is there
+_HELD_OUT = ("validation", "heldout")  # usual names of the split; the first that exists is used
 
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """What a run needs; no weights are read yet.
+    """A run's inputs, without any weights.
 
     Attributes:
-        teacher: its configs, and where its weights are.
+        teacher: its configs, and the paths of its weights.
         plan: teacher and student.
-        start: the student's first weights.
-        data: the folder of
-        examples: what is trained on, and
-        held_out: what isn't, to validate on; may be empty.
-        cached: whether they are latents.
+        start: where the student's initial weights come from.
+        data: the data's folder.
+        examples: the training examples.
+        held_out: the validation examples; may be empty.
+        cached: whether the examples are cached latents.
     """
 
     teacher: Model
@@ -44,11 +44,7 @@ class Inputs:
 
 
 def open_inputs(config: DistillConfig) -> Inputs:
-    """Finds what a run needs, and checks what can be known of it without reading weights.
-
-    Raises:
-        InputError: a setting, file or folder can't be used.
-    """
+    """Finds a run's inputs and checks all that doesn't need weights; raises `InputError` if one can't be used."""
     require_settings(config)
     save = config.save_config()
     teacher = find_model(config.source(config.teacher), save.extras())
@@ -56,7 +52,7 @@ def open_inputs(config: DistillConfig) -> Inputs:
     plan = plan_student(networks, config.student, save)
     start = find_initial_weights(plan, config.student_start())
     require_generation(config, networks)
-    weighted_pairs(plan, config.loss.feature_source, config.loss.feature_scales)  # raises, where a name is unknown
+    weighted_pairs(plan, config.loss.feature_source, config.loss.feature_scales)  # raises for unknown names
     require_resolution(config.resolution, networks)
     if config.sheets.steps:
         require_sampler(config.grid_sampler(), networks)
@@ -73,13 +69,15 @@ def open_inputs(config: DistillConfig) -> Inputs:
 def _held_out(
     config: DistillConfig, data: epath.Path, examples: Sequence[Example | CachedExample]
 ) -> Sequence[Example | CachedExample]:
-    """The split that losses are validated on; empty where there is none."""
+    """The validation split; empty if there is none or no validation."""
     usual = (name for name in _HELD_OUT if name != config.split and has_split(examples, name))
     split = config.validation.split or next(usual, "")
     if not config.validation.images or not split:
         return ()
     if split == config.split:
-        raise InputError(f"validation.split: {split!r} is what is trained on; name another split, or set images to 0")
+        raise InputError(
+            f"validation.split: {split!r} is the training split; name another one, or set validation.images to 0"
+        )
     if not is_set(examples):
-        raise InputError(f"validation.split: {split!r}, but {data} is an image folder, which has no splits")
+        raise InputError(f"validation.split: {split!r}, but {data} is an image folder, without splits")
     return open_examples(data, split)

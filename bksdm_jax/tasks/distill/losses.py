@@ -13,13 +13,12 @@ from bksdm_jax.pruning.removal import FeaturePair, RemovalPlan
 
 @dataclasses.dataclass(frozen=True)
 class LossWeights:
-    """Weights of the terms. Output and feature both 0: training without distillation, the teacher isn't run.
+    """Weights and options of the loss; with output and feature both 0 the teacher isn't run.
 
     Attributes:
-        task, output, feature: of the terms.
-        min_snr_gamma: above 0, the task's term weighs each image by its noise level (Hang et al. 2023, section 3.4).
-        feature_source, feature_scales: which features are compared, and weights of single ones, as `weighted_pairs`
-            has them.
+        task, output, feature: weights of the three terms.
+        min_snr_gamma: above 0, the task term weighs each image by its noise level (Hang et al. 2023, section 3.4).
+        feature_source, feature_scales: which features are compared, and their weights, see `weighted_pairs`.
     """
 
     task: float = 1.0
@@ -30,7 +29,7 @@ class LossWeights:
     feature_scales: tuple[str, ...] = ()
 
     def require_valid(self) -> None:
-        """Raises `InputError` with the key of a weight that is out of range; names of features need a plan."""
+        """Raises `InputError` with the key of a bad weight or source; `weighted_pairs` checks `feature_scales`."""
         for field in dataclasses.fields(self):
             if isinstance(field.default, float):
                 finite_number("config", f"loss.{field.name}", getattr(self, field.name), 0)
@@ -41,6 +40,14 @@ class LossWeights:
         """Whether the teacher is needed."""
         return self.output != 0 or self.feature != 0
 
+    def plain(self) -> "LossWeights":
+        """The same terms without options that depend on the noise, for validation."""
+        return dataclasses.replace(self, min_snr_gamma=0.0)
+
+    def image_weights(self, prediction_type: str, alpha_bar: jax.Array) -> jax.Array | None:
+        """Each image's weight in the task term, [B], from its noise level, [B]; None: all 1."""
+        return min_snr_weight(self.min_snr_gamma, prediction_type, alpha_bar) if self.min_snr_gamma else None
+
 
 SOURCES: dict[str, Callable[[RemovalPlan], tuple[FeaturePair, ...]]] = {
     "stages": lambda plan: plan.features,
@@ -48,20 +55,20 @@ SOURCES: dict[str, Callable[[RemovalPlan], tuple[FeaturePair, ...]]] = {
         FeaturePair(f"{theirs}.attn1", f"{ours}.attn1") for ours, theirs in plan.layers
     ),
 }
-"""Name -> pairs. `stages` are the paper's; `self_attention` what KOALA compares (Lee et al. 2023, section 3.3)."""
+"""Name -> feature pairs: `stages` as in the paper, `self_attention` as in KOALA (Lee et al. 2023, section 3.3)."""
 
 
 def weighted_pairs(plan: RemovalPlan, source: str, scales: Sequence[str]) -> tuple[tuple[FeaturePair, float], ...]:
-    """The pairs that are compared, with their weights within the feature term.
+    """The compared feature pairs, with their weights within the feature term.
 
     Args:
         plan: teacher and student.
         source: a key of `SOURCES`.
-        scales: `NAME=WEIGHT`; the name is a student's feature, or a stage, whose features it stands for. The last that
-            fits counts; without one the weight is 1.
+        scales: `NAME=WEIGHT` for a student's feature, or for all features of a stage. The last match counts; the
+            default is 1.
 
     Raises:
-        InputError: an unknown source or name, or a weight that is no number of at least 0.
+        InputError: an unknown source or name, or a weight that isn't a number of at least 0.
     """
     known_name("config", "loss.feature_source", source, SOURCES)
     pairs = SOURCES[source](plan)
@@ -85,7 +92,7 @@ def weighted_pairs(plan: RemovalPlan, source: str, scales: Sequence[str]) -> tup
 
 
 def shares(pairs: Sequence[tuple[FeaturePair, float]], values: Mapping[str, float]) -> dict[str, float]:
-    """What part of `loss_feature` each pair is, as `share/NAME`, from the metrics of an update."""
+    """Each pair's share of `loss_feature`, as `share/NAME`, from the metrics of an update."""
     return {
         f"share/{pair.student}": weight * values[f"feature/{pair.student}"] / (values["loss_feature"] or 1.0)
         for pair, weight in pairs
@@ -115,16 +122,16 @@ def distillation_terms(
 ) -> dict[str, jax.Array]:
     """Every term by name, unweighted, and their weighted sum as `loss`.
 
-    `loss_task` compares prediction and target, `loss_output` the predictions of student and teacher; `loss_feature` is
-    the weighted sum over the pairs of each pair's mean squared error, which stands under `feature/STUDENT NAME`.
+    `loss_task` compares the student's prediction with the target, `loss_output` with the teacher's prediction;
+    `loss_feature` is the weighted sum of the pairs' mean squared errors, which are given as `feature/STUDENT NAME`.
 
     Args:
-        weights: of the terms; a term with weight 0 that would need the teacher is left out.
-        target: what the student is asked for, [B, H, W, C].
-        student, student_features: its prediction, and what it sowed.
-        teacher, teacher_features: likewise; None if `weights.distils` is false.
-        pairs: which features are compared, and their weights.
-        image_weights: of the images in the task's term, [B]; None: all 1.
+        weights: of the terms; distillation terms with weight 0 are left out.
+        target: of the prediction, [B, H, W, C].
+        student, student_features: the student's prediction, and its captured features by name.
+        teacher, teacher_features: the teacher's; None if `weights.distils` is false.
+        pairs: the compared features, and their weights.
+        image_weights: of the images in the task term, [B]; None: all 1.
     """
     terms = {"loss_task": _task_loss(student, target, image_weights)}
     total = weights.task * terms["loss_task"]
@@ -132,21 +139,16 @@ def distillation_terms(
         terms["loss_output"] = mean_squared_error(student, teacher)
         total += weights.output * terms["loss_output"]
     if weights.feature:
-        each = {
-            f"feature/{pair.student}": mean_squared_error(
-                student_features[pair.student], teacher_features[pair.teacher]
-            )
-            for pair, _ in pairs
-        }
-        parts = (weight * each[f"feature/{pair.student}"] for pair, weight in pairs)
-        terms["loss_feature"] = sum(parts, start=jnp.zeros((), jnp.float32))
+        terms["loss_feature"] = jnp.zeros((), jnp.float32)
+        for pair, weight in pairs:
+            error = mean_squared_error(student_features[pair.student], teacher_features[pair.teacher])
+            terms[f"feature/{pair.student}"] = error
+            terms["loss_feature"] += weight * error
         total += weights.feature * terms["loss_feature"]
-        terms |= each
     return {"loss": total, **terms}
 
 
 def _task_loss(student: jax.Array, target: jax.Array, image_weights: jax.Array | None) -> jax.Array:
     if image_weights is None:
         return mean_squared_error(student, target)
-    each = jax.vmap(mean_squared_error)(student, target)
-    return jnp.mean(image_weights * each)
+    return jnp.mean(image_weights * jax.vmap(mean_squared_error)(student, target))

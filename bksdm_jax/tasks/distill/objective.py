@@ -1,4 +1,4 @@
-"""What one update of distillation minimises."""
+"""The objective of a distillation: noisy batches and the loss on them."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -15,21 +15,21 @@ from bksdm_jax.models.unet import FEATURES, Conditioning, UNet, captured, parame
 from bksdm_jax.models.vae import sample_latents
 from bksdm_jax.pipelines.pipeline import Architectures
 from bksdm_jax.pruning.removal import RemovalPlan
-from bksdm_jax.tasks.distill.losses import LossWeights, distillation_terms, min_snr_weight, weighted_pairs
-from bksdm_jax.training.train_step import Batch, Frozen, Loss, Objective
+from bksdm_jax.tasks.distill.losses import LossWeights, distillation_terms, weighted_pairs
+from bksdm_jax.training.train_step import Batch, Frozen, Loss, LossAndTerms, Objective
 
-_DROPOUT, _OFFSET = 1, 2  # numbers of the streams that are drawn besides
+_DROPOUT, _OFFSET = 1, 2  # key streams of the augmentations
 
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """What some add to the paper's training; nothing by default.
+    """Options that the paper doesn't use; off by default.
 
     Attributes:
-        caption_dropout: share of images whose caption is the empty one, for guidance (Ho and Salimans 2022).
-        empty_inputs: the empty caption's inputs, arrays [...]; needed where captions are dropped.
-        noise_offset: times a normal number for each image and channel, which is added to the noise: pictures become
-            darker and brighter (N. Guttenberg, "Diffusion with Offset Noise", 2023).
+        caption_dropout: share of images whose caption is replaced by the empty one (Ho and Salimans 2022).
+        empty_inputs: the empty caption's inputs, arrays [...]; needed for caption dropout.
+        noise_offset: scale of a normal number per image and channel that is added to the noise, for darker and brighter
+            images (N. Guttenberg, "Diffusion with Offset Noise", 2023).
     """
 
     caption_dropout: float = 0.0
@@ -39,14 +39,14 @@ class Augmentation:
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """What is distilled.
+    """A distillation problem: networks, loss and options.
 
     Attributes:
         plan: teacher and student.
         networks: the teacher's pipeline.
-        weights: of the losses.
+        weights: of the loss.
         attention: of the U-Nets.
-        remat: of the student; nothing of the teacher is kept for a backward pass.
+        remat: of the student; the teacher has no backward pass.
         augmentation: of captions and noise.
     """
 
@@ -58,14 +58,13 @@ class Problem:
     augmentation: Augmentation = Augmentation()
 
     def plain(self) -> "Problem":
-        """The same without options, so that runs can be compared: captions, noise and noise levels as they are."""
-        weights = dataclasses.replace(self.weights, min_snr_gamma=0.0)
-        return dataclasses.replace(self, weights=weights, augmentation=Augmentation())
+        """The same without augmentation and noise-dependent weights, so that runs are comparable."""
+        return dataclasses.replace(self, weights=self.weights.plain(), augmentation=Augmentation())
 
 
 @flax.struct.dataclass
 class NoisyBatch:
-    """Everything random about a micro-batch, drawn: noisy latents, their timesteps, the target, the conditioning."""
+    """A micro-batch with its noise drawn: the U-Nets' inputs and the target."""
 
     noisy: jax.Array  # [M, h, w, C] float32
     timesteps: jax.Array  # [M] int32
@@ -77,15 +76,15 @@ class NoisyBatch:
 def draw_noisy_batch(
     problem: Problem, dtype: jnp.dtype, frozen: Frozen, images: jax.Array, captions: Any, keys: jax.Array
 ) -> NoisyBatch:
-    """Encodes a micro-batch and adds noise at timesteps uniform over the schedule's.
+    """Encodes a micro-batch and adds noise at timesteps drawn uniformly from the schedule.
 
     Args:
-        problem: what is distilled.
+        problem: the distillation problem.
         dtype: of the networks' computations.
         frozen: parameters of the networks that encode images and captions.
         images: uint8 [M, H, W, 3].
         captions: caption inputs, arrays [M, ...].
-        keys: [M]; row i is drawn with `keys[i]` alone.
+        keys: [M]; row i depends on `keys[i]` only.
     """
     moments = problem.networks.encode(frozen, dtype, to_unit(images))
     return noise_latents(problem, dtype, frozen, *moments, captions, keys)
@@ -100,7 +99,7 @@ def noise_latents(
     captions: Any,
     keys: jax.Array,
 ) -> NoisyBatch:
-    """The rest of `draw_noisy_batch`, from what the autoencoder makes of the images.
+    """As `draw_noisy_batch`, from the autoencoder's moments of the images.
 
     Args:
         problem, dtype, captions, keys: as there.
@@ -124,7 +123,7 @@ def noise_latents(
 
 
 def _augmented(augmentation: Augmentation, captions: Any, noise: jax.Array, keys: jax.Array) -> tuple[Any, jax.Array]:
-    """Drawn with keys of their own, so that what is without them stays as it is."""
+    """Applies the augmentations; they have key streams of their own, so the other random numbers stay the same."""
     if augmentation.caption_dropout:
         drawn = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, _DROPOUT)))(keys)
         captions = drop_captions(captions, augmentation.empty_inputs, drawn < augmentation.caption_dropout)
@@ -136,17 +135,17 @@ def _augmented(augmentation: Augmentation, captions: Any, noise: jax.Array, keys
 
 
 def drop_captions(captions: Any, empty: Any, dropped: jax.Array) -> Any:
-    """Caption inputs [M, ...], with the empty caption's [...] in the rows where `dropped`, bool [M]."""
+    """Caption inputs [M, ...], replaced by the empty caption's [...] where `dropped`, bool [M]."""
 
-    def replaced(value: jax.Array, nothing: np.ndarray) -> jax.Array:
+    def replaced(value: jax.Array, of_empty: np.ndarray) -> jax.Array:
         rows = dropped.reshape(-1, *(1,) * (value.ndim - 1))
-        return jnp.where(rows, jnp.asarray(nothing, value.dtype), value)
+        return jnp.where(rows, jnp.asarray(of_empty, value.dtype), value)
 
     return jax.tree.map(replaced, dict(captions), dict(empty))
 
 
-def make_loss(problem: Problem, dtype: jnp.dtype = jnp.float32) -> Callable[[Any, Frozen, NoisyBatch], tuple[Any, Any]]:
-    """Builds (student parameters, frozen, noisy batch) -> (float32 loss [], every term by name, float32 [])."""
+def make_loss(problem: Problem, dtype: jnp.dtype = jnp.float32) -> Callable[[Any, Frozen, NoisyBatch], LossAndTerms]:
+    """Builds (student parameters, frozen, noisy batch) -> loss and terms."""
     plan, weights = problem.plan, problem.weights
     student = UNet(plan.student, dtype, problem.attention, problem.remat)
     teacher = UNet(plan.teacher, dtype, problem.attention)
@@ -157,48 +156,37 @@ def make_loss(problem: Problem, dtype: jnp.dtype = jnp.float32) -> Callable[[Any
         out, sown = network.apply({"params": params}, *inputs, mutable=[FEATURES])
         return out, captured(sown)
 
-    def loss(params: Any, frozen: Frozen, noisy_batch: NoisyBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
-        theirs, their_features = run(teacher, frozen["teacher"], noisy_batch) if weights.distils else (None, None)
-        ours, our_features = run(student, params, noisy_batch)
-        gamma, prediction_type = weights.min_snr_gamma, problem.networks.schedule.prediction_type
-        terms = distillation_terms(
-            weights,
-            noisy_batch.target,
-            ours,
-            our_features,
-            theirs,
-            their_features,
-            pairs,
-            min_snr_weight(gamma, prediction_type, noisy_batch.alpha_bar) if gamma else None,
-        )
+    def loss(params: Any, frozen: Frozen, noisy_batch: NoisyBatch) -> LossAndTerms:
+        theirs = run(teacher, frozen["teacher"], noisy_batch) if weights.distils else (None, None)
+        ours = run(student, params, noisy_batch)
+        image_weights = weights.image_weights(problem.networks.schedule.prediction_type, noisy_batch.alpha_bar)
+        terms = distillation_terms(weights, noisy_batch.target, *ours, *theirs, pairs, image_weights)
         return terms["loss"], terms
 
     return loss
 
 
 def make_batch_loss(problem: Problem, dtype: jnp.dtype = jnp.float32) -> Loss:
-    """Builds the loss of a micro-batch as `training_batches` yields it, in the form that `make_update` takes.
+    """Builds the loss of micro-batches from `training_batches`, for `make_update`.
 
     Args:
-        problem: what is distilled.
-        dtype: of the networks' computations; parameters of the student, losses and noise are float32.
+        problem: the distillation problem.
+        dtype: of the networks' computations; the student's parameters, losses and noise are float32.
 
     Returns:
-        see `Loss`; frozen are `teacher` (not needed without distillation) and the teacher's other networks by name;
-        with cached latents the autoencoder isn't run.
+        see `Loss`; `frozen` holds `teacher` (not needed without distillation) and the teacher's other networks by
+        name. The autoencoder isn't run for cached latents.
     """
-    clean = make_loss(problem, dtype)
+    loss_of_noisy = make_loss(problem, dtype)
 
-    def loss(
-        params: Any, ema: Any, frozen: Frozen, batch: Batch, keys: jax.Array
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss(params: Any, ema: Any, frozen: Frozen, batch: Batch, keys: jax.Array) -> LossAndTerms:
         del ema
         if "moments" in batch:
             moments = jax.lax.bitcast_convert_type(batch["moments"], jnp.bfloat16)  # [M, 2, h, w, C]
             noisy = noise_latents(problem, dtype, frozen, moments[:, 0], moments[:, 1], batch["captions"], keys)
         else:
             noisy = draw_noisy_batch(problem, dtype, frozen, batch["images"], batch["captions"], keys)
-        return clean(params, frozen, noisy)
+        return loss_of_noisy(params, frozen, noisy)
 
     return loss
 
@@ -211,31 +199,26 @@ def make_objective(
     cached: bool = False,
     with_teacher: bool = False,
 ) -> Objective:
-    """The loss of a distillation, and the shapes of what it takes.
+    """The loss of a distillation, and the shapes of its inputs.
 
     Args:
-        problem: what is distilled.
+        problem: the distillation problem.
         resolution: pixels of the images.
         shape: of a batch: micro-batches, images in each.
-        dtype: of the networks' computations, and of their frozen kernels and matrices; frozen vectors are float32.
+        dtype: of the networks' computations and of frozen kernels and matrices; frozen vectors are float32.
         cached: whether batches are of cached latents.
         with_teacher: keep the teacher among the frozen networks even if the loss doesn't need it.
     """
-    plan, networks = problem.plan, problem.networks
+    plan, networks, struct = problem.plan, problem.networks, jax.ShapeDtypeStruct
     shapes = networks.parameter_shapes()
     frozen = {name: shapes[name] for name in networks.frozen}
     if problem.weights.distils or with_teacher:
         frozen["teacher"] = parameter_shapes(plan.teacher)
-    frozen = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype if leaf.ndim > 1 else jnp.float32), frozen
-    )
-    caption = networks.kind.caption_shapes(networks.configs)
-    batch: dict[str, Any] = {
-        "captions": jax.tree.map(lambda x: jax.ShapeDtypeStruct((*shape, *x.shape), x.dtype), caption)
-    }
+    frozen = jax.tree.map(lambda leaf: struct(leaf.shape, dtype if leaf.ndim > 1 else jnp.float32), frozen)
+    captions = networks.kind.caption_shapes(networks.configs)
+    batch: dict[str, Any] = {"captions": jax.tree.map(lambda x: struct((*shape, *x.shape), x.dtype), captions)}
     if cached:
-        latents = networks.latent_shape(resolution)
-        batch["moments"] = jax.ShapeDtypeStruct((*shape, 2, *latents), jnp.uint16)
+        batch["moments"] = struct((*shape, 2, *networks.latent_shape(resolution)), jnp.uint16)
     else:
-        batch["images"] = jax.ShapeDtypeStruct((*shape, resolution, resolution, 3), jnp.uint8)
+        batch["images"] = struct((*shape, resolution, resolution, 3), jnp.uint8)
     return Objective(make_batch_loss(problem, dtype), parameter_shapes(plan.student), frozen, batch)

@@ -37,14 +37,15 @@ def distill(config: DistillConfig, workdir: Path) -> Path | None:
     """Runs, or continues, a distillation in `workdir`.
 
     Returns:
-        the folder `model/`, or the single file in it, or None if the run was interrupted (the same call continues it).
+        the folder `model/` or, in the first process, the single file in it; None if the run was interrupted (the same
+        call continues it).
 
     Raises:
-        InputError: a setting, file or folder can't be used (found before the workdir is touched, where it can be
-            known then), or as `trainer.train`.
+        InputError: a setting, file or folder can't be used (where possible, raised before the workdir is touched), or
+            as `trainer.train`.
     """
     inputs = open_inputs(config)
-    record = dataclasses.asdict(config) | {  # folders spelled in one way, and what the captions were
+    record = dataclasses.asdict(config) | {  # resolved paths, and a hash of the captions
         "teacher": str(inputs.teacher.path),
         "data": str(inputs.data),
         "data_sha256": fingerprint(inputs.data),
@@ -56,18 +57,17 @@ def distill(config: DistillConfig, workdir: Path) -> Path | None:
     barrier("claimed")
     require_shared(workdir)
     _log_start(config, inputs, record)
-    made = train(task, config, workdir)
-    return workdir / "model" if made == workdir else made
+    return train(task, config, workdir)
 
 
 def make_problem(config: DistillConfig, plan: RemovalPlan, networks: Architectures, empty: Any = None) -> Problem:
-    """What a run distils; `empty`, the empty caption's inputs, is needed where captions are dropped."""
+    """A run's distillation problem; caption dropout needs `empty`, the empty caption's inputs."""
     augmentation = Augmentation(config.caption_dropout, empty or {}, config.noise_offset)
     return Problem(plan, networks, config.loss, config.attention, config.remat, augmentation)
 
 
 def objective_of(config: DistillConfig, problem: Problem, cached: bool, with_teacher: bool = False) -> Objective:
-    """The objective of a run's updates; arguments as those of `make_objective`."""
+    """A run's objective; arguments as in `make_objective`."""
     shape = config.accumulation, config.batch_size // config.accumulation
     return make_objective(problem, config.resolution, shape, compute_dtype(config.dtype), cached, with_teacher)
 
@@ -76,7 +76,7 @@ class DistillTask(Task):
     """Distillation as the trainer takes it, see `training.task.Task`."""
 
     def __init__(self, config: DistillConfig, inputs: Inputs) -> None:
-        """Reads the teacher's weights; raises `InputError` if it can't, or if cached latents aren't for it."""
+        """Reads the teacher; raises `InputError` if its weights can't be read or cached latents are another model's."""
         self._config, self._inputs, self._pipeline = config, inputs, inputs.teacher.read()
         if inputs.cached:
             crop = "random" if config.random_crop else CENTRE
@@ -90,26 +90,26 @@ class DistillTask(Task):
         self._plain_loss = make_batch_loss(problem.plain(), compute_dtype(config.dtype))
 
     def initial_params(self) -> Any:
-        """The student's first weights, as `student_init` says."""
+        """The student's initial weights, from `student_init`."""
         return self._inputs.start.read(self._pipeline.denoiser.params, self._config.seed)
 
     def frozen_params(self) -> Iterator[tuple[str, Any]]:
-        """The teacher's networks; its U-Net isn't kept."""
+        """The teacher's networks; the task drops its host copy of the U-Net."""
         teacher = self._pipeline.denoiser.params
         self._pipeline = self._pipeline.with_denoiser(self._inputs.plan.student, {})
         if "teacher" in self.objective.frozen:
             yield "teacher", teacher
-        del teacher
+        del teacher  # the last reference, once the trainer has moved on
         for name in self._networks.frozen:
             yield name, self._pipeline.networks[name].params
 
     def batches(self, step: int, rows: Sequence[int]) -> Iterator[dict[str, Any]]:
-        """Images or cached latents with captions, as `training_batches` yields them."""
+        """Images or cached latents with captions, see `training_batches`."""
         loader = _loader_config(self._config)
         return training_batches(self._inputs.examples, self._pipeline.caption_inputs, loader, step, rows)
 
     def evaluators(self, mesh: Mesh, workdir: Path) -> Mapping[str, Evaluator]:
-        """`validation`, where there are held-out images, and `samples`."""
+        """`validation`, if there are held-out images, and `samples`."""
         found = {}
         if self._inputs.held_out:
             found["validation"] = self._validation(mesh)
@@ -122,15 +122,19 @@ class DistillTask(Task):
         return shares(self._pairs, metrics)
 
     def write(self, params: Any, workdir: Path) -> Path:
-        """The student as a pipeline in `model/`, with its removal plan and model card."""
+        """Writes the student's pipeline, removal plan and model card to `model/`, and returns its path."""
         config, plan = self._config, self._inputs.plan
         facts = card_facts(config.teacher, plan, config.student_init, self._training_facts())
         student = self._pipeline.with_denoiser(plan.student, params)
         extra = {"removal_plan.json": plan.to_json()}
         return write_pipeline(workdir / "model", student, config.save_config(), facts, extra)
 
+    def result(self, workdir: Path) -> Path:
+        """The folder that the first process writes."""
+        return workdir / "model"
+
     def _training_facts(self) -> dict[str, object]:
-        """The settings that say what was done, for the model card."""
+        """The settings for the model card."""
         config = self._config
         kept = ("steps", "batch_size", "resolution", "flip", "caption_dropout", "noise_offset", "dtype", "seed")
         facts: dict[str, object] = {"weights": WEIGHTS[config.save_weights], "images": len(self._inputs.examples)}
@@ -140,7 +144,7 @@ class DistillTask(Task):
         return facts | {f"optimizer.{key}": getattr(config.optimizer, key) for key in optimizer}
 
     def _validation(self, mesh: Mesh) -> Evaluator:
-        """Losses on held-out images, without mirroring, crops and the options of the loss."""
+        """Losses on held-out images, without flips, random crops, augmentation and noise-dependent weights."""
         config, held_out = self._config, self._inputs.held_out
         images = config.batch_size // config.accumulation
         plain = {"flip": False, "random_crop": False, "workers": 0}
@@ -154,7 +158,7 @@ class DistillTask(Task):
         return validation(self._plain_loss, batches, count, config.validation.every, config.seed, mesh)
 
     def _samples(self, mesh: Mesh, folder: Path) -> Evaluator:
-        """The teacher above, below it the student's moving average, last its weights."""
+        """Sample grids: teacher, the student's moving average, the student's weights."""
         config, examples = self._config, self._inputs.examples
         captions = [examples[index].texts[0] for index in range(min(4, len(examples)))]
         rows = {"teacher": self._networks, "": self._networks.with_denoiser(self._inputs.plan.student)}
@@ -171,31 +175,22 @@ class DistillTask(Task):
 
 
 def flops_per_image(config: DistillConfig, plan: RemovalPlan, networks: Architectures) -> float:
-    """Of the U-Nets' products in an update: the teacher forward, the student forward and twice backward.
+    """FLOPs of the U-Nets' products: teacher forward, student forward and backward (twice the forward).
 
-    With all recomputed (`remat`) the student runs forward once more; that isn't counted, since it isn't progress.
+    Recomputation (`remat`) isn't counted, as usual for MFU.
     """
     size = config.resolution // networks.factor
-    teacher, student = (
-        sum(stage.full_macs for stage in unet_cost(unet, size).values()) for unet in (plan.teacher, plan.student)
-    )
+    costs = [unet_cost(unet, size).values() for unet in (plan.teacher, plan.student)]
+    teacher, student = (sum(stage.full_macs for stage in cost) for cost in costs)
     return 2.0 * (teacher * config.loss.distils + 3 * student)
 
 
 def _loader_config(config: DistillConfig) -> LoaderConfig:
-    return LoaderConfig(
-        config.resolution,
-        config.batch_size,
-        config.accumulation,
-        config.flip,
-        config.seed,
-        config.random_crop,
-        config.workers,
-    )
+    return LoaderConfig(**{field.name: getattr(config, field.name) for field in dataclasses.fields(LoaderConfig)})
 
 
 def _compared(config: DistillConfig, plan: RemovalPlan) -> tuple[tuple[FeaturePair, float], ...]:
-    """The weighted pairs of features that this run compares."""
+    """The weighted feature pairs that this run compares."""
     if not config.loss.feature:
         return ()
     return weighted_pairs(plan, config.loss.feature_source, config.loss.feature_scales)
