@@ -154,9 +154,8 @@ class TfdsExamples(Sequence[Example | CachedExample]):
         try:
             self._records: Sequence[Any] = builder.as_data_source(split=split, decoders=decoders)
         except Exception as error:
-            raise InputError(
-                f"{folder}: no random access ({in_short(error)}); write the dataset as array_record"
-            ) from error
+            reason = f"no random access ({in_short(error)}); write the dataset as array_record"
+            raise InputError(f"{folder}: {reason}") from error
         if not len(self._records):
             raise InputError(f"{folder}: split {split!r} is empty")
         self._where = f"{folder}: split {split!r}"

@@ -149,9 +149,7 @@ def require_flax_expressible(config: UNetConfig) -> None:
     if config.mid is not None and _kinds(config.mid.pairs) != MID_TYPES[_DEFAULT_MID]:
         raise InputError(f"format: flax doesn't support a mid block without attention: {way_out}")
     if "reverse_transformer_layers_per_block" in depths_to_diffusers(config):
-        raise InputError(
-            f"format: flax needs equal transformer depths within a stage and in its mirrored stage: {way_out}"
-        )
+        raise InputError(f"format: flax needs equal transformer depths in a stage and its mirrored stage: {way_out}")
     if config.norm_groups != 32:
         raise InputError(f"format: flax needs 32 norm groups, not {config.norm_groups}: {way_out}")
 
@@ -173,9 +171,7 @@ def _require_expressible(config: UNetConfig) -> None:
         if (up.width, up.heads) != (down.width, down.heads):
             _refuse(name, f"its {up.width} channels and {up.heads} heads differ from those of down_blocks.{i}")
         if len(up.pairs) != len(down.pairs) + 1:
-            _refuse(
-                name, f"it has {len(up.pairs)} layers, expected {len(down.pairs) + 1}: one more than down_blocks.{i}"
-            )
+            _refuse(name, f"it has {len(up.pairs)} layers, not one more than down_blocks.{i} ({len(down.pairs)})")
         if down.resampler == last:
             _refuse(f"down_blocks.{i}", "every down stage but the last must end with a downsampler")
         if up.resampler != (j < len(config.up) - 1):
@@ -208,11 +204,11 @@ def _require_divisible(config: UNetConfig, source: str) -> None:
     for name, stage in config.stages().items():
         if stage.width % config.norm_groups:
             raise InputError(
-                f"{source}: {name} has {stage.width} channels, not a multiple of {config.norm_groups} groups"
+                f"{source}: {name}: {stage.width} channels; expected a multiple of {config.norm_groups} groups"
             )
         if any("A" in pair for pair in stage.pairs) and stage.width % stage.heads:
             raise InputError(
-                f"{source}: {name} has {stage.width} channels, not a multiple of {stage.heads} heads "
+                f"{source}: {name}: {stage.width} channels; expected a multiple of {stage.heads} heads "
                 "(Diffusers stores head counts under attention_head_dim)"
             )
 

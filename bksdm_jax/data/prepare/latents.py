@@ -1,6 +1,7 @@
 """Encodes a dataset of images to cached latents with a pipeline's autoencoder."""
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -178,14 +179,9 @@ def _encode_all(
             with ShardWriters(parts, index, tuple(splits)) as writers:
                 for examples, images in _batches(splits[chunk.split], chunk, resolution, encode[0]):
                     for example, moments in zip(examples, to_bits(encode[1](images)), strict=True):
-                        row = features.serialize_example(
-                            {
-                                "name": example.name,
-                                "text": list(example.texts),
-                                **pipeline.caption_inputs(example.texts),
-                                "moments": moments,
-                            }
-                        )
+                        inputs = pipeline.caption_inputs(example.texts)
+                        record = {"name": example.name, "text": list(example.texts), **inputs, "moments": moments}
+                        row = features.serialize_example(record)
                         writers.write(chunk.split, row)
                         total += len(row)
                     progress.advance(len(examples))
@@ -208,14 +204,9 @@ def _batches(
 
     ahead = grain.ReadOptions(num_threads=16, prefetch_buffer_size=max(16, 2 * count))  # decoded images use memory
     stream = grain.MapDataset.range(chunk.start, chunk.end).map(load).to_iter_dataset(ahead)
-    waiting: list[tuple[Example, np.ndarray]] = []
-    for entry in in_one_line(iter(stream)):
-        waiting.append(entry)
-        if len(waiting) == count:
-            yield [example for example, _ in waiting], np.stack([image for _, image in waiting])
-            waiting = []
-    if waiting:
-        yield [example for example, _ in waiting], np.stack([image for _, image in waiting])
+    entries = in_one_line(iter(stream))
+    while batch := list(itertools.islice(entries, count)):
+        yield [example for example, _ in batch], np.stack([image for _, image in batch])
 
 
 def _open_splits(folder: AnyPath) -> dict[str, Sequence[Example]]:

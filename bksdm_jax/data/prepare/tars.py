@@ -74,9 +74,8 @@ class TarChunk:
                         if not member.isreg() or member.issparse():
                             group.problem = group.problem or f"its .{ending} is a link, device or sparse file"
                         elif member.size > most:
-                            group.problem = (
-                                group.problem or f"its .{ending} has {member.size} bytes, the limit is {most}"
-                            )
+                            problem = f"its .{ending} has {member.size} bytes, the limit is {most}"
+                            group.problem = group.problem or problem
                         elif not group.problem:
                             bounded.most = most
                             group.members[ending] = archive.extractfile(member).read()
@@ -89,9 +88,8 @@ class TarChunk:
                 yield from self._end(file, rest)
         except Exception as error:  # tarfile raises many types besides its own
             yield from self._pair(group)
-            yield Reject(
-                self.path.name, f"damaged or not a tar file ({in_short(error)}); pairs after this point were skipped"
-            )
+            reason = f"damaged or not a tar file ({in_short(error)}); pairs after this point were skipped"
+            yield Reject(self.path.name, reason)
 
     def _end(self, file: io.RawIOBase, offset: int) -> Iterator[Reject]:
         """Rejects for an archive without an end mark, or with data after it."""
