@@ -261,8 +261,8 @@ def test_the_benchmark_prints_its_figures(monkeypatch: pytest.MonkeyPatch) -> No
     for line in (
         r"decoding JPEG, 64x64, one core: \d+ images/s",
         r"  Pillow's open, resize, crop on one core: \d+ \(\d+\.\d\dx\)",
-        r"  training's stream, \d+ workers: \d+ \(\d+ a core\)",
+        r"  training stream, \d+ workers: \d+ \(\d+ per core\)",
         r"reading cached latents, 8x8x4, on \d+ cores: \d+ images/s",
-        r"preparing 20 and 40 images: \d+ and \d+ MiB resident at the most",
+        r"preparing 20 and 40 images: peak resident memory \d+ and \d+ MiB",
     ):
         assert re.search(f"^{line}$", said, re.MULTILINE), line

@@ -1,4 +1,4 @@
-"""The trainer's settings, whatever it trains."""
+"""The trainer's settings, common to all tasks."""
 
 import dataclasses
 import math
