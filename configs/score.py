@@ -1,4 +1,4 @@
-"""Attribute accuracy, CLIP score and Fréchet distance of images of the shapes world; takes seconds on a CPU.
+"""Attribute accuracy, CLIP score and Frechet distance of images of the shapes world; takes seconds on a CPU.
 
   python -m launch.score --config=configs/score.py --config.images=DIR --workdir=DIR
 

@@ -20,13 +20,13 @@ The paper's scores of these runs are in `PUBLISHED` (bksdm_jax/pruning/presets.p
 
 from ml_collections import config_dict
 
-from configs.distill import GENERATIONS
+from configs.distill import BATCHES, GENERATIONS, PAIRS, RATES
 from launch.defaults import defaults
 from launch.runs import SweepConfig
 
 RUNS = {
     "students": ("bk_base", "bk_small", "bk_tiny"),
-    "batches": ("bk_small,batch_64", "bk_small,batch_128", "bk_small,batch_256"),
+    "batches": tuple(f"bk_small,batch_{size}" for size in BATCHES),
     "ablation": (
         "bk_small,random_init,no_kd",
         "bk_small,random_init,no_feature",
@@ -36,8 +36,8 @@ RUNS = {
         "bk_small",
     ),
     "no_kd": ("bk_base,no_kd", "bk_small,no_kd", "bk_tiny,no_kd"),
-    "rates": tuple(f"bk_small,lr_{rate}" for rate in ("1e-5", "2.5e-5", "5e-5", "1e-4", "2.5e-4")),
-    "volumes": ("bk_small,pairs_11k", "bk_small,pairs_213k", "bk_small,pairs_2.3m"),
+    "rates": tuple(f"bk_small,lr_{rate}" for rate in RATES),
+    "volumes": tuple(f"bk_small,{name}" for name in PAIRS),
     "mid": ("no_mid", "no_mid,no_kd"),
 }
 

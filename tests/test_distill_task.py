@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+from bksdm_jax.perf.compiled_step import planned_step
 from bksdm_jax.tasks.distill import task as distill_task
 from bksdm_jax.tasks.distill.config import DistillConfig
 from bksdm_jax.tasks.distill.inputs import open_inputs
@@ -42,6 +43,15 @@ def test_the_teacher_is_on_devices_only_where_it_is_needed(
     found = [name for name, _ in task.frozen_params()]
     assert sorted(found) == sorted(task.objective.frozen)
     assert set(found) - {"teacher"} == {"vae", "text_encoder"}
+
+
+def test_a_plan_keeps_what_its_run_keeps(micro_teacher: Path, photographs: Path) -> None:
+    fixed = {"resolution": 16, "batch_size": 8, "accumulation": 1, "dtype": "float32", "loss": NO_KD}
+    config = DistillConfig(str(micro_teacher), tiny.MICRO_STUDENT, str(photographs), **fixed)
+    inputs = open_inputs(config)
+    planned = planned_step(config, inputs.plan, inputs.teacher.architectures, make_mesh())
+    assert planned.frozen.keys() == DistillTask(config, inputs).objective.frozen.keys()
+    assert "teacher" in planned.frozen  # sample grids are on by default
 
 
 def test_the_teachers_weights_leave_the_hosts_memory(micro_teacher: Path, photographs: Path) -> None:

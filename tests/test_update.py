@@ -169,13 +169,13 @@ def test_the_loss_sees_the_moving_average(plain: Any) -> None:
     assert gaps[2] == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize(("warmup", "cosine"), [(0, 0), (10, 0), (0, 110), (10, 110), (1, 2)])
+@pytest.mark.parametrize(("warmup", "cosine"), [(0, 0), (10, 0), (0, 110), (10, 110), (1, 2), (10, 10), (10, 5)])
 def test_learning_rates_are_a_ramp_and_a_half_cosine(warmup: int, cosine: int) -> None:
     rate = learning_rate(OptimizerConfig(learning_rate=2.0, warmup_steps=warmup, cosine_steps=cosine))
     for done in (0, 1, 5, 9, 10, 11, 60, 109, 110, 10**6):
         expected = 2.0
         if cosine:
-            passed = np.clip((done - warmup) / (cosine - warmup), 0, 1)
+            passed = np.clip((done - warmup) / max(cosine - warmup, 1), 0, 1)
             expected = (1 + np.cos(np.pi * passed)).item()
         if done < warmup:
             expected = 2.0 * done / warmup

@@ -5,6 +5,7 @@ import re
 import shutil
 from pathlib import Path
 
+import cloudpickle
 import jax
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from safetensors.numpy import load_file, save_file
 from transformers import CLIPTextModel
 
 from bksdm_jax.base.errors import InputError
-from bksdm_jax.pipelines.load import load_pipeline
+from bksdm_jax.pipelines.load import find_model, load_pipeline
 from bksdm_jax.pipelines.pipeline import Pipeline
 from bksdm_jax.pipelines.save import SaveConfig, write_pipeline
 from bksdm_jax.pruning.prune import PruneConfig, prune
@@ -249,6 +250,22 @@ def test_networks_that_do_not_belong_together_are_refused(micro_teacher: Path, t
     UNet2DConditionModel(**tiny.MICRO | {"cross_attention_dim": 48}).save_pretrained(folder / "unet")
     with pytest.raises(InputError, match=r"cross_attention_dim.* 48 .*hidden_size.* 32"):
         load_pipeline(folder)
+
+
+def test_a_unet_of_another_family_is_refused_before_weights_are_read(micro_teacher: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(micro_teacher, tmp_path / "pipeline")
+    path = folder / "unet" / "config.json"
+    added = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8}
+    json_of = json.loads(path.read_text()) | added | {"projection_class_embeddings_input_dim": 64}
+    path.write_text(json.dumps(json_of))
+    with pytest.raises(InputError, match=r"pipeline: .*addition_embed_type.*text_time"):
+        find_model(folder)
+
+
+def test_captions_are_encoded_without_the_weights(micro_teacher: Path) -> None:
+    encode = load_pipeline(micro_teacher).caption_inputs
+    assert len(cloudpickle.dumps(encode)) < 2**19  # what every worker process gets
+    assert encode(["a cat"])["tokens"].shape == (1, 77)
 
 
 def test_a_student_that_diffusers_cannot_express_is_not_written(micro_teacher: Path, tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
-"""Progress of long work: a bar on a terminal, plain lines in a log."""
+"""Progress of long work: a bar on a terminal, plain lines in a log.
+
+clu's `ReportProgress` knows training steps only, and no terminal.
+"""
 
 import contextlib
 import sys

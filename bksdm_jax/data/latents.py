@@ -40,7 +40,7 @@ class LatentIdentity:
 
 def latent_identity(pipeline: Pipeline, resolution: int, flip: bool, crop: str = CENTRE) -> LatentIdentity:
     """The identity of the latents that this pipeline would make."""
-    vae = pipeline.networks["vae"]
+    vae = pipeline.networks[pipeline.architectures.kind.autoencoder]
     tokens = hashlib.sha256(np.ascontiguousarray(pipeline.caption_inputs(_PROBE)["tokens"], "<i4").tobytes())
     return LatentIdentity(weights_sha256(vae), vae.config.scaling_factor, resolution, crop, flip, tokens.hexdigest())
 

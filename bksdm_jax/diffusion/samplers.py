@@ -100,7 +100,12 @@ def ddim(
 
     Returns:
         latents, float32 [B, H, W, C].
+
+    Raises:
+        ValueError: `eta` without `noise`.
     """
+    if eta and noise is None:
+        raise ValueError(f"eta is {eta}, so noise is needed: keys [B], or an array [steps, B, H, W, C]")
     at = timesteps(schedule, steps)
     here = _alpha_bar(schedule, at)
     there = _alpha_bar(schedule, at - schedule.train_steps // steps)
@@ -145,7 +150,7 @@ class PNDMCalls(NamedTuple):
     is_again: jax.Array  # bool [N]: repeats the first step
 
 
-def pndm_calls(schedule: ScheduleConfig, steps: int) -> PNDMCalls:
+def pndm_calls(schedule: ScheduleConfig, steps: int, dtype: jnp.dtype = jnp.float32) -> PNDMCalls:
     """The `steps + 1` calls of a run; the second repeats the first step with the mean of both outputs."""
     at = timesteps(schedule, steps)
     stride = schedule.train_steps // steps
@@ -157,7 +162,7 @@ def pndm_calls(schedule: ScheduleConfig, steps: int) -> PNDMCalls:
         start[1], end[1] = calls[1] + stride, calls[1]
         weights[1] = [1 / 2, 1 / 2, 0, 0]
     here, there = _alpha_bar(schedule, start), _alpha_bar(schedule, end)
-    levels = (jnp.asarray(values, jnp.float32) for values in (here, there, weights))
+    levels = (jnp.asarray(values, dtype) for values in (here, there, weights))
     order = np.arange(count)
     return PNDMCalls(jnp.asarray(calls, jnp.int32), *levels, jnp.asarray(order == 0), jnp.asarray(order == 1))
 
@@ -186,7 +191,7 @@ def pndm(predict: Predict, x: jax.Array, schedule: ScheduleConfig, steps: int) -
         return pndm_step(schedule, state, predict(state.x, call.timestep).astype(state.x.dtype), call), None
 
     state = PNDMState(x, x, jnp.zeros((3, *x.shape), x.dtype))
-    return jax.lax.scan(step, state, pndm_calls(schedule, steps))[0].x
+    return jax.lax.scan(step, state, pndm_calls(schedule, steps, x.dtype))[0].x
 
 
 def _noise_of(schedule: ScheduleConfig, out: jax.Array, x: jax.Array, alpha_bar: jax.Array) -> jax.Array:

@@ -18,6 +18,7 @@ from bksdm_jax.metrics.score import score_folder, shapes_reference
 from bksdm_jax.models.unet import parameter_shapes
 from bksdm_jax.pipelines.embedded import TEACHER, pretrained_identity
 from bksdm_jax.pipelines.load import find_model
+from bksdm_jax.pipelines.pipeline import Architectures
 from bksdm_jax.pipelines.save import SaveConfig
 from bksdm_jax.pruning.prune import PruneConfig, plan_student, prune
 from bksdm_jax.reports.page import write_page
@@ -98,13 +99,14 @@ def compare_students(config: ComparisonConfig, experiment: Experiment, workdir: 
         InputError: a setting or file can't be used, the workdir is another run's, or its disk is too full.
     """
     rows = experiment.rows
-    _require_settings(config, rows)
+    teacher = find_model(TEACHER)
+    _require_settings(config, rows, teacher.architectures)
     record = dataclasses.asdict(config) | {
         "rows": [dataclasses.asdict(row) for row in rows],
         "pretrained_sha256": pretrained_identity(),
     }
     require_same(workdir, record, ())
-    require_space(workdir, _space(config, rows, workdir))
+    require_space(workdir, _space(config, rows, teacher.architectures, workdir))
     claim(workdir, record)
     _say("the shapes world")
     data = build(workdir / "data", config.dataset)
@@ -131,11 +133,10 @@ def compare_students(config: ComparisonConfig, experiment: Experiment, workdir: 
     return write_page(workdir)
 
 
-def _require_settings(config: ComparisonConfig, rows: Sequence[Row]) -> None:
+def _require_settings(config: ComparisonConfig, rows: Sequence[Row], teacher: Architectures) -> None:
     """Checks all settings before anything is written."""
     known_name("config", "dataset", config.dataset, ShapesWorld.builder_configs)
     whole_number("config", "images", config.images, 2, ShapesWorld.builder_configs[config.dataset].heldout)
-    teacher = find_model(TEACHER).architectures
     plan_student(teacher, config.student, SaveConfig())
     for row in rows:
         require_settings(_training(config, row, Path()))
@@ -143,12 +144,12 @@ def _require_settings(config: ComparisonConfig, rows: Sequence[Row]) -> None:
     require_sampler(sampler, teacher)
 
 
-def _space(config: ComparisonConfig, rows: Sequence[Row], workdir: Path) -> int:
+def _space(config: ComparisonConfig, rows: Sequence[Row], teacher: Architectures, workdir: Path) -> int:
     """Approximate bytes that the missing rows will take."""
     missing = [row for row in rows if row.loss and not (workdir / "models" / row.name / "model").is_dir()]
     if not missing:
         return 0
-    plan = plan_student(find_model(TEACHER).architectures, config.student, SaveConfig())
+    plan = plan_student(teacher, config.student, SaveConfig())
     parameters = sum(leaf.size for leaf in jax.tree.leaves(parameter_shapes(plan.student)))
     state = 16 * parameters  # float32: parameters, moving average, two moments
     model = 4 * parameters + 2**22  # the second term for the other networks

@@ -74,10 +74,10 @@ def _unet(table: Table) -> UNetConfig:
         return 8 if context == _V1_CONTEXT else max(channels // _HEAD_WIDTH, 1)
 
     def pair(transformer: str) -> str:
-        depth = 0
-        while has(f"{transformer}.transformer_blocks.{depth}.attn1.to_q.weight"):
-            depth += 1
-        return "R" + "A" * depth
+        if not has(f"{transformer}.proj_in.weight"):
+            return "R"
+        numbers = _numbers(table, f"{transformer}.transformer_blocks")
+        return "R" + "A" * (max(numbers, default=0) + 1)
 
     def stage(pairs: list[str], channels: int, resampler: bool) -> Stage:
         return Stage(channels, heads(channels), tuple(pairs), resampler)

@@ -18,7 +18,7 @@ from bksdm_jax.models.unet_table import UNetConfig
 from bksdm_jax.models.vae import VAE, vae_parameter_shapes
 from bksdm_jax.pipelines.load import find_model
 from bksdm_jax.pipelines.pipeline import Architectures
-from bksdm_jax.pipelines.source import ModelSource, whatever_it_predicts
+from bksdm_jax.pipelines.source import ModelOptions, whatever_it_predicts
 from bksdm_jax.pipelines.stable_diffusion import TEACHERS, stable_diffusion
 from bksdm_jax.pruning.presets import PRESETS
 from bksdm_jax.pruning.removal import plan_removal, removed_blocks
@@ -26,7 +26,7 @@ from bksdm_jax.sampling.text_to_image import require_resolution
 
 
 @dataclasses.dataclass(frozen=True)
-class CostConfig:
+class CostConfig(ModelOptions):
     """What to count.
 
     Attributes:
@@ -34,6 +34,7 @@ class CostConfig:
             the configs are read. Give one of the two.
         students: presets, or lists of removed blocks (separated by `+` within one list), separated by commas; empty:
             every preset.
+        revision, variant, tokenizer, prediction: of the pipeline, as `ModelSource` has them.
         resolution: pixels; 0: the U-Net's own.
         steps: U-Net calls per image.
         latency: time the networks on this device.
@@ -65,7 +66,7 @@ def cost_report(config: CostConfig) -> str:
         known_name("config", "generation", config.generation, TEACHERS)
         teacher = stable_diffusion(config.generation)
     else:
-        teacher = find_model(whatever_it_predicts(ModelSource(config.pipeline)), networks=()).architectures
+        teacher = find_model(whatever_it_predicts(config.source(config.pipeline)), networks=()).architectures
     names = [name.replace("+", ",") for name in config.students.split(",") if name.strip()]
     models = {"teacher": teacher}
     for name in names or _possible(teacher.denoiser):

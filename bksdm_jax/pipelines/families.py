@@ -125,6 +125,8 @@ def _text_states(configs: Configs, params: Params, dtype: jnp.dtype, inputs: Any
 
 def _stable_diffusion_pairs(configs: Configs) -> Iterator[tuple[str, Any, str, Any]]:
     unet, vae, text = (configs[name] for name in ("unet", "vae", "text_encoder"))
+    added = "text_time" if unet.added else None
+    yield "unet's addition_embed_type", added, "one of Stable Diffusion", None
     yield "unet's cross_attention_dim", unet.context_width, "text_encoder's hidden_size", text.width
     yield "unet's in_channels", unet.in_channels, "vae's latent_channels", vae.latent_channels
     yield "unet's out_channels", unet.out_channels, "vae's latent_channels", vae.latent_channels

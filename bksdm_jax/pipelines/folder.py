@@ -9,10 +9,11 @@ from huggingface_hub.repocard import metadata_load
 
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.files import read_json, write_json
+from bksdm_jax.diffusion.schedule import ScheduleConfig
 from bksdm_jax.formats.locate import choose_files, weight_files
 from bksdm_jax.formats.scheduler_json import schedule_from_diffusers
 from bksdm_jax.formats.weights import WRITERS, read_weights
-from bksdm_jax.pipelines.families import FAMILIES, STABLE_DIFFUSION, Family
+from bksdm_jax.pipelines.families import FAMILIES, STABLE_DIFFUSION, Family, NetworkType
 from bksdm_jax.pipelines.passthrough import (
     COMPONENTS,
     NO_EXTRAS,
@@ -21,7 +22,7 @@ from bksdm_jax.pipelines.passthrough import (
     copy_components,
     read_components,
 )
-from bksdm_jax.pipelines.pipeline import Architectures, Network, Pipeline, require_agreement
+from bksdm_jax.pipelines.pipeline import Architectures, Network, Pipeline, require_agreement, require_vocabulary
 from bksdm_jax.pipelines.tokenizer import load_tokenizer
 
 COPIED_FORMATS = {".safetensors": (".safetensors", ".bin"), ".msgpack": (".msgpack",)}
@@ -74,7 +75,7 @@ class FolderModel:
             licence=_licence(self.path / _CARD),
             family=self.architectures.family,
         )
-        require_agreement(pipeline)
+        require_vocabulary(pipeline)
         return pipeline
 
     def read_denoiser(self) -> Network:
@@ -107,23 +108,35 @@ class FolderModel:
         return found
 
 
-def open_folder(path: Path, variant: str = "") -> FolderModel:
+def open_folder(path: Path, variant: str = "", family: str = STABLE_DIFFUSION) -> FolderModel:
     """Reads the configs of a pipeline folder.
 
     Raises:
-        InputError: no such folder, or a config is missing or unsupported.
+        InputError: no such folder, or a config is missing, unsupported, or doesn't fit the others.
     """
-    family = FAMILIES[STABLE_DIFFUSION]
-    _require_components(path, family)
-    jsons, configs = {}, {}
-    for name, network in family.networks.items():
-        file = path / name / "config.json"
-        jsons[name] = read_json(file)
-        configs[name] = network.from_json(jsons[name], str(file))
+    kind = FAMILIES[family]
+    _require_components(path, kind)
+    found = {name: _read_config(path, name, network) for name, network in kind.networks.items()}
     file = path / "scheduler" / "scheduler_config.json"
-    jsons["scheduler"] = read_json(file)
-    schedule = schedule_from_diffusers(jsons["scheduler"], str(file))
-    return FolderModel(path, variant, Architectures(configs, schedule, STABLE_DIFFUSION), jsons)
+    scheduler = read_json(file)
+    schedule = schedule_from_diffusers(scheduler, str(file))
+    networks = Architectures({name: config for name, (_, config) in found.items()}, schedule, family)
+    require_agreement(networks, str(path))
+    jsons = {name: json for name, (json, _) in found.items()}
+    return FolderModel(path, variant, networks, jsons | {"scheduler": scheduler})
+
+
+def open_denoiser(path: Path, variant: str = "", family: str = STABLE_DIFFUSION) -> FolderModel:
+    """Reads the config of a folder's denoiser alone: `read_denoiser` is all that works; raises as `open_folder`."""
+    name = FAMILIES[family].denoiser
+    json, config = _read_config(path, name, FAMILIES[family].networks[name])
+    return FolderModel(path, variant, Architectures({name: config}, ScheduleConfig(), family), {name: json})
+
+
+def _read_config(folder: Path, name: str, network: NetworkType) -> tuple[dict[str, Any], Any]:
+    file = folder / name / "config.json"
+    json = read_json(file)
+    return json, network.from_json(json, str(file))
 
 
 def _require_components(folder: Path, family: Family) -> None:

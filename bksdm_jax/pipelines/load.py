@@ -5,7 +5,8 @@ from pathlib import Path
 
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.pipelines.embedded import TEACHER, teacher_folder
-from bksdm_jax.pipelines.folder import FolderModel, needed_files, open_folder
+from bksdm_jax.pipelines.families import FAMILIES, STABLE_DIFFUSION
+from bksdm_jax.pipelines.folder import FolderModel, needed_files, open_denoiser, open_folder
 from bksdm_jax.pipelines.hub import hub_folder, is_hub_id
 from bksdm_jax.pipelines.passthrough import NO_EXTRAS, Extras
 from bksdm_jax.pipelines.pipeline import Pipeline
@@ -32,6 +33,8 @@ def find_model(
     Raises:
         InputError: the model doesn't exist, is incomplete or unsupported, or an option doesn't apply to it.
     """
+    if isinstance(source, Path) and str(source) != TEACHER:  # never an id on the hub
+        source = str(source.expanduser().absolute())
     source = source if isinstance(source, ModelSource) else ModelSource(str(source))
     path = _path(source, extras, networks)
     if not path.is_file():
@@ -47,6 +50,21 @@ def find_model(
     if source.variant:
         raise InputError(f"variant: {source.variant!r} applies to folders only; {path} is a single file")
     return open_single_file(path, source.tokenizer, source.prediction_type)
+
+
+def find_denoiser(source: ModelSource, weights: bool = False) -> Model:
+    """Finds a model for its denoiser alone; nothing else of it needs to be supported, or even there.
+
+    Args:
+        source: the model.
+        weights: download the denoiser's weights too, for `read_denoiser`.
+
+    Raises:
+        InputError: as `find_model`.
+    """
+    kind = FAMILIES[STABLE_DIFFUSION]
+    path = _path(source, NO_EXTRAS, (kind.denoiser,) if weights else ())
+    return find_model(source) if path.is_file() else open_denoiser(path, source.variant)
 
 
 def load_pipeline(source: ModelSource | str | Path) -> Pipeline:

@@ -1,7 +1,8 @@
 """A pipeline in memory, with or without weights."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -145,25 +146,28 @@ class Pipeline:
         network = Network(config, dict(params), FAMILIES[self.family].networks[name].to_json(config))
         return dataclasses.replace(self, networks=dict(self.networks) | {name: network})
 
-    def caption_inputs(self, captions: Sequence[str]) -> CaptionInputs:
-        """The networks' inputs for captions, arrays [N, ...]: token ids int32 [N, T] under `tokens`."""
-        return FAMILIES[self.family].caption_inputs(self.tokenizers, captions)
+    @property
+    def caption_inputs(self) -> Callable[[Sequence[str]], CaptionInputs]:
+        """Captions -> the networks' inputs, arrays [N, ...]: token ids int32 [N, T] under `tokens`."""
+        return functools.partial(FAMILIES[self.family].caption_inputs, self.tokenizers)  # workers get no weights
 
     def empty_inputs(self) -> CaptionInputs:
         """The inputs for the empty caption, without a batch dimension."""
         return {name: np.asarray(value)[0] for name, value in self.caption_inputs([""]).items()}
 
 
-def require_agreement(pipeline: Pipeline) -> None:
-    """Checks that the networks' sizes match; raises `InputError` that names the two that don't."""
-    configs = pipeline.architectures.configs
-    kind = FAMILIES[pipeline.family]
-    for what, ours, key, theirs in kind.pairs_that_agree(configs):
+def require_agreement(networks: Architectures, source: str) -> None:
+    """Raises `InputError` if the networks aren't the family's, or don't fit each other; `source` is named."""
+    for what, ours, key, theirs in networks.kind.pairs_that_agree(networks.configs):
         if ours != theirs:
-            raise InputError(f"{pipeline.path}: the {what} is {ours} but the {key} is {theirs}")
-    for folder, encoder in kind.tokenizers.items():
-        known, size = len(pipeline.tokenizers[folder]), configs[encoder].vocab_size
+            raise InputError(f"{source}: the {what} is {ours} but the {key} is {theirs}")
+
+
+def require_vocabulary(pipeline: Pipeline) -> None:
+    """Raises `InputError` if a tokenizer knows more tokens than the network that takes them."""
+    for folder, encoder in FAMILIES[pipeline.family].tokenizers.items():
+        known, size = len(pipeline.tokenizers[folder]), pipeline.networks[encoder].config.vocab_size
         if known > size:
             raise InputError(
-                f"{pipeline.path}: the {folder} has {known} tokens but the {encoder}'s vocab_size is {size}"
+                f"{pipeline.path}: the {folder} knows {known} tokens, the {encoder}'s vocab_size is {size}"
             )

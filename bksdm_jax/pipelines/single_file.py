@@ -31,7 +31,7 @@ from bksdm_jax.models.unet import parameter_shapes
 from bksdm_jax.models.vae import vae_parameter_shapes
 from bksdm_jax.pipelines.families import STABLE_DIFFUSION
 from bksdm_jax.pipelines.hub import hub_folder, is_hub_id
-from bksdm_jax.pipelines.pipeline import Architectures, Network, Pipeline, require_agreement
+from bksdm_jax.pipelines.pipeline import Architectures, Network, Pipeline, require_agreement, require_vocabulary
 from bksdm_jax.pipelines.tokenizer import TOKENIZER_FILES, load_tokenizer
 
 DEFAULT_TOKENIZER = "openai/clip-vit-large-patch14"
@@ -78,7 +78,7 @@ class SingleFileModel:
             denoiser_files=(self.path,),
             family=self.architectures.family,
         )
-        require_agreement(pipeline)
+        require_vocabulary(pipeline)
         return pipeline
 
     def read_denoiser(self) -> Network:
@@ -142,7 +142,9 @@ def open_single_file(path: Path, tokenizer: str = "", prediction_type: str = "")
         "text_encoder": _text_table(table, text),
     }
     schedule = ScheduleConfig(prediction_type=prediction_type or "epsilon")
-    return SingleFileModel(path, Architectures(configs, schedule, STABLE_DIFFUSION), tables, tokenizer)
+    networks = Architectures(configs, schedule, STABLE_DIFFUSION)
+    require_agreement(networks, str(path))
+    return SingleFileModel(path, networks, tables, tokenizer)
 
 
 def _renamed(table: Table, prefix: str, shapes: Mapping[str, Any], modules: Mapping[str, str]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ class ModelSource:
 
 def whatever_it_predicts(source: ModelSource) -> ModelSource:
     """The source for callers that don't need the prediction type: sets one for single files, as SD 2.x requires."""
-    is_file = Path(source.name).expanduser().is_file()
+    is_file = not source.prediction_type and Path(source.name).expanduser().is_file()
     return dataclasses.replace(source, prediction_type="epsilon") if is_file else source
 
 

@@ -12,7 +12,7 @@ from bksdm_jax.base.errors import InputError, one_of
 from bksdm_jax.base.workdir import is_used
 from bksdm_jax.models.unet_table import UNetConfig
 from bksdm_jax.pipelines.hub import is_hub_id
-from bksdm_jax.pipelines.load import Model, find_model
+from bksdm_jax.pipelines.load import find_denoiser, find_model
 from bksdm_jax.pipelines.model_card import CardFacts, parent_name
 from bksdm_jax.pipelines.pipeline import Architectures
 from bksdm_jax.pipelines.save import SaveConfig, SaveOptions, require_savable, write_pipeline
@@ -96,12 +96,12 @@ class InitialWeights:
     Attributes:
         plan: teacher and student.
         name: as in `StudentInit`.
-        model: the pipeline with the weights; None if `name` is a key of `INITS`.
+        source: the pipeline with the weights; None if `name` is a key of `INITS`.
     """
 
     plan: RemovalPlan
     name: str
-    model: Model | None = None
+    source: ModelSource | None = None
 
     def read(self, teacher: Mapping[str, Any], seed: int) -> dict[str, Any]:
         """Reads the weights: float32 numpy, nested by Flax names.
@@ -113,7 +113,10 @@ class InitialWeights:
         Raises:
             InputError: the pipeline can't be read.
         """
-        weights = self.model.read_denoiser().params if self.model else INITS[self.name](self.plan, teacher, seed)
+        if self.source:
+            weights = find_denoiser(self.source, weights=True).read_denoiser().params
+        else:
+            weights = INITS[self.name](self.plan, teacher, seed)
         return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), weights)
 
 
@@ -133,9 +136,8 @@ def find_initial_weights(plan: RemovalPlan, start: StudentInit) -> InitialWeight
         raise InputError(f"{error}; or the folder, file or hub id of a pipeline with such a U-Net")
     # The teacher's prediction type applies.
     source = whatever_it_predicts(ModelSource(start.name, start.revision, start.variant))
-    model = find_model(source, networks=("unet",))
-    _require_student(plan, start.name, model.architectures.denoiser)
-    return InitialWeights(plan, start.name, model)
+    _require_student(plan, start.name, find_denoiser(source).architectures.denoiser)
+    return InitialWeights(plan, start.name, source)
 
 
 def _require_student(plan: RemovalPlan, name: str, found: UNetConfig) -> None:

@@ -82,12 +82,13 @@ def sample(config: SampleConfig, workdir: Path) -> int:
     images = workdir / "images"
     images.mkdir(exist_ok=True)
     missing = [(i, prompt.text) for i, prompt in enumerate(prompts) if not (images / _name(i)).exists()]
-    params = jax.device_put(cast_frozen(pipeline.params, dtype))
+    params, caption_inputs = jax.device_put(cast_frozen(pipeline.params, dtype)), pipeline.caption_inputs
+    del pipeline  # its copy of the weights
     with exact_products(config.dtype):
         if missing:
             with waiting("compiling the sampler"):
-                generate = _compiled(generate, params, pipeline.caption_inputs([""]), config.batch_size)
-        made = generate_images(generate, params, pipeline.caption_inputs, sampler, missing, config.batch_size)
+                generate = _compiled(generate, params, caption_inputs([""]), config.batch_size)
+        made = generate_images(generate, params, caption_inputs, sampler, missing, config.batch_size)
         with Progress("images", len(prompts), len(prompts) - len(missing)) as progress:
             _save(made, workdir, config.batch_size, progress)
     _write_table(workdir / "metadata.csv", prompts)

@@ -43,7 +43,7 @@ class SamplerConfig:
 
 MOST_SEED = 2**32 - 1
 """Larger seeds would silently be cut to 32 bits."""
-CaptionInputs = Callable[[Sequence[str]], dict[str, np.ndarray]]
+EncodeCaptions = Callable[[Sequence[str]], dict[str, np.ndarray]]
 """Captions -> the text encoders' inputs, arrays [N, ...], as `Pipeline.caption_inputs`."""
 Generate = Callable[[dict[str, Any], Any, Any, jax.Array], jax.Array]
 """(parameters by network, caption inputs [B, ...], the negative prompt's inputs [1, ...], keys [B] or starting noise
@@ -96,7 +96,7 @@ def make_generate(networks: Architectures, config: SamplerConfig, dtype: jnp.dty
 def generate_images(
     generate: Generate,
     params: dict[str, Any],
-    caption_inputs: CaptionInputs,
+    caption_inputs: EncodeCaptions,
     config: SamplerConfig,
     prompts: Sequence[tuple[int, str]],
     batch_size: int,

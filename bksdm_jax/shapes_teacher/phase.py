@@ -103,7 +103,7 @@ def train_phase(
         InputError: the workdir can't be created or is already further, or a loss is not finite.
     """
     make_folder(workdir)
-    return train(PhaseTask(loss, params, frozen, batches), phase.trainer(seed), workdir)
+    return train(PhaseTask(loss, params, frozen, batches), phase.trainer(seed), workdir, jax.devices()[:1])
 
 
 def shuffled(

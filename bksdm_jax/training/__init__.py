@@ -1,1 +1,1 @@
-"""Losses, the train step, its state, sharding, checkpoints, and the one loop."""
+"""The trainer of all tasks: state, train step, loop, checkpoints, sharding, evaluators, writers."""

@@ -49,7 +49,7 @@ def learning_rate(config: OptimizerConfig) -> optax.Schedule:
     """Number of earlier updates -> rate: linear warm-up, then constant or a half cosine to zero."""
     peak, warmup = config.learning_rate, config.warmup_steps
     if config.cosine_steps and warmup:
-        return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, config.cosine_steps)
+        return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, max(config.cosine_steps, warmup + 1))
     if config.cosine_steps:
         return optax.cosine_decay_schedule(peak, config.cosine_steps)
     return optax.warmup_constant_schedule(0.0, peak, warmup) if warmup else optax.constant_schedule(peak)

@@ -34,10 +34,12 @@ class Task(abc.ABC):
     Attributes:
         objective: the loss, and the shapes of its inputs.
         flops_per_image: FLOPs of an update per image, without recomputation; 0: unknown.
+        memory_advice: what to do if the devices' memory is too small.
     """
 
     objective: Objective
     flops_per_image: float = 0.0
+    memory_advice: str = "use a smaller batch_size"
 
     @abc.abstractmethod
     def initial_params(self) -> Any:

@@ -24,8 +24,10 @@ from bksdm_jax.training.task import Task
 from bksdm_jax.training.train_step import TrainStep, make_train_step
 
 
-def train(task: Task, config: TrainerConfig, workdir: Path) -> Any | None:
+def train(task: Task, config: TrainerConfig, workdir: Path, devices: list[jax.Device] | None = None) -> Any | None:
     """Trains from the newest checkpoint in `workdir`, or from the task's initial parameters.
+
+    `devices` are all that there are unless given.
 
     Returns:
         the task's result, or None if the run was interrupted (the same call continues it).
@@ -34,11 +36,11 @@ def train(task: Task, config: TrainerConfig, workdir: Path) -> Any | None:
         InputError: a batch that the devices can't share evenly, a workdir that is already further, an unreadable image,
             a loss that is not finite, or devices with too little memory.
     """
-    mesh = make_mesh(config.fsdp)
+    mesh = make_mesh(config.fsdp, devices)
     require_whole_batches(config, mesh.size)
     logging.info("%d device(s), mesh %s", mesh.size, dict(mesh.shape))
     with (
-        explain_out_of_memory("raise accumulation, fsdp or remat and run it again; launch.plan shows what is needed"),
+        explain_out_of_memory(task.memory_advice),
         exact_products(config.dtype),
         jax.set_mesh(mesh),
         Checkpoints(workdir / "checkpoints", config.keep_checkpoints) as checkpoints,

@@ -31,11 +31,11 @@ def validation(
         mesh: of the devices.
     """
 
-    def terms(params: Any, frozen: Frozen, batch: Batch, number: jax.Array) -> dict[str, jax.Array]:
+    def terms(params: Any, ema: Any, frozen: Frozen, batch: Batch, number: jax.Array) -> dict[str, jax.Array]:
         share = jax.tree.leaves(batch)[0].shape[1]
         key = jax.random.fold_in(jax.random.key(seed), jnp.uint32(_STREAM))
         keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(number * share + jnp.arange(share))
-        return loss(params, params, frozen, jax.tree.map(lambda value: value[0], dict(batch)), keys)[1]
+        return loss(params, ema, frozen, jax.tree.map(lambda value: value[0], dict(batch)), keys)[1]
 
     evaluate = compiled_together(jax.jit(terms, out_shardings=replicated(mesh)))
 
@@ -43,8 +43,8 @@ def validation(
         del step
         sums: dict[str, float] = {}
         for number, batch in zip(range(count), batches(), strict=False):
-            found = evaluate(state.ema, frozen, batch, np.int32(number))
-            raw = evaluate(state.params, frozen, batch, np.int32(number))
+            found = evaluate(state.ema, state.ema, frozen, batch, np.int32(number))
+            raw = evaluate(state.params, state.ema, frozen, batch, np.int32(number))
             found = found | {f"raw/{name}": value for name, value in raw.items() if name.startswith("loss")}
             for name, value in found.items():
                 sums[name] = sums.get(name, 0.0) + float(value) / count

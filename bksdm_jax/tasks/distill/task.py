@@ -66,14 +66,16 @@ def make_problem(config: DistillConfig, plan: RemovalPlan, networks: Architectur
     return Problem(plan, networks, config.loss, config.attention, config.remat, augmentation)
 
 
-def objective_of(config: DistillConfig, problem: Problem, cached: bool, with_teacher: bool = False) -> Objective:
-    """A run's objective; arguments as in `make_objective`."""
-    shape = config.accumulation, config.batch_size // config.accumulation
-    return make_objective(problem, config.resolution, shape, compute_dtype(config.dtype), cached, with_teacher)
+def objective_of(config: DistillConfig, problem: Problem, cached: bool) -> Objective:
+    """A run's objective; `cached`: its data are cached latents. Sample grids need the teacher too."""
+    shape, draws = (config.accumulation, config.batch_size // config.accumulation), config.sheets.steps > 0
+    return make_objective(problem, config.resolution, shape, compute_dtype(config.dtype), cached, with_teacher=draws)
 
 
 class DistillTask(Task):
     """Distillation as the trainer takes it, see `training.task.Task`."""
+
+    memory_advice = "raise accumulation, fsdp or remat and run it again; launch.plan shows what is needed"
 
     def __init__(self, config: DistillConfig, inputs: Inputs) -> None:
         """Reads the teacher; raises `InputError` if its weights can't be read or cached latents are another model's."""
@@ -85,7 +87,7 @@ class DistillTask(Task):
         self._networks = self._pipeline.architectures
         self._pairs = _compared(config, inputs.plan)
         problem = make_problem(config, inputs.plan, self._networks, self._pipeline.empty_inputs())
-        self.objective = objective_of(config, problem, inputs.cached, with_teacher=config.sheets.steps > 0)
+        self.objective = objective_of(config, problem, inputs.cached)
         self.flops_per_image = flops_per_image(config, inputs.plan, self._networks)
         self._plain_loss = make_batch_loss(problem.plain(), compute_dtype(config.dtype))
 
