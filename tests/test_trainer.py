@@ -17,7 +17,7 @@ from bksdm_jax.base.errors import InputError
 from bksdm_jax.training import profile, trainer, writers
 from bksdm_jax.training.config import TrainerConfig
 from bksdm_jax.training.state import OptimizerConfig
-from bksdm_jax.training.task import Evaluator
+from bksdm_jax.training.task import Evaluator, Task
 from bksdm_jax.training.train_step import Objective
 
 SLOPE, ROWS = np.array([1.0, -2.0, 3.0], np.float32), 8
@@ -31,10 +31,8 @@ def squared_error(params: Any, ema: Any, frozen: Any, batch: Any, keys: Any) -> 
     return total, {"loss": total}
 
 
-class Regression:
+class Regression(Task):
     """A line through points; every batch follows from its step."""
-
-    flops_per_image = 0.0
 
     def __init__(self, stop_before: int = -1) -> None:
         """`stop_before`: SIGTERM comes while the batch of this step is read."""
