@@ -18,7 +18,7 @@ from diffusers import UNet2DConditionModel
 from flax import serialization
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from bksdm_jax.base import trees
 from bksdm_jax.base.errors import InputError
@@ -157,6 +157,18 @@ def test_bfloat16_is_read(micro_torch_teacher: Path, tmp_path: Path) -> None:
     plain = find_model(micro_torch_teacher).read_denoiser().params
     expected = jax.tree.map(lambda leaf: leaf.astype(ml_dtypes.bfloat16), plain)
     require_equal(find_model(folder).read_denoiser().params, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_float8_is_read_as_bfloat16(micro_torch_teacher: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+    folder = shutil.copytree(micro_torch_teacher, tmp_path / "pipeline")
+    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    eight = {name: tensor.to(dtype) for name, tensor in load_file(path).items()}
+    save_file(eight, path)
+    found = find_model(folder).read_denoiser().params
+    save_file({name: tensor.bfloat16() for name, tensor in eight.items()}, path)
+    require_equal(found, find_model(folder).read_denoiser().params)
+    assert found["conv_in"]["bias"].dtype == ml_dtypes.bfloat16
 
 
 def test_formats_are_preferred_in_order() -> None:

@@ -1,7 +1,7 @@
 """Locates the tensors of a safetensors file.
 
 The library parses and checks the header. Tensors are read by `StoredTensor`, as in the other formats: unlike
-`safe_open` it reuses a buffer, and its offsets allow reading some rows of a tensor as a tensor.
+`safe_open` it reuses a buffer, reads float8, and its offsets allow reading some rows of a tensor as a tensor.
 """
 
 import math
@@ -12,13 +12,15 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from bksdm_jax.base.errors import InputError, in_short
-from bksdm_jax.formats.stored import StoredTensor
+from bksdm_jax.formats.stored import EIGHT_BITS, StoredTensor
 
 _DTYPES = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F8_E4M3": EIGHT_BITS["float8_e4m3fn"],
+    "F8_E5M2": EIGHT_BITS["float8_e5m2"],
     "I64": np.dtype(np.int64),
     "I32": np.dtype(np.int32),
     "I16": np.dtype(np.int16),

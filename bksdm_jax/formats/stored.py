@@ -20,6 +20,9 @@ FLOATS = {
 }
 """Dtypes of stored weights; all formats are little-endian."""
 
+EIGHT_BITS = {"float8_e4m3fn": np.dtype(ml_dtypes.float8_e4m3fn), "float8_e5m2": np.dtype(ml_dtypes.float8_e5m2)}
+"""Dtypes of stored weights that bfloat16 holds exactly, which they are read as."""
+
 _LARGE = 2**22  # bytes; from here NumPy asks for huge pages
 
 

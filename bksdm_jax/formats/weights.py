@@ -20,7 +20,7 @@ from bksdm_jax.base.errors import InputError
 from bksdm_jax.formats import names
 from bksdm_jax.formats.msgpack_file import index_msgpack
 from bksdm_jax.formats.safetensors_file import index_safetensors
-from bksdm_jax.formats.stored import FLOATS, StoredTensor, empty
+from bksdm_jax.formats.stored import EIGHT_BITS, FLOATS, StoredTensor, empty
 from bksdm_jax.formats.torch_file import index_torch
 
 INDEXERS: dict[str, Callable[[Path], dict[str, StoredTensor]]] = {
@@ -79,8 +79,8 @@ def _load(
     }
     trees.require_same(source, {name: tensor.shape for name, tensor in stored.items()}, shapes)
     for name, tensor in stored.items():
-        if tensor.dtype not in FLOATS.values():
-            raise InputError(f"{tensor.path}: {name} holds {tensor.dtype}; expected one of {', '.join(FLOATS)}")
+        if tensor.dtype not in (known := FLOATS | EIGHT_BITS).values():
+            raise InputError(f"{tensor.path}: {name} holds {tensor.dtype}; expected one of {', '.join(known)}")
 
     largest = max((stored[origin].span() for origin, is_torch in origins.values() if is_torch), default=0)
     own = threading.local()  # a buffer per thread
@@ -90,7 +90,10 @@ def _load(
 
     def read(name: str) -> np.ndarray:
         origin, is_torch = origins[name]
-        return names.to_flax(name, stored[origin].read(own.buffer)) if is_torch else stored[origin].read()
+        tensor = stored[origin].read(own.buffer if is_torch else None)
+        if tensor.dtype in EIGHT_BITS.values():
+            tensor = tensor.astype(FLOATS["bfloat16"])
+        return names.to_flax(name, tensor) if is_torch else tensor
 
     with concurrent.futures.ThreadPoolExecutor(_THREADS, initializer=prepare) as pool:
         return trees.unflatten(dict(zip(wanted, pool.map(read, wanted), strict=True)))
