@@ -14,7 +14,7 @@ import pytest
 
 from bksdm_jax.base import distributed
 from bksdm_jax.base.errors import InputError
-from bksdm_jax.training import profile, trainer, writers
+from bksdm_jax.training import loop, trainer, writers
 from bksdm_jax.training.config import TrainerConfig
 from bksdm_jax.training.state import OptimizerConfig
 from bksdm_jax.training.task import Evaluator, Task
@@ -158,7 +158,7 @@ def test_another_process_waits_at_the_same_barriers_and_writes_nothing(
 
     def in_a_process(first: bool) -> tuple[list[str], Regression, Any]:
         waits.clear()
-        for module in (trainer, writers, profile):
+        for module in (trainer, writers, loop):
             monkeypatch.setattr(module, "is_first", lambda: first)
         made, task = run(tmp_path / str(first), steps=3, profile_step=1)
         return list(waits), task, made

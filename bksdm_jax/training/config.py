@@ -6,9 +6,10 @@ import math
 from bksdm_jax.base.errors import InputError, finite_number, known_name, whole_number
 from bksdm_jax.base.precision import compute_dtype
 from bksdm_jax.sampling.text_to_image import MOST_SEED
-from bksdm_jax.training.profile import PROFILED
 from bksdm_jax.training.state import OptimizerConfig
 
+PROFILED = 3
+"""Number of profiled updates."""
 _BELOW_1 = math.nextafter(1, 0)
 WEIGHTS = {"ema": "the moving average", "raw": "those of the last update"}
 """The weights that a run can return -> their description in model cards."""
@@ -27,7 +28,7 @@ class TrainerConfig:
         fsdp: how many devices share one copy of the parameters.
         log_every, checkpoint_every: in optimiser updates.
         keep_checkpoints: how many of the newest are kept; 0: all.
-        profile_step: the first of three updates to profile; 0: none.
+        profile_step: the first of `PROFILED` updates to profile; 0: none.
         save_weights: the weights that the run returns, a key of `WEIGHTS`.
         optimizer: see `OptimizerConfig`.
     """

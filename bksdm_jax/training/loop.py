@@ -1,22 +1,22 @@
 """The training loop of all tasks."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from bksdm_jax.base.distributed import all_reduce_max, barrier
+from bksdm_jax.base.distributed import all_reduce_max, barrier, is_first
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.memory import give_back, resident
 from bksdm_jax.base.progress import Progress
 from bksdm_jax.base.signals import Interrupts
 from bksdm_jax.training.checkpoints import Checkpoints
-from bksdm_jax.training.config import TrainerConfig
-from bksdm_jax.training.profile import PROFILED, Profile
-from bksdm_jax.training.state import TrainState
-from bksdm_jax.training.task import Evaluator
+from bksdm_jax.training.config import PROFILED, TrainerConfig
+from bksdm_jax.training.state import TrainState, learning_rate
+from bksdm_jax.training.task import Evaluator, Task
 from bksdm_jax.training.train_step import Batch, Frozen, Update
 
 _ASK_SECONDS, _ASK_MOST = 2.0, 100  # seconds, and at most updates, between agreements on whether to stop
@@ -80,11 +80,8 @@ class Stop:
         return bool(any_wanted)
 
 
-Facts = Callable[[int, Mapping[str, float]], dict[str, float]]
-"""(number of earlier updates, metrics of an update) -> further values to log."""
-
-
 def run_loop(
+    task: Task,
     state: TrainState,
     frozen: Frozen,
     update: Update,
@@ -94,7 +91,6 @@ def run_loop(
     workdir: Path,
     checkpoints: Checkpoints,
     evaluators: Mapping[str, Evaluator],
-    facts: Facts,
 ) -> tuple[TrainState, bool]:
     """Trains from `state.step` to `config.steps`.
 
@@ -114,15 +110,16 @@ def run_loop(
     writers = {name: make_writer(workdir, first, name) for name, one in evaluators.items() if one.metrics}
     previous: tuple[int, Mapping[str, jax.Array]] | None = None
     barrier("ready to train")  # all have compiled, and the first process has its writers
-    stop = Stop(first)
+    stop, rate = Stop(first), learning_rate(config.optimizer)
     rates.begin(first)
-    with Interrupts() as interrupts, Progress("training", config.steps, done=first) as progress, Profile() as profile:
+    with Interrupts() as interrupts, Progress("training", config.steps, done=first) as progress, ExitStack() as profile:
         for step in range(first + 1, config.steps + 1):
-            if step == config.profile_step:
-                profile.start(workdir / "profile")
+            if step == config.profile_step and is_first():
+                profile.enter_context(jax.profiler.trace(workdir / "profile"))
             state, metrics = update(state, frozen, rates.next_batch(batches))
-            if step == config.profile_step + PROFILED - 1:
-                profile.stop(metrics)
+            if config.profile_step and step == config.profile_step + PROFILED - 1:
+                jax.block_until_ready(metrics)  # clu's periodic_actions.Profile wouldn't wait
+                profile.close()
             if previous is not None:  # waits for it, so that one update runs while the next is prepared
                 _finite_values(*previous)
             previous = (step, metrics)
@@ -134,8 +131,9 @@ def run_loop(
                 values = _finite_values(step, metrics)
                 note = f"loss {values['loss']:.4g}"
             if logging_now:
-                more = facts(step - 1, values) | rates.until(step) | {"host_memory": resident() / 2**30}
-                writer.write_scalars(step, values | more)
+                facts = {"learning_rate": float(rate(step - 1))} | task.facts(values)
+                more = rates.until(step) | {"host_memory": resident() / 2**30}
+                writer.write_scalars(step, values | facts | more)
                 writer.flush()
             for name, evaluator in evaluators.items():  # before saving, since a continued run won't repeat them
                 if _due(step, evaluator.every, config.steps):

@@ -1,6 +1,5 @@
 """The trainer: starts or continues the training of any task."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from bksdm_jax.training.checkpoints import Checkpoints
 from bksdm_jax.training.config import TrainerConfig, require_whole_batches
 from bksdm_jax.training.loop import Rates, run_loop
 from bksdm_jax.training.sharding import batch_to_global, device_put_global, gather_to_host, make_mesh, own_rows
-from bksdm_jax.training.state import TrainState, create_state, learning_rate, make_optimizer
+from bksdm_jax.training.state import TrainState, create_state, make_optimizer
 from bksdm_jax.training.task import Task
 from bksdm_jax.training.train_step import TrainStep, make_train_step
 
@@ -88,21 +87,12 @@ def _train_on(
         compiled = step.update.lower(state, frozen, step.batch).compile()
     give_back()
     rows = own_rows(mesh, config.batch_size // config.accumulation)
-    rate = learning_rate(config.optimizer)
     chip = chip_of(mesh.devices.flat[0].device_kind)
     peak = (peak_flops(chip, config.dtype) or 0.0) * mesh.size
-    state, finished = run_loop(
-        state,
-        frozen,
-        compiled,
-        global_batches(mesh, task.batches(first, rows)),
-        config,
-        Rates(config.batch_size, config.batch_size * task.flops_per_image, peak),
-        workdir,
-        checkpoints,
-        task.evaluators(mesh, workdir),
-        lambda done, metrics: {"learning_rate": float(rate(done))} | task.facts(metrics),
-    )
+    rates = Rates(config.batch_size, config.batch_size * task.flops_per_image, peak)
+    batches = (batch_to_global(mesh, batch) for batch in task.batches(first, rows))
+    evaluators = task.evaluators(mesh, workdir)
+    state, finished = run_loop(task, state, frozen, compiled, batches, config, rates, workdir, checkpoints, evaluators)
     return state if finished else None
 
 
@@ -115,9 +105,3 @@ def _device_put_frozen(task: Task, step: TrainStep) -> dict[str, Any]:
         frozen[name] = device_put_global(cast, jax.tree.map(lambda leaf: leaf.sharding, like))
     give_back()
     return frozen
-
-
-def global_batches(mesh: Mesh, batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Global arrays from this process's rows of batches."""
-    for batch in batches:
-        yield batch_to_global(mesh, batch)

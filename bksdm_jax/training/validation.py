@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from bksdm_jax.base.distributed import compiled_together
-from bksdm_jax.training.sharding import replicated
+from bksdm_jax.training.sharding import batch_to_global, replicated
 from bksdm_jax.training.state import TrainState
 from bksdm_jax.training.task import Evaluator
 from bksdm_jax.training.train_step import Batch, Frozen, Loss
@@ -22,13 +22,8 @@ def validation(
 ) -> Evaluator:
     """Mean terms over `count` batches of the moving average, and under `raw/` the mean losses of the weights.
 
-    Args:
-        loss: see `Loss`.
-        batches: returns an iterator over batches of one micro-batch each, global arrays [1, M, ...].
-        count: number of batches.
-        every: see `Evaluator`.
-        seed: an image's noise follows from it and the image's position, whatever the batch size.
-        mesh: of the devices.
+    `batches` returns an iterator over this process's rows of batches of one micro-batch, arrays [1, M, ...]. An image's
+    noise follows from `seed` and the image's position, whatever the batch size.
     """
 
     def terms(params: Any, ema: Any, frozen: Frozen, batch: Batch, number: jax.Array) -> dict[str, jax.Array]:
@@ -42,7 +37,8 @@ def validation(
     def run(step: int, state: TrainState, frozen: Frozen) -> dict[str, float]:
         del step
         sums: dict[str, float] = {}
-        for number, batch in zip(range(count), batches(), strict=False):
+        for number, rows in zip(range(count), batches(), strict=False):
+            batch = batch_to_global(mesh, rows)
             found = evaluate(state.ema, state.ema, frozen, batch, np.int32(number))
             raw = evaluate(state.params, state.ema, frozen, batch, np.int32(number))
             found = found | {f"raw/{name}": value for name, value in raw.items() if name.startswith("loss")}

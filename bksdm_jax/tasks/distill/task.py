@@ -1,6 +1,7 @@
 """Distillation: teacher and images with captions in, student pipeline folder out."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from bksdm_jax.training.sample_grids import sample_grids
 from bksdm_jax.training.sharding import own_rows
 from bksdm_jax.training.task import Evaluator, Task
 from bksdm_jax.training.train_step import Objective
-from bksdm_jax.training.trainer import global_batches, train
+from bksdm_jax.training.trainer import train
 from bksdm_jax.training.validation import validation
 
 
@@ -151,29 +152,17 @@ class DistillTask(Task):
         images = config.batch_size // config.accumulation
         plain = {"flip": False, "random_crop": False, "workers": 0}
         loader = dataclasses.replace(_loader_config(config), batch_size=images, accumulation=1, **plain)
-        count = -(-min(config.validation.images, len(held_out)) // images)
-
-        def batches() -> Iterator[dict[str, Any]]:
-            rows = own_rows(mesh, images)
-            return global_batches(mesh, training_batches(held_out, self._pipeline.caption_inputs, loader, 0, rows))
-
+        count, rows = -(-min(config.validation.images, len(held_out)) // images), own_rows(mesh, images)
+        batches = functools.partial(training_batches, held_out, self._pipeline.caption_inputs, loader, 0, rows)
         return validation(self._plain_loss, batches, count, config.validation.every, config.seed, mesh)
 
     def _samples(self, mesh: Mesh, folder: Path) -> Evaluator:
         """Sample grids: teacher, the student's moving average, the student's weights."""
-        config, examples = self._config, self._inputs.examples
-        captions = [examples[index].texts[0] for index in range(min(4, len(examples)))]
+        config, examples, dtype = self._config, self._inputs.examples, compute_dtype(self._config.dtype)
+        prompts = config.sheets.prompts or [examples[index].texts[0] for index in range(min(4, len(examples)))]
         rows = {"teacher": self._networks, "": self._networks.with_denoiser(self._inputs.plan.student)}
-        return sample_grids(
-            folder,
-            self._pipeline.caption_inputs,
-            config.sheets.prompts or captions,
-            config.grid_sampler(),
-            rows,
-            compute_dtype(config.dtype),
-            mesh,
-            config.sheets.every,
-        )
+        captions, sampler = self._pipeline.caption_inputs, config.grid_sampler()
+        return sample_grids(folder, captions, prompts, sampler, rows, dtype, mesh, config.sheets.every)
 
 
 def flops_per_image(config: DistillConfig, plan: RemovalPlan, networks: Architectures) -> float:
