@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bksdm_jax.base.images import to_unit
 from bksdm_jax.pipelines.pipeline import Architectures
-from bksdm_jax.tasks.distill.objective import Augmentation, NoisyBatch, draw_noisy_batch, noise_latents
+from bksdm_jax.tasks.distill.objective import Augmentation, NoisyBatch, noise_latents
 from tests import micro
 
 
@@ -30,7 +31,8 @@ def test_key_of_an_image_is_its_own() -> None:
 
     @jax.jit
     def draw_images(images: Any, captions: Any, keys: Any) -> NoisyBatch:
-        return draw_noisy_batch(problem, jnp.float32, micro.encoders(), images, captions, keys)
+        moments = problem.networks.encode(micro.encoders(), jnp.float32, to_unit(images))
+        return noise_latents(problem, jnp.float32, micro.encoders(), *moments, captions, keys)
 
     whole = draw_images(*batch.values(), keys)
     part = draw_images(*jax.tree.map(lambda x: x[[3, 0, 2, 1]], tuple(batch.values())), keys[jnp.array([3, 0, 2, 1])])

@@ -16,27 +16,10 @@ from bksdm_jax.tasks.distill.losses import LossWeights
 from bksdm_jax.training.config import TrainerConfig, require_trainer_settings
 from bksdm_jax.training.sample_grids import SampleGridConfig
 
-MAY_CHANGE = (
-    "steps",
-    "log_every",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "accumulation",
-    "sheets",
-    "validation",
-    "profile_step",
-    "fsdp",
-    "attention",
-    "remat",
-    "format",
-    "save_dtype",
-    "save_weights",
-    "safety_checker",
-    "workers",
-    "topology",
-    "plan",
-    "revision",  # the teacher's folder is recorded, with its commit
-)
+_WATCHED = ("log_every", "checkpoint_every", "keep_checkpoints", "sheets", "validation", "profile_step")
+_COMPUTED = ("accumulation", "fsdp", "attention", "remat", "workers", "topology", "plan")
+_SAVED = ("format", "save_dtype", "save_weights", "safety_checker")
+MAY_CHANGE = ("steps", *_WATCHED, *_COMPUTED, *_SAVED, "revision")  # the teacher's folder is recorded, with its commit
 """Keys that don't affect the trained weights and may differ when a run continues."""
 
 

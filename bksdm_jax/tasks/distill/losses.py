@@ -40,14 +40,6 @@ class LossWeights:
         """Whether the teacher is needed."""
         return self.output != 0 or self.feature != 0
 
-    def plain(self) -> "LossWeights":
-        """The same terms without options that depend on the noise, for validation."""
-        return dataclasses.replace(self, min_snr_gamma=0.0)
-
-    def image_weights(self, prediction_type: str, alpha_bar: jax.Array) -> jax.Array | None:
-        """Each image's weight in the task term, [B], from its noise level, [B]; None: all 1."""
-        return min_snr_weight(self.min_snr_gamma, prediction_type, alpha_bar) if self.min_snr_gamma else None
-
 
 SOURCES: dict[str, Callable[[RemovalPlan], tuple[FeaturePair, ...]]] = {
     "stages": lambda plan: plan.features,
@@ -59,16 +51,10 @@ SOURCES: dict[str, Callable[[RemovalPlan], tuple[FeaturePair, ...]]] = {
 
 
 def weighted_pairs(plan: RemovalPlan, source: str, scales: Sequence[str]) -> tuple[tuple[FeaturePair, float], ...]:
-    """The compared feature pairs, with their weights within the feature term.
+    """The compared feature pairs of a key of `SOURCES`, with their weights within the feature term.
 
-    Args:
-        plan: teacher and student.
-        source: a key of `SOURCES`.
-        scales: `NAME=WEIGHT` for a student's feature, or for all features of a stage. The last match counts; the
-            default is 1.
-
-    Raises:
-        InputError: an unknown source or name, or a weight that isn't a number of at least 0.
+    Each of `scales` is `NAME=WEIGHT` for a student's feature, or for all features of a stage. The last match counts;
+    the default is 1. Raises `InputError` for an unknown source or name, or a weight that isn't a number of at least 0.
     """
     known_name("config", "loss.feature_source", source, SOURCES)
     pairs = SOURCES[source](plan)
@@ -130,10 +116,13 @@ def distillation_terms(
         target: of the prediction, [B, H, W, C].
         student, student_features: the student's prediction, and its captured features by name.
         teacher, teacher_features: the teacher's; None if `weights.distils` is false.
-        pairs: the compared features, and their weights.
+        pairs: from `weighted_pairs`.
         image_weights: of the images in the task term, [B]; None: all 1.
     """
-    terms = {"loss_task": _task_loss(student, target, image_weights)}
+    if image_weights is None:
+        terms = {"loss_task": mean_squared_error(student, target)}
+    else:
+        terms = {"loss_task": jnp.mean(image_weights * jax.vmap(mean_squared_error)(student, target))}
     total = weights.task * terms["loss_task"]
     if weights.output:
         terms["loss_output"] = mean_squared_error(student, teacher)
@@ -146,9 +135,3 @@ def distillation_terms(
             terms["loss_feature"] += weight * error
         total += weights.feature * terms["loss_feature"]
     return {"loss": total, **terms}
-
-
-def _task_loss(student: jax.Array, target: jax.Array, image_weights: jax.Array | None) -> jax.Array:
-    if image_weights is None:
-        return mean_squared_error(student, target)
-    return jnp.mean(image_weights * jax.vmap(mean_squared_error)(student, target))

@@ -15,7 +15,7 @@ from bksdm_jax.models.unet import FEATURES, Conditioning, UNet, captured, parame
 from bksdm_jax.models.vae import sample_latents
 from bksdm_jax.pipelines.pipeline import Architectures
 from bksdm_jax.pruning.removal import RemovalPlan
-from bksdm_jax.tasks.distill.losses import LossWeights, distillation_terms, weighted_pairs
+from bksdm_jax.tasks.distill.losses import LossWeights, distillation_terms, min_snr_weight, weighted_pairs
 from bksdm_jax.training.train_step import Batch, Frozen, Loss, LossAndTerms, Objective
 
 _DROPOUT, _OFFSET = 1, 2  # key streams of the augmentations
@@ -59,7 +59,8 @@ class Problem:
 
     def plain(self) -> "Problem":
         """The same without augmentation and noise-dependent weights, so that runs are comparable."""
-        return dataclasses.replace(self, weights=self.weights.plain(), augmentation=Augmentation())
+        weights = dataclasses.replace(self.weights, min_snr_gamma=0.0)
+        return dataclasses.replace(self, weights=weights, augmentation=Augmentation())
 
 
 @flax.struct.dataclass
@@ -73,23 +74,6 @@ class NoisyBatch:
     alpha_bar: jax.Array  # [M] float32, of the timesteps
 
 
-def draw_noisy_batch(
-    problem: Problem, dtype: jnp.dtype, frozen: Frozen, images: jax.Array, captions: Any, keys: jax.Array
-) -> NoisyBatch:
-    """Encodes a micro-batch and adds noise at timesteps drawn uniformly from the schedule.
-
-    Args:
-        problem: the distillation problem.
-        dtype: of the networks' computations.
-        frozen: parameters of the networks that encode images and captions.
-        images: uint8 [M, H, W, 3].
-        captions: caption inputs, arrays [M, ...].
-        keys: [M]; row i depends on `keys[i]` only.
-    """
-    moments = problem.networks.encode(frozen, dtype, to_unit(images))
-    return noise_latents(problem, dtype, frozen, *moments, captions, keys)
-
-
 def noise_latents(
     problem: Problem,
     dtype: jnp.dtype,
@@ -99,12 +83,15 @@ def noise_latents(
     captions: Any,
     keys: jax.Array,
 ) -> NoisyBatch:
-    """As `draw_noisy_batch`, from the autoencoder's moments of the images.
+    """Draws latents, and noise at timesteps drawn uniformly from the schedule; row i depends on `keys[i]` only.
 
     Args:
-        problem, dtype, captions, keys: as there.
+        problem: the distillation problem.
+        dtype: of the networks' computations.
         frozen: parameters of the networks that encode captions.
-        mean, log_variance: [M, h, w, C], unscaled.
+        mean, log_variance: the autoencoder's of the images, [M, h, w, C], unscaled.
+        captions: caption inputs, arrays [M, ...].
+        keys: [M].
     """
     schedule, shape = problem.networks.schedule, mean.shape[1:]
 
@@ -159,7 +146,10 @@ def make_loss(problem: Problem, dtype: jnp.dtype = jnp.float32) -> Callable[[Any
     def loss(params: Any, frozen: Frozen, noisy_batch: NoisyBatch) -> LossAndTerms:
         theirs = run(teacher, frozen["teacher"], noisy_batch) if weights.distils else (None, None)
         ours = run(student, params, noisy_batch)
-        image_weights = weights.image_weights(problem.networks.schedule.prediction_type, noisy_batch.alpha_bar)
+        image_weights = None
+        if weights.min_snr_gamma:
+            predicts = problem.networks.schedule.prediction_type
+            image_weights = min_snr_weight(weights.min_snr_gamma, predicts, noisy_batch.alpha_bar)
         terms = distillation_terms(weights, noisy_batch.target, *ours, *theirs, pairs, image_weights)
         return terms["loss"], terms
 
@@ -169,23 +159,19 @@ def make_loss(problem: Problem, dtype: jnp.dtype = jnp.float32) -> Callable[[Any
 def make_batch_loss(problem: Problem, dtype: jnp.dtype = jnp.float32) -> Loss:
     """Builds the loss of micro-batches from `training_batches`, for `make_update`.
 
-    Args:
-        problem: the distillation problem.
-        dtype: of the networks' computations; the student's parameters, losses and noise are float32.
-
-    Returns:
-        see `Loss`; `frozen` holds `teacher` (not needed without distillation) and the teacher's other networks by
-        name. The autoencoder isn't run for cached latents.
+    The networks compute in `dtype`; the student's parameters, losses and noise are float32. `frozen` holds `teacher`
+    (not needed without distillation) and the teacher's other networks. The autoencoder isn't run for cached latents.
     """
     loss_of_noisy = make_loss(problem, dtype)
 
     def loss(params: Any, ema: Any, frozen: Frozen, batch: Batch, keys: jax.Array) -> LossAndTerms:
         del ema
         if "moments" in batch:
-            moments = jax.lax.bitcast_convert_type(batch["moments"], jnp.bfloat16)  # [M, 2, h, w, C]
-            noisy = noise_latents(problem, dtype, frozen, moments[:, 0], moments[:, 1], batch["captions"], keys)
+            both = jax.lax.bitcast_convert_type(batch["moments"], jnp.bfloat16)  # [M, 2, h, w, C]
+            moments = both[:, 0], both[:, 1]
         else:
-            noisy = draw_noisy_batch(problem, dtype, frozen, batch["images"], batch["captions"], keys)
+            moments = problem.networks.encode(frozen, dtype, to_unit(batch["images"]))
+        noisy = noise_latents(problem, dtype, frozen, *moments, batch["captions"], keys)
         return loss_of_noisy(params, frozen, noisy)
 
     return loss
@@ -207,7 +193,7 @@ def make_objective(
         shape: of a batch: micro-batches, images in each.
         dtype: of the networks' computations and of frozen kernels and matrices; frozen vectors are float32.
         cached: whether batches are of cached latents.
-        with_teacher: keep the teacher among the frozen networks even if the loss doesn't need it.
+        with_teacher: keep the teacher even if the loss doesn't need it.
     """
     plan, networks, struct = problem.plan, problem.networks, jax.ShapeDtypeStruct
     shapes = networks.parameter_shapes()
