@@ -48,8 +48,7 @@ class SampleConfig(SamplerConfig, ModelOptions):
 
     def sampler_config(self, resolution: int) -> SamplerConfig:
         """The sampler's settings; `resolution` is the model's own."""
-        names = [field.name for field in dataclasses.fields(SamplerConfig)]
-        settings = {name: getattr(self, name) for name in names}
+        settings = {field.name: getattr(self, field.name) for field in dataclasses.fields(SamplerConfig)}
         return SamplerConfig(**settings | {"resolution": self.resolution or resolution})
 
 

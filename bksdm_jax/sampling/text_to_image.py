@@ -51,12 +51,7 @@ Generate = Callable[[dict[str, Any], Any, Any, jax.Array], jax.Array]
 
 
 def require_sampler(config: SamplerConfig, networks: Architectures) -> None:
-    """Checks a sampler's settings for these networks.
-
-    Raises:
-        InputError: an unknown sampler, more steps than the schedule has, a resolution that doesn't fit the networks, or
-            a seed or guidance scale out of range.
-    """
+    """Raises `InputError` for an unknown sampler, or a setting that is out of range or doesn't fit the networks."""
     known_name("config", "sampler", config.sampler, SAMPLERS)
     timesteps(networks.schedule, config.steps)
     finite_number("config", "guidance_scale", config.guidance_scale, 0)
@@ -101,18 +96,10 @@ def generate_images(
     prompts: Sequence[tuple[int, str]],
     batch_size: int,
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Makes images of numbered prompts.
+    """Makes images of `prompts`, (image number, prompt); yields (image number, uint8 [H, W, 3]) in the same order.
 
-    Args:
-        generate: from `make_generate` with the same `config`, jitted.
-        params: parameters by network.
-        caption_inputs: the pipeline's.
-        config: as for `make_generate`.
-        prompts: (image number, prompt).
-        batch_size: images per program call; the last call is padded with the last prompt.
-
-    Yields:
-        (image number, uint8 [H, W, 3]) in the order of `prompts`.
+    `generate` is from `make_generate` with the same `config`, jitted. Each call makes `batch_size` images; the last one
+    is padded with the last prompt.
     """
     negative = caption_inputs([config.negative_prompt])
     for start in range(0, len(prompts), batch_size):

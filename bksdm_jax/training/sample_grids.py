@@ -48,20 +48,8 @@ def sample_grids(
 ) -> Evaluator:
     """Draws `step_*.png`: a row per frozen denoiser, then one from the moving average and one from the weights.
 
-    Nothing is compiled before the first grid.
-
-    Args:
-        folder: of the files.
-        caption_inputs: the pipeline's.
-        prompts: one column each.
-        sampler: its settings.
-        rows: the networks of each frozen denoiser, by its name in `frozen`; under `""` those of the trained denoiser.
-        dtype: of the networks' computations.
-        mesh: of the devices; every process gets all images.
-        every: see `Evaluator`.
-
-    Raises:
-        InputError: settings that can't be used.
+    `rows` are the networks of each frozen denoiser, by its name in `frozen`, and under `""` those of the trained one;
+    each prompt makes a column. Nothing is compiled before the first grid. Raises `InputError` for unusable settings.
     """
     numbered = list(enumerate(prompts))
     programs = {

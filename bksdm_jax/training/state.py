@@ -65,10 +65,7 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
 def create_state(params: Any, optimizer: optax.GradientTransformation, trainable: Any = None) -> TrainState:
     """The state before the first update; the moving average starts as a copy of `params`.
 
-    Args:
-        params: nested by Flax names.
-        optimizer: from `make_optimizer`.
-        trainable: a tree of bools like `params`, True for trained leaves; only these have moments. None: all.
+    `trainable` is a tree of bools like `params`, True for trained leaves; only these have moments. None: all.
     """
     ema = jax.tree.map(jnp.copy, params)
     return TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer.init(split(params, trainable)[0]))

@@ -59,14 +59,8 @@ def make_update(
     """Builds the update: losses and gradients over the micro-batches, clipping, AdamW, moving average.
 
     Each example's key follows from seed, update and its position in the batch, so neither accumulation nor the number
-    of devices changes its noise.
-
-    Args:
-        loss: to be minimised.
-        optimizer: from `make_optimizer`.
-        ema_bound: upper bound of the moving average's decay.
-        seed: of everything random.
-        trainable: see `Objective`; the other leaves stay bit-identical.
+    of devices changes its noise. Leaves that aren't `trainable` (see `Objective`) stay bit-identical; `ema_bound` is
+    the upper bound of the moving average's decay.
 
     Returns:
         (state, frozen, batch) -> (new state, float32 metrics: losses by name, `grad_norm` before clipping,
@@ -137,12 +131,9 @@ def make_train_step(objective: Objective, config: OptimizerConfig, seed: int, me
     state, frozen = (_sharded(tree, parameter_shardings(mesh, tree)) for tree in (shapes, objective.frozen))
     batch = _sharded(objective.batch, jax.tree.map(lambda _: batch_sharding(mesh), objective.batch))
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-    return TrainStep(
-        jax.jit(update, donate_argnums=0, out_shardings=(shardings, replicated(mesh))), state, frozen, batch
-    )
+    jitted = jax.jit(update, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+    return TrainStep(jitted, state, frozen, batch)
 
 
 def _sharded(shapes: Any, shardings: Any) -> Any:
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
-    )
+    return jax.tree.map(lambda leaf, sharding: leaf.update(sharding=sharding), shapes, shardings)

@@ -27,8 +27,7 @@ class CsvWriter(metric_writers.MetricWriter):
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
         """Appends a row, written to disk at once."""
-        new = self._columns is None
-        if self._columns is None:
+        if new := self._columns is None:
             self._columns = ["step", *scalars]
         elif new_names := [name for name in scalars if name not in self._columns]:
             self._widen(new_names)
