@@ -56,18 +56,14 @@ def ddim_step(
     noise: jax.Array | None = None,
     eta: float = 0.0,
 ) -> jax.Array:
-    """One step of DDIM (Song et al. 2021, equations 12 and 16).
+    """One step of DDIM (Song et al. 2021, equations 12 and 16) from latents `x` to those after it, [B, H, W, C].
 
     Args:
         schedule: prediction type and clipping range of z_0.
-        x: latents before the step, [B, H, W, C].
-        out: the network's output for `x`.
+        x, out: the latents, and the network's output for them.
         here, there: abar before and after the step, [].
         noise: standard normal, shaped as `x`; needed if `eta` is above 0.
         eta: 0 is deterministic, 1 has the noise of DDPM.
-
-    Returns:
-        latents after the step, [B, H, W, C].
     """
     predicted = _noise_of(schedule, out, x, here)
     start = (x - jnp.sqrt(1 - here) * predicted) / jnp.sqrt(here)
@@ -88,21 +84,10 @@ def ddim(
     noise: jax.Array | None = None,
     eta: float = 0.0,
 ) -> jax.Array:
-    """Samples with DDIM.
+    """Samples with DDIM in `steps` calls of the network: standard normal `x` -> latents, both float32 [B, H, W, C].
 
-    Args:
-        predict: the network, guidance included.
-        x: standard normal noise, float32 [B, H, W, C].
-        schedule: noise levels and prediction type.
-        steps: number of network calls.
-        noise: keys [B] for the noise of each step, or that noise, [steps, B, H, W, C]; unused if `eta` is 0.
-        eta: as in `ddim_step`.
-
-    Returns:
-        latents, float32 [B, H, W, C].
-
-    Raises:
-        ValueError: `eta` without `noise`.
+    `noise` is that of each step, [steps, B, H, W, C], or keys [B] to draw it from; it is unused if `eta`, as in
+    `ddim_step`, is 0, and otherwise raises `ValueError` if missing.
     """
     if eta and noise is None:
         raise ValueError(f"eta is {eta}, so noise is needed: keys [B], or an array [steps, B, H, W, C]")
@@ -184,7 +169,7 @@ def pndm_step(schedule: ScheduleConfig, state: PNDMState, out: jax.Array, call: 
 def pndm(predict: Predict, x: jax.Array, schedule: ScheduleConfig, steps: int) -> jax.Array:
     """Samples with PNDM (Liu et al. 2022) as Stable Diffusion does: linear multi-step, no Runge-Kutta steps.
 
-    Calls the network `steps + 1` times. Arguments and result as in `ddim`.
+    Calls the network `steps + 1` times; otherwise like `ddim` without noise.
     """
 
     def step(state: PNDMState, call: PNDMCalls) -> tuple[PNDMState, None]:

@@ -10,9 +10,7 @@ from flax import linen as nn
 def parameter_shapes_of(module: nn.Module, *inputs: Any) -> dict[str, Any]:
     """The collection `params` as nested `jax.ShapeDtypeStruct`; nothing is computed or compiled.
 
-    Args:
-        module: any module.
-        inputs: pytrees that it is called with, `jax.ShapeDtypeStruct` in place of arrays.
+    `inputs` are pytrees that the module is called with, `jax.ShapeDtypeStruct` in place of arrays.
     """
     # A new tree for each caller, since callers may modify it.
     leaves, structure = jax.tree.flatten(inputs)

@@ -21,18 +21,9 @@ def attend(
 ) -> jax.Array:
     """Multi-head attention, softmax(Q K^T / sqrt(D)) V, softmax in float32.
 
-    Args:
-        query: [B, N, heads * D].
-        key, value: [B, M, heads * D].
-        heads: number of heads.
-        causal: position n attends to positions <= n only.
-        implementation: a key of `IMPLEMENTATIONS`; all compute the same. Causal attention always uses `xla`.
-
-    Returns:
-        [B, N, heads * D] in the dtype of `query`.
-
-    Raises:
-        InputError: an unknown implementation.
+    `query` is [B, N, heads * D], `key` and `value` are [B, M, heads * D]; the result has the query's shape and dtype.
+    If `causal`, position n attends to positions <= n only, always by `xla`. Otherwise `implementation` is a key of
+    `IMPLEMENTATIONS`, which all compute the same; another name raises `InputError`.
     """
     if implementation not in IMPLEMENTATIONS:
         raise one_of("attention", implementation, IMPLEMENTATIONS)
@@ -284,16 +275,12 @@ class SpatialTransformer(nn.Module):
         batch, height, width, channels = x.shape
         h = GroupNorm(self.groups, epsilon=1e-6, result=self.dtype, name="norm")(x)
         if self.linear_projection:
-            h = h.reshape(batch, height * width, channels)
-            h = Dense(channels, dtype=self.dtype, name="proj_in")(h)
+            h = Dense(channels, dtype=self.dtype, name="proj_in")(h.reshape(batch, height * width, channels))
         else:
-            h = conv(channels, 1, "proj_in", self.dtype)(h)
-            h = h.reshape(batch, height * width, channels)
+            h = conv(channels, 1, "proj_in", self.dtype)(h).reshape(batch, height * width, channels)
         for k in range(self.depth):
-            layer = TransformerLayer(
-                self.heads, self.upcast, self.dtype, self.attention, name=f"transformer_blocks_{k}"
-            )
-            h = layer(h, context)
+            name = f"transformer_blocks_{k}"
+            h = TransformerLayer(self.heads, self.upcast, self.dtype, self.attention, name=name)(h, context)
         if self.linear_projection:
             h = Dense(channels, dtype=self.dtype, name="proj_out")(h).reshape(x.shape)
         else:

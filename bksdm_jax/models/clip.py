@@ -86,9 +86,8 @@ class EncoderLayer(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         cfg = self.config
-        x = x + SelfAttention(cfg.heads, self.causal, self.dtype, name="self_attn")(
-            norm(cfg, self.dtype, "layer_norm1")(x)
-        )
+        attention = SelfAttention(cfg.heads, self.causal, self.dtype, name="self_attn")
+        x = x + attention(norm(cfg, self.dtype, "layer_norm1")(x))
         mlp = MLP(cfg.mlp_width, cfg.activation, self.dtype, name="mlp")
         return x + mlp(norm(cfg, self.dtype, "layer_norm2")(x))
 

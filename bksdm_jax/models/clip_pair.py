@@ -43,10 +43,8 @@ class VisionEmbeddings(nn.Module):
     def __call__(self, images: jax.Array) -> jax.Array:
         cfg = self.config
         patch = (cfg.patch_size, cfg.patch_size)
-        x = nn.Conv(cfg.width, patch, patch, padding="VALID", use_bias=False, dtype=self.dtype, name="patch_embedding")(
-            images
-        )
-        x = x.reshape(x.shape[0], -1, cfg.width)  # [B, N, width]
+        embed = nn.Conv(cfg.width, patch, patch, "VALID", use_bias=False, dtype=self.dtype, name="patch_embedding")
+        x = embed(images).reshape(images.shape[0], -1, cfg.width)  # [B, N, width]
         first = self.param("class_embedding", nn.initializers.normal(cfg.width**-0.5), (cfg.width,), jnp.float32)
         first = jnp.broadcast_to(first.astype(self.dtype), (x.shape[0], 1, cfg.width))
         x = jnp.concatenate([first, x], axis=1)

@@ -58,12 +58,7 @@ def rows_product(lhs: jax.Array, rhs: jax.Array, *_: Any, **options: Any) -> jax
 
     With several leading dimensions, XLA's CPU backend copies a transposed operand for the gradient of `rhs`, which
     takes longer than the product: both gradients of [32, 64, 64] x [64, 512] took 2.6 times as long (two cores).
-
-    Args:
-        lhs: [..., K].
-        rhs: [K, N].
-        *_: dimension numbers; ignored, since they are always these.
-        **options: other arguments of `lax.dot_general`.
+    Dimension numbers are ignored, since they are always these; `options` are the other arguments of `lax.dot_general`.
     """
     rows = jax.lax.dot_general(lhs.reshape(-1, lhs.shape[-1]), rhs, (((1,), (0,)), ((), ())), **options)
     return rows.reshape(*lhs.shape[:-1], rhs.shape[-1])
@@ -82,14 +77,7 @@ def convolve(lhs: jax.Array, rhs: jax.Array, strides: Sequence[int], padding: An
     """`lax.conv_general_dilated` in NHWC; on CPUs small maps are convolved by one matrix product over patches (im2col).
 
     On maps of 2x2 to 8x8 pixels XLA's CPU convolution and its gradients reach 6 to 60 GFLOP/s, the product 50 to 90
-    (two cores).
-
-    Args:
-        lhs: [B, H, W, C].
-        rhs: [h, w, C, D].
-        strides: along height and width.
-        padding: pixels before and after, along height and width.
-        options: other arguments of `lax.conv_general_dilated`.
+    (two cores). `lhs` is [B, H, W, C], `rhs` [h, w, C, D]; `padding` counts pixels before and after, by dimension.
     """
 
     def plain(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
@@ -120,16 +108,10 @@ def conv(features: int, size: int, name: str, dtype: jnp.dtype, stride: int = 1,
 
 
 def timestep_embedding(timesteps: jax.Array, width: int, flip_sin_to_cos: bool, freq_shift: float) -> jax.Array:
-    """Sinusoidal embedding of the timestep (Vaswani et al. 2017, section 3.5).
+    """Sinusoids (Vaswani et al. 2017, section 3.5), float32 [B, width], of timesteps [B] of any numeric dtype.
 
-    Args:
-        timesteps: [B], of any numeric dtype.
-        width: even.
-        flip_sin_to_cos: put the cosines first.
-        freq_shift: the lowest frequency is 10000^(-(width/2 - 1) / (width/2 - freq_shift)).
-
-    Returns:
-        float32 [B, width].
+    `width` is even. The lowest frequency is 10000^(-(width/2 - 1) / (width/2 - freq_shift)); `flip_sin_to_cos` puts the
+    cosines first.
     """
     half = width // 2
     exponent = -math.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / (half - freq_shift)

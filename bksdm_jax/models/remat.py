@@ -8,17 +8,14 @@ from flax import linen as nn
 
 from bksdm_jax.base.errors import known_name
 
-_PRODUCTS = ("dot_general", "conv_general_dilated")
-Policy = Callable[..., Any]
-
 
 def _keeps_products(primitive: Any, *_: Any, **__: Any) -> bool:
-    return primitive.name in _PRODUCTS
+    return primitive.name in ("dot_general", "conv_general_dilated")
 
 
 _NOTHING = jax.checkpoint_policies.nothing_saveable
 _KINDS = ("resnet", "attention", "downsampler", "upsampler")
-POLICIES: dict[str, dict[str, Policy]] = {
+POLICIES: dict[str, dict[str, Callable[..., Any]]] = {
     "none": {},
     "products": dict.fromkeys(_KINDS, _keeps_products),
     "attention": {"attention": _NOTHING},

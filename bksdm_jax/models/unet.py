@@ -1,4 +1,4 @@
-"""The U-Net: runs the rows of its block table. Modules have Diffusers' names."""
+"""The U-Net: runs the rows of its block table. Modules are named as in Diffusers' Flax checkpoints (`resnets_0`)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,8 +20,6 @@ Conditioning = Mapping[str, jax.Array]
 TIME_IDS = 6
 FEATURES = "features"
 """The variable collection that captured features are sown into."""
-
-
 KINDS = {
     "resnet": (
         ResnetBlock,
@@ -41,11 +39,6 @@ KINDS = {
     "upsampler": (Upsample, lambda row, cfg: {"width": row.out_width}),
 }
 """Kind of a row -> its module class, and (row, config) -> the module's settings."""
-
-
-def flax_name(name: str) -> str:
-    """`resnets.0` -> `resnets_0`, as in Diffusers' Flax checkpoints; for one level of a name."""
-    return name.replace(".", "_")
 
 
 class UNetStage(nn.Module):
@@ -69,10 +62,8 @@ class UNetStage(nn.Module):
                 x, skips = jnp.concatenate([x, skips[-1]], axis=-1), skips[:-1]
             block, settings = KINDS[row.kind]
             more = {"attention": self.attention} if row.kind == "attention" else {}
-            block = rematerialised(block, row.kind, self.remat)
-            x = block(**settings(row, self.config), **more, dtype=self.dtype, name=flax_name(row.leaf))(
-                x, *inputs[row.kind]
-            )
+            more |= {"dtype": self.dtype, "name": row.leaf.replace(".", "_")}
+            x = rematerialised(block, row.kind, self.remat)(**settings(row, self.config), **more)(x, *inputs[row.kind])
             if row.pushes:
                 skips = (*skips, x)
         return x, skips
@@ -115,8 +106,8 @@ class UNet(nn.Module):
         skips: tuple[jax.Array, ...] = (x,)
         stage_class = rematerialised(UNetStage, "stage", self.remat)
         for name in cfg.stages():
-            stage_rows = tuple(row for row in rows if row.stage == name)
-            stage = stage_class(stage_rows, cfg, self.dtype, self.attention, self.remat, name=flax_name(name))
+            own, flax_name = tuple(row for row in rows if row.stage == name), name.replace(".", "_")
+            stage = stage_class(own, cfg, self.dtype, self.attention, self.remat, name=flax_name)
             x, skips = stage(x, skips, temb, context)
             self.sow(FEATURES, f"{name}_features", x)
         assert not skips
