@@ -10,13 +10,13 @@ import torch
 from diffusers import DDIMScheduler, PNDMScheduler
 
 from bksdm_jax.base.errors import InputError
-from bksdm_jax.diffusion.guidance import guided
 from bksdm_jax.diffusion.noise import as_noise, image_keys, starting_noise
 from bksdm_jax.diffusion.samplers import (
     SAMPLERS,
     PNDMState,
     ddim,
     ddim_step,
+    guided,
     pndm,
     pndm_calls,
     pndm_step,

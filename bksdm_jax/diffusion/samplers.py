@@ -1,10 +1,10 @@
-"""Samplers: pure functions from starting noise to latents that call the network inside one `lax.scan`.
+"""Samplers: pure functions from starting noise to latents that call the network, guided, inside one `lax.scan`.
 
 The single steps are public too (`ddim_step`, `pndm_step`), for callers with a loop of their own.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,32 @@ from bksdm_jax.diffusion.schedule import ScheduleConfig
 
 Predict = Callable[[jax.Array, jax.Array], jax.Array]
 """(latents [B, H, W, C], timestep []) -> the network's output [B, H, W, C]."""
+
+
+def guided(
+    network: Callable[[jax.Array, jax.Array, Any], jax.Array], conditioning: Any, negative: Any, scale: float
+) -> Predict:
+    """Classifier-free guidance (Ho and Salimans 2022), from one call at twice the batch size.
+
+    Predicts e_negative + scale (e_conditional - e_negative), in float32.
+
+    Args:
+        network: (latents [B, H, W, C], timesteps [B], conditioning) -> [B, H, W, C].
+        conditioning, negative: pytrees of arrays [B, ...], the latter for the empty (or negative) prompt.
+        scale: at most 1, or conditioning without arrays, disables guidance, at the original batch size.
+    """
+    guides = scale > 1.0 and bool(jax.tree.leaves(conditioning))
+    both = jax.tree.map(lambda *pair: jnp.concatenate(pair), negative, conditioning) if guides else conditioning
+
+    def predict(x: jax.Array, t: jax.Array) -> jax.Array:
+        inputs = jnp.concatenate([x, x]) if guides else x
+        out = network(inputs, jnp.broadcast_to(t, inputs.shape[:1]), both).astype(jnp.float32)
+        if not guides:
+            return out
+        without, conditional = jnp.split(out, 2)
+        return without + scale * (conditional - without)
+
+    return predict
 
 
 def timesteps(schedule: ScheduleConfig, steps: int) -> np.ndarray:

@@ -10,9 +10,8 @@ import numpy as np
 
 from bksdm_jax.base.errors import InputError, finite_number, known_name, whole_number
 from bksdm_jax.base.images import to_uint8
-from bksdm_jax.diffusion.guidance import guided
 from bksdm_jax.diffusion.noise import as_noise, image_keys
-from bksdm_jax.diffusion.samplers import SAMPLERS, timesteps
+from bksdm_jax.diffusion.samplers import SAMPLERS, guided, timesteps
 from bksdm_jax.models.attention import require_attention
 from bksdm_jax.models.unet import UNet
 from bksdm_jax.pipelines.pipeline import Architectures
