@@ -46,11 +46,6 @@ class SampleConfig(SamplerConfig, ModelOptions):
     resolution: int = 0
     dtype: str = "float32"
 
-    def sampler_config(self, resolution: int) -> SamplerConfig:
-        """The sampler's settings; `resolution` is the model's own."""
-        settings = {field.name: getattr(self, field.name) for field in dataclasses.fields(SamplerConfig)}
-        return SamplerConfig(**settings | {"resolution": self.resolution or resolution})
-
 
 def sample(config: SampleConfig, workdir: Path) -> int:
     """Writes `images/000000.png`, ... and, once all exist, `metadata.csv` (`file_name,text`).
@@ -64,12 +59,14 @@ def sample(config: SampleConfig, workdir: Path) -> int:
     Raises:
         InputError: a setting, file or folder can't be used; nothing is written then.
     """
-    prompts = _prompts(config)
+    if bool(config.prompts) == bool(config.prompt):
+        raise InputError("prompts: give either prompts (a .txt or .csv file) or one prompt")
+    prompts = read_prompts(config.prompts) if config.prompts else [Prompt(config.prompt)]
     dtype = compute_dtype(config.dtype)
     whole_number("config", "batch_size", config.batch_size)
     pipeline = load_pipeline(config.source(config.model))
     networks = pipeline.architectures
-    sampler = config.sampler_config(networks.resolution)
+    sampler = dataclasses.replace(config, resolution=config.resolution or networks.resolution)
     generate = jax.jit(make_generate(networks, sampler, dtype))
     record = dataclasses.asdict(config) | {
         "model": str(pipeline.path.resolve()),
@@ -113,12 +110,6 @@ def _compiled(generate: Any, params: dict[str, Any], empty: CaptionInputs, batch
     captions = jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype), empty)
     keys = jax.eval_shape(image_keys, 0, jax.ShapeDtypeStruct((batch_size,), jnp.uint32))
     return generate.lower(params, captions, empty, keys).compile()
-
-
-def _prompts(config: SampleConfig) -> list[Prompt]:
-    if bool(config.prompts) == bool(config.prompt):
-        raise InputError("prompts: give either prompts (a .txt or .csv file) or one prompt")
-    return read_prompts(config.prompts) if config.prompts else [Prompt(config.prompt)]
 
 
 def _name(index: int) -> str:

@@ -71,10 +71,7 @@ class CsvWriter(metric_writers.MetricWriter):
 def make_writer(workdir: Path, last_step: int, name: str = "") -> metric_writers.MultiWriter:
     """Writes to `metrics.csv`, `tensorboard/` and the log in the first process, and nothing in the others.
 
-    Args:
-        workdir: the run's.
-        last_step: the step that the run continues from.
-        name: an evaluator's; its files are `NAME.csv` and `tensorboard/NAME/`.
+    The run continues from `last_step`. If `name` is an evaluator's, the files are `NAME.csv` and `tensorboard/NAME/`.
     """
     if not is_first():
         return metric_writers.MultiWriter([])
