@@ -85,10 +85,9 @@ class UNet(nn.Module):
 
     @nn.compact
     def __call__(self, latents: jax.Array, timesteps: jax.Array, conditioning: Conditioning) -> jax.Array:
-        """`latents` [B, H, W, in_channels], `timesteps` [B], `conditioning` as in `example_inputs`.
+        """`latents` [B, H, W, in_channels], `timesteps` [B] -> [B, H, W, out_channels] in `dtype`.
 
-        Returns:
-            [B, H, W, out_channels] in `dtype`. H and W must be multiples of `config.downscale`.
+        H and W must be multiples of `config.downscale`; `conditioning` is as in `example_inputs`.
         """
         cfg = self.config
         temb = timestep_embedding(timesteps, cfg.stem_width, cfg.flip_sin_to_cos, cfg.freq_shift)
@@ -106,8 +105,8 @@ class UNet(nn.Module):
         skips: tuple[jax.Array, ...] = (x,)
         stage_class = rematerialised(UNetStage, "stage", self.remat)
         for name in cfg.stages():
-            own, flax_name = tuple(row for row in rows if row.stage == name), name.replace(".", "_")
-            stage = stage_class(own, cfg, self.dtype, self.attention, self.remat, name=flax_name)
+            own = tuple(row for row in rows if row.stage == name)
+            stage = stage_class(own, cfg, self.dtype, self.attention, self.remat, name=name.replace(".", "_"))
             x, skips = stage(x, skips, temb, context)
             self.sow(FEATURES, f"{name}_features", x)
         assert not skips

@@ -92,15 +92,11 @@ def run_loop(
     checkpoints: Checkpoints,
     evaluators: Mapping[str, Evaluator],
 ) -> tuple[TrainState, bool]:
-    """Trains from `state.step` to `config.steps`.
+    """Trains from `state.step` to `config.steps`; returns the state, and whether training is finished.
 
-    Metrics go to `workdir`, see `writers.make_writer`, and the profiler's trace to `profile/` in it.
-
-    Returns:
-        the state, and whether training is finished; Ctrl-C or SIGTERM ends it early, with a checkpoint.
-
-    Raises:
-        InputError: a loss is not finite; the steps since the last checkpoint are not saved.
+    Metrics go to `workdir`, see `writers.make_writer`, and the profiler's trace to `profile/` in it. Ctrl-C or SIGTERM
+    ends training early, with a checkpoint. Raises `InputError` if a loss is not finite; the steps since the last
+    checkpoint are not saved then.
     """
     # Imports TensorFlow, which takes seconds that commands which fail early or don't train shouldn't wait for.
     from bksdm_jax.training.writers import make_writer  # noqa: PLC0415
@@ -126,10 +122,7 @@ def run_loop(
             logging_now = _due(step, config.log_every, config.steps)
             stopping = stop.after(step, interrupts.wanted)  # read once per step, so that the step that stops also saves
             saving = _due(step, config.checkpoint_every, config.steps) or stopping
-            note = ""
-            if logging_now or saving:
-                values = _finite_values(step, metrics)
-                note = f"loss {values['loss']:.4g}"
+            values = _finite_values(step, metrics) if logging_now or saving else {}
             if logging_now:
                 facts = {"learning_rate": float(rate(step - 1))} | task.facts(values)
                 more = rates.until(step) | {"host_memory": resident() / 2**30}
@@ -145,7 +138,7 @@ def run_loop(
             if saving:
                 give_back()
                 checkpoints.save(state)
-            progress.advance(note=note)
+            progress.advance(note=f"loss {values['loss']:.4g}" if values else "")
             if stopping:
                 return state, step == config.steps
     return state, True

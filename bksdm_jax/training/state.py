@@ -90,8 +90,3 @@ def ema_decay(done: jax.Array, bound: float) -> jax.Array:
     """The moving average's decay after n = `done` updates: min(bound, (1 + n) / (10 + n)), or 0 for n = 0."""
     n = done.astype(jnp.float32)
     return jnp.where(done == 0, 0.0, jnp.minimum(bound, (1.0 + n) / (10.0 + n)))
-
-
-def update_ema(ema: Any, params: Any, decay: jax.Array) -> Any:
-    """decay * ema + (1 - decay) * params, leaf by leaf."""
-    return jax.tree.map(lambda e, p: decay * e + (1.0 - decay) * p, ema, params)

@@ -10,16 +10,7 @@ import optax
 from jax.sharding import Mesh
 
 from bksdm_jax.training.sharding import batch_sharding, parameter_shardings, replicated
-from bksdm_jax.training.state import (
-    OptimizerConfig,
-    TrainState,
-    create_state,
-    ema_decay,
-    make_optimizer,
-    merge,
-    split,
-    update_ema,
-)
+from bksdm_jax.training.state import OptimizerConfig, TrainState, create_state, ema_decay, make_optimizer, merge, split
 
 _TRAINING_STREAM = 2**32 - 1  # keeps the keys of training apart from those of sampled images
 
@@ -84,7 +75,8 @@ def make_update(
             updates, opt_state = optimizer.update(grads, state.opt_state, trained)
         params = optax.apply_updates(trained, updates)
         decay = ema_decay(state.step, ema_bound)
-        ema = update_ema(split(state.ema, trainable)[0], params, decay)
+        former = split(state.ema, trainable)[0]
+        ema = jax.tree.map(lambda e, p: decay * e + (1.0 - decay) * p, former, params)
         distance = optax.global_norm(jax.tree.map(jnp.subtract, ema, params)) / optax.global_norm(params)
         metrics = terms | {
             "grad_norm": optax.global_norm(grads),

@@ -26,10 +26,8 @@ from bksdm_jax.training.train_step import TrainStep, make_train_step
 def train(task: Task, config: TrainerConfig, workdir: Path, devices: list[jax.Device] | None = None) -> Any | None:
     """Trains from the newest checkpoint in `workdir`, or from the task's initial parameters.
 
-    `devices` are all that there are unless given.
-
-    Returns:
-        the task's result, or None if the run was interrupted (the same call continues it).
+    `devices` are all that there are unless given. Returns the task's result, or None if the run was interrupted (the
+    same call continues it).
 
     Raises:
         InputError: a batch that the devices can't share evenly, a workdir that is already further, an unreadable image,
