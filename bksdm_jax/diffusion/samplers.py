@@ -47,8 +47,7 @@ def guided(
 def timesteps(schedule: ScheduleConfig, steps: int) -> np.ndarray:
     """The timesteps of a sampling run, descending, int [steps], spaced by Diffusers' `timestep_spacing`.
 
-    Raises:
-        InputError: `steps` isn't in 1 .. T, or the first timestep would be beyond T-1.
+    Raises `InputError` if `steps` isn't in 1 .. T, or the first timestep would be beyond T-1.
     """
     total = schedule.train_steps
     if not 1 <= steps <= total:

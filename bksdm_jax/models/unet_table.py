@@ -129,12 +129,9 @@ class Block:
 
 
 def block_table(config: UNetConfig) -> tuple[tuple[Block, ...], tuple[Skip, ...]]:
-    """Lists the blocks in the order of the forward pass.
+    """The blocks in the order of the forward pass, and the skips left on the stack (none in a valid U-Net).
 
     Up blocks take their widths from the skip stack, so removing blocks needs no formula.
-
-    Returns:
-        the rows, and the skips that are left on the stack (none in a valid U-Net).
     """
     rows: list[Block] = []
     skips = [Skip("conv_in", config.stem_width, 0)]

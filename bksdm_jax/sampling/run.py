@@ -52,12 +52,8 @@ def sample(config: SampleConfig, workdir: Path) -> int:
 
     Images of an interrupted call are kept. The `file_name` of prompts from a `.csv` becomes the table's third column,
     `source`. `timing.json` holds `seconds_per_image`, the median over this call's program calls, without compiling.
-
-    Returns:
-        the number of images.
-
-    Raises:
-        InputError: a setting, file or folder can't be used; nothing is written then.
+    Returns the number of images; raises `InputError` for a setting, file or folder that can't be used, and then writes
+    nothing.
     """
     if bool(config.prompts) == bool(config.prompt):
         raise InputError("prompts: give either prompts (a .txt or .csv file) or one prompt")

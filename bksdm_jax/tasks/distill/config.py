@@ -1,6 +1,7 @@
 """A distillation run's settings, and their checks."""
 
 import dataclasses
+import operator
 
 from bksdm_jax.base.errors import InputError, finite_number, known_name, whole_number
 from bksdm_jax.base.precision import compute_dtype
@@ -122,12 +123,9 @@ def require_settings(config: DistillConfig) -> None:
     require_remat(config.remat)
     if config.generation:
         known_name("config", "generation", config.generation, GENERATIONS)
-    for key, least in {"resolution": 1, "examples": 0, "workers": 0}.items():
-        whole_number("config", key, getattr(config, key), least)
-    for key in ("every", "steps"):
-        whole_number("config", f"sheets.{key}", getattr(config.sheets, key), 0)
-    for key in ("every", "images"):
-        whole_number("config", f"validation.{key}", getattr(config.validation, key), 0)
+    whole_number("config", "resolution", config.resolution)
+    for key in ("examples", "workers", "sheets.every", "sheets.steps", "validation.every", "validation.images"):
+        whole_number("config", key, operator.attrgetter(key)(config), 0)
     if any(not isinstance(prompt, str) for prompt in config.sheets.prompts):
         raise InputError(f"sheets.prompts: {config.sheets.prompts}; expected strings")
     config.loss.require_valid()
