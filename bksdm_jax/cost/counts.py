@@ -1,51 +1,58 @@
-"""Parameters and multiply-adds of a network, from shapes alone: by THOP's rules and in full."""
+"""Parameters and multiply-adds of networks, from shapes alone: by THOP's rules and in full."""
 
 import dataclasses
 import functools
 import math
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 from bksdm_jax.base import trees
 from bksdm_jax.models.attention import Attention
-from bksdm_jax.models.clip import SelfAttention
+from bksdm_jax.models.clip import CLIPTextConfig, CLIPTextEncoder, SelfAttention
 from bksdm_jax.models.unet import UNet, dotted, example_inputs
 from bksdm_jax.models.unet_table import UNetConfig
-from bksdm_jax.models.vae import VAEAttention
+from bksdm_jax.models.vae import VAE, VAEAttention, VAEConfig
+from bksdm_jax.pipelines.pipeline import Architectures
 
 
 @dataclasses.dataclass(frozen=True)
-class LayerCounts:
-    """Counts of one call (of the entire batch) by path `a/b/c`.
+class Cost:
+    """Parameters, and multiply-adds of one call.
 
     Attributes:
-        parameters: by array.
-        thop: multiply-adds by layer by the rules of THOP, the tool behind the paper's figures. Convolutions and linear
-            layers count one per weight and output position, LayerNorms 4 per element, and the two matrix products
-            inside attention nothing.
-        full: multiply-adds by layer of all products: convolutions, linear layers and attention.
+        parameters: their number.
+        macs: by the rules of THOP, the tool behind the paper's figures. Convolutions and linear layers count one per
+            weight and output position, LayerNorms 4 per element, and the two matrix products inside attention nothing.
+        full_macs: of all products: convolutions, linear layers and attention.
     """
 
-    parameters: dict[str, int]
-    thop: dict[str, int]
-    full: dict[str, int]
+    parameters: int = 0
+    macs: int = 0
+    full_macs: int = 0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(self.parameters + other.parameters, self.macs + other.macs, self.full_macs + other.full_macs)
+
+    def times(self, calls: int) -> "Cost":
+        """The cost of several calls; parameters count once."""
+        return Cost(self.parameters, self.macs * calls, self.full_macs * calls)
 
 
-def layer_counts(module: nn.Module, *inputs: Any, method: str = "__call__") -> LayerCounts:
-    """Counts parameters and multiply-adds of one call; nothing is computed.
+def layer_costs(module: nn.Module, *inputs: Any, method: str = "__call__") -> dict[str, Cost]:
+    """The cost of one call (of the entire batch) by path `a/b/c` of a layer or a parameter; nothing is computed.
 
     Args:
         module: a Flax module.
         *inputs: its inputs, as arrays or `jax.ShapeDtypeStruct`.
         method: the method to call.
     """
-    thop: Counter[str] = Counter()
-    full: Counter[str] = Counter()
+    costs: dict[str, Cost] = defaultdict(Cost)
     running: list[str] = []
 
     def count(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
@@ -56,19 +63,19 @@ def layer_counts(module: nn.Module, *inputs: Any, method: str = "__call__") -> L
         running.pop()
         if context.method_name == "__call__" and outermost:
             if isinstance(layer, (nn.Conv, nn.Dense)):
-                kernel = layer.variables["params"]["kernel"]
-                thop[path] += math.prod(out.shape[:-1]) * math.prod(kernel.shape)
-                full[path] += math.prod(out.shape[:-1]) * math.prod(kernel.shape)
+                products = math.prod(out.shape[:-1]) * math.prod(layer.variables["params"]["kernel"].shape)
+                costs[path] += Cost(0, products, products)
             elif isinstance(layer, nn.LayerNorm):
-                thop[path] += 4 * math.prod(out.shape)
+                costs[path] += Cost(0, 4 * math.prod(out.shape))
             elif isinstance(layer, (Attention, SelfAttention, VAEAttention)):
-                full[path] += _attention_products(*args)
+                costs[path] += Cost(0, 0, _attention_products(*args))
         return out
 
     with nn.intercept_methods(count):
         shapes = jax.eval_shape(lambda *args: module.init(jax.random.key(0), *args, method=method), *inputs)["params"]
-    parameters = {path: math.prod(leaf.shape) for path, leaf in trees.flatten(shapes).items()}
-    return LayerCounts(parameters, dict(thop), dict(full))
+    for path, leaf in trees.flatten(shapes).items():
+        costs[path] += Cost(math.prod(leaf.shape))
+    return dict(costs)
 
 
 def _attention_products(x: jax.Array, context: jax.Array | None = None) -> int:
@@ -77,31 +84,6 @@ def _attention_products(x: jax.Array, context: jax.Array | None = None) -> int:
     queries = math.prod(positions)
     keys = queries if context is None else context.shape[1]
     return 2 * batch * queries * keys * channels
-
-
-@dataclasses.dataclass(frozen=True)
-class Cost:
-    """Parameters, and multiply-adds of one call at batch 1: by THOP's rules and in full."""
-
-    parameters: int
-    macs: int
-    full_macs: int
-
-    def __add__(self, other: "Cost") -> "Cost":
-        return Cost(self.parameters + other.parameters, self.macs + other.macs, self.full_macs + other.full_macs)
-
-    def times(self, calls: int) -> "Cost":
-        """The cost of several calls; parameters count once."""
-        return Cost(self.parameters, self.macs * calls, self.full_macs * calls)
-
-
-NOTHING = Cost(0, 0, 0)
-
-
-def total(counts: LayerCounts, below: str = "") -> Cost:
-    """The sum over the layers whose path begins with `below`."""
-    parts = (counts.parameters, counts.thop, counts.full)
-    return Cost(*(sum(value for path, value in part.items() if path.startswith(below)) for part in parts))
 
 
 @functools.cache  # tracing a U-Net takes seconds
@@ -115,17 +97,37 @@ def unet_cost(config: UNetConfig, latent_size: int) -> Mapping[str, Cost]:
         latent_size: height and width of the latents; rounded up to a multiple of `config.downscale`.
     """
     latent_size = -(-latent_size // config.downscale) * config.downscale
-    counts = layer_counts(UNet(config), *example_inputs(config, 1, latent_size))
     groups = dict.fromkeys(("conv_in", "time_embedding", "add_embedding"), "input")
     groups |= dict.fromkeys(("conv_norm_out", "conv_out"), "output")
-
-    def stage(path: str) -> str:
+    costs = dict.fromkeys(("input", *config.stages(), "output"), Cost())
+    for path, cost in layer_costs(UNet(config), *example_inputs(config, 1, latent_size)).items():
         head = path.split("/", maxsplit=1)[0]
-        return groups.get(head, dotted(head))
-
-    parts = (counts.parameters, counts.thop, counts.full)
-    costs = {
-        name: Cost(*(sum(value for path, value in part.items() if stage(path) == name) for part in parts))
-        for name in ("input", *config.stages(), "output")
-    }
+        costs[groups.get(head, dotted(head))] += cost
     return MappingProxyType(costs)
+
+
+@functools.cache
+def text_encoder_cost(config: CLIPTextConfig) -> Cost:
+    """The cost of one caption of maximum length."""
+    tokens = jax.ShapeDtypeStruct((1, config.max_length), jnp.int32)
+    return sum(layer_costs(CLIPTextEncoder(config), tokens).values(), Cost())
+
+
+@functools.cache
+def decoder_cost(config: VAEConfig, latent_size: int) -> Cost:
+    """The cost of decoding one image, without the 1x1 convolution before the decoder, as in the paper."""
+    latents = jax.ShapeDtypeStruct((1, latent_size, latent_size, config.latent_channels), jnp.float32)
+    costs = layer_costs(VAE(config), latents, method="decode")
+    return sum((cost for path, cost in costs.items() if path.startswith("decoder/")), Cost())
+
+
+def image_cost(networks: Architectures, latent_size: int, unet_calls: int) -> dict[str, Cost]:
+    """Cost by network; `U-Net` is one call, `image` is one image with `unet_calls` calls."""
+    kind = networks.kind
+    label = {name: network.label for name, network in kind.networks.items()}
+    encoders = [name for name in networks.frozen if name != kind.autoencoder]
+    costs = {label[name]: text_encoder_cost(networks.configs[name]) for name in encoders}
+    costs[label[kind.denoiser]] = sum(unet_cost(networks.denoiser, latent_size).values(), Cost())
+    costs["VAE decoder"] = decoder_cost(networks.configs[kind.autoencoder], latent_size)
+    calls = {label[kind.denoiser]: unet_calls}
+    return costs | {"image": sum((cost.times(calls.get(name, 1)) for name, cost in costs.items()), Cost())}

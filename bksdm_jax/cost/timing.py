@@ -15,15 +15,10 @@ from bksdm_jax.base.progress import Progress, waiting
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """Seconds of compilation and of each repeat."""
+    """Seconds of compilation, and median seconds of a call."""
 
     compiling: float
-    repeats: tuple[float, ...]
-
-    @property
-    def median(self) -> float:
-        """Median seconds of one call."""
-        return statistics.median(self.repeats)
+    median: float
 
 
 def time_program(what: str, program: Callable[..., Any], *inputs: Any, repeats: int) -> Timing:
@@ -52,7 +47,7 @@ def time_calls(what: str, build: Callable[[], Callable[[], Any]], repeats: int) 
             jax.block_until_ready(call())
             seconds.append(time.perf_counter() - start)
             progress.advance()
-    return Timing(compiling, tuple(seconds))
+    return Timing(compiling, statistics.median(seconds))
 
 
 def arbitrary_weights(shapes: Any, dtype: np.dtype) -> Any:
@@ -60,9 +55,8 @@ def arbitrary_weights(shapes: Any, dtype: np.dtype) -> Any:
 
     Not zeros, on which GPUs run faster than on real weights.
     """
-    noise = np.random.default_rng(0).standard_normal(
-        2**20 - 3, np.float32
-    )  # not a power of two, so that rows don't repeat
+    count = 2**20 - 3  # not a power of two, so that rows don't repeat
+    noise = np.random.default_rng(0).standard_normal(count, np.float32)
 
     def fill(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
         scale = 1 / np.sqrt(max(np.prod(leaf.shape[:-1]), 1)) if len(leaf.shape) > 1 else 0.1

@@ -11,8 +11,7 @@ import numpy as np
 from bksdm_jax.base.errors import InputError, known_name, whole_number
 from bksdm_jax.base.precision import compute_dtype, exact_products
 from bksdm_jax.cost.chips import chip_of, peak_flops
-from bksdm_jax.cost.counts import NOTHING, Cost, unet_cost
-from bksdm_jax.cost.pipeline import decoder_cost, text_encoder_cost
+from bksdm_jax.cost.counts import Cost, decoder_cost, text_encoder_cost, unet_cost
 from bksdm_jax.cost.timing import Timing, arbitrary_weights, time_calls, time_program
 from bksdm_jax.diffusion.noise import image_keys
 from bksdm_jax.formats.unet_json import unet_from_diffusers
@@ -72,24 +71,22 @@ def bench(config: BenchConfig) -> str:
     Raises `InputError` for settings that can't be used.
     """
     models, plan = _networks(config)
-    vae, text = models.configs["vae"], models.configs["text_encoder"]
+    vae, text, dtype = models.configs["vae"], models.configs["text_encoder"], compute_dtype(config.dtype)
     whole_number("config", "steps", config.steps, 0)
-    dtype = compute_dtype(config.dtype)
     networks = models.with_denoiser(plan.student)
     sampler = SamplerConfig(max(config.steps, 1), config.guidance_scale, config.resolution, attention=config.attention)
     generate = make_generate(networks, sampler, dtype)
     size = config.resolution // models.factor
-    each = sum(unet_cost(plan.student, size).values(), NOTHING)
+    each = sum(unet_cost(plan.student, size).values(), Cost())
     params = {"unet": arbitrary_weights(parameter_shapes(plan.student), dtype)}
+    generator = np.random.default_rng(0)
+    latents = generator.standard_normal((config.batch_size, size, size, plan.student.in_channels), np.float32)
+    context = generator.standard_normal((config.batch_size, text.max_length, text.width), np.float32)
+    inputs = latents.astype(dtype), np.full(config.batch_size, 500, np.int32), {"context": context.astype(dtype)}
+    program = UNet(plan.student, dtype, config.attention).apply
     lines = _heading(config)
-    unet = UNet(plan.student, dtype, config.attention)
-
-    def call(params: Any, *inputs: Any) -> jax.Array:
-        return unet.apply({"params": params}, *inputs)
-
     with exact_products(config.dtype):
-        inputs = _inputs(config, networks, size)
-        timing = time_program("U-Net calls", call, params["unet"], *inputs, repeats=config.repeats)
+        timing = time_program("U-Net calls", program, {"params": params["unet"]}, *inputs, repeats=config.repeats)
         lines.append(_row("U-Net call", timing, config, each))
         if config.steps:
             params["vae"] = arbitrary_weights(vae_parameter_shapes(vae), dtype)
@@ -139,7 +136,7 @@ def bench_update(config: BenchConfig) -> str:
 
     with exact_products(config.dtype), jax.set_mesh(mesh):
         timing = time_calls("updates", build, config.repeats)
-    teacher, student = (sum(unet_cost(unet, size).values(), NOTHING) for unet in (plan.teacher, plan.student))
+    teacher, student = (sum(unet_cost(unet, size).values(), Cost()) for unet in (plan.teacher, plan.student))
     return "\n".join([*_heading(config), _row("update", timing, config, teacher + student.times(3))])
 
 
@@ -158,15 +155,6 @@ def _networks(config: BenchConfig) -> tuple[Architectures, RemovalPlan]:
         models = models.with_denoiser(unet_from_diffusers(facts))
     require_resolution(config.resolution, models)
     return models, plan_removal(models.denoiser, removed_blocks(config.student))
-
-
-def _inputs(config: BenchConfig, networks: Architectures, size: int) -> tuple[Any, ...]:
-    generator = np.random.default_rng(0)
-    latents = generator.standard_normal((config.batch_size, size, size, networks.denoiser.in_channels), np.float32)
-    text = networks.configs["text_encoder"]
-    context = generator.standard_normal((config.batch_size, text.max_length, text.width), np.float32)
-    dtype = compute_dtype(config.dtype)
-    return latents.astype(dtype), np.full(config.batch_size, 500, np.int32), {"context": context.astype(dtype)}
 
 
 def _heading(config: BenchConfig) -> list[str]:

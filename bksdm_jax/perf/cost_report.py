@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from bksdm_jax.base.errors import InputError, known_name, whole_number
 from bksdm_jax.base.precision import compute_dtype, exact_products
-from bksdm_jax.cost.pipeline import image_table
+from bksdm_jax.cost.table import image_table
 from bksdm_jax.cost.timing import arbitrary_weights, time_program
 from bksdm_jax.models.clip import CLIPTextEncoder, clip_text_parameter_shapes
 from bksdm_jax.models.unet import UNet, parameter_shapes
@@ -104,10 +105,7 @@ def _latencies(models: Mapping[str, Architectures], size: int, config: CostConfi
     conditioning = {"context": np.zeros((1, text.max_length, text.width), dtype)}
 
     def milliseconds(what: str, module: object, shapes: object, *inputs: Any, **options: str) -> float:
-        def program(params: object, *inputs: jax.Array) -> jax.Array:
-            return module.apply({"params": params}, *inputs, **options)
-
-        weights = arbitrary_weights(shapes, dtype)
+        program, weights = functools.partial(module.apply, **options), {"params": arbitrary_weights(shapes, dtype)}
         return time_program(what, program, weights, *inputs, repeats=config.repeats).median * 1e3
 
     with exact_products(config.dtype):
