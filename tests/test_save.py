@@ -26,7 +26,7 @@ from bksdm_jax.pipelines.model_card import tools_text
 from bksdm_jax.pipelines.save import FORMATS, SaveConfig, write_pipeline
 from bksdm_jax.pipelines.stable_diffusion import TEACHERS
 from bksdm_jax.pruning.presets import PRESETS
-from bksdm_jax.pruning.prune import PruneConfig, StudentInit, find_initial_weights, plan_student, prune
+from bksdm_jax.pruning.prune import InitOptions, PruneConfig, find_initial_weights, plan_student, prune
 from bksdm_jax.pruning.removal import plan_removal
 from tests import tiny
 from tests.arrays import require_equal
@@ -223,10 +223,10 @@ def test_the_card_of_a_single_file_says_which_tools_take_it(file_format: str) ->
 def test_a_student_can_start_at_random(micro_teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bksdm_jax.pruning.prune.random_weights", lambda config, seed: {"seed": np.full(2, seed)})
     plan = plan_student(find_model(micro_teacher).architectures, "mid_block", SaveConfig())
-    weights = find_initial_weights(plan, StudentInit("random")).read({}, 5)
+    weights = find_initial_weights(plan, InitOptions(student_init="random")).read({}, 5)
     assert weights["seed"].tolist() == [5.0, 5.0]
     with pytest.raises(InputError, match=r"init_variant: .*random"):
-        find_initial_weights(plan, StudentInit("random", variant="fp16"))
+        find_initial_weights(plan, InitOptions(student_init="random", init_variant="fp16"))
 
 
 def test_training_can_start_from_a_student(micro_torch_teacher: Path, tmp_path: Path) -> None:
@@ -239,7 +239,7 @@ def test_training_can_start_from_a_student(micro_torch_teacher: Path, tmp_path: 
     config = json.loads((tmp_path / "released" / "unet" / "config.json").read_text())
     assert (config["mid_block_type"], config["layers_per_block"]) == (None, 1)
     released = str(tmp_path / "released")
-    start = StudentInit(released)
+    start = InitOptions(student_init=released)
     weights = find_initial_weights(plan_student(teacher, tiny.MICRO_SMALL, SaveConfig()), start).read({}, 0)
     require_equal(weights, find_model(released).read_denoiser().params)
     for name in ("vae", "scheduler", "tokenizer"):  # its U-Net is all that counts

@@ -1,7 +1,7 @@
 """Prunes a teacher to an untrained student."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,38 +21,22 @@ from bksdm_jax.pruning.presets import preset_of
 from bksdm_jax.pruning.removal import RemovalPlan, plan_removal, removed_blocks
 from bksdm_jax.pruning.weights import copy_weights, random_weights
 
-INITS: dict[str, Callable[[RemovalPlan, Mapping[str, Any], int], dict[str, Any]]] = {
-    "teacher": lambda plan, teacher, seed: copy_weights(plan, teacher),
-    "random": lambda plan, teacher, seed: random_weights(plan.student, seed),
-}
-"""Name -> (plan, the teacher's parameters, seed) -> the student's parameters."""
-
-
-@dataclasses.dataclass(frozen=True)
-class StudentInit:
-    """The source of a student's initial weights.
-
-    Attributes:
-        name: a key of `INITS`, or a pipeline whose U-Net has the student's architecture.
-        revision, variant: of the pipeline, as in `ModelSource`.
-    """
-
-    name: str = "teacher"
-    revision: str = ""
-    variant: str = ""
+INITS = {"teacher": "the parent's weights of the remaining blocks", "random": "random weights"}
+"""Initial weights by name, as a model card describes them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InitOptions:
-    """`StudentInit` as settings of a command."""
+    """The source of a student's initial weights, as settings of a command.
+
+    Attributes:
+        student_init: a key of `INITS`, or a pipeline whose U-Net has the student's architecture.
+        init_revision, init_variant: of the pipeline, as in `ModelSource`.
+    """
 
     student_init: str = "teacher"
     init_revision: str = ""
     init_variant: str = ""
-
-    def student_start(self) -> StudentInit:
-        """These settings as a `StudentInit`."""
-        return StudentInit(self.student_init, self.init_revision, self.init_variant)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +47,7 @@ class PruneConfig(ModelOptions, InitOptions, SaveOptions):
         teacher: pipeline folder, single file, hub id, or `shapes_teacher`.
         student: a preset, or a comma-separated list of blocks to remove.
         seed: of random weights.
-        student_init, init_revision, init_variant: as in `StudentInit`.
+        student_init, init_revision, init_variant: as in `InitOptions`.
         revision, variant, tokenizer, prediction: of the teacher, as in `ModelSource`.
         format, save_dtype, safety_checker: as in `SaveConfig`.
     """
@@ -95,13 +79,11 @@ class InitialWeights:
 
     Attributes:
         plan: teacher and student.
-        name: as in `StudentInit`.
-        source: the pipeline with the weights; None if `name` is a key of `INITS`.
+        source: the pipeline with the weights, or a key of `INITS`.
     """
 
     plan: RemovalPlan
-    name: str
-    source: ModelSource | None = None
+    source: ModelSource | str
 
     def read(self, teacher: Mapping[str, Any], seed: int) -> dict[str, Any]:
         """Reads the weights: float32 numpy, nested by Flax names.
@@ -113,31 +95,34 @@ class InitialWeights:
         Raises:
             InputError: the pipeline can't be read.
         """
-        if self.source:
-            weights = find_denoiser(self.source, weights=True).read_denoiser().params
+        if self.source == "teacher":
+            weights = copy_weights(self.plan, teacher)
+        elif self.source == "random":
+            weights = random_weights(self.plan.student, seed)
         else:
-            weights = INITS[self.name](self.plan, teacher, seed)
+            weights = find_denoiser(self.source, weights=True).read_denoiser().params
         return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), weights)
 
 
-def find_initial_weights(plan: RemovalPlan, start: StudentInit) -> InitialWeights:
+def find_initial_weights(plan: RemovalPlan, options: InitOptions) -> InitialWeights:
     """Finds a student's initial weights without reading them.
 
     Raises:
         InputError: an unknown name, an option that doesn't apply to it, or a pipeline whose U-Net doesn't match.
     """
-    if start.name in INITS:
-        if start.revision or start.variant:
-            key = "init_revision" if start.revision else "init_variant"
-            raise InputError(f"{key}: applies if student_init is a pipeline, not {start.name}")
-        return InitialWeights(plan, start.name)
-    if not is_hub_id(start.name) and not Path(start.name).expanduser().exists():
-        error = one_of("student_init", start.name, INITS)
+    name = options.student_init
+    if name in INITS:
+        for key in ("init_revision", "init_variant"):
+            if getattr(options, key):
+                raise InputError(f"{key}: applies if student_init is a pipeline, not {name}")
+        return InitialWeights(plan, name)
+    if not is_hub_id(name) and not Path(name).expanduser().exists():
+        error = one_of("student_init", name, INITS)
         raise InputError(f"{error}; or the folder, file or hub id of a pipeline with such a U-Net")
     # The teacher's prediction type applies.
-    source = whatever_it_predicts(ModelSource(start.name, start.revision, start.variant))
-    _require_student(plan, start.name, find_denoiser(source).architectures.denoiser)
-    return InitialWeights(plan, start.name, source)
+    source = whatever_it_predicts(ModelSource(name, options.init_revision, options.init_variant))
+    _require_student(plan, name, find_denoiser(source).architectures.denoiser)
+    return InitialWeights(plan, source)
 
 
 def _require_student(plan: RemovalPlan, name: str, found: UNetConfig) -> None:
@@ -153,14 +138,8 @@ def _require_student(plan: RemovalPlan, name: str, found: UNetConfig) -> None:
 
 def card_facts(teacher: str, plan: RemovalPlan, student_init: str, training: Mapping[str, object]) -> CardFacts:
     """The facts for a student's model card; `training` may be empty."""
-    start = {"teacher": "the parent's weights of the remaining blocks", "random": "random weights"}
-    return CardFacts(
-        teacher,
-        plan.removed,
-        start.get(student_init, f"the U-Net of `{parent_name(student_init)}`"),
-        training,
-        preset_of(plan.removed),
-    )
+    start = INITS.get(student_init, f"the U-Net of `{parent_name(student_init)}`")
+    return CardFacts(teacher, plan.removed, start, training, preset_of(plan.removed))
 
 
 def prune(config: PruneConfig, workdir: Path) -> tuple[RemovalPlan, Path]:
@@ -175,7 +154,7 @@ def prune(config: PruneConfig, workdir: Path) -> tuple[RemovalPlan, Path]:
     save = config.save_config()
     teacher = find_model(config.source(config.teacher), save.extras())
     plan = plan_student(teacher.architectures, config.student, save)
-    start = find_initial_weights(plan, config.student_start())
+    start = find_initial_weights(plan, config)
     if is_used(workdir):
         raise InputError(f"{workdir}: exists already; choose a new folder for the student")
     pipeline = teacher.read()

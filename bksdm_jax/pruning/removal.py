@@ -4,7 +4,7 @@ The student's architecture, its initial weights and the feature pairs of distill
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from bksdm_jax.base.errors import InputError, nearest
@@ -101,15 +101,15 @@ def plan_removal(teacher: UNetConfig, removed: tuple[str, ...]) -> RemovalPlan:
         cut, sources = _cut_stage("mid_block", teacher.mid, gone)
         if cut.pairs:
             kept["mid_block"] = ("mid_block", cut, sources)
-
-    def side(prefix: str) -> tuple[Stage, ...]:
-        return tuple(stage for name, (_, stage, _) in kept.items() if name.startswith(prefix))
-
-    student = dataclasses.replace(teacher, down=side("down"), mid=next(iter(side("mid")), None), up=side("up"))
+    down, mid, up = (
+        tuple(stage for name, (_, stage, _) in kept.items() if name.startswith(side)) for side in ("down", "mid", "up")
+    )
+    student = dataclasses.replace(teacher, down=down, mid=mid[0] if mid else None, up=up)
     of_teacher = {row.name: row for row in block_table(teacher)[0]}
     sources = [of_teacher[source] for name in student.stages() for source in kept[name][2]]
     pairs = tuple(zip(block_table(student)[0], sources, strict=True))
-    _require_fit(teacher, student, pairs)
+    if problem := next(_misfits(teacher, student, pairs), ""):
+        raise InputError(f"student: this list of removed blocks isn't valid: {problem}")
     blocks = tuple((row.block, source.block) for row, source in pairs if row.layer == 0)
     layers = tuple((row.name, source.name) for row, source in pairs if row.kind == "attention")
     stages = {name: entry[0] for name, entry in kept.items()}
@@ -148,60 +148,47 @@ def _cut_stage(name: str, stage: Stage, gone: set[str]) -> tuple[Stage, list[str
     return dataclasses.replace(stage, pairs=tuple(pairs), resampler=resampler), sources
 
 
-def _require_fit(teacher: UNetConfig, student: UNetConfig, pairs: Sequence[tuple[Block, Block]]) -> None:
-    """Checks that the inputs of every remaining block match its weights, and that resolutions agree."""
-
-    def refuse(problem: str) -> None:
-        raise InputError(f"student: this list of removed blocks isn't valid: {problem}")
-
-    origin = {row.block: source.block for row, source in pairs}
-
-    def called(name: str) -> str:
-        return origin.get(name, name)
-
+def _misfits(teacher: UNetConfig, student: UNetConfig, pairs: Sequence[tuple[Block, Block]]) -> Iterator[str]:
+    """What is wrong with the remaining blocks: inputs that don't match their weights, and wrong resolutions."""
+    origin = {row.block: source.block for row, source in pairs} | {"conv_in": "conv_in"}
     rows, unused = block_table(student)
     before = "conv_in"
     for row, source in pairs:
         if row.in_width != source.in_width:
-            refuse(
+            yield (
                 f"{source.block} would follow {before} and receive {row.in_width} channels; "
                 f"its weights expect {source.in_width}"
             )
-        if row.pops:
-            _require_skip(row, source, called, refuse)
+        if row.pops and row.skip is None:
+            expected = source.skip.width if source.skip else 0
+            yield f"{source.block} would have no skip connection; its weights expect one of {expected} channels"
+        elif row.pops and source.skip is not None and row.skip.width != source.skip.width:
+            yield (
+                f"{source.block} would get the skip of {origin[row.skip.source]} with {row.skip.width} channels; "
+                f"its weights expect {source.skip.width}"
+            )
+        elif row.pops and row.skip.level != row.level:
+            yield (
+                f"{source.block} works at 1/{_scale(row.level)} of the input's size and would get the skip of "
+                f"{origin[row.skip.source]} at 1/{_scale(row.skip.level)}"
+            )
         before = source.block
     if unused:
-        names = ", ".join(called(skip.source) for skip in unused)
-        refuse(f"{len(unused)} skip connection(s) would be left without an up block: {names}")
+        names = ", ".join(origin[skip.source] for skip in unused)
+        yield f"{len(unused)} skip connection(s) would be left without an up block: {names}"
     width, level = _outgoing_shape(rows)
     expected, _ = _outgoing_shape(block_table(teacher)[0])
     if width != expected:
-        refuse(f"conv_norm_out would follow {before} and receive {width} channels; its weights expect {expected}")
+        yield f"conv_norm_out would follow {before} and receive {width} channels; its weights expect {expected}"
     if level != 0:
-        refuse(f"the output would have 1/{2**level} of the input's height and width (it ends after {before})")
-
-
-def _require_skip(row: Block, source: Block, called: Any, refuse: Any) -> None:
-    if row.skip is None:
-        expected = source.skip.width if source.skip else 0
-        refuse(f"{source.block} would have no skip connection; its weights expect one of {expected} channels")
-    elif source.skip is not None and row.skip.width != source.skip.width:
-        refuse(
-            f"{source.block} would get the skip of {called(row.skip.source)} with {row.skip.width} channels; "
-            f"its weights expect {source.skip.width}"
-        )
-    elif row.skip.level != row.level:
-        refuse(
-            f"{source.block} works at 1/{_scale(row.level)} of the input's size and would get the skip of "
-            f"{called(row.skip.source)} at 1/{_scale(row.skip.level)}"
-        )
+        yield f"the output would have 1/{2**level} of the input's height and width (it ends after {before})"
 
 
 def _scale(level: int) -> str:
     return f"{2.0**level:g}"
 
 
-def _outgoing_shape(rows: tuple[Block, ...]) -> tuple[int, int]:
+def _outgoing_shape(rows: Sequence[Block]) -> tuple[int, int]:
     """Channels and downsampling level of the output of the last row."""
     last = rows[-1]
     return last.out_width, last.level + {"downsampler": 1, "upsampler": -1}.get(last.kind, 0)
@@ -209,25 +196,18 @@ def _outgoing_shape(rows: tuple[Block, ...]) -> tuple[int, int]:
 
 def _feature_pairs(teacher: UNetConfig, student: UNetConfig, stages: dict[str, str]) -> tuple[FeaturePair, ...]:
     """The paper's pairs: stage outputs of equal shape; where a resampler is removed, the last `proj_out` instead."""
-    tables = {"teacher": block_table(teacher)[0], "student": block_table(student)[0]}
-
-    def rows(who: str, stage: str, kind: str | None = None) -> tuple[Block, ...]:
-        return tuple(row for row in tables[who] if row.stage == stage and kind in (None, row.kind))
-
     pairs = []
-    for name in student.stages():
+    for name, stage in student.stages().items():
         source = stages[name]
-        if name == "mid_block":
+        theirs = [row for row in block_table(teacher)[0] if row.stage == source]
+        ours = [row for row in block_table(student)[0] if row.stage == name]
+        lost = teacher.stages()[source].resampler and not stage.resampler
+        if lost:
+            theirs, ours = ([row for row in rows if row.kind == "attention"] for rows in (theirs, ours))
+        if name == "mid_block" or not theirs or not ours or _outgoing_shape(theirs) != _outgoing_shape(ours):
             continue
-        lost = teacher.stages()[source].resampler and not student.stages()[name].resampler
-        kind, suffix = ("attention", "proj_out") if lost else (None, None)
-        theirs, ours = rows("teacher", source, kind), rows("student", name, kind)
-        if not theirs or not ours or _outgoing_shape(theirs) != _outgoing_shape(ours):
-            continue
-        if suffix:
-            pairs.append(FeaturePair(f"{theirs[-1].block}.{suffix}", f"{ours[-1].block}.{suffix}"))
-        else:
-            pairs.append(FeaturePair(source, name))
+        last = FeaturePair(f"{theirs[-1].block}.proj_out", f"{ours[-1].block}.proj_out")
+        pairs.append(last if lost else FeaturePair(source, name))
     return tuple(pairs)
 
 

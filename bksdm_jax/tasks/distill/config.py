@@ -81,7 +81,7 @@ class DistillConfig(TrainerConfig, ModelOptions, InitOptions, SaveOptions):
         topology: TPUs to plan for, such as `v4:2x2x4`; empty: this machine's devices. For `launch.plan` only.
         loss, validation, sheets, plan: see `LossWeights`, `ValidationConfig`, `SampleGridConfig`, `PlanConfig`.
         revision, variant, tokenizer, prediction: of the teacher, see `ModelSource`.
-        student_init, init_revision, init_variant: the student's initial weights, see `StudentInit`.
+        student_init, init_revision, init_variant: the student's initial weights, see `InitOptions`.
         format, save_dtype, safety_checker: of the final `model/`, see `SaveConfig`.
     """
 

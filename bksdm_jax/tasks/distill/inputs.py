@@ -50,7 +50,7 @@ def open_inputs(config: DistillConfig) -> Inputs:
     teacher = find_model(config.source(config.teacher), save.extras())
     networks = teacher.architectures
     plan = plan_student(networks, config.student, save)
-    start = find_initial_weights(plan, config.student_start())
+    start = find_initial_weights(plan, config)
     require_generation(config, networks)
     weighted_pairs(plan, config.loss.feature_source, config.loss.feature_scales)  # raises for unknown names
     require_resolution(config.resolution, networks)
