@@ -2,13 +2,13 @@
 
 import io
 import multiprocessing
-import multiprocessing.connection
 import os
 import re
 import statistics
 import tempfile
-import time
+import timeit
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -108,19 +108,16 @@ def _memory(folder: Path) -> Iterator[str]:
         for name in names:
             (source / name).write_bytes(data)
         write_table(source / "metadata.csv", ("file_name", "text"), [(name, "a caption") for name in names])
-        receiver, sender = multiprocessing.Pipe(duplex=False)
-        arguments = sender, source, folder / f"set_{count}"
-        process = multiprocessing.get_context("spawn").Process(target=_prepare_and_report, args=arguments)
-        process.start()
-        peaks.append(receiver.recv() / 2**20)
-        process.join()
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
+            peaks.append(fresh.submit(_peak_of_preparing, source, folder / f"set_{count}").result() / 2**20)
     yield f"preparing {_FEW:,} and {_MANY:,} images: peak resident memory {peaks[0]:.0f} and {peaks[1]:.0f} MiB"
 
 
-def _prepare_and_report(sender: multiprocessing.connection.Connection, source: Path, workdir: Path) -> None:
+def _peak_of_preparing(source: Path, workdir: Path) -> int:
+    """Bytes of this process."""
     prepare(PrepareConfig(str(source), workers=1), workdir)
     status = Path("/proc/self/status").read_text(encoding="ascii")  # `getrusage` includes the parent's peak
-    sender.send(int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024)
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
 
 
 def _stream(examples: Sequence[object], resolution: int, workers: int = 0) -> Iterator[dict[str, Any]]:
@@ -139,14 +136,8 @@ def _no_tokens(texts: Sequence[str]) -> dict[str, np.ndarray]:
 
 def _rates(programs: dict[str, Callable[[], object]], count: int, repeats: int) -> dict[str, float]:
     """Median images per second of each program; the programs take turns, and the first turn isn't counted."""
-    times: dict[str, list[float]] = {name: [] for name in programs}
-    for turn in range(repeats + 1):
-        for name, program in programs.items():
-            start = time.perf_counter()
-            program()
-            if turn:
-                times[name].append(time.perf_counter() - start)
-    return {name: count / statistics.median(found) for name, found in times.items()}
+    turns = [{name: timeit.timeit(program, number=1) for name, program in programs.items()} for _ in range(repeats + 1)]
+    return {name: count / statistics.median(turn[name] for turn in turns[1:]) for name in programs}
 
 
 def _photograph(seed: int, size: int, file_format: str) -> bytes:

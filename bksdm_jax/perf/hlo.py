@@ -4,8 +4,8 @@ import dataclasses
 import functools
 import math
 import re
-from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 _BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "c64": 64, "c128": 128}  # other names end in it: f32, s8
@@ -18,6 +18,8 @@ _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _CONDITION = re.compile(r"condition=%?([\w.\-]+)")
 _OPERANDS = re.compile(r"operand_layout_constraints=\{(.*?)\}, (?:frontend_attributes|metadata|backend_config)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_LAYOUT = re.compile(r"\{[^}]*\}")
+_ELEMENT = re.compile(r"\([^()]*\)|[^(),]+\[[\d,]*\]")  # of a tuple without layouts: a tuple or an array
 _GROUPS = re.compile(r"replica_groups=(?:\{\{([\d,]+)\}|\[\d+,(\d+)\])")  # {{0,1},{2,3}}, or [2,2]<=[4]
 # Kind -> (bytes of the result on one device, participating devices) -> bytes that a device sends in a ring.
 _SENT: dict[str, Callable[[int, int], int]] = {
@@ -27,7 +29,6 @@ _SENT: dict[str, Callable[[int, int], int]] = {
     "all-to-all": lambda size, among: size * (among - 1) // among,
     "collective-permute": lambda size, among: size,
 }
-COLLECTIVES = tuple(_SENT)
 _NO_TRAFFIC = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call"}
 
 
@@ -81,18 +82,21 @@ class CompiledProgram:
                 self._computations[current].append(_Instruction(*instruction.groups()))
         self._times = self._count_runs()
 
+    def _instructions(self) -> Iterator[tuple[str, _Instruction]]:
+        """Every instruction with its computation."""
+        return ((name, instruction) for name, several in self._computations.items() for instruction in several)
+
     def collectives(self) -> dict[str, Traffic]:
         """Collectives by kind."""
-        counts, sizes, sent = Counter[str](), Counter[str](), Counter[str]()
-        for computation, instructions in self._computations.items():
-            for instruction in instructions:
-                kind = instruction.kind.removesuffix("-start")
-                if kind in COLLECTIVES:
-                    times, size = self._times[computation], _result_bytes(instruction)
-                    counts[kind] += times
-                    sizes[kind] += times * size
-                    sent[kind] += times * _SENT[kind](size, self._group_size(instruction))
-        return {kind: Traffic(counts[kind], sizes[kind], sent[kind]) for kind in COLLECTIVES if counts[kind]}
+        found: dict[str, Traffic] = {}
+        for computation, instruction in self._instructions():
+            kind = instruction.kind.removesuffix("-start")
+            if kind in _SENT:
+                times, size = self._times[computation], _result_bytes(instruction)
+                sent = _SENT[kind](size, self._group_size(instruction))
+                former = found.get(kind, Traffic(0, 0, 0))
+                found[kind] = Traffic(former.count + times, former.bytes + times * size, former.sent + times * sent)
+        return {kind: found[kind] for kind in _SENT if kind in found}
 
     def parameter_bytes(self) -> int:
         """Bytes of the program's arguments, without a device's padding."""
@@ -110,8 +114,7 @@ class CompiledProgram:
         """Bytes that custom kernels read and write, which XLA's cost analysis leaves out."""
         return sum(
             self._times[computation] * (array_bytes(shape) + array_bytes(_OPERANDS.search(rest)[1]))
-            for computation, instructions in self._computations.items()
-            for _, shape, kind, rest in instructions
+            for computation, (_, shape, kind, rest) in self._instructions()
             if kind == "custom-call" and 'custom_call_target="tpu_custom_call"' in rest
         )
 
@@ -159,10 +162,9 @@ class CompiledProgram:
     def _count_runs(self) -> Mapping[str, int]:
         """Number of times that each computation runs in one run of the program."""
         callers: dict[str, list[tuple[str, int]]] = defaultdict(list)
-        for computation, instructions in self._computations.items():
-            for instruction in instructions:
-                for called in _called(instruction.rest):
-                    callers[called].append((computation, self._iterations(instruction)))
+        for computation, instruction in self._instructions():
+            for called in _called(instruction.rest):
+                callers[called].append((computation, self._iterations(instruction)))
 
         @functools.cache
         def times(computation: str) -> int:
@@ -182,17 +184,5 @@ def _result_bytes(instruction: _Instruction) -> int:
     """Of a collective; asynchronous ones but all-reduce return a tuple of operands, results and context."""
     shape = instruction.shape
     if instruction.kind.endswith("-start") and instruction.kind != "all-reduce-start" and shape.startswith("("):
-        return array_bytes(_elements(shape)[1])
+        return array_bytes(_ELEMENT.findall(_LAYOUT.sub("", shape)[1:-1])[1])
     return array_bytes(shape)
-
-
-def _elements(shape: str) -> list[str]:
-    """Top-level elements of a tuple: `((f32[2], s8[3]), f32[4])` has two."""
-    depth, found = 0, [""]
-    for character in shape[1:-1]:
-        depth += {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}.get(character, 0)
-        if character == "," and depth == 0:
-            found.append("")
-        else:
-            found[-1] += character
-    return found

@@ -145,13 +145,9 @@ def _traffic(compiled: Compiled) -> list[str]:
 def largest_lines(
     config: DistillConfig, compiled: Compiled, target: Target, compile_with: Callable[[int], Compiled]
 ) -> list[str]:
-    """The largest micro-batch, extrapolated linearly from the memory of two.
+    """The largest micro-batch that fits the target's (known) memory, extrapolated linearly from that of two.
 
-    Args:
-        config: the run.
-        compiled: its update.
-        target: the devices, whose memory is known.
-        compile_with: compiles the update for another number of images per device.
+    `compile_with` compiles the run's update for another number of images per device.
     """
     refused = None
     while compiled.temporaries is None:

@@ -1,7 +1,6 @@
 """FLOPs of a run's update, and of its necessary forward and backward passes."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,7 @@ from bksdm_jax.pruning.removal import RemovalPlan
 from bksdm_jax.tasks.distill.config import DistillConfig
 from bksdm_jax.training.sharding import make_mesh
 from bksdm_jax.training.state import make_optimizer
-from bksdm_jax.training.train_step import Batch, Frozen, LossAndTerms, make_update
+from bksdm_jax.training.train_step import make_update
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,17 +43,13 @@ def count_work(config: DistillConfig, plan: RemovalPlan, networks: Architectures
     single = dataclasses.replace(config, batch_size=1, accumulation=1, attention="xla", fsdp=1)
     step = planned_step(single, plan, networks, mesh)
     optimizer = make_optimizer(config.optimizer)
-    without_loss = jax.jit(make_update(_no_loss, optimizer, config.optimizer.ema_decay, config.seed))
+    zero, decay = jnp.float32(0), config.optimizer.ema_decay
+    without_loss = jax.jit(make_update(lambda *_: (zero, {"loss": zero}), optimizer, decay, config.seed))
     with jax.set_mesh(mesh), jax.numpy_dtype_promotion("standard"):  # JAX's lowering of bfloat16 products needs it
         flops, update = (one.lower(*step.arguments()).cost_analysis()["flops"] for one in (step.update, without_loss))
     teacher, student = (_forward(unet, size, config) for unet in (plan.teacher, plan.student))
     passes = 3 + (config.remat == "full")
     return Work(flops - update, update, (teacher if config.loss.distils else 0.0) + passes * student)
-
-
-def _no_loss(params: Any, ema: Any, frozen: Frozen, batch: Batch, keys: jax.Array) -> LossAndTerms:
-    zero = jnp.float32(0)
-    return zero, {"loss": zero}
 
 
 def _forward(unet: UNetConfig, size: int, config: DistillConfig) -> float:
