@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -48,10 +48,7 @@ def connect(config: ProcessConfig) -> None:
         raise InputError(f"--distributed: {config.distributed} takes no --processes or --process_id; give HOST:PORT")
     if config.distributed == NONE:
         return
-    options: dict[str, object] = {
-        "initialization_timeout": config.timeout,
-        "shutdown_timeout_seconds": _SHUTDOWN_TIMEOUT,
-    }
+    options = {"initialization_timeout": config.timeout, "shutdown_timeout_seconds": _SHUTDOWN_TIMEOUT}
     if explicit:
         if not re.fullmatch(r".+:\d+", config.distributed):
             raise InputError(f"--distributed: {config.distributed!r}; expected none, auto, or HOST:PORT")
@@ -62,7 +59,7 @@ def connect(config: ProcessConfig) -> None:
             "num_processes": config.processes,
             "process_id": config.process_id,
         }
-    elif gpus := _gpus_of_single_task(os.environ):
+    elif gpus := _gpus_of_single_task():
         options["local_device_ids"] = gpus
     # Otherwise the runtime intercepts SIGTERM, and a process outside the training loop, which handles it, would go on.
     jax.config.update("jax_enable_preemption_service", False)
@@ -73,11 +70,11 @@ def connect(config: ProcessConfig) -> None:
         raise InputError(f"--distributed: can't connect the processes {where} ({in_short(error)})") from error
 
 
-def _gpus_of_single_task(environment: Mapping[str, str]) -> list[int] | None:
+def _gpus_of_single_task() -> list[int] | None:
     """All GPUs of the node if SLURM runs a single task on it; JAX would take one GPU per task."""
-    alone = re.fullmatch(r"1(\(x\d+\))?", environment.get("SLURM_STEP_TASKS_PER_NODE", ""))
-    gpus = environment.get("SLURM_GPUS_ON_NODE", "")
-    return list(range(int(gpus))) if alone and gpus.isdigit() and "JAX_LOCAL_DEVICE_IDS" not in environment else None
+    alone = re.fullmatch(r"1(\(x\d+\))?", os.environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
+    gpus = os.environ.get("SLURM_GPUS_ON_NODE", "")
+    return list(range(int(gpus))) if alone and gpus.isdigit() and "JAX_LOCAL_DEVICE_IDS" not in os.environ else None
 
 
 def is_first() -> bool:

@@ -1,7 +1,7 @@
 """Compares single networks of PyTorch and of this package, with the same weights and inputs."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -47,7 +47,7 @@ def text_encoder_difference(
 ) -> Difference:
     """Of the text states from token ids int32 [B, T]."""
     ours = jax.jit(CLIPTextEncoder(config).apply)({"params": params}, tokens)
-    states = _run(lambda ids: theirs(ids).last_hidden_state, theirs, [tokens.astype(np.int64)])
+    states = _run(lambda ids: theirs(ids).last_hidden_state, theirs, tokens.astype(np.int64))
     return difference("text encoder", ours, states)
 
 
@@ -61,22 +61,22 @@ def unet_difference(
 ) -> Difference:
     """Of the prediction from latents [B, H, W, C], timesteps [B] and text states [B, T, K]."""
     ours = jax.jit(UNet(config).apply)({"params": params}, latents, timesteps, {"context": context})
-    out = _run(lambda *inputs: theirs(*inputs).sample, theirs, [_channels_first(latents), timesteps, context])
-    return difference("U-Net", ours, _channels_last(out))
+    out = _run(lambda *inputs: theirs(*inputs).sample, theirs, latents, timesteps, context)
+    return difference("U-Net", ours, out)
 
 
 def decoder_difference(theirs: AutoencoderKL, config: VAEConfig, params: Any, latents: np.ndarray) -> Difference:
     """Of the pixels from unscaled latents [B, H, W, C]."""
     ours = jax.jit(lambda p, z: VAE(config).apply({"params": p}, z, method="decode"))(params, latents)
-    out = _run(lambda z: theirs.decode(z).sample, theirs, [_channels_first(latents)])
-    return difference("VAE decoder", ours, _channels_last(out))
+    out = _run(lambda z: theirs.decode(z).sample, theirs, latents)
+    return difference("VAE decoder", ours, out)
 
 
 def encoder_difference(theirs: AutoencoderKL, config: VAEConfig, params: Any, images: np.ndarray) -> Difference:
     """Of the latent means of images [B, H, W, 3] in [-1, 1]."""
     ours = jax.jit(lambda p, x: VAE(config).apply({"params": p}, x, method="encode")[0])(params, images)
-    out = _run(lambda x: theirs.encode(x).latent_dist.mean, theirs, [_channels_first(images)])
-    return difference("VAE encoder", ours, _channels_last(out))
+    out = _run(lambda x: theirs.encode(x).latent_dist.mean, theirs, images)
+    return difference("VAE encoder", ours, out)
 
 
 def difference(what: str, ours: Any, theirs: np.ndarray, tolerance: float = TOLERANCE) -> Difference:
@@ -88,15 +88,10 @@ def difference(what: str, ours: Any, theirs: np.ndarray, tolerance: float = TOLE
     return Difference(what, float(differences.max()), float(differences.mean()), scale, tolerance * scale)
 
 
-def _run(call: Callable[..., torch.Tensor], module: torch.nn.Module, inputs: Sequence[np.ndarray]) -> np.ndarray:
+def _run(call: Callable[..., torch.Tensor], module: torch.nn.Module, *inputs: np.ndarray) -> np.ndarray:
+    """`call` on the module's device; inputs and output [B, H, W, C] are [B, C, H, W] in PyTorch."""
     device = next(module.parameters()).device
+    theirs = [np.ascontiguousarray(np.moveaxis(x, -1, 1) if x.ndim == 4 else x) for x in inputs]
     with torch.inference_mode():
-        return call(*(torch.from_numpy(np.ascontiguousarray(x)).to(device) for x in inputs)).float().cpu().numpy()
-
-
-def _channels_first(x: np.ndarray) -> np.ndarray:
-    return x.transpose(0, 3, 1, 2)
-
-
-def _channels_last(x: np.ndarray) -> np.ndarray:
-    return x.transpose(0, 2, 3, 1)
+        out = call(*(torch.from_numpy(x).to(device) for x in theirs)).float().cpu().numpy()
+    return np.moveaxis(out, 1, -1) if out.ndim == 4 else out

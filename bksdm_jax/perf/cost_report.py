@@ -102,7 +102,7 @@ def _latencies(models: Mapping[str, Architectures], size: int, config: CostConfi
     text, vae = teacher.configs["text_encoder"], teacher.configs["vae"]
     tokens = np.zeros((1, text.max_length), np.int32)
     latents = np.zeros((1, size, size, teacher.denoiser.in_channels), dtype)
-    conditioning = {"context": np.zeros((1, text.max_length, text.width), dtype)}
+    inputs = latents, np.full(1, 500, np.int32), {"context": np.zeros((1, text.max_length, text.width), dtype)}
 
     def milliseconds(what: str, module: object, shapes: object, *inputs: Any, **options: str) -> float:
         program, weights = functools.partial(module.apply, **options), {"params": arbitrary_weights(shapes, dtype)}
@@ -119,8 +119,6 @@ def _latencies(models: Mapping[str, Architectures], size: int, config: CostConfi
         first: tuple[float, float] | None = None
         for name, networks in models.items():
             unet = networks.denoiser
-            time = np.full(1, 500, np.int32)
-            inputs = latents, time, conditioning
             call = milliseconds(f"U-Net of {name}", UNet(unet, dtype), parameter_shapes(unet), *inputs)
             image = encoding + config.steps * call + decoding
             first = first or (call, image)

@@ -120,11 +120,8 @@ class CompiledProgram:
 
     def loop_factor(self) -> float:
         """Factor from XLA's bytes accessed, which count one iteration of each loop, to those of all iterations."""
-        once = total = 0
-        for computation in self._sequences():
-            size = self._bytes_of(computation)
-            once += size
-            total += size * self._times[computation]
+        sizes = {computation: self._bytes_of(computation) for computation in self._sequences()}
+        once, total = sum(sizes.values()), sum(size * self._times[name] for name, size in sizes.items())
         return total / once if once else 1.0
 
     def _sequences(self) -> list[str]:

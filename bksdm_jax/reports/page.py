@@ -31,7 +31,7 @@ def write_page(workdir: Path) -> Path:
         report=report,
         config=report["config"],
         grid=_grid(workdir, report["rows"]),
-        losses=_plot({label: _curve(columns, "loss_task") for label, columns in metrics.items()}, "task loss"),
+        losses=_plot({label: (one["step"], one["loss_task"]) for label, one in metrics.items()}, "task loss"),
         features=_plot(_features(metrics[distilled]), "mean squared error") if distilled else None,
         distilled=distilled,
         batch_size=read_json(workdir / "samples" / report["rows"][0]["name"] / "timing.json")["batch_size"],
@@ -43,13 +43,9 @@ def write_page(workdir: Path) -> Path:
     return path
 
 
-def _curve(columns: dict[str, Any], name: str) -> Curve:
-    return columns["step"], columns[name]
-
-
 def _features(columns: dict[str, Any]) -> dict[str, Curve]:
-    names = [name for name in columns if name.startswith("feature/")]
-    return {name.removeprefix("feature/"): _curve(columns, name) for name in names}
+    found = {name: values for name, values in columns.items() if name.startswith("feature/")}
+    return {name.removeprefix("feature/"): (columns["step"], values) for name, values in found.items()}
 
 
 def _plot(curves: dict[str, Curve], y_label: str) -> dict[str, str] | None:
