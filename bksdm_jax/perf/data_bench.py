@@ -114,7 +114,7 @@ def _memory(folder: Path) -> Iterator[str]:
 
 
 def _peak_of_preparing(source: Path, workdir: Path) -> int:
-    """Bytes of this process."""
+    """Peak resident memory of this process when it has prepared a dataset, bytes."""
     prepare(PrepareConfig(str(source), workers=1), workdir)
     status = Path("/proc/self/status").read_text(encoding="ascii")  # `getrusage` includes the parent's peak
     return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
