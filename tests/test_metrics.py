@@ -170,6 +170,12 @@ def test_resamples_are_those_of_published_scores() -> None:
     assert [score.low, score.high] == pytest.approx(np.percentile(drawn, [2.5, 97.5]), rel=1e-12)
 
 
+@pytest.mark.filterwarnings("error")
+def test_an_undefined_value_has_no_interval() -> None:
+    score = bootstrap(lambda chosen: float("nan"), 5)
+    assert (score.low, score.high) == (None, None)
+
+
 def test_attribute_accuracy_of_right_wrong_and_empty_pictures() -> None:
     pairs = [example("heldout", index) for index in range(60)]
     captions, pictures = [parse_caption(text) for _, text in pairs], [read_scene(picture) for picture, _ in pairs]

@@ -1,6 +1,7 @@
 """A score with its uncertainty."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -11,7 +12,7 @@ RESAMPLES = 1000
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """A value and its 95% interval; None for a single image, which has no spread."""
+    """A value and its 95% interval; None for a single image, which has no spread, and for an undefined (NaN) value."""
 
     value: float
     low: float | None
@@ -29,7 +30,7 @@ def bootstrap(statistic: Callable[[np.ndarray], float], count: int, centred: boo
     """
     indices = np.arange(count)
     value = float(statistic(indices))
-    if count < 2:
+    if count < 2 or math.isnan(value):
         return Score(value, None, None)
     result = scipy.stats.bootstrap(
         (indices,),
