@@ -8,17 +8,21 @@ import pytest
 from PIL import Image
 
 from bksdm_jax.base.errors import InputError
-from bksdm_jax.data.image_folder import load_image, read_image_folder
+from bksdm_jax.data.image_folder import FileExample, read_image_folder
 from bksdm_jax.data.loader import LoaderConfig, training_batches
-from bksdm_jax.data.sources import open_examples
+from bksdm_jax.data.sources import open_examples, square_image
 from bksdm_jax.data.tables import read_prompts
 from tests import tiny
+
+
+def example_of(path: Path) -> FileExample:
+    return FileExample(path, path.name, "a caption")
 
 
 def test_photographs_are_read(photographs: Path) -> None:
     examples = read_image_folder(photographs)
     assert [example.text for example in examples] == list(tiny.PHOTOGRAPHS.values())
-    image = load_image(examples[0].path, 64)
+    image = square_image(examples[0], 64)
     assert (image.shape, image.dtype) == ((64, 64, 3), np.uint8)
 
 
@@ -33,7 +37,7 @@ def test_transform_is_the_references(tmp_path: Path, size: tuple[int, int]) -> N
     resized = image.resize(new, Image.Resampling.BILINEAR)
     left, top = round((new[0] - 64) / 2.0), round((new[1] - 64) / 2.0)
     expected = np.asarray(resized.crop((left, top, left + 64, top + 64)))
-    np.testing.assert_array_equal(load_image(tmp_path / "image.png", 64), expected)
+    np.testing.assert_array_equal(square_image(example_of(tmp_path / "image.png"), 64), expected)
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "I;16", "1"])
@@ -43,7 +47,7 @@ def test_any_colour_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
     else:
         image = Image.new(mode, (30, 30))
     image.save(tmp_path / "image.tiff")
-    assert load_image(tmp_path / "image.tiff", 16).shape == (16, 16, 3)
+    assert square_image(example_of(tmp_path / "image.tiff"), 16).shape == (16, 16, 3)
 
 
 def test_exif_rotation_is_applied(tmp_path: Path) -> None:
@@ -53,7 +57,7 @@ def test_exif_rotation_is_applied(tmp_path: Path) -> None:
     exif = image.getexif()
     exif[0x0112] = 6  # rotate by 90 degrees clockwise to view
     image.save(tmp_path / "image.png", exif=exif)
-    upright = load_image(tmp_path / "image.png", 20)
+    upright = square_image(example_of(tmp_path / "image.png"), 20)
     assert upright[:8].mean() > 200
     assert upright[-8:].mean() < 50
 
@@ -65,39 +69,39 @@ def test_unreadable_images_name_their_file(tmp_path: Path, photographs: Path, co
         content = whole[: len(whole) // 2]
     (tmp_path / "bad.png").write_bytes(content)
     with pytest.raises(InputError, match=r"bad\.png"):
-        load_image(tmp_path / "bad.png", 64)
+        square_image(example_of(tmp_path / "bad.png"), 64)
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_image_bombs_are_refused_before_they_are_decoded(tmp_path: Path) -> None:
     Image.new("1", (12_000, 12_000)).save(tmp_path / "bomb.png")  # within twice Pillow's limit, where it only warns
     with pytest.raises(InputError, match=r"bomb\.png.*12000 x 12000.*89478485"):
-        load_image(tmp_path / "bomb.png", 64)
+        square_image(example_of(tmp_path / "bomb.png"), 64)
     Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")
     with pytest.raises(InputError, match="bomb"):
-        load_image(tmp_path / "bomb.png", 64)
+        square_image(example_of(tmp_path / "bomb.png"), 64)
     Image.new("RGB", (90_000, 1)).save(tmp_path / "thread.png")  # small, until its short side is enlarged
     with pytest.raises(InputError, match=r"thread\.png.*5760000 x 64"):
-        load_image(tmp_path / "thread.png", 64)
+        square_image(example_of(tmp_path / "thread.png"), 64)
 
 
 def test_what_has_more_than_one_picture_or_runs_is_no_image(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (8, 8), (shade, 0, 0)) for shade in (0, 200)]
     frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
     with pytest.raises(InputError, match=r"moving\.gif.*2 pictures"):
-        load_image(tmp_path / "moving.gif")
+        example_of(tmp_path / "moving.gif").image()
     whole = (tmp_path / "moving.gif").read_bytes()
     (tmp_path / "moving.gif").write_bytes(whole[: whole.rindex(b",") + 1])
     with pytest.raises(InputError, match=r"moving\.gif"):
-        load_image(tmp_path / "moving.gif")
+        example_of(tmp_path / "moving.gif").image()
     frames[0].save(tmp_path / "program.eps")
     with pytest.raises(InputError, match=r"program\.eps"):
-        load_image(tmp_path / "program.eps")
+        example_of(tmp_path / "program.eps").image()
 
 
 def test_sixteen_bits_keep_their_range(tmp_path: Path) -> None:
     Image.fromarray(np.array([[0, 0x7FFF, 0xFFFF]], np.uint16)).save(tmp_path / "deep.png")
-    assert load_image(tmp_path / "deep.png")[0, :, 0].tolist() == [0, 127, 255]
+    assert np.asarray(example_of(tmp_path / "deep.png").image())[0, :, 0].tolist() == [0, 127, 255]
 
 
 @pytest.mark.parametrize(
@@ -214,7 +218,7 @@ def test_an_epoch_shows_every_image_once_and_flips_half(photographs: Path) -> No
     for epoch in range(30):
         lengths = np.concatenate([batch["captions"]["tokens"].ravel() for batch in batches[3 * epoch : 3 * epoch + 3]])
         assert sorted(lengths) == sorted(len(caption) for caption in tiny.PHOTOGRAPHS.values())
-    plain = {len(e.text): load_image(e.path, 16) for e in read_image_folder(photographs)}
+    plain = {len(e.text): square_image(e, 16) for e in read_image_folder(photographs)}
     flipped = [
         not np.array_equal(image, plain[int(tokens[0])])
         for batch in batches

@@ -12,12 +12,7 @@ IDENTITY = "latents.json"
 
 
 def latent_features(shape: Sequence[int], max_length: int) -> tfds.features.FeaturesDict:
-    """The features of an example of cached latents.
-
-    Args:
-        shape: of one image's latents, [h, w, C].
-        max_length: number of a caption's token ids.
-    """
+    """The features of an example: latents of `shape` [h, w, C], captions of `max_length` token ids."""
     return tfds.features.FeaturesDict(
         {
             "name": tfds.features.Text(),

@@ -12,7 +12,6 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 """Formats that only hold pixels; some that Pillow opens, such as EPS, are programs."""
 MOST_PIXELS = 89_478_485
 """Width times height above which an image is refused; Pillow's own limit."""
-_STATIC = ("MPO",)  # Pillow's name for a JPEG photograph followed by a preview or by the other view of a stereo pair
 _ORIENTATION = 0x0112  # EXIF's tag
 
 
@@ -32,7 +31,8 @@ def open_image(data: bytes, most_pixels: int = MOST_PIXELS) -> ImageFile.ImageFi
     if width * height > most_pixels:
         raise ValueError(f"{width} x {height} pixels, the limit is {most_pixels} in total: a decompression bomb?")
     try:
-        count = 1 if image.format in _STATIC else getattr(image, "n_frames", 1)
+        # MPO: a JPEG photograph followed by a preview or by the other view of a stereo pair
+        count = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
     except Exception as error:  # counting scans the file
         raise ValueError(f"damaged: {_short(error)}") from error
     if count > 1:
@@ -43,11 +43,10 @@ def open_image(data: bytes, most_pixels: int = MOST_PIXELS) -> ImageFile.ImageFi
 def to_rgb(image: Image.Image) -> Image.Image:
     """Decodes an image to upright 8-bit RGB: applies its EXIF rotation and drops transparency.
 
-    Raises:
-        ValueError: damaged, or 32-bit pixels, whose range is unknown.
+    Raises `ValueError` if it is damaged or has 32-bit pixels, whose range is unknown.
     """
     try:
-        image = upright(image)
+        image = image if is_upright(image) else ImageOps.exif_transpose(image)
         if image.mode.startswith("I;16"):  # Pillow's own conversion clips at 255
             image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
         if image.mode in ("I", "F"):
@@ -60,22 +59,13 @@ def to_rgb(image: Image.Image) -> Image.Image:
         raise ValueError(f"damaged: {_short(error)}") from error
 
 
-def upright(image: Image.Image) -> Image.Image:
-    """The image, rotated and mirrored as its EXIF orientation says."""
-    return image if is_upright(image) else ImageOps.exif_transpose(image)
-
-
 def is_upright(image: Image.Image) -> bool:
     """Whether the image is shown as it is stored."""
     return image.getexif().get(_ORIENTATION, 1) not in range(2, 9)
 
 
 def fit_square(
-    image: Image.Image,
-    resolution: int,
-    where: tuple[float, float] = (0.5, 0.5),
-    mirror: bool = False,
-    most_pixels: int = MOST_PIXELS,
+    image: Image.Image, resolution: int, where: tuple[float, float] = (0.5, 0.5), mirror: bool = False
 ) -> np.ndarray:
     """Resizes the short side to `resolution` (bilinear, antialiased), then crops a square.
 
@@ -84,19 +74,18 @@ def fit_square(
         resolution: pixels.
         where: horizontal and vertical position of the crop, from 0 (left, top) to 1 (right, bottom).
         mirror: flip the crop left to right.
-        most_pixels: limit for the resized image.
 
     Returns:
         uint8 [resolution, resolution, 3].
 
     Raises:
-        ValueError: the resized image would have more than `most_pixels`.
+        ValueError: the resized image would have more than `MOST_PIXELS`.
     """
     width, height = image.size
     short = min(width, height)
     size = (max(resolution, resolution * width // short), max(resolution, resolution * height // short))
-    if size[0] * size[1] > most_pixels:
-        raise ValueError(f"enlarged to {size[0]} x {size[1]} pixels, the limit is {most_pixels} in total")
+    if size[0] * size[1] > MOST_PIXELS:
+        raise ValueError(f"enlarged to {size[0]} x {size[1]} pixels, the limit is {MOST_PIXELS} in total")
     if size != image.size:
         image = image.resize(size, Image.Resampling.BILINEAR)
     left, top = (round((length - resolution) * share) for length, share in zip(size, where, strict=True))

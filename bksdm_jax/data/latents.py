@@ -55,12 +55,9 @@ def weights_sha256(network: Network) -> str:
 
 
 def require_identity(folder: AnyPath, wanted: LatentIdentity) -> None:
-    """Checks that a dataset of cached latents fits a run.
+    """Raises `InputError` with what differs if a dataset of cached latents doesn't fit a run.
 
     Latents with mirrored images also fit a run without them; everything else must be equal.
-
-    Raises:
-        InputError: names what differs.
     """
     path = folder / IDENTITY
     found = read_json(path)

@@ -1,6 +1,7 @@
 """Training batches from a Grain pipeline; each batch depends only on the seed and the step."""
 
 import dataclasses
+import functools
 import re
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from bksdm_jax.data.sources import Example, square_image
 _ENDLESS = 2**48  # examples; Grain wants a finite number
 _THREADS = 16
 _Entry = TypeVar("_Entry")
+_CaptionInputs = Callable[[Sequence[str]], Mapping[str, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +46,7 @@ class LoaderConfig:
 
 def training_batches(
     examples: Sequence[Example | CachedExample],
-    caption_inputs: Callable[[Sequence[str]], Mapping[str, np.ndarray]],
+    caption_inputs: _CaptionInputs,
     config: LoaderConfig,
     start_step: int = 0,
     rows: Sequence[int] | None = None,
@@ -57,7 +59,6 @@ def training_batches(
     Args:
         examples: images, or cached latents, with captions.
         caption_inputs: captions -> the pipeline's inputs for them, arrays [N, ...]; cached latents store theirs.
-        config: batch sizes, seed and image transform.
         start_step: the first batch is the one that an uninterrupted run sees at this step.
         rows: rows of each micro-batch that this process reads, ascending; None: all.
 
@@ -76,7 +77,7 @@ def training_batches(
     share = len(rows)
     epochs = max(1, _ENDLESS // len(examples))
     shuffled = grain.MapDataset.source(examples).seed(config.seed).shuffle().repeat(epochs)
-    loaded = shuffled.random_map(_loads(caption_inputs, config))
+    loaded = shuffled.random_map(functools.partial(_load, caption_inputs, config))
     batch, workers = config.accumulation * share, max(config.workers, 1)
 
     def own(position: int) -> dict[str, Any]:
@@ -99,23 +100,19 @@ def training_batches(
     return in_one_line(iter(stream))
 
 
-def _loads(
-    caption_inputs: Callable[[Sequence[str]], Mapping[str, np.ndarray]], config: LoaderConfig
-) -> Callable[[Example | CachedExample, np.random.Generator], dict[str, Any]]:
-    """The function that turns an example into a row of a batch, with random caption, crop and flip."""
-
-    def load(example: Example | CachedExample, rng: np.random.Generator) -> dict[str, Any]:
-        caption = int(rng.integers(len(example.texts))) if len(example.texts) > 1 else 0
-        if isinstance(example, CachedExample):
-            mirrored = config.flip and rng.random() < 0.5
-            return {"moments": example.moments(mirrored), "captions": example.caption_inputs(caption)}
-        where = (float(rng.random()), float(rng.random())) if config.random_crop else (0.5, 0.5)
+def _load(
+    caption_inputs: _CaptionInputs, config: LoaderConfig, example: Example | CachedExample, rng: np.random.Generator
+) -> dict[str, Any]:
+    """Turns an example into a row of a batch, with random caption, crop and flip."""
+    caption = int(rng.integers(len(example.texts))) if len(example.texts) > 1 else 0
+    if isinstance(example, CachedExample):
         mirrored = config.flip and rng.random() < 0.5
-        pixels = square_image(example, config.resolution, where, mirrored)
-        inputs = caption_inputs([example.texts[caption]])
-        return {"images": pixels, "captions": {name: value[0] for name, value in inputs.items()}}
-
-    return load
+        return {"moments": example.moments(mirrored), "captions": example.caption_inputs(caption)}
+    where = (float(rng.random()), float(rng.random())) if config.random_crop else (0.5, 0.5)
+    mirrored = config.flip and rng.random() < 0.5
+    pixels = square_image(example, config.resolution, where, mirrored)
+    inputs = caption_inputs([example.texts[caption]])
+    return {"images": pixels, "captions": {name: value[0] for name, value in inputs.items()}}
 
 
 def _start_worker(index: int, count: int) -> None:

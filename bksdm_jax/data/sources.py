@@ -20,7 +20,8 @@ from bksdm_jax.data.decode import fit_square, open_image, to_rgb
 from bksdm_jax.data.image_folder import read_image_folder
 from bksdm_jax.shapes.world import ShapesWorld, build
 
-_INFO = "dataset_info.json"  # marks a TFDS dataset
+INFO = "dataset_info.json"
+"""The file that marks a folder as a TFDS dataset."""
 
 
 class Example(Protocol):
@@ -54,23 +55,18 @@ def data_folder(name: str | Path) -> epath.Path:
 
 
 def open_examples(folder: AnyPath, split: str = "train") -> Sequence[Example | CachedExample]:
-    """Opens an image folder (`metadata.csv`), or a split of a TFDS dataset in ArrayRecord.
+    """Opens an image folder (with `metadata.csv`), or a split of a TFDS dataset in ArrayRecord (with `INFO`).
 
-    Args:
-        folder: the image folder, or the dataset's folder with `dataset_info.json`.
-        split: of the TFDS dataset.
-
-    Raises:
-        InputError: the folder has neither, or can't be read.
+    Raises `InputError` if the folder has neither, or can't be read.
     """
-    if (folder / _INFO).is_file():
+    if (folder / INFO).is_file():
         return TfdsExamples(folder, split)
     if folder.is_dir() and not (folder / "metadata.csv").exists():
-        inner = next((found for depth in ("*", "*/*") for found in sorted(folder.glob(f"{depth}/{_INFO}"))), None)
+        inner = next((found for depth in ("*", "*/*") for found in sorted(folder.glob(f"{depth}/{INFO}"))), None)
         if inner is not None:
             raise InputError(f"{folder}: give the TFDS dataset's version folder, {inner.parent}")
         raise InputError(
-            f"{folder}: found neither metadata.csv nor {_INFO} (TFDS); "
+            f"{folder}: found neither metadata.csv nor {INFO} (TFDS); "
             "convert metadata.jsonl or .tar data with launch.prepare first"
         )
     return read_image_folder(folder)
@@ -97,24 +93,15 @@ def is_cached(examples: Sequence[Example | CachedExample]) -> bool:
     return isinstance(examples, TfdsExamples) and examples.cached
 
 
-def is_set(examples: Sequence[Example | CachedExample]) -> bool:
-    """Whether these come from a TFDS dataset, which may have several splits."""
-    return isinstance(examples, TfdsExamples)
-
-
-def has_split(examples: Sequence[Example | CachedExample], split: str) -> bool:
-    """Whether these come from a TFDS dataset that has this split."""
-    return isinstance(examples, TfdsExamples) and split in examples.splits
+def splits_of(examples: Sequence[Example | CachedExample]) -> tuple[str, ...]:
+    """All splits of the TFDS dataset that these come from; none for an image folder."""
+    return examples.splits if isinstance(examples, TfdsExamples) else ()
 
 
 def square_image(
     example: Example, resolution: int, where: tuple[float, float] = (0.5, 0.5), mirror: bool = False
 ) -> np.ndarray:
-    """An example's image through `fit_square`, with its arguments: uint8 [resolution, resolution, 3].
-
-    Raises:
-        InputError: the image can't be read, or resizing would exceed the limit of pixels.
-    """
+    """An example's image by `fit_square`, uint8 [resolution, resolution, 3]; raises `InputError` if it is unusable."""
     image = example.image()
     try:
         return fit_square(image, resolution, where, mirror)
@@ -124,13 +111,13 @@ def square_image(
 
 def fingerprint(folder: AnyPath) -> str:
     """SHA-256 that identifies a dataset: of its table, or of the TFDS dataset's own description."""
-    names = (_INFO, IDENTITY) if (folder / _INFO).is_file() else ("metadata.csv",)
+    names = (INFO, IDENTITY) if (folder / INFO).is_file() else ("metadata.csv",)
     contents = (read_bytes(path) for path in map(folder.joinpath, names) if path.is_file())
     return hashlib.sha256(b"".join(contents)).hexdigest()
 
 
 def open_set(folder: AnyPath) -> tfds.core.DatasetBuilder:
-    """Opens a TFDS dataset by its folder with `dataset_info.json`; raises `InputError` if it can't be opened."""
+    """Opens a TFDS dataset by its folder with `INFO`; raises `InputError` if it can't be opened."""
     try:
         return tfds.builder_from_directory(folder)
     except Exception as error:  # TFDS raises whatever its parsers do

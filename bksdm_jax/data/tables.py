@@ -15,9 +15,7 @@ from bksdm_jax.base.paths import AnyPath
 def read_table(path: AnyPath, columns: tuple[str, ...]) -> list[dict[str, str]]:
     """The rows of a `.csv` file whose header has at least `columns`, in any encoding that `read_text` knows.
 
-    Raises:
-        InputError: the file can't be read, a column is missing, a row has the wrong number of fields, or there are
-            no rows.
+    Raises `InputError` if it can't be read, a column is missing, a row is too long or short, or there are no rows.
     """
     try:
         reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
@@ -66,8 +64,7 @@ class Prompt:
 def read_prompts(path: str | Path) -> list[Prompt]:
     """Reads prompts from a `.txt` file, one per line (blank lines are skipped), or a `.csv` with `file_name,text`.
 
-    Raises:
-        InputError: the file is missing, has another ending, or has no prompts.
+    Raises `InputError` if the file is missing, has another ending, or has no prompts.
     """
     path = Path(path).expanduser()
     if path.suffix.lower() == ".csv":

@@ -10,7 +10,7 @@ import numpy as np
 from bksdm_jax.base.errors import InputError, whole_number
 from bksdm_jax.base.files import make_folder, write_json
 from bksdm_jax.base.progress import Progress
-from bksdm_jax.data.image_folder import FileExample, image_size, load_image, read_image_folder
+from bksdm_jax.data.image_folder import FileExample, read_image_folder
 from bksdm_jax.metrics.evaluate import ReferenceStatistics, evaluate, reference_statistics
 from bksdm_jax.metrics.features import FEWEST, Batch
 from bksdm_jax.metrics.shapes_world import SceneReader, heldout_batches, require_captions
@@ -123,7 +123,7 @@ def _folder_batches(folder: str, batch_size: int, captions: bool = True) -> Iter
     if captions:
         require_captions(folder, examples)
     for entry in examples:
-        width, height = image_size(entry.path)
+        width, height = entry.size()
         if (width, height) != (PIXELS, PIXELS):
             raise InputError(f"{entry.path}: {width} x {height} pixels; the shapes world has {PIXELS} x {PIXELS}")
     return _load_batches(examples, batch_size, captions)
@@ -133,6 +133,6 @@ def _load_batches(examples: list[FileExample], batch_size: int, captions: bool) 
     with Progress("reading images", len(examples)) as progress:
         for start in range(0, len(examples), batch_size):
             batch = examples[start : start + batch_size]
-            images = np.stack([load_image(entry.path) for entry in batch])
+            images = np.stack([np.asarray(entry.image()) for entry in batch])
             yield images, [entry.text for entry in batch] if captions else None
             progress.advance(len(batch))

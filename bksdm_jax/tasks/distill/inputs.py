@@ -7,7 +7,7 @@ from etils import epath
 
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.data.cached import CachedExample
-from bksdm_jax.data.sources import Example, First, data_folder, has_split, is_cached, is_set, open_examples
+from bksdm_jax.data.sources import Example, First, data_folder, is_cached, open_examples, splits_of
 from bksdm_jax.pipelines.load import Model, find_model
 from bksdm_jax.pruning.prune import InitialWeights, find_initial_weights, plan_student
 from bksdm_jax.pruning.removal import RemovalPlan
@@ -70,7 +70,7 @@ def _held_out(
     config: DistillConfig, data: epath.Path, examples: Sequence[Example | CachedExample]
 ) -> Sequence[Example | CachedExample]:
     """The validation split; empty if there is none or no validation."""
-    usual = (name for name in _HELD_OUT if name != config.split and has_split(examples, name))
+    usual = (name for name in _HELD_OUT if name != config.split and name in splits_of(examples))
     split = config.validation.split or next(usual, "")
     if not config.validation.images or not split:
         return ()
@@ -78,6 +78,6 @@ def _held_out(
         raise InputError(
             f"validation.split: {split!r} is the training split; name another one, or set validation.images to 0"
         )
-    if not is_set(examples):
+    if not splits_of(examples):
         raise InputError(f"validation.split: {split!r}, but {data} is an image folder, without splits")
     return open_examples(data, split)
