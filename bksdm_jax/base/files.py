@@ -119,6 +119,11 @@ def read_json(path: AnyPath) -> dict[str, Any]:
     return value
 
 
+def encoding_of(data: bytes) -> str:
+    """The encoding of a text by its byte-order mark, in the first four bytes; without one, UTF-8."""
+    return next((name for mark, name in _BOMS if data.startswith(mark)), "utf-8")
+
+
 def read_text(path: AnyPath) -> str:
     """The text of `path`: UTF-8, or the encoding of its byte-order mark (UTF-8, UTF-16, UTF-32).
 
@@ -126,7 +131,7 @@ def read_text(path: AnyPath) -> str:
         InputError: the file can't be read, or a line (named in the error) isn't text in that encoding.
     """
     data = read_bytes(path)
-    encoding = next((name for mark, name in _BOMS if data.startswith(mark)), "utf-8")
+    encoding = encoding_of(data)
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:

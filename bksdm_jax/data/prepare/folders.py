@@ -1,10 +1,10 @@
 """A folder of images with a table of captions: `metadata.csv` or `metadata.jsonl`."""
 
-import codecs
 import csv
 import dataclasses
 import hashlib
 import io
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import PurePosixPath
@@ -13,13 +13,13 @@ from typing import Any, BinaryIO
 from etils import epath
 
 from bksdm_jax.base.errors import InputError, in_short, nearest
+from bksdm_jax.base.files import encoding_of
 from bksdm_jax.base.paths import is_remote
 from bksdm_jax.data.prepare.pairs import MOST_BYTES, Chunk, Pair, Reject, checked_texts, is_inside
 
 TABLES = ("metadata.csv", "metadata.jsonl")
-_MARKS = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-_UTF = ("utf-32", "utf-32", "utf-16", "utf-16")
 _MOST_LINE = 2**22  # characters
+_Row = tuple[str, tuple[str, ...]] | Reject  # an image's file name and captions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,7 @@ class FolderChunk:
     """Rows of a table."""
 
     folder: epath.Path
-    rows: tuple[tuple[str, tuple[str, ...]] | Reject, ...]
+    rows: tuple[_Row, ...]
 
     def read(self) -> Iterator[Pair | Reject]:
         """As `Chunk.read`."""
@@ -50,15 +50,9 @@ class FolderSource:
     unit = "pairs"
 
     def __init__(self, folder: epath.Path, columns: tuple[str, str], chunk: int) -> None:
-        """Reads the table once, to count its rows.
+        """Reads the table once, to count its rows; chunks will have `chunk` rows.
 
-        Args:
-            folder: with one of `TABLES`.
-            columns: names of the columns of file name and caption.
-            chunk: rows per chunk.
-
-        Raises:
-            InputError: the table is missing, lacks these columns, or can't be read.
+        Raises `InputError` if the table is missing, lacks `columns` (of file name and caption), or can't be read.
         """
         found = [folder / name for name in TABLES if (folder / name).exists()]
         if not found:
@@ -74,23 +68,15 @@ class FolderSource:
 
     def chunks(self) -> Iterator[Chunk]:
         """As `Source.chunks`; further rows for the same file are rejected."""
-        seen: set[bytes] = set()  # 64-bit hashes, since names may be long
-        rows: list[tuple[str, tuple[str, ...]] | Reject] = []
-        for row in self._rows():
-            mark = b"" if isinstance(row, Reject) else _mark(row[0])
-            rows.append(Reject(row[0], "duplicate row for this image; the first row is used") if mark in seen else row)
-            if mark:
-                seen.add(mark)
-            if len(rows) == self._chunk:
-                yield FolderChunk(self._folder, tuple(rows))
-                rows = []
-        if rows:
-            yield FolderChunk(self._folder, tuple(rows))
+        rows = self._rows()
+        seen: set[bytes] = set()
+        while chunk := tuple(_once(row, seen) for row in itertools.islice(rows, self._chunk)):
+            yield FolderChunk(self._folder, chunk)
 
-    def _rows(self) -> Iterator[tuple[str, tuple[str, ...]] | Reject]:
+    def _rows(self) -> Iterator[_Row]:
         read = _csv_rows if self._table.suffix == ".csv" else _json_rows
         try:
-            with self._table.open("rb") as file, _text(file) as text:
+            with self._table.open("rb") as file, io.TextIOWrapper(file, _encoding(file), newline="") as text:
                 for where, row in read(self._table, text, self._columns):
                     yield _checked(where, row, self._columns)
         except UnicodeError as error:
@@ -103,25 +89,28 @@ class FolderSource:
             raise InputError(f"{self._table}: can't be read ({in_short(error)})") from error
 
 
-def _mark(name: str) -> bytes:
-    return hashlib.blake2b(str(PurePosixPath(name)).encode(), digest_size=8).digest()
-
-
-def _text(file: BinaryIO) -> io.TextIOWrapper:
-    return io.TextIOWrapper(file, encoding=_encoding(file), newline="")
+def _once(row: _Row, seen: set[bytes]) -> _Row:
+    """The row, or a reject if an earlier row was for the same file; `seen` are hashes, since names may be long."""
+    if isinstance(row, Reject):
+        return row
+    mark = hashlib.blake2b(str(PurePosixPath(row[0])).encode(), digest_size=8).digest()
+    if mark in seen:
+        return Reject(row[0], "duplicate row for this image; the first row is used")
+    seen.add(mark)
+    return row
 
 
 def _encoding(file: BinaryIO) -> str:
     head = file.read(4)
     file.seek(0)
-    return next((utf for mark, utf in zip(_MARKS, _UTF, strict=True) if head.startswith(mark)), "utf-8-sig")
+    return encoding_of(head)
 
 
 def _undecodable(table: epath.Path) -> str:
     """What isn't text in a table; in UTF-8, which line."""
     with table.open("rb") as file:
         encoding, number = _encoding(file), 0
-        if encoding != "utf-8-sig":
+        if not encoding.startswith("utf-8"):
             return f"not valid {encoding.upper()}"
         while line := file.readline(4 * _MOST_LINE):
             number += 1
@@ -181,8 +170,8 @@ def _bounded_lines(table: epath.Path, text: io.TextIOWrapper) -> Iterator[str]:
         yield line
 
 
-def _checked(where: str, row: Any, columns: tuple[str, str]) -> tuple[str, tuple[str, ...]] | Reject:
-    """Checks a row: its file name and captions, or why it is rejected."""
+def _checked(where: str, row: Any, columns: tuple[str, str]) -> _Row:
+    """A row's file name and captions, or why it is rejected."""
     if isinstance(row, str):
         return Reject(where, row)
     name, texts = (row.get(column) for column in columns)

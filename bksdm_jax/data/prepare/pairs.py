@@ -54,8 +54,7 @@ class Source(Protocol):
 def checked_texts(texts: Sequence[object]) -> tuple[str, ...]:
     """The captions without blank ones.
 
-    Raises:
-        ValueError: none is left, or one isn't text, isn't Unicode, has a NUL character or more than `MOST_LETTERS`.
+    Raises `ValueError` if none is left, or one isn't text, isn't Unicode, has a NUL or more than `MOST_LETTERS`.
     """
     for text in texts:
         if text is None:
@@ -66,7 +65,7 @@ def checked_texts(texts: Sequence[object]) -> tuple[str, ...]:
             raise ValueError("NUL character in the caption")
         if len(text) > MOST_LETTERS:
             raise ValueError(f"caption of {len(text)} characters; the limit is {MOST_LETTERS}")
-        if not is_unicode(text):
+        if text != printable(text):  # as in truncated JSON strings
             raise ValueError("unpaired surrogate in the caption")
     kept = tuple(text for text in texts if isinstance(text, str) and text.strip())
     if not kept:
@@ -77,16 +76,12 @@ def checked_texts(texts: Sequence[object]) -> tuple[str, ...]:
 def is_inside(name: str) -> bool:
     """Whether a relative file name stays inside its folder."""
     path = PurePosixPath(name)
-    return bool(name) and is_unicode(name) and "\0" not in name and not path.is_absolute() and ".." not in path.parts
-
-
-def is_unicode(text: str) -> bool:
-    """Whether a text can be written as UTF-8; unpaired surrogates, as in truncated JSON strings, can't."""
-    return text == printable(text)
+    valid = bool(name) and name == printable(name) and "\0" not in name
+    return valid and not path.is_absolute() and ".." not in path.parts
 
 
 def printable(text: str) -> str:
-    """The text with everything that UTF-8 can't represent escaped."""
+    """The text with everything that UTF-8 can't represent (unpaired surrogates) escaped."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 

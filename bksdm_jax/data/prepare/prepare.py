@@ -7,7 +7,7 @@ import multiprocessing.connection
 import os
 import signal
 import threading
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,12 @@ from bksdm_jax.data.decode import MOST_PIXELS
 from bksdm_jax.data.prepare.folders import TABLES, FolderSource
 from bksdm_jax.data.prepare.latents import LatentConfig, prepare_latents
 from bksdm_jax.data.prepare.pairs import Source
-from bksdm_jax.data.prepare.shards import SPLITS, ShardConfig, pair_features, record_path, write_shard
-from bksdm_jax.data.prepare.summary import rejected, summary, write_contact_sheet
+from bksdm_jax.data.prepare.shards import SPLITS, ShardOptions, pair_features, write_shard
+from bksdm_jax.data.prepare.summary import summary, write_contact_sheet
 from bksdm_jax.data.prepare.tars import TarSource
-from bksdm_jax.data.prepare.tfds_folder import INFO, PARTS, clear, write_set
+from bksdm_jax.data.prepare.tfds_folder import PARTS, clear, write_set
 from bksdm_jax.data.prepare.tfds_sets import TfdsSource
+from bksdm_jax.data.sources import INFO
 from bksdm_jax.data.tables import write_table
 
 KINDS = ("auto", "folder", "tars", "tfds")
@@ -40,7 +41,7 @@ _MAY_CHANGE = ("workers", "most_rejects")
 
 
 @dataclasses.dataclass(frozen=True)
-class PrepareConfig:
+class PrepareConfig(ShardOptions):
     """The dataset to make.
 
     Attributes:
@@ -51,9 +52,7 @@ class PrepareConfig:
         image_column, text_column: names of the table's columns or the dataset's features (`captions/text` names a
             nested one); in archives, `text_column` is the caption's key in `.json` members. Empty: `file_name` and
             `text` in tables, `image` and `text` in datasets, `caption` in archives.
-        validation: share of the examples that go to the validation split, by a hash of their names.
-        resolution: short side in pixels that larger images are downscaled to; 0: keep all sizes.
-        most_pixels: images of more pixels (width times height) are rejected.
+        validation, resolution, most_pixels: as in `ShardOptions` (shards.py).
         most_rejects: share of rejects above which the command stops.
         chunk: rows of a table that a worker takes at a time; each chunk becomes a file of the dataset.
         workers: worker processes; 0: one per core.
@@ -66,9 +65,6 @@ class PrepareConfig:
     split: str = "train"
     image_column: str = ""
     text_column: str = ""
-    validation: float = 0.01
-    resolution: int = 0
-    most_pixels: int = MOST_PIXELS
     most_rejects: float = 0.1
     chunk: int = 1000
     workers: int = 0
@@ -88,12 +84,12 @@ def prepare(config: PrepareConfig, workdir: Path) -> Path | None:
         InputError: a setting or the source can't be used, the disk can't be written, or too many pairs are rejected.
     """
     _require_settings(config)
-    if not config.latents.pipeline and jax.process_count() > 1:
+    if config.latents.pipeline:
+        return prepare_latents(config.source, config.latents, config.resolution, config.chunk, workdir)
+    if jax.process_count() > 1:
         raise InputError(
             f"latents.pipeline: empty with {jax.process_count()} processes; images are prepared by one, with workers"
         )
-    if config.latents.pipeline:
-        return prepare_latents(config.source, config.latents, config.resolution, config.chunk, workdir)
     source = _open_source(config)
     record = {key: value for key, value in dataclasses.asdict(config).items() if key != "latents"}
     record |= {"source": str(to_path(config.source)), "fingerprint": source.fingerprint}
@@ -103,18 +99,17 @@ def prepare(config: PrepareConfig, workdir: Path) -> Path | None:
         return workdir
     claim(workdir, record)
     parts = make_folder(workdir / PARTS)
-    shard = ShardConfig(config.validation, config.resolution, config.most_pixels)
-    count = _run(config, source, shard, parts)
-    if count is None:
+    if not _run(config, source, parts):
         return None
-    records = [read_json(record_path(parts, index)) for index in range(count)]
+    records = list(_made(parts).values())
     _tell_rejects(parts)
     found = summary(records)
-    _require_few_rejects(config, parts, sum(found["examples"].values()), found["rejects"])
-    if not sum(found["examples"].values()):
+    accepted = sum(found["examples"].values())
+    _require_few_rejects(config, parts, accepted, found["rejects"])
+    if not accepted:
         raise InputError(f"{config.source}: no usable pair of image and caption; see {workdir / REJECTS}")
     if not (workdir / SHEET).exists():
-        write_contact_sheet(workdir / SHEET, parts, pair_features(), records)
+        write_contact_sheet(workdir / SHEET, parts, records)
     write_json(workdir / SUMMARY, found)
     write_set(workdir, "pairs", "Images with captions.", pair_features(), records)
     return workdir
@@ -153,65 +148,60 @@ def _kind(folder: epath.Path) -> str:
     raise InputError(f"{folder}: found no {', '.join(TABLES)}, .tar files or {INFO} (TFDS)")
 
 
-def _run(config: PrepareConfig, source: Source, shard: ShardConfig, parts: Path) -> int | None:
-    """Has the workers write the missing chunks; returns the number of all chunks, or None if interrupted."""
-    former = {int(path.stem): read_json(path) for path in sorted(parts.glob("[0-9]*.json"))}
-    accepted, bad = (sum(map(counted, former.values())) for counted in (_accepted, _rejected))
-    done, count = accepted + bad if source.unit == "pairs" else len(former), max(former, default=-1) + 1
+def _made(parts: Path) -> dict[int, dict[str, Any]]:
+    """The records of all complete chunks by index, in order."""
+    paths = sorted(parts.glob("[0-9]*.json"), key=lambda path: int(path.stem))
+    return {int(path.stem): read_json(path) for path in paths}
+
+
+def _run(config: PrepareConfig, source: Source, parts: Path) -> bool:
+    """Has the workers write the missing chunks; False if interrupted."""
+    former = _made(parts)
+    known = [_counts(record) for record in former.values()]
+    accepted, bad = sum(count for count, _ in known), sum(count for _, count in known)
+    done = accepted + bad if source.unit == "pairs" else len(former)
     with Interrupts() as interrupts, Progress(source.unit, source.total, done) as progress:
         try:
-            for index, record in _records(config, source, shard, parts, former):
-                accepted, bad = accepted + _accepted(record), bad + _rejected(record)
-                made = _accepted(record) + _rejected(record) if source.unit == "pairs" else 1
-                progress.advance(made, f"{bad} rejects")
-                count = max(count, index + 1)
+            for record in _records(config, source, parts, former):
+                counts = _counts(record)
+                accepted, bad = accepted + counts[0], bad + counts[1]
+                progress.advance(sum(counts) if source.unit == "pairs" else 1, f"{bad} rejects")
                 if accepted + bad >= _ENOUGH:
                     _require_few_rejects(config, parts, accepted, bad)
                 if interrupts.wanted:
-                    return None
+                    return False
         except BrokenProcessPool as error:
             if interrupts.wanted:  # the workers got the signal too
-                return None
+                return False
             raise InputError("a worker was killed, perhaps out of memory; the same command continues") from error
-    return count
+    return True
 
 
-def _accepted(record: Mapping[str, Any]) -> int:
-    return sum(record["splits"][split][0] for split in SPLITS)
+def _counts(record: dict[str, Any]) -> tuple[int, int]:
+    """Accepted and rejected pairs of a chunk."""
+    return sum(record["splits"][split][0] for split in SPLITS), len(record["rejects"])
 
 
-def _rejected(record: Mapping[str, Any]) -> int:
-    return len(record["rejects"])
-
-
-def _records(
-    config: PrepareConfig, source: Source, shard: ShardConfig, parts: Path, former: Container[int]
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Index and record of every chunk that isn't in `former`, as they are completed."""
+def _records(config: PrepareConfig, source: Source, parts: Path, former: Container[int]) -> Iterator[dict[str, Any]]:
+    """The record of every chunk that isn't in `former`, as they are completed."""
     missing = ((index, chunk) for index, chunk in enumerate(source.chunks()) if index not in former)
     workers = config.workers or os.cpu_count() or 1
     if workers == 1:
         for index, chunk in missing:
-            yield index, write_shard(parts, index, chunk, shard)
+            yield write_shard(parts, index, chunk, config)
         return
     context = multiprocessing.get_context("spawn")  # forking a process with threads can hang
     pool = concurrent.futures.ProcessPoolExecutor(workers, context, initializer=_start_worker)
-    running: dict[concurrent.futures.Future[dict[str, Any]], int] = {}
+    running: set[concurrent.futures.Future[dict[str, Any]]] = set()
     try:
         for index, chunk in missing:
-            running[pool.submit(write_shard, parts, index, chunk, shard)] = index
+            running.add(pool.submit(write_shard, parts, index, chunk, config))
             if len(running) >= 2 * workers:  # never queues a whole table
-                yield from _finished(running)
-        while running:
-            yield from _finished(running)
+                done, running = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
+                yield from (future.result() for future in done)
+        yield from (future.result() for future in concurrent.futures.as_completed(running))
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _finished(running: dict[Any, int]) -> Iterator[tuple[int, dict[str, Any]]]:
-    done, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
-    for future in done:
-        yield running.pop(future), future.result()
 
 
 def _start_worker() -> None:
@@ -238,6 +228,6 @@ def _require_few_rejects(config: PrepareConfig, parts: Path, accepted: int, bad:
 def _tell_rejects(parts: Path) -> Path:
     """Writes the list of rejects so far; returns its path."""
     path = parts.parent / REJECTS
-    records = (read_json(record) for record in sorted(parts.glob("[0-9]*.json")))
-    write_table(path, ("name", "reason"), rejected(records))
+    rows = (row for record in _made(parts).values() for row in record["rejects"])
+    write_table(path, ("name", "reason"), rows)
     return path

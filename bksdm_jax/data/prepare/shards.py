@@ -16,7 +16,7 @@ from PIL import Image
 
 from bksdm_jax.base.errors import InputError, in_short
 from bksdm_jax.base.files import write_json
-from bksdm_jax.data.decode import is_upright, open_image, to_rgb
+from bksdm_jax.data.decode import MOST_PIXELS, is_upright, open_image, to_rgb
 from bksdm_jax.data.prepare.pairs import Chunk, Pair, Reject, printable, share
 
 TRAIN, VALIDATION = SPLITS = ("train", "validation")
@@ -28,19 +28,19 @@ _QUALITY = 95  # of JPEG files written for downscaled images
 _MOST_REASON = 300  # letters
 
 
-@dataclasses.dataclass(frozen=True)
-class ShardConfig:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ShardOptions:
     """How pairs are stored.
 
     Attributes:
-        validation: share of the examples, by a hash of their names, that go to the validation split.
+        validation: share of the examples that go to the validation split, by a hash of their names.
         resolution: short side in pixels that larger images are downscaled to; 0: keep all sizes.
-        most_pixels: images with more are rejected.
+        most_pixels: images of more pixels (width times height) are rejected.
     """
 
-    validation: float
-    resolution: int
-    most_pixels: int
+    validation: float = 0.01
+    resolution: int = 0
+    most_pixels: int = MOST_PIXELS
 
 
 def pair_features() -> tfds.features.FeaturesDict:
@@ -64,12 +64,8 @@ def record_path(folder: Path, index: int) -> Path:
     return folder / f"{index:06d}.json"
 
 
-def write_shard(folder: Path, index: int, chunk: Chunk, config: ShardConfig) -> dict[str, Any]:
-    """Reads a chunk, and writes its shards and its record.
-
-    Raises:
-        InputError: the source can't be read, or the folder can't be written.
-    """
+def write_shard(folder: Path, index: int, chunk: Chunk, config: ShardOptions) -> dict[str, Any]:
+    """Reads a chunk, and writes its shards and its record; raises `InputError` if either fails."""
     features, tally = pair_features(), Tally()
     with ShardWriters(folder, index) as writers:
         for pair in chunk.read():
@@ -183,14 +179,11 @@ def bucket(number: int) -> int:
     return 2 ** int(math.log2(max(number, 1)))
 
 
-def storable(data: bytes, config: ShardConfig) -> tuple[bytes, tuple[int, int]]:
+def storable(data: bytes, config: ShardOptions) -> tuple[bytes, tuple[int, int]]:
     """The image file to store, and its width and height.
 
     Upright JPEG, PNG and WebP files in 8-bit RGB are stored unchanged; downscaled images become JPEG, all others
-    lossless PNG.
-
-    Raises:
-        ValueError: the image can't be used.
+    lossless PNG. Raises `ValueError` if the image can't be used.
     """
     file = open_image(data, config.most_pixels)
     short = min(file.size)

@@ -3,17 +3,17 @@
 import heapq
 import textwrap
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
+from array_record.python.array_record_data_source import ArrayRecordDataSource
 from PIL import Image, ImageDraw, ImageFont
 
 from bksdm_jax.base.files import atomic_file
 from bksdm_jax.data.decode import open_image, to_rgb
-from bksdm_jax.data.prepare.shards import SHOWN, SPLITS, shard_path
-from bksdm_jax.data.prepare.tfds_folder import read_example
+from bksdm_jax.data.prepare.shards import SHOWN, SPLITS, pair_features, shard_path
 
 _COLUMNS, _SIDE, _LINES, _LETTERS = 8, 144, 3, 24
 _MOST_REASONS = 10
@@ -39,23 +39,14 @@ def summary(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def rejected(records: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
-    """Name and reason of every reject, in the order of the source."""
-    for record in records:
-        yield from ((name, reason) for name, reason in record["rejects"])
-
-
-def write_contact_sheet(
-    path: Path, parts: Path, features: tfds.features.FeaturesDict, records: Sequence[Mapping[str, Any]]
-) -> None:
+def write_contact_sheet(path: Path, parts: Path, records: Sequence[Mapping[str, Any]]) -> None:
     """Draws up to `SHOWN` examples, chosen by a hash of their names, with the beginnings of their captions."""
     shown = ((order, index, *rest) for index, record in enumerate(records) for order, *rest in record["shown"])
-    decoders = {"image": tfds.decode.SkipDecoding()}
+    features, decoders = pair_features(), {"image": tfds.decode.SkipDecoding()}
     cells = []
     for _, index, split, position in heapq.nsmallest(SHOWN, shown):
-        row = features.deserialize_example_np(
-            read_example(shard_path(parts, index, split), position), decoders=decoders
-        )
+        with ArrayRecordDataSource([str(shard_path(parts, index, split))]) as rows:
+            row = features.deserialize_example_np(rows[position], decoders=decoders)
         cells.append((row["image"], row["text"][0].decode()))
     sheet = _drawn(cells)
     with atomic_file(path) as temporary:

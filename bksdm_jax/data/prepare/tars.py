@@ -15,8 +15,7 @@ from bksdm_jax.base.errors import InputError, in_short
 from bksdm_jax.base.paths import size_and_time
 from bksdm_jax.data.prepare.pairs import MOST_BYTES, Chunk, Pair, Reject, checked_texts, printable
 
-IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
-"""Endings of a member that is an image."""
+_IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
 _TEXTS = ("txt", "json")
 _MOST_TEXT = 2**20  # bytes of a member with captions
 _MOST_HEADER = 2**16  # bytes of a header, long names included
@@ -70,7 +69,7 @@ class TarChunk:
                             yield from self._pair(group)
                             group = _Group(key, problem="duplicate name; the first pair is used" if key in seen else "")
                             seen.add(key)
-                        most = MOST_BYTES if ending in IMAGES else _MOST_TEXT
+                        most = MOST_BYTES if ending in _IMAGES else _MOST_TEXT
                         if not member.isreg() or member.issparse():
                             group.problem = group.problem or f"its .{ending} is a link, device or sparse file"
                         elif member.size > most:
@@ -106,13 +105,13 @@ class TarChunk:
         if group is None:
             return
         name = printable(f"{self.path.name}/{group.key[0] / group.key[1]}")
-        images = [ending for ending in group.members if ending in IMAGES]
+        images = [ending for ending in group.members if ending in _IMAGES]
         problem = group.problem or ("" if len(images) == 1 else f"{len(images) or 'no'} images of this name")
         try:
             if problem:
                 raise ValueError(problem)
             yield Pair(name, group.members[images[0]], checked_texts(self._texts(group.members)))
-        except ValueError as error:  # also UnicodeError
+        except ValueError as error:
             yield Reject(name, "the caption isn't UTF-8" if isinstance(error, UnicodeError) else str(error))
 
     def _texts(self, members: dict[str, bytes]) -> list[object]:
@@ -122,7 +121,7 @@ class TarChunk:
             raise ValueError("neither .txt nor .json with a caption")
         try:
             table = json.loads(members["json"].decode("utf-8-sig"))
-        except (UnicodeError, RecursionError, ValueError) as error:
+        except (RecursionError, ValueError) as error:  # also UnicodeError
             raise ValueError("its .json isn't valid JSON") from error
         if not isinstance(table, dict) or self.column not in table:
             raise ValueError(f"its .json has no {self.column!r}")
@@ -140,7 +139,7 @@ def _members(archive: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, tuple[
         end = archive.offset
         path = PurePosixPath(member.name)
         stem, _, ending = path.name.partition(".")
-        if stem and not member.isdir() and ending.lower() in (*_TEXTS, *IMAGES):
+        if stem and not member.isdir() and ending.lower() in (*_TEXTS, *_IMAGES):
             yield member, (path.parent, stem), ending.lower()
 
 
@@ -150,24 +149,19 @@ class TarSource:
     unit = "archives"  # the number of pairs is only known after reading
 
     def __init__(self, folder: epath.Path, column: str) -> None:
-        """Lists the archives.
+        """Lists the archives; raises `InputError` if there are none.
 
-        Args:
-            folder: with the archives.
-            column: key of the captions in `.json` members, for pairs without `.txt`.
-
-        Raises:
-            InputError: the folder has none.
+        `column` is the key of the captions in `.json` members, for pairs without `.txt`.
         """
-        self._paths = sorted((path for path in folder.iterdir() if path.name.endswith(".tar")), key=str)
-        if not self._paths:
+        paths = sorted((path for path in folder.iterdir() if path.name.endswith(".tar")), key=str)
+        if not paths:
             raise InputError(f"{folder}: no .tar files")
-        self._column, self.total = column, len(self._paths)
+        self._chunks, self.total = [TarChunk(path, column) for path in paths], len(paths)
         with concurrent.futures.ThreadPoolExecutor(16) as pool:  # each may be a request to a bucket
-            facts = list(pool.map(size_and_time, self._paths))
-        table = [(path.name, *fact) for path, fact in zip(self._paths, facts, strict=True)]
+            facts = list(pool.map(size_and_time, paths))
+        table = [(path.name, *fact) for path, fact in zip(paths, facts, strict=True)]
         self.fingerprint = hashlib.sha256(json.dumps(table).encode()).hexdigest()
 
     def chunks(self) -> Iterator[Chunk]:
         """As `Source.chunks`."""
-        return (TarChunk(path, self._column) for path in self._paths)
+        return iter(self._chunks)

@@ -1,7 +1,6 @@
 """Turns the chunks' shards into a TFDS dataset: files under their final names, then the metadata."""
 
 import contextlib
-import dataclasses
 import itertools
 import shutil
 import tempfile
@@ -17,22 +16,13 @@ from tensorflow_datasets.core import naming, splits
 from bksdm_jax.base.errors import InputError, in_short
 from bksdm_jax.base.files import atomic_file
 from bksdm_jax.data.prepare.shards import SPLITS, TRAIN, shard_path
+from bksdm_jax.data.sources import INFO
 
-INFO = "dataset_info.json"
-"""The file that marks a folder as a dataset; it is written last, so an interrupted folder never looks finished."""
 PARTS = "parts"
 """The subfolder with the chunks' shards until the dataset is complete."""
 _SUFFIX = "array_record"
 _METADATA = ".metadata"
 _MERGED = 1000  # examples from which on a file of the validation split takes no further shard
-
-
-@dataclasses.dataclass(frozen=True)
-class _File:
-    """A file of the dataset, and the shards it is made of."""
-
-    shards: list[Path]
-    examples: int
 
 
 def write_set(
@@ -47,67 +37,49 @@ def write_set(
 
     Args:
         folder: of the dataset; the shards are in its subfolder `PARTS`.
-        name: of the dataset, and the beginning of its files' names.
-        description: of the dataset.
+        name, description: of the dataset; its files' names begin with `name`.
         features: of an example.
         records: for each chunk in order, examples and bytes by split under `splits`.
-        split_names: of the dataset.
+        split_names: the dataset's splits.
 
     Raises:
         InputError: a shard is missing, or the folder can't be written.
     """
     template = naming.ShardedFileTemplate(data_dir=folder, dataset_name=name, filetype_suffix=_SUFFIX)
-    infos, parts = [], folder / PARTS
+    infos = []
     for split in split_names:
-        files = _files(parts, split, [record["splits"][split][0] for record in records])
+        counts = [record["splits"][split][0] for record in records]
+        files, names = _files(split, counts), template.replace(split=split)
         if not files:
             continue
-        split_template = template.replace(split=split)
-        for index, file in enumerate(files):
-            path = Path(split_template.sharded_filepath(shard_index=index, num_shards=len(files)))
-            _move(file.shards, path)
-        infos.append(
-            splits.SplitInfo(
-                name=split,
-                shard_lengths=[file.examples for file in files],
-                num_bytes=sum(record["splits"][split][1] for record in records),
-                filename_template=split_template,
-            )
-        )
+        for index, chunks in enumerate(files):
+            path = Path(names.sharded_filepath(shard_index=index, num_shards=len(files)))
+            _move([shard_path(folder / PARTS, chunk, split) for chunk in chunks], path)
+        lengths = [sum(counts[chunk] for chunk in chunks) for chunks in files]
+        size = sum(record["splits"][split][1] for record in records)
+        infos.append(splits.SplitInfo(name=split, shard_lengths=lengths, num_bytes=size, filename_template=names))
     facts = {"features": features, "split_infos": infos, "filename_template": template, "description": description}
     try:
-        _write_metadata(folder, infos, facts)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=_METADATA) as temporary:
+            for path in itertools.chain.from_iterable(info.filepaths for info in infos):
+                (Path(temporary) / path.name).touch()  # TFDS looks for the data files beside the metadata
+            tfds.folder_dataset.write_metadata(data_dir=temporary, check_data=False, version="1.0.0", **facts)
+            # `INFO` comes last, so that an interrupted folder never looks finished.
+            for file in sorted(Path(temporary).glob("*.json"), key=lambda path: path.name == INFO):
+                file.replace(folder / file.name)
         clear(folder)
     except OSError as error:
         raise InputError(f"{folder}: can't be written ({error.strerror or error})") from error
 
 
-def _write_metadata(folder: Path, infos: Sequence[splits.SplitInfo], facts: Mapping[str, Any]) -> None:
-    with tempfile.TemporaryDirectory(dir=folder, prefix=_METADATA) as temporary:
-        for path in itertools.chain.from_iterable(info.filepaths for info in infos):
-            (Path(temporary) / path.name).touch()  # TFDS looks for the data files beside the metadata
-        tfds.folder_dataset.write_metadata(data_dir=temporary, check_data=False, version="1.0.0", **facts)
-        for file in sorted(Path(temporary).glob("*.json"), key=lambda path: path.name == INFO):
-            file.replace(folder / file.name)
-
-
-def read_example(path: Path, position: int) -> bytes:
-    """A serialized example of a shard."""
-    with ArrayRecordDataSource([str(path)]) as records:
-        return records[position]
-
-
-def _files(parts: Path, split: str, counts: Sequence[int]) -> list[_File]:
-    """A file for each training shard; the few examples of other splits are merged into fewer files."""
-    files: list[_File] = []
-    for index, count in enumerate(counts):
-        if not count:
-            continue
-        path = shard_path(parts, index, split)
-        if split != TRAIN and files and files[-1].examples < _MERGED:
-            files[-1] = _File([*files[-1].shards, path], files[-1].examples + count)
-        else:
-            files.append(_File([path], count))
+def _files(split: str, counts: Sequence[int]) -> list[list[int]]:
+    """The chunks in each file: one if of the training split; the few examples of others are merged into fewer files."""
+    files: list[list[int]] = []
+    for chunk, count in enumerate(counts):
+        if count and split != TRAIN and files and sum(counts[other] for other in files[-1]) < _MERGED:
+            files[-1].append(chunk)
+        elif count:
+            files.append([chunk])
     return files
 
 

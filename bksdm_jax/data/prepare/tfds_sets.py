@@ -12,9 +12,7 @@ from etils import epath
 
 from bksdm_jax.base.errors import InputError, in_short, nearest, one_of
 from bksdm_jax.data.prepare.pairs import Chunk, Pair, Reject, checked_texts
-from bksdm_jax.data.sources import open_set
-
-_ARRAY_RECORD, _TF_RECORD = "array_record", "tfrecord"
+from bksdm_jax.data.sources import INFO, open_set
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,15 +52,9 @@ class TfdsSource:
     unit = "pairs"
 
     def __init__(self, folder: epath.Path, split: str, columns: tuple[str, str]) -> None:
-        """Opens the dataset.
+        """Opens the dataset; `columns` are the features of image and caption (`captions/text` names a nested one).
 
-        Args:
-            folder: with `dataset_info.json`.
-            split: of the dataset.
-            columns: the features of image and caption; `captions/text` names a nested one.
-
-        Raises:
-            InputError: the split or a feature doesn't exist, or the dataset can't be opened.
+        Raises `InputError` if the split or a feature doesn't exist, or the dataset can't be opened.
         """
         info = open_set(folder).info
         if split not in info.splits:
@@ -79,27 +71,25 @@ class TfdsSource:
         if not isinstance(image, tfds.features.Image) or image.np_dtype not in (np.uint8, np.uint16):
             raise InputError(f"{folder}: {columns[0]} is {image}; expected an 8-bit or 16-bit image")
         self.total = info.splits[split].num_examples
-        self._folder, self._columns = folder, columns
-        self._files = list(map(epath.Path, info.splits[split].filepaths))
-        self._lengths = info.splits[split].shard_lengths
-        self.fingerprint = hashlib.sha256((folder / "dataset_info.json").read_bytes()).hexdigest()
+        files = zip(map(epath.Path, info.splits[split].filepaths), info.splits[split].shard_lengths, strict=True)
+        self._chunks = [TfdsChunk(folder, path, examples, columns) for path, examples in files]
+        self.fingerprint = hashlib.sha256((folder / INFO).read_bytes()).hexdigest()
 
     def chunks(self) -> Iterator[Chunk]:
         """As `Source.chunks`."""
-        files = zip(self._files, self._lengths, strict=True)
-        return (TfdsChunk(self._folder, path, examples, self._columns) for path, examples in files)
+        return iter(self._chunks)
 
 
 def _records(path: epath.Path) -> Iterator[bytes]:
     """The serialized examples of a file."""
-    if f".{_ARRAY_RECORD}" in path.name:
+    if ".array_record" in path.name:
         with ArrayRecordDataSource([str(path)]) as records:
             yield from (records[index] for index in range(len(records)))
         return
     import tensorflow as tf  # noqa: PLC0415  # takes seconds, and only TFRecord needs it
 
-    if f".{_TF_RECORD}" not in path.name:
-        raise ValueError(f"expected a file in {_ARRAY_RECORD} or {_TF_RECORD}")
+    if ".tfrecord" not in path.name:
+        raise ValueError("expected a file in array_record or tfrecord")
     yield from tf.data.TFRecordDataset(str(path)).as_numpy_iterator()
 
 
