@@ -18,23 +18,19 @@ _LEAD = 0.03  # smallest difference between the best and second best overlap
 
 
 def read_scene(picture: np.ndarray) -> Scene:
-    """The scene in a picture; attributes that can't be recognised are None.
+    """The scene in a picture, uint8 [64, 64, 3]; attributes that can't be recognised are None.
 
     Objects are connected regions that differ from the background. An object's colour is that of the region's inner
     pixels, place and size follow from its bounding box, and its shape is the one whose rendering in this box has the
     largest overlap.
-
-    Args:
-        picture: uint8 [64, 64, 3].
     """
     pixels = picture.astype(np.float32)
     border = np.concatenate([pixels[0], pixels[-1], pixels[1:-1, 0], pixels[1:-1, -1]])
     behind = np.median(border, axis=0)
     mask = np.linalg.norm(pixels - behind, axis=-1) > _SEEN
     labels, count = ndimage.label(mask)
-    regions = [labels == i for i in range(1, count + 1)]
+    regions = sorted((labels == i for i in range(1, count + 1)), key=np.sum, reverse=True)
     regions = [region for region in regions if region.sum() >= _SMALLEST]
-    regions.sort(key=lambda region: -region.sum())
     things = tuple(_read_thing(pixels, region, behind) for region in regions)
     return Scene(things, _named(behind, BACKGROUNDS))
 

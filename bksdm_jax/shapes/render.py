@@ -45,12 +45,9 @@ def coverage(shape: str, x: float, y: float, extent: float) -> np.ndarray:
 
 
 def render(scene: Scene, rng: np.random.Generator) -> np.ndarray:
-    """A picture of a scene with random variations.
+    """A picture of a scene, uint8 [PIXELS, PIXELS, 3], with random variations.
 
     Centres vary by up to 2 pixels in x and y, extents by 6%, colour channels by 8 of 255.
-
-    Returns:
-        uint8 [PIXELS, PIXELS, 3].
     """
 
     def shade(colour: tuple[int, int, int]) -> np.ndarray:

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import itertools
 import re
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -37,7 +38,8 @@ PLACES = {
 """The centre of an object: x to the right, y down, pixels."""
 BACKGROUNDS = {"white": (242, 242, 242), "grey": (128, 128, 128), "black": (16, 16, 16)}
 """Colours of backgrounds, RGB in [0, 255]."""
-KINDS = ("shape", "colour", "size", "place", "background", "count")
+_OF_THINGS = ("shape", "colour", "size", "place")
+KINDS = (*_OF_THINGS, "background", "count")
 """The kinds of fact that a caption states; `count` is the number of objects."""
 CORNERS = tuple(place for place in PLACES if place != "in the centre")  # where two objects never touch
 
@@ -70,11 +72,7 @@ def caption(scene: Scene) -> str:
 
 
 def parse_caption(text: str) -> Scene:
-    """The scene that a caption describes: the inverse of `caption`.
-
-    Raises:
-        InputError: the caption doesn't follow the grammar.
-    """
+    """The scene that a caption describes: the inverse of `caption`; raises `InputError` if it breaks the grammar."""
     found = _CAPTION.fullmatch(text.strip())
     if found is None:
         raise InputError(
@@ -98,17 +96,18 @@ def held_out(scene: Scene) -> bool:
 
 def draw_scene(rng: np.random.Generator, objects: int, of_held_out: bool) -> Scene:
     """A random scene with 1 or 2 objects, uniform over those that are (not) held out; two are placed in corners."""
-
-    def pick(names: tuple[str, ...]) -> str:
-        return names[rng.integers(len(names))]
-
     while True:
         corners = [CORNERS[i] for i in rng.permutation(len(CORNERS))]
-        places = corners[:2] if objects == 2 else [pick(tuple(PLACES))]
-        things = tuple(Thing(pick(SHAPES), pick(tuple(COLOURS)), pick(tuple(SIZES)), place) for place in places)
-        scene = Scene(things, pick(tuple(BACKGROUNDS)))
+        places = corners[:2] if objects == 2 else [_pick(rng, PLACES)]
+        things = tuple(Thing(_pick(rng, SHAPES), _pick(rng, COLOURS), _pick(rng, SIZES), place) for place in places)
+        scene = Scene(things, _pick(rng, BACKGROUNDS))
         if held_out(scene) == of_held_out:
             return scene
+
+
+def _pick(rng: np.random.Generator, names: Iterable[str]) -> str:
+    names = tuple(names)
+    return names[rng.integers(len(names))]
 
 
 def words() -> list[str]:
@@ -121,17 +120,17 @@ def neighbour(scene: Scene, rng: np.random.Generator) -> Scene:
     """A training scene that differs from `scene` in one fact, or by one fact swapped between its objects."""
     while True:
         things, background = list(scene.things), scene.background
-        kind = ("shape", "colour", "size", "place", "background")[rng.integers(5)]
+        kind = KINDS[rng.integers(5)]  # all but `count`
         if kind == "background":
-            background = tuple(BACKGROUNDS)[rng.integers(len(BACKGROUNDS))]
+            background = _pick(rng, BACKGROUNDS)
         elif len(things) == 2 and rng.random() < 0.5:
             swapped = (getattr(things[1], kind), getattr(things[0], kind))
             things = [dataclasses.replace(t, **{kind: word}) for t, word in zip(things, swapped, strict=True)]
         else:
-            names = {"shape": SHAPES, "colour": tuple(COLOURS), "size": tuple(SIZES)}
-            names["place"] = tuple(PLACES) if len(things) == 1 else CORNERS
+            places = PLACES if len(things) == 1 else CORNERS
+            names = {"shape": SHAPES, "colour": COLOURS, "size": SIZES, "place": places}[kind]
             i = rng.integers(len(things))
-            things[i] = dataclasses.replace(things[i], **{kind: names[kind][rng.integers(len(names[kind]))]})
+            things[i] = dataclasses.replace(things[i], **{kind: _pick(rng, names)})
         changed = Scene(tuple(things), background)
         apart = len({thing.place for thing in things}) == len(things)
         if changed != scene and apart and not held_out(changed):
@@ -144,23 +143,17 @@ def agreeing_facts(asked: Scene, shown: Scene) -> list[tuple[str, bool]]:
     Objects are matched to maximise agreement. Facts of unmatched objects, and those that the reader can't tell (None),
     don't agree.
     """
-    pairs = max(_matchings(asked.things, shown.things), key=lambda pairs: sum(map(_agreement, pairs)))
-    facts = []
-    for thing, partner in pairs:
-        for kind in ("shape", "colour", "size", "place"):
-            facts.append((kind, partner is not None and getattr(thing, kind) == getattr(partner, kind)))
+    partners = [*shown.things, *[None] * len(asked.things)]
+    matchings = (_thing_facts(asked.things, order) for order in itertools.permutations(partners, len(asked.things)))
+    facts = max(matchings, key=lambda facts: sum(agrees for _, agrees in facts))
     facts.append(("background", asked.background == shown.background))
     facts.append(("count", len(asked.things) == len(shown.things)))
     return facts
 
 
-def _matchings(asked: tuple[Thing, ...], shown: tuple[Thing, ...]) -> list[tuple[tuple[Thing, Thing | None], ...]]:
-    partners = [*shown, *[None] * len(asked)]
-    return [tuple(zip(asked, order, strict=True)) for order in itertools.permutations(partners, len(asked))]
-
-
-def _agreement(pair: tuple[Thing, Thing | None]) -> int:
-    thing, partner = pair
-    if partner is None:
-        return 0
-    return sum(getattr(thing, name) == getattr(partner, name) for name in ("shape", "colour", "size", "place"))
+def _thing_facts(asked: Sequence[Thing], shown: Sequence[Thing | None]) -> list[tuple[str, bool]]:
+    return [
+        (kind, partner is not None and getattr(thing, kind) == getattr(partner, kind))
+        for thing, partner in zip(asked, shown, strict=True)
+        for kind in _OF_THINGS
+    ]

@@ -47,11 +47,8 @@ class ShapesWorld(tfds.core.GeneratorBasedBuilder):
         return self.dataset_info_from_configs(description=description, features=tfds.features.FeaturesDict(features))
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[Any]]:
-        config = self.builder_config
-        return {
-            "train": self._generate_examples("train", config.train),
-            "heldout": self._generate_examples("heldout", config.heldout),
-        }
+        counts = {"train": self.builder_config.train, "heldout": self.builder_config.heldout}
+        return {split: self._generate_examples(split, count) for split, count in counts.items()}
 
     def _generate_examples(self, split: str, count: int) -> Iterator[tuple[int, dict[str, Any]]]:
         for index in range(count):
@@ -70,13 +67,9 @@ def example(split: str, index: int) -> tuple[np.ndarray, str]:
 
 
 def build(folder: Path, name: str) -> Path:
-    """Writes the dataset below `folder` unless it exists.
+    """Writes the dataset `name` below `folder` unless it exists, and returns its own folder.
 
-    Returns:
-        the folder for `tfds.builder_from_directory`.
-
-    Raises:
-        InputError: an unknown name, or the folder can't be written.
+    Raises `InputError` if the name is unknown, or the folder can't be written.
     """
     if name not in ShapesWorld.builder_configs:
         raise one_of("dataset", name, ShapesWorld.builder_configs)

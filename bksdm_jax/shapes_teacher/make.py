@@ -30,11 +30,8 @@ from bksdm_jax.pipelines.tokenizer import Tokenizer, load_tokenizer, write_token
 from bksdm_jax.sampling.text_to_image import MOST_SEED
 from bksdm_jax.shapes.scenes import words
 from bksdm_jax.shapes.world import build
+from bksdm_jax.shapes_teacher import contrastive, denoiser
 from bksdm_jax.shapes_teacher.autoencoder import VAE_CONFIG, autoencoder_loss, object_crops, whole_images
-from bksdm_jax.shapes_teacher.contrastive import clip_config as small_clip
-from bksdm_jax.shapes_teacher.contrastive import contrastive_loss, flattened, groups
-from bksdm_jax.shapes_teacher.denoiser import denoising_loss
-from bksdm_jax.shapes_teacher.denoiser import unet_config as small_unet
 from bksdm_jax.shapes_teacher.phase import Phase, shuffled, train_phase
 
 _ENCODER_BATCH = 250
@@ -75,19 +72,21 @@ def make_teacher(config: TeacherConfig, workdir: Path) -> Path | None:
     require_same(workdir, record, ())
     claim(workdir, record)
     images, captions = _examples(build(workdir / "data", config.dataset))
-    tokenizer = _tokenizer(workdir / "tokenizer")
+    write_tokenizer(workdir / "tokenizer", words())
+    tokenizer = load_tokenizer(workdir / "tokenizer", 77)
     vae = _autoencoder(config, workdir / "vae", images[: config.vae_images], captions)
     if vae is None:
         return None
-    clip_config, clip = _clip(config, workdir / "clip", captions[: config.clip_groups], tokenizer)
+    clip_config = contrastive.clip_config(len(tokenizer))
+    clip = _clip(config, workdir / "clip", clip_config, captions[: config.clip_groups], tokenizer)
     if clip is None:
         return None
     moments = _moments(workdir / "moments.npz", vae, images)
     vae_config = dataclasses.replace(VAE_CONFIG, scaling_factor=_scaling_factor(moments))
-    schedule = ScheduleConfig()
-    configs = {"unet": small_unet(clip_config.text.width), "vae": vae_config, "text_encoder": clip_config.text}
+    unet_config = denoiser.unet_config(clip_config.text.width)
+    configs = {"unet": unet_config, "vae": vae_config, "text_encoder": clip_config.text}
+    networks = Architectures(configs, ScheduleConfig())
     tokens = tokenizer(captions), tokenizer([""])[0]
-    networks = Architectures(configs, schedule)
     unet = _unet(config, workdir / "unet", networks, clip["text_model"], moments, tokens)
     if unet is None:
         return None
@@ -99,8 +98,8 @@ def make_teacher(config: TeacherConfig, workdir: Path) -> Path | None:
             for name, kind in networks.kind.networks.items()
         },
         tokenizers={"tokenizer": tokenizer},
-        schedule=schedule,
-        scheduler=schedule_to_diffusers(schedule),
+        schedule=networks.schedule,
+        scheduler=schedule_to_diffusers(networks.schedule),
     )
     with atomic_folder(workdir / "made") as made:
         write_pipeline(made / "teacher", teacher, SaveConfig("flax"))
@@ -131,11 +130,6 @@ def _examples(folder: Path) -> tuple[np.ndarray, list[str]]:
     return np.stack([record["image"] for record in records]), [record["text"].decode() for record in records]
 
 
-def _tokenizer(folder: Path) -> Tokenizer:
-    write_tokenizer(folder, words())
-    return load_tokenizer(folder, 77)
-
-
 def _autoencoder(config: TeacherConfig, workdir: Path, images: np.ndarray, captions: list[str]) -> Any | None:
     """First on crops, then on whole images, whose statistics differ (normalisation is over all pixels)."""
     example = jnp.zeros((1, *images.shape[1:]))
@@ -150,20 +144,19 @@ def _autoencoder(config: TeacherConfig, workdir: Path, images: np.ndarray, capti
 
 
 def _clip(
-    config: TeacherConfig, workdir: Path, captions: list[str], tokenizer: Tokenizer
-) -> tuple[CLIPConfig, dict[str, Any] | None]:
-    architecture = small_clip(len(tokenizer))
-    pairs = groups(captions, tokenizer, config.seed)
+    config: TeacherConfig, workdir: Path, architecture: CLIPConfig, captions: list[str], tokenizer: Tokenizer
+) -> dict[str, Any] | None:
+    pairs = contrastive.groups(captions, tokenizer, config.seed)
     one = {name: jnp.asarray(value[0, :1]) for name, value in pairs.items()}
     full = jnp.zeros((1, architecture.text.max_length), jnp.int32)  # positions for captions of any length
     init = jax.jit(CLIP(architecture).init)
     params = init(jax.random.key(config.seed), full, one["ends"], to_unit(one["images"]))["params"]
-    loss = contrastive_loss(architecture)
+    loss = contrastive.contrastive_loss(architecture)
 
     def batches(first: int) -> Iterator[dict[str, np.ndarray]]:
-        return flattened(shuffled(pairs, config.clip.batch_size, config.seed, first))
+        return contrastive.flattened(shuffled(pairs, config.clip.batch_size, config.seed, first))
 
-    return architecture, train_phase(workdir, config.clip, params, {}, loss, batches, config.seed)
+    return train_phase(workdir, config.clip, params, {}, loss, batches, config.seed)
 
 
 def _moments(path: Path, params: dict[str, Any], images: np.ndarray) -> dict[str, np.ndarray]:
@@ -200,7 +193,7 @@ def _unet(
     """`tokens`: of the captions [N, T], and of the empty caption [T]."""
     inputs = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), example_inputs(networks.denoiser, size=8))
     params = jax.jit(UNet(networks.denoiser).init)(jax.random.key(config.seed), *inputs)["params"]
-    loss = denoising_loss(networks, {"tokens": tokens[1]})
+    loss = denoiser.denoising_loss(networks, {"tokens": tokens[1]})
     batches = functools.partial(shuffled, moments | {"tokens": tokens[0]}, config.unet.batch_size, config.seed)
     frozen = {"text_encoder": {"text_model": text_model}}
     return train_phase(workdir, config.unet, params, frozen, loss, batches, config.seed)

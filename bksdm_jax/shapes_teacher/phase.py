@@ -41,11 +41,10 @@ class Phase:
 
     def trainer(self, seed: int) -> TrainerConfig:
         """These settings as the trainer's."""
+        same = {name: getattr(self, name) for name in ("steps", "batch_size", "log_every", "checkpoint_every")}
         optimizer = OptimizerConfig(
             self.learning_rate, warmup_steps=self.warmup, cosine_steps=self.steps, ema_decay=self.ema_decay
         )
-        names = ("steps", "batch_size", "log_every", "checkpoint_every")
-        same = {name: getattr(self, name) for name in names}
         return TrainerConfig(seed=seed, keep_checkpoints=1, optimizer=optimizer, **same)
 
 
@@ -85,16 +84,9 @@ class PhaseTask(Task):
 def train_phase(
     workdir: Path, phase: Phase, params: Any, frozen: Frozen, loss: Loss, batches: Batches, seed: int
 ) -> dict[str, Any] | None:
-    """Trains from `params`, or from the newest checkpoint in `workdir`.
+    """Trains from `params`, float32, or from the newest checkpoint in `workdir`.
 
-    Args:
-        workdir: for checkpoints and metrics.
-        phase: the settings.
-        params: the initial parameters, float32.
-        frozen: parameters of other networks that the loss needs.
-        loss: see `Loss`.
-        batches: see `Batches`.
-        seed: of the noise.
+    `frozen` are the parameters of other networks that the loss needs; `seed` is the noise's.
 
     Returns:
         the moving average as numpy float32, or None if interrupted (the same call continues).
@@ -109,16 +101,9 @@ def train_phase(
 def shuffled(
     examples: Mapping[str, np.ndarray], batch_size: int, seed: int, first: int = 0
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Endless batches from arrays [N, ...] in memory, shuffled anew each epoch.
+    """Endless batches from arrays [N, ...] in memory, shuffled anew each epoch, starting with batch `first`.
 
-    Args:
-        examples: arrays of one length N.
-        batch_size: at most N; the incomplete last batch of an epoch is dropped.
-        seed: of the order.
-        first: the number of the first batch.
-
-    Raises:
-        InputError: fewer examples than a batch has.
+    The incomplete last batch of an epoch is dropped. Raises `InputError` if a batch has more than all examples.
     """
     count = len(next(iter(examples.values())))
     if count < batch_size:
