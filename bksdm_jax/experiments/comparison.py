@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 from absl import logging
 
+from bksdm_jax.base import trees
 from bksdm_jax.base.errors import known_name, whole_number
 from bksdm_jax.base.files import read_json, require_space, write_json
 from bksdm_jax.base.workdir import claim, require_same
@@ -16,6 +16,7 @@ from bksdm_jax.data.sources import open_examples
 from bksdm_jax.data.tables import write_table
 from bksdm_jax.metrics.score import score_folder, shapes_reference
 from bksdm_jax.models.unet import parameter_shapes
+from bksdm_jax.models.unet_table import UNetConfig
 from bksdm_jax.pipelines.embedded import TEACHER, pretrained_identity
 from bksdm_jax.pipelines.load import find_model
 from bksdm_jax.pipelines.pipeline import Architectures
@@ -98,17 +99,17 @@ def compare_students(config: ComparisonConfig, experiment: Experiment, workdir: 
     Raises:
         InputError: a setting or file can't be used, the workdir is another run's, or its disk is too full.
     """
-    rows = experiment.rows
-    teacher = find_model(TEACHER)
-    _require_settings(config, rows, teacher.architectures)
+    rows, teacher = experiment.rows, find_model(TEACHER).architectures
+    _require_settings(config, rows, teacher)
+    student = plan_student(teacher, config.student, SaveConfig()).student
     record = dataclasses.asdict(config) | {
         "rows": [dataclasses.asdict(row) for row in rows],
         "pretrained_sha256": pretrained_identity(),
     }
     require_same(workdir, record, ())
-    require_space(workdir, _space(config, rows, teacher.architectures, workdir))
+    require_space(workdir, _space(student, rows, workdir))
     claim(workdir, record)
-    _say("the shapes world")
+    logging.info("== the shapes world")
     data = build(workdir / "data", config.dataset)
     prompts = workdir / "prompts.csv"
     examples = open_examples(data, "heldout")
@@ -121,10 +122,10 @@ def compare_students(config: ComparisonConfig, experiment: Experiment, workdir: 
         if model is None:
             return None
         images, scores = workdir / "samples" / row.name, workdir / "scores" / row.name
-        _say(f"{where}: sampling")
+        logging.info("== %s: sampling", where)
         sample(_sampling(config, model, prompts), images)
         if not (scores / "scores.json").exists():
-            _say(f"{where}: scoring")
+            logging.info("== %s: scoring", where)
             reference = reference or shapes_reference()
             score_folder(str(images), reference, scores)
         results.append(_result(row, model, images, read_json(scores / "scores.json")))
@@ -137,20 +138,18 @@ def _require_settings(config: ComparisonConfig, rows: Sequence[Row], teacher: Ar
     """Checks all settings before anything is written."""
     known_name("config", "dataset", config.dataset, ShapesWorld.builder_configs)
     whole_number("config", "images", config.images, 2, ShapesWorld.builder_configs[config.dataset].heldout)
-    plan_student(teacher, config.student, SaveConfig())
     for row in rows:
         require_settings(_training(config, row, Path()))
     sampler = SamplerConfig(config.sampling_steps, config.guidance_scale, PIXELS, seed=config.seed)
     require_sampler(sampler, teacher)
 
 
-def _space(config: ComparisonConfig, rows: Sequence[Row], teacher: Architectures, workdir: Path) -> int:
+def _space(student: UNetConfig, rows: Sequence[Row], workdir: Path) -> int:
     """Approximate bytes that the missing rows will take."""
     missing = [row for row in rows if row.loss and not (workdir / "models" / row.name / "model").is_dir()]
     if not missing:
         return 0
-    plan = plan_student(teacher, config.student, SaveConfig())
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(parameter_shapes(plan.student)))
+    parameters = trees.count(parameter_shapes(student))
     state = 16 * parameters  # float32: parameters, moving average, two moments
     model = 4 * parameters + 2**22  # the second term for the other networks
     return len(missing) * (state + model) + state + _OTHER_SPACE  # a checkpoint is deleted once the next is written
@@ -162,12 +161,12 @@ def _model(config: ComparisonConfig, row: Row, data: Path, folder: Path, where: 
         return find_model(TEACHER).path
     if row.loss is None:
         if not folder.exists():
-            _say(f"{where}: pruning")
+            logging.info("== %s: pruning", where)
             prune(PruneConfig(TEACHER, config.student, config.seed, student_init=row.init), folder)
         return folder
     if (folder / "model").is_dir():  # written atomically
         return folder / "model"
-    _say(f"{where}: training")
+    logging.info("== %s: training", where)
     return distill(_training(config, row, data), folder)
 
 
@@ -220,7 +219,3 @@ def _result(row: Row, model: Path, images: Path, scores: dict[str, Any]) -> dict
         "seconds_per_image": read_json(timing)["seconds_per_image"] if timing.exists() else None,
         "scores": scores,
     }
-
-
-def _say(what: str) -> None:
-    logging.info("== %s", what)
