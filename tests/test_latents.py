@@ -16,8 +16,7 @@ import pytest
 
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.images import to_unit
-from bksdm_jax.data.cached import IDENTITY
-from bksdm_jax.data.latents import latent_identity, require_identity
+from bksdm_jax.data.latents import IDENTITY, latent_identity, require_identity
 from bksdm_jax.data.loader import LoaderConfig, training_batches
 from bksdm_jax.data.prepare import latents
 from bksdm_jax.data.prepare.latents import LatentConfig, prepare_latents

@@ -1,20 +1,62 @@
-"""The identity of cached latents: autoencoder, tokenizer and image transform."""
+"""Datasets of cached latents: how examples are stored and read, and what the latents depend on."""
 
 import dataclasses
 import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import ml_dtypes
 import numpy as np
+import tensorflow_datasets as tfds
 
 from bksdm_jax.base import trees
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.files import read_json
 from bksdm_jax.base.paths import AnyPath
-from bksdm_jax.data.cached import IDENTITY
 from bksdm_jax.pipelines.pipeline import Network, Pipeline
 
+IDENTITY = "latents.json"
+"""The file of such a dataset that records what its latents were made with."""
 CENTRE = "centre"
 # Captions that tokenizers treat differently.
 _PROBE = ["a photo of a cat", "A 3D render, 1920x1080: \u732b & caf\u00e9!", ""]
+
+
+def latent_features(shape: Sequence[int], max_length: int) -> tfds.features.FeaturesDict:
+    """The features of an example: latents of `shape` [h, w, C], captions of `max_length` token ids."""
+    return tfds.features.FeaturesDict(
+        {
+            "name": tfds.features.Text(),
+            "text": tfds.features.Sequence(tfds.features.Text()),
+            "tokens": tfds.features.Tensor(shape=(None, max_length), dtype=np.int32),
+            # as is, mirrored; mean, log-variance; as bits, since TFDS can't store bfloat16
+            "moments": tfds.features.Tensor(
+                shape=(None, 2, *shape), dtype=np.uint16, encoding=tfds.features.Encoding.BYTES
+            ),
+        }
+    )
+
+
+def to_bits(values: np.ndarray) -> np.ndarray:
+    """float32 -> the bits of bfloat16, uint16, rounded to nearest."""
+    return values.astype(ml_dtypes.bfloat16).view(np.uint16)
+
+
+class CachedExample:
+    """A record of a dataset of cached latents."""
+
+    def __init__(self, record: Mapping[str, Any]) -> None:
+        self.name: str = record["name"].decode()
+        self.texts: list[str] = [text.decode() for text in record["text"]]
+        self._tokens, self._moments = record["tokens"], record["moments"]
+
+    def caption_inputs(self, caption: int) -> dict[str, np.ndarray]:
+        """The pipeline's inputs for one of the captions: token ids int32 [T] under `tokens`."""
+        return {"tokens": self._tokens[caption]}
+
+    def moments(self, mirrored: bool) -> np.ndarray:
+        """Mean and log-variance for the image or its mirror image: uint16 [2, h, w, C], the bits of bfloat16."""
+        return self._moments[int(mirrored)]
 
 
 @dataclasses.dataclass(frozen=True)

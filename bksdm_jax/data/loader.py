@@ -12,7 +12,7 @@ import numpy as np
 from absl import flags
 
 from bksdm_jax.base.errors import InputError
-from bksdm_jax.data.cached import CachedExample
+from bksdm_jax.data.latents import CachedExample
 from bksdm_jax.data.sources import Example, square_image
 
 _ENDLESS = 2**48  # examples; Grain wants a finite number

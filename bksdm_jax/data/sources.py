@@ -15,9 +15,9 @@ from PIL import Image
 from bksdm_jax.base.distributed import barrier, is_first
 from bksdm_jax.base.errors import InputError, in_short, one_of
 from bksdm_jax.base.paths import AnyPath, read_bytes, to_path
-from bksdm_jax.data.cached import IDENTITY, CachedExample
 from bksdm_jax.data.decode import fit_square, open_image, to_rgb
 from bksdm_jax.data.image_folder import read_image_folder
+from bksdm_jax.data.latents import IDENTITY, CachedExample
 from bksdm_jax.shapes.world import ShapesWorld, build
 
 INFO = "dataset_info.json"

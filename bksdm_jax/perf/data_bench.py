@@ -16,9 +16,9 @@ import numpy as np
 from PIL import Image
 
 from bksdm_jax.base.errors import whole_number
-from bksdm_jax.data.cached import latent_features
 from bksdm_jax.data.decode import fit_square, open_image, to_rgb
 from bksdm_jax.data.image_folder import FileExample
+from bksdm_jax.data.latents import latent_features
 from bksdm_jax.data.loader import LoaderConfig, training_batches
 from bksdm_jax.data.prepare.prepare import PrepareConfig, prepare
 from bksdm_jax.data.prepare.shards import TRAIN, ShardWriters

@@ -25,8 +25,7 @@ from bksdm_jax.base.progress import Progress
 from bksdm_jax.base.signals import Interrupts
 from bksdm_jax.base.workdir import claim, require_same
 from bksdm_jax.data import sources
-from bksdm_jax.data.cached import IDENTITY, latent_features, to_bits
-from bksdm_jax.data.latents import latent_identity
+from bksdm_jax.data.latents import IDENTITY, latent_features, latent_identity, to_bits
 from bksdm_jax.data.loader import in_one_line
 from bksdm_jax.data.prepare.shards import ShardWriters, record_path
 from bksdm_jax.data.prepare.tfds_folder import PARTS, clear, write_set

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from etils import epath
 
 from bksdm_jax.base.errors import InputError
-from bksdm_jax.data.cached import CachedExample
+from bksdm_jax.data.latents import CachedExample
 from bksdm_jax.data.sources import Example, First, data_folder, is_cached, open_examples, splits_of
 from bksdm_jax.pipelines.load import Model, find_model
 from bksdm_jax.pruning.prune import InitialWeights, find_initial_weights, plan_student
