@@ -5,12 +5,11 @@ SD 1.x if the text states have 768 channels, else from SD 2.x. The prediction ty
 """
 
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection, Mapping
 
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.formats.clip_json import clip_text_from_transformers, clip_text_to_transformers
-from bksdm_jax.formats.original_names import CLIP, OPEN_CLIP, POSITIONS, UNET, VAE
+from bksdm_jax.formats.original_names import UNET, VAE, text_name
 from bksdm_jax.formats.unet_json import unet_from_diffusers, unet_to_diffusers
 from bksdm_jax.formats.vae_json import vae_from_diffusers, vae_to_diffusers
 from bksdm_jax.models.clip import CLIPTextConfig
@@ -21,19 +20,15 @@ _V1_CONTEXT = 768
 _HEAD_WIDTH = 64
 _VIT_H_WIDTH, _VIT_H_LAYERS = 1024, 23  # as SD 2.x uses it
 _OPEN_CLIP_ACTIVATION = "gelu"
-Table = Mapping[str, Any]
-"""Name -> anything with a `shape`."""
+Table = Mapping[str, tuple[int, ...]]
+"""Name -> shape."""
 
 
 def infer_architectures(table: Table, source: str) -> tuple[UNetConfig, VAEConfig, CLIPTextConfig]:
     """U-Net, autoencoder and text encoder of a checkpoint in the original layout.
 
-    Args:
-        table: the checkpoint's names and shapes.
-        source: its name, for errors.
-
-    Raises:
-        InputError: weights that SD 1.x and 2.x checkpoints have are missing, or the shapes are inconsistent.
+    Raises `InputError`, with `source`, if weights that SD 1.x and 2.x checkpoints have are missing, or the shapes are
+    inconsistent.
     """
     try:
         unet, vae, text = _unet(table), _vae(table), _text(table)
@@ -63,15 +58,12 @@ def _unet(table: Table) -> UNetConfig:
         return f"{UNET}{name}" in table
 
     def width(block: str) -> int:
-        return table[f"{UNET}{block}.out_layers.3.weight"].shape[0]
+        return table[f"{UNET}{block}.out_layers.3.weight"][0]
 
     def one(ending: str) -> tuple[int, ...]:
-        return next(table[name].shape for name in table if name.startswith(UNET) and name.endswith(ending))
+        return next(shape for name, shape in table.items() if name.startswith(UNET) and name.endswith(ending))
 
     context = one("attn2.to_k.weight")[1]
-
-    def heads(channels: int) -> int:
-        return 8 if context == _V1_CONTEXT else max(channels // _HEAD_WIDTH, 1)
 
     def pair(transformer: str) -> str:
         if not has(f"{transformer}.proj_in.weight"):
@@ -80,7 +72,8 @@ def _unet(table: Table) -> UNetConfig:
         return "R" + "A" * (max(numbers, default=0) + 1)
 
     def stage(pairs: list[str], channels: int, resampler: bool) -> Stage:
-        return Stage(channels, heads(channels), tuple(pairs), resampler)
+        heads = 8 if context == _V1_CONTEXT else max(channels // _HEAD_WIDTH, 1)
+        return Stage(channels, heads, tuple(pairs), resampler)
 
     down, pairs, channels = [], [], 0
     for i in _numbers(table, "input_blocks")[1:]:
@@ -105,20 +98,20 @@ def _unet(table: Table) -> UNetConfig:
     if middle:
         channels = width("middle_block.0")
         mid = stage([pair("middle_block.1"), "R"][: len(middle)], channels, False)
-    first = table[f"{UNET}input_blocks.0.0.weight"].shape
+    first = table[f"{UNET}input_blocks.0.0.weight"]
     return UNetConfig(
         down=tuple(down),
         mid=mid,
         up=tuple(up),
         stem_width=first[0],
         in_channels=first[1],
-        out_channels=table[f"{UNET}out.2.weight"].shape[0],
+        out_channels=table[f"{UNET}out.2.weight"][0],
         context_width=context,
         linear_projection=len(one(".proj_in.weight")) == 2,
     )
 
 
-def is_spaced(table: Table) -> bool:
+def is_spaced(table: Collection[str]) -> bool:
     """Whether block numbers have gaps, or an upsampler has a number of its own."""
     for side in ("input_blocks", "output_blocks"):
         numbers = _numbers(table, side)
@@ -127,7 +120,7 @@ def is_spaced(table: Table) -> bool:
     return any(f"{UNET}output_blocks.{i}.0.out_layers.3.weight" not in table for i in numbers)
 
 
-def _numbers(table: Table, name: str) -> list[int]:
+def _numbers(table: Collection[str], name: str) -> list[int]:
     """The numbers of the U-Net's blocks `name.N`."""
     pattern = re.compile(re.escape(f"{UNET}{name}.") + r"(\d+)\.")
     return sorted({int(match[1]) for match in map(pattern.match, table) if match})
@@ -136,41 +129,36 @@ def _numbers(table: Table, name: str) -> list[int]:
 def _vae(table: Table) -> VAEConfig:
     widths, layers = [], 0
     while (name := f"{VAE}encoder.down.{len(widths)}.block.0.conv1.weight") in table:
-        widths.append(table[name].shape[0])
+        widths.append(table[name][0])
     while f"{VAE}encoder.down.0.block.{layers}.conv1.weight" in table:
         layers += 1
-    first, last = table[f"{VAE}encoder.conv_in.weight"].shape, table[f"{VAE}decoder.conv_out.weight"].shape
-    latent = table[f"{VAE}post_quant_conv.weight"].shape[0]
+    first, last = table[f"{VAE}encoder.conv_in.weight"], table[f"{VAE}decoder.conv_out.weight"]
+    latent = table[f"{VAE}post_quant_conv.weight"][0]
     return VAEConfig(layers, first[1], last[0], tuple(widths), latent)
 
 
 def text_names(second: bool) -> tuple[str, str, str]:
     """Names of the token and position embeddings, and of a layer's first MLP kernel with `{}` for the layer."""
-    if second:
-        layer = f"{OPEN_CLIP}transformer.resblocks.{{}}.mlp.c_fc.weight"
-        return f"{OPEN_CLIP}token_embedding.weight", POSITIONS[1], layer
-    tokens, positions = (f"{CLIP}text_model.embeddings.{kind}_embedding.weight" for kind in ("token", "position"))
-    return tokens, positions, f"{CLIP}text_model.encoder.layers.{{}}.mlp.fc1.weight"
-
-
-def _used_layers(found: int, width: int) -> int:
-    """OpenCLIP layers that SD 2.x uses: all but the last, which some files omit (23 of ViT-H's 24)."""
-    return min(found, _VIT_H_LAYERS) if width == _VIT_H_WIDTH else found - 1
+    ours = ("embeddings.token_embedding", "embeddings.position_embedding", "encoder.layers.{}.mlp.fc1")
+    tokens, positions, layer = (text_name(f"text_model.{module}.weight", second)[0] for module in ours)
+    return tokens, positions, layer
 
 
 def _text(table: Table) -> CLIPTextConfig:
     older = text_names(second=False)[0] in table
     tokens, positions, layer = text_names(second=not older)
-    vocabulary, width = table[tokens].shape
+    vocabulary, width = table[tokens]
     layers = 0
     while layer.format(layers) in table:
         layers += 1
+    if not older:  # SD 2.x uses all of OpenCLIP's layers but the last, which some files omit: 23 of ViT-H's 24
+        layers = min(layers, _VIT_H_LAYERS) if width == _VIT_H_WIDTH else layers - 1
     return CLIPTextConfig(
         vocab_size=vocabulary,
         width=width,
-        mlp_width=table[layer.format(0)].shape[0],
-        layers=layers if older else _used_layers(layers, width),
+        mlp_width=table[layer.format(0)][0],
+        layers=layers,
         heads=max(width // _HEAD_WIDTH, 1),
-        max_length=table[positions].shape[0],
+        max_length=table[positions][0],
         activation="quick_gelu" if older else _OPEN_CLIP_ACTIVATION,
     )

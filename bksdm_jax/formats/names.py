@@ -5,16 +5,18 @@ Flax trees have Diffusers' Flax names (`down_blocks_0/resnets_0/conv1/kernel`, k
 [out, in]).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from bksdm_jax.base import trees
 from bksdm_jax.formats.stored import empty
 from bksdm_jax.models.unet import dotted
 
 _LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
 _VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-CLIP_PREFIX = "text_model."
+_CLIP_PREFIX = "text_model."
 _TILE = 128
 _BUFFERS = ("embeddings.position_ids",)  # written by older Transformers; holds 0, 1, 2, ...
 
@@ -25,9 +27,12 @@ def torch_name(path: str) -> str:
     return ".".join([*(_VAE_ATTENTION.get(part, dotted(part)) for part in parts), _LEAVES[leaf]])
 
 
-def torch_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape that the Flax array at `path` has in a PyTorch file."""
-    return tuple(shape[axis] for axis in _torch_axes(path, len(shape)))
+def torch_shapes(params: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """PyTorch name -> shape in a PyTorch file of every leaf of nested Flax parameters."""
+    return {
+        torch_name(path): tuple(leaf.shape[axis] for axis in _torch_axes(path, len(leaf.shape)))
+        for path, leaf in trees.flatten(params).items()
+    }
 
 
 def to_torch(path: str, array: np.ndarray) -> np.ndarray:
@@ -49,11 +54,11 @@ def current_name(name: str) -> str | None:
     *path, module, leaf = name.split(".") if name.count(".") else ("", name)
     if module in _VAE_ATTENTION and "attentions" in path:  # an older VAE
         return ".".join([*path, _VAE_ATTENTION[module], leaf])
-    bare = name.removeprefix(CLIP_PREFIX)
+    bare = name.removeprefix(_CLIP_PREFIX)
     if bare in _BUFFERS:
         return None
     first = bare.split(".")[0]
-    return CLIP_PREFIX + bare if first in ("embeddings", "final_layer_norm") or ".layers." in bare else name
+    return _CLIP_PREFIX + bare if first in ("embeddings", "final_layer_norm") or ".layers." in bare else name
 
 
 def _torch_axes(path: str, ndim: int) -> tuple[int, ...]:

@@ -6,7 +6,6 @@ students there is a second numbering (`unet_modules`).
 
 from collections.abc import Mapping
 
-from bksdm_jax.models.clip import CLIPTextConfig
 from bksdm_jax.models.unet_table import Block, UNetConfig, block_table
 from bksdm_jax.models.vae import VAEConfig
 
@@ -29,6 +28,12 @@ _ENDS = {
     "conv_out": "out.2",
 }
 _VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
+_OPEN_CLIP_ENDS = {
+    "embeddings.token_embedding.weight": "token_embedding.weight",
+    "embeddings.position_embedding.weight": "positional_embedding",
+    "final_layer_norm.weight": "ln_final.weight",
+    "final_layer_norm.bias": "ln_final.bias",
+}
 _OPEN_CLIP_LAYER = {
     "layer_norm1": "ln_1",
     "layer_norm2": "ln_2",
@@ -36,16 +41,15 @@ _OPEN_CLIP_LAYER = {
     "mlp.fc2": "mlp.c_proj",
     "self_attn.out_proj": "attn.out_proj",
 }
+_OPEN_CLIP_STACKED = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 
 
 def unet_modules(config: UNetConfig, spaced: bool = False) -> dict[str, str]:
     """Diffusers' name -> original name, for every transformer and every other module with weights.
 
-    Args:
-        config: the U-Net.
-        spaced: number the blocks of a student with gaps for removed blocks, three numbers per stage as in SD itself.
-            Diffusers' conversion script does this, and stable-diffusion.cpp expects it of small U-Nets; the original
-            code and tools that infer a U-Net from its names number without gaps.
+    If `spaced`, the blocks of a student are numbered with gaps for removed blocks, three numbers per stage as in SD
+    itself. Diffusers' conversion script does this, and stable-diffusion.cpp expects it of small U-Nets; the original
+    code and tools that infer a U-Net from its names number without gaps.
     """
     modules = dict(_ENDS)
     number = _spaced if spaced else _Consecutive().number
@@ -116,34 +120,26 @@ def vae_modules(config: VAEConfig) -> dict[str, str]:
     return {ours: VAE + theirs for ours, theirs in modules.items()}
 
 
-def open_clip_modules(config: CLIPTextConfig) -> dict[str, str]:
-    """The same for OpenCLIP's text tower, without the weights in `open_clip_rows` and `POSITIONS`."""
-    modules = {"text_model.embeddings.token_embedding": "token_embedding", "text_model.final_layer_norm": "ln_final"}
-    for i in range(config.layers):
-        for ours, theirs in _OPEN_CLIP_LAYER.items():
-            modules[f"text_model.encoder.layers.{i}.{ours}"] = f"transformer.resblocks.{i}.{theirs}"
-    return {ours: OPEN_CLIP + theirs for ours, theirs in modules.items()}
+def text_name(name: str, second: bool) -> tuple[str, int | None]:
+    """The original name of a weight of CLIP's text tower or, if `second`, OpenCLIP's.
 
-
-POSITIONS = ("text_model.embeddings.position_embedding.weight", f"{OPEN_CLIP}positional_embedding")
-"""Diffusers' and OpenCLIP's name of the position embeddings; in OpenCLIP they aren't a module's weight."""
-
-
-def open_clip_rows(config: CLIPTextConfig) -> dict[str, tuple[str, int]]:
-    """Diffusers' name of each q, k, v projection -> the OpenCLIP tensor that stacks all three, and the index in it."""
-    return {
-        f"text_model.encoder.layers.{i}.self_attn.{part}.{leaf}": (
-            f"{OPEN_CLIP}transformer.resblocks.{i}.attn.in_proj_{leaf}",
-            third,
-        )
-        for i in range(config.layers)
-        for third, part in enumerate(("q_proj", "k_proj", "v_proj"))
-        for leaf in ("weight", "bias")
-    }
+    OpenCLIP stacks the q, k and v projections: for these also the index in the stack, else None.
+    """
+    if not second:
+        return CLIP + name, None
+    inner = name.removeprefix("text_model.")
+    if inner in _OPEN_CLIP_ENDS:
+        return OPEN_CLIP + _OPEN_CLIP_ENDS[inner], None
+    layer, _, rest = inner.removeprefix("encoder.layers.").partition(".")
+    module, _, leaf = rest.rpartition(".")
+    block = f"{OPEN_CLIP}transformer.resblocks.{layer}"
+    if module in _OPEN_CLIP_STACKED:
+        return f"{block}.attn.in_proj_{leaf}", _OPEN_CLIP_STACKED.index(module)
+    return f"{block}.{_OPEN_CLIP_LAYER[module]}.{leaf}", None
 
 
 def original_name(name: str, modules: Mapping[str, str]) -> str:
-    """The original name of a weight; `modules` is as above, and its longest matching entry applies."""
+    """The original name of a weight of the U-Net or autoencoder: the longest matching entry of `modules` applies."""
     path = name.split(".")
     for length in range(len(path) - 1, 0, -1):
         module = ".".join(path[:length])

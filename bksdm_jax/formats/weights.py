@@ -52,51 +52,43 @@ def read_weights(paths: Sequence[Path], expected: Mapping[str, Any]) -> dict[str
                 raise InputError(f"{path}: {name[:80]!r} is in {stored[name].path.name} too; download both again")
             stored[name] = tensor
     source = f"{paths[0]}{f' and {len(paths) - 1} more' if len(paths) > 1 else ''}"
-    wanted = {name: tuple(leaf.shape) for name, leaf in trees.flatten(expected).items()}
     if paths[0].suffix == ".msgpack":
-        return _load(source, {name: (name, False) for name in wanted}, stored, wanted)
+        return _load(source, stored, expected, from_torch=False)
     return read_tensors(source, stored, expected)
 
 
 def read_tensors(source: str, stored: Mapping[str, StoredTensor], expected: Mapping[str, Any]) -> dict[str, Any]:
     """Reads one network from tensors with PyTorch's names; `source` is for errors, the rest is as in `read_weights`."""
-    wanted = {name: tuple(leaf.shape) for name, leaf in trees.flatten(expected).items()}
     current = {names.current_name(name): tensor for name, tensor in stored.items()}
     current.pop(None, None)
-    return _load(source, {name: (names.torch_name(name), True) for name in wanted}, current, wanted)
+    return _load(source, current, expected, from_torch=True)
 
 
 def _load(
-    source: str,
-    origins: Mapping[str, tuple[str, bool]],
-    stored: Mapping[str, StoredTensor],
-    wanted: Mapping[str, tuple[int, ...]],
+    source: str, stored: Mapping[str, StoredTensor], expected: Mapping[str, Any], from_torch: bool
 ) -> dict[str, Any]:
-    """`origins`: Flax name -> name in `stored`, and whether it is in PyTorch's layout."""
-    shapes = {
-        origin: names.torch_shape(name, wanted[name]) if is_torch else wanted[name]
-        for name, (origin, is_torch) in origins.items()
-    }
+    """`from_torch`: `stored` has PyTorch's names and layouts, else Flax's."""
+    paths = trees.flatten(expected)
+    shapes = names.torch_shapes(expected) if from_torch else {path: leaf.shape for path, leaf in paths.items()}
     trees.require_same(source, {name: tensor.shape for name, tensor in stored.items()}, shapes)
+    known = FLOATS | EIGHT_BITS
     for name, tensor in stored.items():
-        if tensor.dtype not in (known := FLOATS | EIGHT_BITS).values():
+        if tensor.dtype not in known.values():
             raise InputError(f"{tensor.path}: {name} holds {tensor.dtype}; expected one of {', '.join(known)}")
-
-    largest = max((stored[origin].span() for origin, is_torch in origins.values() if is_torch), default=0)
+    largest = max((tensor.span() for tensor in stored.values()), default=0) if from_torch else 0
     own = threading.local()  # a buffer per thread
 
     def prepare() -> None:
         own.buffer = empty((largest,), np.uint8)
 
-    def read(name: str) -> np.ndarray:
-        origin, is_torch = origins[name]
-        tensor = stored[origin].read(own.buffer if is_torch else None)
+    def read(path: str) -> np.ndarray:
+        tensor = stored[names.torch_name(path)].read(own.buffer) if from_torch else stored[path].read()
         if tensor.dtype in EIGHT_BITS.values():
             tensor = tensor.astype(FLOATS["bfloat16"])
-        return names.to_flax(name, tensor) if is_torch else tensor
+        return names.to_flax(path, tensor) if from_torch else tensor
 
     with concurrent.futures.ThreadPoolExecutor(_THREADS, initializer=prepare) as pool:
-        return trees.unflatten(dict(zip(wanted, pool.map(read, wanted), strict=True)))
+        return trees.unflatten(dict(zip(paths, pool.map(read, paths), strict=True)))
 
 
 def write_msgpack(path: Path, params: Mapping[str, Any]) -> None:

@@ -6,22 +6,11 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from bksdm_jax.base import trees
 from bksdm_jax.base.errors import InputError, known_name
 from bksdm_jax.diffusion.schedule import TARGETS, ScheduleConfig
 from bksdm_jax.formats import names
 from bksdm_jax.formats.infer import infer_architectures, is_second, is_spaced
-from bksdm_jax.formats.original_names import (
-    CLIP,
-    POSITIONS,
-    UNET,
-    VAE,
-    open_clip_modules,
-    open_clip_rows,
-    original_name,
-    unet_modules,
-    vae_modules,
-)
+from bksdm_jax.formats.original_names import CLIP, UNET, VAE, original_name, text_name, unet_modules, vae_modules
 from bksdm_jax.formats.safetensors_file import index_safetensors
 from bksdm_jax.formats.scheduler_json import schedule_to_diffusers
 from bksdm_jax.formats.stored import StoredTensor
@@ -117,15 +106,14 @@ def open_single_file(path: Path, tokenizer: str = "", prediction_type: str = "")
     """Reads a `.safetensors` checkpoint's header.
 
     Args:
-        path: the file.
-        tokenizer: as in `SingleFileModel`.
+        path, tokenizer: as in `SingleFileModel`.
         prediction_type: `epsilon` or `v_prediction`; may be empty for SD 1.x (`epsilon`), must be given for SD 2.x.
 
     Raises:
         InputError: the file is damaged, incomplete, or needs a prediction type.
     """
     table = index_safetensors(path)
-    unet, vae, text = infer_architectures(table, str(path))
+    unet, vae, text = infer_architectures({name: tensor.shape for name, tensor in table.items()}, str(path))
     if prediction_type:
         known_name("config", "prediction", prediction_type, TARGETS)
     elif is_second(text):
@@ -135,14 +123,13 @@ def open_single_file(path: Path, tokenizer: str = "", prediction_type: str = "")
         )
     if prediction_type == "v_prediction" and is_second(text):  # SD 2.1 at 768 pixels overflows in half precision
         unet = dataclasses.replace(unet, sample_size=96, upcast_attention=True)
-    configs = {"unet": unet, "vae": vae, "text_encoder": text}
     tables = {
         "unet": _renamed(table, UNET, parameter_shapes(unet), unet_modules(unet, is_spaced(table))),
         "vae": _renamed(table, VAE, vae_parameter_shapes(vae), vae_modules(vae)),
         "text_encoder": _text_table(table, text),
     }
     schedule = ScheduleConfig(prediction_type=prediction_type or "epsilon")
-    networks = Architectures(configs, schedule, STABLE_DIFFUSION)
+    networks = Architectures({"unet": unet, "vae": vae, "text_encoder": text}, schedule)
     require_agreement(networks, str(path))
     return SingleFileModel(path, networks, tables, tokenizer)
 
@@ -151,8 +138,7 @@ def _renamed(table: Table, prefix: str, shapes: Mapping[str, Any], modules: Mapp
     """The tensors below `prefix` by Diffusers' names; unknown ones keep their names."""
     rest = {name: tensor for name, tensor in table.items() if name.startswith(prefix)}
     found = {}
-    for path, leaf in trees.flatten(shapes).items():
-        name, shape = names.torch_name(path), names.torch_shape(path, tuple(leaf.shape))
+    for name, shape in names.torch_shapes(shapes).items():
         tensor = rest.pop(original_name(name, modules), None)
         if tensor is not None:
             one_by_one = tensor.shape == (*shape, 1, 1)  # a 1x1 convolution instead of a linear layer
@@ -165,17 +151,10 @@ def _text_table(table: Table, config: CLIPTextConfig) -> dict[str, StoredTensor]
         inside = {name.removeprefix(CLIP): tensor for name, tensor in table.items() if name.startswith(CLIP)}
         return {name: tensor for name, tensor in inside.items() if names.current_name(name) is not None}
     found = {}
-    modules, rows = open_clip_modules(config), open_clip_rows(config)
-    for path, leaf in trees.flatten(clip_text_parameter_shapes(config)).items():
-        name, shape = names.torch_name(path), names.torch_shape(path, tuple(leaf.shape))
-        if name in rows:
-            original, third = rows[name]
-            if original in table:
-                found[name] = _third(table[original], third, shape)
-        else:
-            original = POSITIONS[1] if name == POSITIONS[0] else original_name(name, modules)
-            if original in table:
-                found[name] = table[original]
+    for name, shape in names.torch_shapes(clip_text_parameter_shapes(config)).items():
+        original, third = text_name(name, second=True)
+        if original in table:
+            found[name] = table[original] if third is None else _third(table[original], third, shape)
     return found
 
 

@@ -1,60 +1,35 @@
 """Writes a pipeline as one `.safetensors` file in the original layout (CompVis, Stability)."""
 
-import dataclasses
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 
-from bksdm_jax.base import trees
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.diffusion.schedule import ScheduleConfig
 from bksdm_jax.formats import names
 from bksdm_jax.formats.infer import infer_architectures, is_second, is_spaced, text_names
-from bksdm_jax.formats.original_names import (
-    CLIP,
-    OPEN_CLIP,
-    POSITIONS,
-    open_clip_modules,
-    open_clip_rows,
-    original_name,
-    unet_modules,
-    vae_modules,
-)
+from bksdm_jax.formats.original_names import CLIP, OPEN_CLIP, original_name, text_name, unet_modules, vae_modules
 from bksdm_jax.formats.weights import torch_tensors, write_tensors
 from bksdm_jax.models.unet import parameter_shapes
 from bksdm_jax.models.vae import vae_parameter_shapes
 from bksdm_jax.pipelines.pipeline import Architectures, Network, Pipeline
 
 
-def write_single_file(path: Path, pipeline: Pipeline, spaced: bool = False) -> None:
+def write_single_file(path: Path, pipeline: Pipeline, spaced: bool) -> None:
     """Writes the networks' weights as a single-file checkpoint, without tokenizer, scheduler and prediction type.
 
-    Args:
-        path: the file.
-        pipeline: the pipeline.
-        spaced: as in `unet_modules`.
-
-    Raises:
-        InputError: like `require_single_file`.
+    The pipeline must have passed `require_single_file`; `spaced` is as in `unet_modules`.
     """
-    require_single_file(pipeline.architectures, spaced)
-    unet = pipeline.networks["unet"]
-    tensors = (
-        _renamed(unet, unet_modules(unet.config, spaced))
-        | _vae(pipeline.networks["vae"])
-        | _text_encoder(pipeline.networks["text_encoder"])
-    )
-    write_tensors(path, tensors)
+    unet, vae, text = (pipeline.networks[name] for name in ("unet", "vae", "text_encoder"))
+    write_tensors(path, _renamed(unet, unet_modules(unet.config, spaced)) | _vae(vae) | _text_encoder(text))
 
 
 def require_single_file(networks: Architectures, spaced: bool) -> None:
-    """Checks that a single file can express these networks.
+    """Raises `InputError` if other networks than these would be inferred from a single file.
 
     Such a file has no config: tools infer widths and blocks from names and shapes and assume Stable Diffusion's values
     for the rest.
-
-    Raises:
-        InputError: other networks would be inferred from the file.
     """
     ours, standard = networks.schedule.alphas_cumprod(), ScheduleConfig().alphas_cumprod()
     if ours.shape != standard.shape or not np.allclose(ours, standard, rtol=1e-6):
@@ -81,12 +56,7 @@ def require_single_file(networks: Architectures, spaced: bool) -> None:
             raise _inexpressible(name, "; ".join(differing))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Shape:
-    shape: tuple[int, ...]
-
-
-def original_shapes(networks: Architectures, spaced: bool) -> dict[str, _Shape]:
+def original_shapes(networks: Architectures, spaced: bool) -> dict[str, tuple[int, ...]]:
     """Name -> shape of the weights that `infer_architectures` looks at, from configs alone."""
     table = {}
     unet, vae, text = (networks.configs[name] for name in ("unet", "vae", "text_encoder"))
@@ -94,15 +64,11 @@ def original_shapes(networks: Architectures, spaced: bool) -> dict[str, _Shape]:
         (parameter_shapes(unet), unet_modules(unet, spaced)),
         (vae_parameter_shapes(vae), vae_modules(vae)),
     ):
-        for path, leaf in trees.flatten(shapes).items():
-            name = original_name(names.torch_name(path), modules)
-            table[name] = _Shape(names.torch_shape(path, tuple(leaf.shape)))
+        table |= {original_name(name, modules): shape for name, shape in names.torch_shapes(shapes).items()}
     tokens, positions, layer = text_names(is_second(text))
-    table[tokens] = _Shape((text.vocab_size, text.width))
-    table[positions] = _Shape((text.max_length, text.width))
-    for i in range(text.layers + is_second(text)):
-        table[layer.format(i)] = _Shape((text.mlp_width, text.width))
-    return table
+    table |= {tokens: (text.vocab_size, text.width), positions: (text.max_length, text.width)}
+    layers = text.layers + is_second(text)
+    return table | {layer.format(i): (text.mlp_width, text.width) for i in range(layers)}
 
 
 _NOT_COMPARED = ("sample_size", "upcast_attention")  # of the U-Net; they follow from the prediction type
@@ -124,20 +90,17 @@ def _vae(network: Network) -> dict[str, np.ndarray]:
 
 
 def _text_encoder(network: Network) -> dict[str, np.ndarray]:
-    config = network.config
-    flat = torch_tensors(network.params)
-    if not is_second(config):
-        positions = {f"{CLIP}text_model.embeddings.position_ids": np.arange(config.max_length)[None]}
-        return {CLIP + name: tensor for name, tensor in flat.items()} | positions
-    modules, rows = open_clip_modules(config), open_clip_rows(config)
-    tensors, thirds = {}, {}
-    for name, tensor in flat.items():
-        if name in rows:
-            original, third = rows[name]
-            thirds.setdefault(original, {})[third] = tensor
+    config, second = network.config, is_second(network.config)
+    tensors, stacks = {}, defaultdict(dict)
+    for name, tensor in torch_tensors(network.params).items():
+        original, third = text_name(name, second)
+        if third is None:
+            tensors[original] = tensor
         else:
-            tensors[POSITIONS[1] if name == POSITIONS[0] else original_name(name, modules)] = tensor
-    tensors |= {name: np.concatenate([parts[i] for i in range(3)]) for name, parts in thirds.items()}
+            stacks[original][third] = tensor
+    if not second:
+        return tensors | {f"{CLIP}text_model.embeddings.position_ids": np.arange(config.max_length)[None]}
+    tensors |= {name: np.concatenate([parts[i] for i in range(3)]) for name, parts in stacks.items()}
     # SD 2.x uses the states before OpenCLIP's last layer, which Diffusers' folders omit but other tools expect: a layer
     # of zeros is the identity.
     layer = f"{OPEN_CLIP}transformer.resblocks.{{}}."
