@@ -1,7 +1,7 @@
 """Writes a pipeline in one of several formats and dtypes, with its model card."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +21,10 @@ from bksdm_jax.pipelines.write_single_file import require_single_file, write_sin
 SINGLE_FILE = "model.safetensors"
 """The file name of a single-file checkpoint in its folder."""
 
-
-def _folder_writer(suffix: str) -> Callable[[Path, Pipeline], None]:
-    return lambda folder, pipeline: write_folder(folder, pipeline, suffix)
-
-
-def _file_writer(spaced: bool) -> Callable[[Path, Pipeline], None]:
-    return lambda folder, pipeline: write_single_file(folder / SINGLE_FILE, pipeline, spaced)
-
-
-_SPACED = "single_file_spaced"
-FORMATS: dict[str, Callable[[Path, Pipeline], None]] = {
-    "safetensors": _folder_writer(".safetensors"),
-    "flax": _folder_writer(".msgpack"),
-    "single_file": _file_writer(spaced=False),
-    _SPACED: _file_writer(spaced=True),
-}
-"""Format -> (empty folder, pipeline) -> writes it."""
-DTYPES = tuple(name for name in FLOATS if name != "float64")
+_SUFFIXES = {"safetensors": ".safetensors", "flax": ".msgpack"}  # format of a folder -> suffix of its weights
+_SPACED = {"single_file": False, "single_file_spaced": True}  # format of a file -> numbering, as in `unet_modules`
+FORMATS = (*_SUFFIXES, *_SPACED)
+_DTYPES = tuple(name for name in FLOATS if name != "float64")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +32,7 @@ class SaveConfig:
     """How a pipeline is written.
 
     Attributes:
-        format: a key of `FORMATS`: a folder for PyTorch Diffusers (`safetensors`) or for Diffusers' Flax classes
+        format: one of `FORMATS`: a folder for PyTorch Diffusers (`safetensors`) or for Diffusers' Flax classes
             (`flax`), or one file in the original layout (`single_file`, or `single_file_spaced` with the block numbers
             that stable-diffusion.cpp expects of small U-Nets).
         dtype: `float32`, `float16` or `bfloat16`; empty: the U-Net in float32, the other networks in the teacher's.
@@ -59,8 +45,8 @@ class SaveConfig:
 
     def extras(self) -> Extras:
         """The files to download with a teacher from the hub."""
-        suffix = {"safetensors": ".safetensors", "flax": ".msgpack"}.get(self.format)
-        return Extras(card=True, components=COPIED_FORMATS[suffix] if suffix and self.safety_checker else ())
+        copied = self.safety_checker and self.format in _SUFFIXES
+        return Extras(card=True, components=COPIED_FORMATS[_SUFFIXES[self.format]] if copied else ())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,13 +66,13 @@ def require_savable(networks: Architectures, config: SaveConfig) -> None:
     """Raises `InputError` for an unknown setting, or networks that the format can't express."""
     if config.format not in FORMATS:
         raise one_of("format", config.format, FORMATS)
-    if config.dtype and config.dtype not in DTYPES:
-        raise one_of("save_dtype", config.dtype, DTYPES)
+    if config.dtype and config.dtype not in _DTYPES:
+        raise one_of("save_dtype", config.dtype, _DTYPES)
     unet_to_diffusers(networks.denoiser)
     if config.format == "flax":
         require_flax_expressible(networks.denoiser)
-    if config.format.startswith("single_file"):
-        require_single_file(networks, spaced=config.format == _SPACED)
+    if config.format in _SPACED:
+        require_single_file(networks, _SPACED[config.format])
 
 
 def write_pipeline(
@@ -100,8 +86,7 @@ def write_pipeline(
 
     Args:
         target: the folder; replaced if it exists.
-        pipeline: the pipeline.
-        config: format and dtype.
+        pipeline, config: what to write, and how.
         facts: for the model card, `README.md`; None: no card.
         extra: file name -> content of additional JSON files.
 
@@ -119,12 +104,15 @@ def write_pipeline(
         cast = {name: _cast(network, name, config.dtype) for name, network in pipeline.networks.items()}
         pipeline = dataclasses.replace(pipeline, networks=cast)
     with atomic_folder(target) as temporary:
-        FORMATS[config.format](temporary, pipeline)
+        if config.format in _SUFFIXES:
+            write_folder(temporary, pipeline, _SUFFIXES[config.format])
+        else:
+            write_single_file(temporary / SINGLE_FILE, pipeline, _SPACED[config.format])
         if facts is not None:
             (temporary / "README.md").write_text(model_card(pipeline, facts, config.format), encoding="utf-8")
         for name, value in (extra or {}).items():
             write_json(temporary / name, value)
-    return target / SINGLE_FILE if config.format.startswith("single_file") else target
+    return target / SINGLE_FILE if config.format in _SPACED else target
 
 
 def _cast(network: Network, name: str, dtype: str) -> Network:
