@@ -15,7 +15,7 @@ from flax import linen as nn
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from bksdm_jax.formats.clip_json import clip_text_from_transformers
+from bksdm_jax.formats.clip_json import clip_text_to_transformers
 from bksdm_jax.formats.unet_json import unet_from_diffusers
 from bksdm_jax.formats.weights import read_weights
 from bksdm_jax.interop.components import (
@@ -152,8 +152,8 @@ def test_a_full_size_autoencoder_matches_pytorch(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("generation", TEXT_ENCODERS)
 def test_a_full_size_text_encoder_matches_pytorch(tmp_path: Path, generation: str) -> None:
-    module = CLIPTextModel(CLIPTextConfig(**TEXT_ENCODERS[generation])).eval()
-    config = clip_text_from_transformers(TEXT_ENCODERS[generation])
+    module = CLIPTextModel(CLIPTextConfig(**clip_text_to_transformers(TEXT_ENCODERS[generation]))).eval()
+    config = TEXT_ENCODERS[generation]
     params = stored(module, tmp_path, clip_text_parameter_shapes(config))
     tokens = np.random.default_rng().integers(0, config.vocab_size, (2, 77), np.int32)
     one = text_encoder_difference(module, config, params, tokens)

@@ -16,7 +16,7 @@ from bksdm_jax.base.errors import InputError
 from bksdm_jax.cost.counts import Cost, decoder_cost, image_cost, layer_costs, text_encoder_cost
 from bksdm_jax.cost.timing import Timing
 from bksdm_jax.diffusion.schedule import ScheduleConfig
-from bksdm_jax.formats.clip_json import clip_text_from_transformers
+from bksdm_jax.formats.clip_json import clip_text_from_transformers, clip_text_to_transformers
 from bksdm_jax.formats.unet_json import unet_from_diffusers
 from bksdm_jax.formats.vae_json import vae_from_diffusers
 from bksdm_jax.models.attention import Attention
@@ -47,7 +47,7 @@ def test_an_image_costs_what_table_2_says() -> None:
 def test_parameters_are_pytorchs(generation: str) -> None:
     models = stable_diffusion(generation)
     with torch.device("meta"):
-        text = CLIPTextModel(CLIPTextConfig(**TEXT_ENCODERS[generation]))
+        text = CLIPTextModel(CLIPTextConfig(**clip_text_to_transformers(TEXT_ENCODERS[generation])))
         vae = AutoencoderKL(
             block_out_channels=(128, 256, 512, 512),
             down_block_types=("DownEncoderBlock2D",) * 4,
