@@ -8,7 +8,7 @@ from pathlib import Path
 from absl import logging
 
 from bksdm_jax.base.files import read_json, write_json
-from bksdm_jax.formats.locate import SUFFIXES, TRANSFORMERS_STEMS, choose_files
+from bksdm_jax.formats.locate import TRANSFORMERS_STEMS, choose_files
 
 _SETTINGS = {"safety_checker": "config.json", "feature_extractor": "preprocessor_config.json"}
 COMPONENTS = tuple(_SETTINGS)
@@ -37,15 +37,14 @@ class Component:
     """A component in a folder.
 
     Attributes:
+        folder: its folder.
         entry: its library and class, as in `model_index.json`.
-        settings: its JSON file.
-        weights: suffix -> files of its weights in this format, by the names that they get in a copy; None: it has no
-            weights.
+        weights: as returned by `_weights`; empty for a feature extractor.
     """
 
+    folder: Path
     entry: list[str]
-    settings: Path
-    weights: Mapping[str, Mapping[str, Path]] | None
+    weights: Mapping[str, Mapping[str, str]]
 
 
 def component_files(names: Collection[str], formats: Collection[str], variant: str) -> list[str]:
@@ -53,23 +52,15 @@ def component_files(names: Collection[str], formats: Collection[str], variant: s
     files = []
     for component, settings in _SETTINGS.items():
         inside = {name.removeprefix(f"{component}/") for name in names if name.startswith(f"{component}/")}
-        weights: Collection[str] = ()
-        if component in _WITH_WEIGHTS:
-            found = (_weights(inside, suffix, variant) for suffix in SUFFIXES if suffix in formats)
-            weights = next(filter(None, found), {}).values()
-        files += [f"{component}/{name}" for name in (settings, *weights) if name in inside]
+        weights = _first(_weights(component, inside, variant), formats)
+        files += [f"{component}/{name}" for name in (settings, *weights.values()) if name in inside]
     return files
 
 
 def read_components(folder: Path, variant: str) -> dict[str, Component]:
-    """The components that `model_index.json` names; those with missing files are left out with a warning.
+    """The components that a pipeline's `model_index.json` names; those without settings are left out with a warning.
 
-    Args:
-        folder: a pipeline's.
-        variant: of the weights, if there are any; they lose the infix in a copy.
-
-    Raises:
-        InputError: a damaged `model_index.json`.
+    Weights of `variant`, if there are any, lose the infix in a copy. Raises `InputError` for a damaged index.
     """
     index = folder / "model_index.json"
     entries = read_json(index) if index.is_file() else {}
@@ -82,14 +73,8 @@ def read_components(folder: Path, variant: str) -> dict[str, Component]:
         if not (inside / settings).is_file():
             logging.warning("%s: left out; model_index.json names it, but %s is missing", inside, settings)
             continue
-        weights = None
-        if name in _WITH_WEIGHTS:
-            names = {path.name for path in inside.iterdir() if path.is_file()}
-            files = {suffix: _weights(names, suffix, variant) for suffix in SUFFIXES}
-            weights = {
-                suffix: {new: inside / old for new, old in chosen.items()} for suffix, chosen in files.items() if chosen
-            }
-        found[name] = Component(entry, inside / settings, weights)
+        names = {path.name for path in inside.iterdir() if path.is_file()}
+        found[name] = Component(inside, entry, _weights(name, names, variant))
     return found
 
 
@@ -101,39 +86,41 @@ def copy_components(
     Args:
         components: as returned by `read_components`.
         target: the folder.
-        formats: accepted formats of weights; a component without them, or whose files are gone, is left out with a
-            warning.
+        formats: accepted formats of weights, the preferred ones first; a component without them, or whose files are
+            gone, is left out with a warning.
 
     Returns:
         name -> entry in `model_index.json`, for those copied.
     """
     copied = {}
     for name, component in components.items():
-        files: Mapping[str, Path] = {}
-        if component.weights is not None:
-            found = (component.weights.get(suffix, {}) for suffix in SUFFIXES if suffix in formats)
-            files = next(filter(None, found), {})
-            if not files:
-                logging.warning(
-                    "%s: left out; it has no weights in %s", component.settings.parent, " or ".join(formats)
-                )
-                continue
-        gone = [path for path in (component.settings, *files.values()) if not path.is_file()]
+        settings, weights = _SETTINGS[name], _first(component.weights, formats)
+        if name in _WITH_WEIGHTS and not weights:
+            logging.warning("%s: left out; it has no weights in %s", component.folder, " or ".join(formats))
+            continue
+        gone = [file for file in (settings, *weights.values()) if not (component.folder / file).is_file()]
         if gone:
-            logging.warning("%s: left out; %s no longer exists", component.settings.parent, gone[0].name)
+            logging.warning("%s: left out; %s no longer exists", component.folder, gone[0])
             continue
         (target / name).mkdir()
-        write_json(target / name / component.settings.name, read_json(component.settings))
-        for new, path in files.items():
-            shutil.copyfile(path, target / name / new)
+        write_json(target / name / settings, read_json(component.folder / settings))
+        for new, old in weights.items():
+            shutil.copyfile(component.folder / old, target / name / new)
         copied[name] = component.entry
     return copied
 
 
-def _weights(names: Collection[str], suffix: str, variant: str) -> dict[str, str]:
-    """The weights files of one format: name without variant -> name."""
-    stem = {suffix: TRANSFORMERS_STEMS[suffix]}
-    of_variant = choose_files(names, stem, variant) if variant else ()
-    if len(of_variant) == 1:  # an index lists its shards by name, so shards can't be renamed
-        return {f"{stem[suffix]}{suffix}": of_variant[0]}
-    return {name: name for name in choose_files(names, stem, "")}
+def _weights(component: str, names: Collection[str], variant: str) -> dict[str, dict[str, str]]:
+    """Format -> the files of a component's weights in it: name in a copy, which has no variant -> name."""
+    found = {}
+    for suffix, stem in TRANSFORMERS_STEMS.items() if component in _WITH_WEIGHTS else ():
+        of_variant = choose_files(names, {suffix: stem}, variant) if variant else ()
+        plain = choose_files(names, {suffix: stem}, "")
+        # An index lists its shards by name, so shards can't be renamed.
+        found[suffix] = {f"{stem}{suffix}": of_variant[0]} if len(of_variant) == 1 else {name: name for name in plain}
+    return found
+
+
+def _first(weights: Mapping[str, Mapping[str, str]], formats: Collection[str]) -> Mapping[str, str]:
+    """The weights in the first available format."""
+    return next((weights[suffix] for suffix in formats if weights.get(suffix)), {})
