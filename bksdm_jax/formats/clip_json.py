@@ -18,11 +18,7 @@ _VISION = _TOWER | {"image_size": "image_size", "patch_size": "patch_size"}
 
 
 def clip_text_from_transformers(json: Mapping[str, Any], source: str = "config.json") -> CLIPTextConfig:
-    """Reads `config.json` of Transformers' `CLIPTextModel`.
-
-    Raises:
-        InputError: a missing key or an unsupported value.
-    """
+    """Reads `config.json` of Transformers' `CLIPTextModel`; raises `InputError` for missing and unsupported values."""
     return CLIPTextConfig(**_fields(json, _TEXT, source))
 
 
@@ -41,11 +37,7 @@ def clip_text_to_transformers(config: CLIPTextConfig) -> dict[str, Any]:
 
 
 def clip_from_transformers(json: Mapping[str, Any], source: str = "config.json") -> CLIPConfig:
-    """Reads `config.json` of Transformers' `CLIPModel`.
-
-    Raises:
-        InputError: a missing key or an unsupported value.
-    """
+    """Reads `config.json` of Transformers' `CLIPModel`; raises `InputError` for missing and unsupported values."""
     for part in ("text_config", "vision_config"):
         if not isinstance(json.get(part), Mapping):
             raise InputError(f"{source}: {part} is {json.get(part)!r}; expected an object")

@@ -19,15 +19,12 @@ TRANSFORMERS_STEMS = {".safetensors": "model", ".msgpack": "flax_model", ".bin":
 
 
 def choose_files(names: Collection[str], stems: Mapping[str, str], variant: str) -> tuple[str, ...]:
-    """The files that hold a network's weights, in the first available format.
+    """The files that hold a network's weights in the first available format: one, or an index and its shards, or none.
 
     Args:
         names: all file names of the network's folder.
         stems: suffix -> file name without it, for the formats to look for.
         variant: `fp16`, `non_ema`, ...; empty: none.
-
-    Returns:
-        one file; or an index and its shards; or nothing.
     """
     dotted = f".{variant}" if variant else ""
     for suffix in filter(stems.__contains__, SUFFIXES):
@@ -43,8 +40,7 @@ def choose_files(names: Collection[str], stems: Mapping[str, str], variant: str)
 def weight_files(folder: Path, stems: Mapping[str, str], variant: str) -> tuple[Path, ...]:
     """The files of `folder` that hold a network's weights (of shards, those that the index lists); may be empty.
 
-    Raises:
-        InputError: an index is damaged, or a shard is missing.
+    Raises `InputError` if an index is damaged, or a shard is missing.
     """
     names = {path.name for path in folder.iterdir()}
     chosen = choose_files(names, stems, variant)

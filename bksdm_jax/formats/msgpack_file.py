@@ -27,11 +27,7 @@ _LEAVES = {bytes([first]) for first in _EXTENSIONS}
 
 
 def index_msgpack(path: Path) -> dict[str, StoredTensor]:
-    """Every array by its path, joined by `/`.
-
-    Raises:
-        InputError: the file is damaged or not a Flax checkpoint.
-    """
+    """Every array by its path, joined by `/`; raises `InputError` if the file is damaged or not a Flax checkpoint."""
     try:
         with path.open("rb", buffering=0) as file:
             walk = _Walk(path, file)

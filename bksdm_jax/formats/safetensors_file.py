@@ -31,11 +31,7 @@ _DTYPES = {
 
 
 def index_safetensors(path: Path) -> dict[str, StoredTensor]:
-    """Every tensor by its name.
-
-    Raises:
-        InputError: the header is damaged or doesn't match the file.
-    """
+    """Every tensor by its name; raises `InputError` if the header is damaged or doesn't match the file."""
     table = {}
     try:
         with path.open("rb") as file, safe_open(path, framework="numpy") as tensors:

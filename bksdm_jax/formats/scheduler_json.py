@@ -11,8 +11,7 @@ from bksdm_jax.diffusion.schedule import BETAS, MOST_BETA, SPACINGS, TARGETS, Sc
 def schedule_from_diffusers(json: Mapping[str, Any], source: str = "scheduler_config.json") -> ScheduleConfig:
     """Reads a `scheduler_config.json`; missing keys take the defaults of the Diffusers class that the file names.
 
-    Raises:
-        InputError: an unsupported schedule or prediction type, or an invalid value.
+    Raises `InputError` for unsupported schedules and prediction types, and invalid values.
     """
     name = json.get("_class_name", "PNDMScheduler")
     if not isinstance(name, str):

@@ -121,21 +121,13 @@ def _located(
         raise ValueError(f"the storage of {name[:80]!r} ends after the file")
     if math.prod(tensor.shape) > storage.count:  # strides of 0 would expand a small file without limit
         raise ValueError(f"{name[:80]!r} has more elements than its storage")
-    plain = _c_strides(tensor.shape)
-    found = StoredTensor(
-        path,
-        start + tensor.offset * storage.dtype.itemsize,
-        tensor.shape,
-        storage.dtype,
-        None if tensor.strides == plain or math.prod(tensor.shape) <= 1 else tensor.strides,
-    )
-    if tensor.offset * storage.dtype.itemsize + found.span() > size:
+    offset = tensor.offset * storage.dtype.itemsize
+    c_order = tuple(math.prod(tensor.shape[axis + 1 :]) for axis in range(len(tensor.shape)))
+    strides = None if tensor.strides == c_order or math.prod(tensor.shape) <= 1 else tensor.strides
+    found = StoredTensor(path, start + offset, tensor.shape, storage.dtype, strides)
+    if offset + found.span() > size:
         raise ValueError(f"{name[:80]!r} ends after its storage")
     return found
-
-
-def _c_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 
 def _interpret(path: Path, pickle: bytes) -> dict[str, _Tensor]:
@@ -231,10 +223,6 @@ class _Machine:
         else:
             raise self.refused(f"a call of {name.replace(' ', '.')} with unexpected arguments")
 
-    def attributes(self, _: Any) -> None:
-        """Ignores the table's attributes, which PyTorch uses for version numbers."""
-        self.stack.pop()
-
 
 def _are_sizes(numbers: tuple[Any, ...]) -> bool:
     return all(type(number) is int and 0 <= number < 2**62 for number in numbers)
@@ -244,10 +232,8 @@ def _keep(machine: _Machine, index: int) -> None:
     machine.memo[index] = machine.stack[-1]
 
 
-_Opcode = Callable[[_Machine, Any], None]
-_OPCODES: dict[str, _Opcode] = {
-    "PROTO": lambda machine, _: None,
-    "FRAME": lambda machine, _: None,
+_OPCODES: dict[str, Callable[[_Machine, Any], object]] = {
+    **dict.fromkeys(("PROTO", "FRAME"), lambda machine, _: None),
     "GLOBAL": _Machine.name,
     "STACK_GLOBAL": _Machine.stack_name,
     "MARK": lambda machine, _: machine.push(_MARK),
@@ -260,11 +246,9 @@ _OPCODES: dict[str, _Opcode] = {
     **dict.fromkeys(
         ("BINUNICODE", "SHORT_BINUNICODE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"), _Machine.push
     ),
-    "BINPUT": _keep,
-    "LONG_BINPUT": _keep,
+    **dict.fromkeys(("BINPUT", "LONG_BINPUT"), _keep),
     "MEMOIZE": lambda machine, _: _keep(machine, len(machine.memo)),
-    "BINGET": lambda machine, index: machine.push(machine.memo[index]),
-    "LONG_BINGET": lambda machine, index: machine.push(machine.memo[index]),
+    **dict.fromkeys(("BINGET", "LONG_BINGET"), lambda machine, index: machine.push(machine.memo[index])),
     "TUPLE": lambda machine, _: machine.push(tuple(machine.marked())),
     "TUPLE1": lambda machine, _: machine.tuple_of(1),
     "TUPLE2": lambda machine, _: machine.tuple_of(2),
@@ -275,5 +259,5 @@ _OPCODES: dict[str, _Opcode] = {
     "APPENDS": lambda machine, _: machine.append(machine.marked()),
     "BINPERSID": _Machine.storage,
     "REDUCE": _Machine.call,
-    "BUILD": _Machine.attributes,
+    "BUILD": lambda machine, _: machine.stack.pop(),  # attributes of the table: version numbers
 }

@@ -12,20 +12,13 @@ DOWN, UP = "transformer_layers_per_block", "reverse_transformer_layers_per_block
 def depths_from_diffusers(
     json: Mapping[str, Any], down: Sequence[int], mid: int, up: Sequence[int], source: str
 ) -> tuple[list[tuple[int, ...]], tuple[int, ...], list[tuple[int, ...]]]:
-    """Reads the depth of every transformer.
+    """The depths of the transformers of each down stage, of the mid block, and of each up stage.
 
-    Args:
-        json: the parsed file. One number applies to all stages; a list has an entry per stage: a number, or a list
-            with one per transformer. Up stages default to the down stages' depths in reverse.
-        down, mid, up: transformers per stage.
-        source: the file's name, for errors.
+    One number in `json` applies to all stages; a list has an entry per stage: a number, or a list with one per
+    transformer. Up stages default to the down stages' depths in reverse; the mid block takes the first of the last down
+    stage's entry. `down`, `mid` and `up` are transformers per stage.
 
-    Returns:
-        the depths of the transformers of each down stage, of the mid block (the first of the last down stage's
-        entry), and of each up stage.
-
-    Raises:
-        InputError: a wrong number of entries, or an invalid depth.
+    Raises `InputError` for a wrong number of entries, or an invalid depth.
     """
     value, mirrored = json.get(DOWN, 1), json.get(UP)
     entries = list(value) if isinstance(value, (list, tuple)) else [value] * len(down)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bksdm_jax.base.errors import InputError, finite_number, known_name, true_or_false, whole_number
-from bksdm_jax.formats.unet_depths import depths_from_diffusers, depths_to_diffusers, shortest
+from bksdm_jax.formats.unet_depths import UP, depths_from_diffusers, depths_to_diffusers, shortest
 from bksdm_jax.models.unet import TIME_IDS
 from bksdm_jax.models.unet_table import AddedEmbedding, Stage, UNetConfig
 
@@ -51,12 +51,7 @@ _FIXED: dict[str, tuple[Any, ...]] = {
 def unet_from_diffusers(json: Mapping[str, Any], source: str = "config.json") -> UNetConfig:
     """Reads a config of Diffusers' PyTorch or Flax class; missing keys take Diffusers' defaults.
 
-    Args:
-        json: the parsed file.
-        source: its name, for errors.
-
-    Raises:
-        InputError: a key has an unsupported value.
+    Raises `InputError`, with `source`, for unsupported values.
     """
     for key, allowed in _FIXED.items():
         if key in json and json[key] not in allowed:
@@ -97,17 +92,14 @@ def unet_from_diffusers(json: Mapping[str, Any], source: str = "config.json") ->
 def unet_to_diffusers(config: UNetConfig) -> dict[str, Any]:
     """The `config.json` of the same network as Diffusers' `UNet2DConditionModel`.
 
-    Raises:
-        InputError: Diffusers' class can't express this U-Net; names the stage and the reason.
+    Raises `InputError`, with the stage and the reason, if Diffusers' class can't express it.
     """
     _require_expressible(config)
-    layers = [len(stage.pairs) for stage in config.down]
-    heads = [stage.heads for stage in config.down]
     mid_pairs = _kinds(config.mid.pairs) if config.mid else ()
     json = {
         "_class_name": "UNet2DConditionModel",
         "act_fn": "silu",
-        "attention_head_dim": shortest(heads),
+        "attention_head_dim": shortest([stage.heads for stage in config.down]),
         "block_out_channels": [stage.width for stage in config.down],
         "center_input_sample": False,
         "cross_attention_dim": config.context_width,
@@ -116,7 +108,7 @@ def unet_to_diffusers(config: UNetConfig) -> dict[str, Any]:
         "flip_sin_to_cos": config.flip_sin_to_cos,
         "freq_shift": int(config.freq_shift) if config.freq_shift == int(config.freq_shift) else config.freq_shift,
         "in_channels": config.in_channels,
-        "layers_per_block": shortest(layers),
+        "layers_per_block": shortest([len(stage.pairs) for stage in config.down]),
         "mid_block_scale_factor": 1,
         "mid_block_type": next(name for name, pairs in MID_TYPES.items() if pairs == mid_pairs),
         "norm_eps": config.norm_epsilon,
@@ -137,18 +129,14 @@ def unet_to_diffusers(config: UNetConfig) -> dict[str, Any]:
 
 
 def require_flax_expressible(config: UNetConfig) -> None:
-    """Checks that Diffusers' Flax class, which is more limited than the PyTorch class, can express a U-Net.
-
-    Raises:
-        InputError: names the reason.
-    """
+    """Raises `InputError` if Diffusers' Flax class, more limited than the PyTorch class, can't express this U-Net."""
     way_out = "Diffusers' Flax class can't express this student; write it with format safetensors"
     layers = [len(stage.pairs) for stage in config.down]
     if len(set(layers)) > 1:
         raise InputError(f"format: flax needs the same number of layers in every stage, not {layers}: {way_out}")
     if config.mid is not None and _kinds(config.mid.pairs) != MID_TYPES[_DEFAULT_MID]:
         raise InputError(f"format: flax doesn't support a mid block without attention: {way_out}")
-    if "reverse_transformer_layers_per_block" in depths_to_diffusers(config):
+    if UP in depths_to_diffusers(config):
         raise InputError(f"format: flax needs equal transformer depths in a stage and its mirrored stage: {way_out}")
     if config.norm_groups != 32:
         raise InputError(f"format: flax needs 32 norm groups, not {config.norm_groups}: {way_out}")
@@ -166,15 +154,14 @@ def _require_expressible(config: UNetConfig) -> None:
     if config.down[0].width != config.stem_width:
         _refuse("down_blocks.0", f"conv_in has {config.stem_width} channels, the stage {config.down[0].width}")
     for i, (down, up) in enumerate(zip(config.down, reversed(config.up), strict=True)):
-        name, j = f"up_blocks.{len(config.up) - 1 - i}", len(config.up) - 1 - i
-        last = i == len(config.down) - 1
+        name, last = f"up_blocks.{len(config.up) - 1 - i}", i == len(config.down) - 1
         if (up.width, up.heads) != (down.width, down.heads):
             _refuse(name, f"its {up.width} channels and {up.heads} heads differ from those of down_blocks.{i}")
         if len(up.pairs) != len(down.pairs) + 1:
             _refuse(name, f"it has {len(up.pairs)} layers, not one more than down_blocks.{i} ({len(down.pairs)})")
         if down.resampler == last:
             _refuse(f"down_blocks.{i}", "every down stage but the last must end with a downsampler")
-        if up.resampler != (j < len(config.up) - 1):
+        if up.resampler != (i > 0):
             _refuse(name, "every up stage but the last must end with an upsampler")
     if config.mid is not None:
         _require_mid(config.mid, config.down[-1])
@@ -203,14 +190,12 @@ def _kinds(pairs: Sequence[str]) -> tuple[str, ...]:
 def _require_divisible(config: UNetConfig, source: str) -> None:
     for name, stage in config.stages().items():
         if stage.width % config.norm_groups:
-            raise InputError(
-                f"{source}: {name}: {stage.width} channels; expected a multiple of {config.norm_groups} groups"
-            )
-        if any("A" in pair for pair in stage.pairs) and stage.width % stage.heads:
-            raise InputError(
-                f"{source}: {name}: {stage.width} channels; expected a multiple of {stage.heads} heads "
-                "(Diffusers stores head counts under attention_head_dim)"
-            )
+            expected = f"{config.norm_groups} groups"
+        elif any(stage.depths) and stage.width % stage.heads:
+            expected = f"{stage.heads} heads (Diffusers stores head counts under attention_head_dim)"
+        else:
+            continue
+        raise InputError(f"{source}: {name}: {stage.width} channels; expected a multiple of {expected}")
 
 
 def _stages(json: Mapping[str, Any], widths: tuple[int, ...], source: str) -> dict[str, Any]:
@@ -257,9 +242,8 @@ def _widths(json: Mapping[str, Any], source: str) -> tuple[int, ...]:
 
 def _types(json: Mapping[str, Any], side: str, count: int, source: str) -> tuple[bool, ...]:
     key = f"{side}_block_types"
-    default = [STAGE_TYPES[side, True]] * 3
-    default = [*default, STAGE_TYPES[side, False]] if side == "down" else [STAGE_TYPES[side, False], *default]
-    types = json.get(key, default)
+    default = [*[STAGE_TYPES[side, True]] * 3, STAGE_TYPES[side, False]]  # from the highest resolution to the lowest
+    types = json.get(key, default if side == "down" else default[::-1])
     known = {name: attention for (s, attention), name in STAGE_TYPES.items() if s == side}
     if not isinstance(types, (list, tuple)) or len(types) != count:
         raise InputError(f"{source}: {key} is {types!r}; expected {count} names, one per entry of block_out_channels")

@@ -20,24 +20,17 @@ _FIXED: dict[str, tuple[Any, ...]] = {
 def vae_from_diffusers(json: Mapping[str, Any], source: str = "config.json") -> VAEConfig:
     """Reads `config.json` of Diffusers' `AutoencoderKL` (PyTorch or Flax); missing keys take Diffusers' defaults.
 
-    Raises:
-        InputError: a key has an unsupported value.
+    Raises `InputError` for unsupported values.
     """
+
+    def number(key: str, default: int) -> int:
+        return whole_number(source, key, json.get(key, default))
+
     for key, allowed in _FIXED.items():
         if key in json and json[key] not in allowed:
             raise InputError(f"{source}: {key} is {json[key]!r}; only {allowed[0]!r} is supported")
     widths = json.get("block_out_channels", (64,))
-    numbers = {
-        key: whole_number(source, key, json.get(key, default))
-        for key, default in (
-            ("norm_num_groups", 32),
-            ("layers_per_block", 1),
-            ("in_channels", 3),
-            ("out_channels", 3),
-            ("latent_channels", 4),
-        )
-    }
-    groups = numbers.pop("norm_num_groups")
+    groups = number("norm_num_groups", 32)
     if not isinstance(widths, (list, tuple)) or not widths:
         raise InputError(f"{source}: block_out_channels is {widths!r}; expected a list of channel counts")
     if any(not isinstance(w, int) or w < 1 or w % groups for w in widths):
@@ -47,8 +40,11 @@ def vae_from_diffusers(json: Mapping[str, Any], source: str = "config.json") -> 
         if not isinstance(types, (list, tuple)) or list(types) != [name] * len(widths):
             raise InputError(f"{source}: {key} is {types!r}; expected {len(widths)} times {name!r}")
     return VAEConfig(
+        layers_per_block=number("layers_per_block", 1),
+        in_channels=number("in_channels", 3),
+        out_channels=number("out_channels", 3),
         widths=tuple(widths),
-        **numbers,
+        latent_channels=number("latent_channels", 4),
         norm_groups=groups,
         scaling_factor=finite_number(source, "scaling_factor", json.get("scaling_factor", 0.18215), 1e-6),
     )

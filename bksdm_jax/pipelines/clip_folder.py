@@ -28,8 +28,7 @@ class LoadedCLIP:
 def load_clip(folder: str | Path) -> LoadedCLIP:
     """Reads `config.json`, `flax_model.msgpack` and the tokenizer's files.
 
-    Raises:
-        InputError: a file is missing, damaged, or doesn't match the config.
+    Raises `InputError` if a file is missing, damaged, or doesn't match the config.
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():
@@ -42,7 +41,6 @@ def load_clip(folder: str | Path) -> LoadedCLIP:
 def write_clip(target: Path, config: CLIPConfig, params: Mapping[str, Any], tokenizer: Path) -> None:
     """Writes such a folder atomically; `tokenizer` is the folder of the tokenizer's files."""
     size = config.vision.image_size
-    half = [0.5, 0.5, 0.5]  # images in [-1, 1]
     preprocessor = {
         "image_processor_type": "CLIPImageProcessor",
         "do_center_crop": True,
@@ -50,8 +48,8 @@ def write_clip(target: Path, config: CLIPConfig, params: Mapping[str, Any], toke
         "do_resize": True,
         "size": {"shortest_edge": size},
         "do_normalize": True,
-        "image_mean": half,
-        "image_std": half,
+        "image_mean": [0.5] * 3,  # images in [-1, 1]
+        "image_std": [0.5] * 3,
     }
     with atomic_folder(target) as temporary:
         shutil.copytree(tokenizer, temporary, dirs_exist_ok=True)

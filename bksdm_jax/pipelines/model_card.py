@@ -31,13 +31,7 @@ class CardFacts:
 
 
 def model_card(pipeline: Pipeline, facts: CardFacts, file_format: str) -> str:
-    """The text of `README.md`, with the metadata that the hub reads.
-
-    Args:
-        pipeline: as written.
-        facts: other facts.
-        file_format: a key of `save.FORMATS`.
-    """
+    """The text of `README.md`, with the metadata that the hub reads; `file_format` is one of `save.FORMATS`."""
     parent = parent_name(facts.parent)
     head = ModelCardData(
         base_model=facts.parent if is_hub_id(facts.parent) else None,
@@ -103,12 +97,7 @@ def _use(pipeline: Pipeline, file_format: str) -> str:
 
 
 def tools_text(unet: UNetConfig, spaced: bool) -> str:
-    """Which tools can load a single file with this U-Net.
-
-    Args:
-        unet: the U-Net.
-        spaced: how its blocks are numbered, see `original_names.unet_modules`.
-    """
+    """Which tools can load a single file with this U-Net; `spaced` is as in `original_names.unet_modules`."""
     if unet.mid is not None and all(len(stage.pairs) == 2 for stage in unet.down):
         return "Tools that load Stable Diffusion checkpoints can load it."
     tiny = unet.mid is None and len(unet.down) == 3 and all(stage.pairs == ("RA",) for stage in unet.down)

@@ -54,12 +54,9 @@ def load_tokenizer(folder: Path, max_length: int, pad: str = "") -> Tokenizer:
     """Reads a folder with the files of a CLIP tokenizer.
 
     Args:
-        folder: `tokenizer/` of a pipeline folder.
+        folder: `tokenizer/` of a pipeline folder; raises `InputError` if Transformers can't read it.
         max_length: token ids per caption.
         pad: the padding token; empty: the one in the files.
-
-    Raises:
-        InputError: Transformers can't read it.
     """
     # Takes a second, which commands without captions or with a mistake shouldn't wait for.
     from transformers import CLIPTokenizer  # noqa: PLC0415
@@ -92,11 +89,8 @@ def write_tokenizer(folder: Path, words: Iterable[str]) -> None:
 
     The last two ids are start and end of text; the end token is also the padding.
     """
-    printable = [
-        *range(33, 127),
-        *range(161, 173),
-        *range(174, 256),
-    ]  # the other bytes map to 256 and up, as in GPT-2's tokenizer
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    # The other bytes map to 256 and up, as in GPT-2's tokenizer.
     letters = [chr(byte) for byte in printable] + [chr(256 + i) for i in range(256 - len(printable))]
     vocabulary = letters + [f"{letter}</w>" for letter in letters]
     merges: dict[tuple[str, str], int] = {}
