@@ -1,1 +1,1 @@
-"""Pipelines: the family table, reading, writing, the hub, model cards."""
+"""Pipelines: their families, reading, writing, the hub, model cards."""

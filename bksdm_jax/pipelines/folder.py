@@ -14,14 +14,7 @@ from bksdm_jax.formats.locate import choose_files, weight_files
 from bksdm_jax.formats.scheduler_json import schedule_from_diffusers
 from bksdm_jax.formats.weights import WRITERS, read_weights
 from bksdm_jax.pipelines.families import FAMILIES, STABLE_DIFFUSION, Family, NetworkType
-from bksdm_jax.pipelines.passthrough import (
-    COMPONENTS,
-    NO_EXTRAS,
-    Extras,
-    component_files,
-    copy_components,
-    read_components,
-)
+from bksdm_jax.pipelines.passthrough import COMPONENTS, Extras, component_files, copy_components, read_components
 from bksdm_jax.pipelines.pipeline import Architectures, Network, Pipeline, require_agreement, require_vocabulary
 from bksdm_jax.pipelines.tokenizer import load_tokenizer
 
@@ -152,7 +145,7 @@ def _require_components(folder: Path, family: Family) -> None:
 
 
 def needed_files(
-    names: Collection[str], variant: str, extras: Extras = NO_EXTRAS, networks: Collection[str] | None = None
+    names: Collection[str], variant: str, extras: Extras, networks: Collection[str] | None = None
 ) -> list[str]:
     """The files that a `FolderModel` reads.
 

@@ -7,20 +7,11 @@ from pathlib import Path
 
 import httpx
 from absl import logging
-from huggingface_hub import HfApi, constants, snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    IncompleteSnapshotError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import HfApi, constants, errors, snapshot_download
 
 from bksdm_jax.base.errors import InputError, in_short
 
+_UNREACHABLE = (errors.HfHubHTTPError, httpx.HTTPError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled)
 _ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 
@@ -48,23 +39,23 @@ def hub_folder(repo: str, revision: str, wanted: Callable[[Collection[str]], Col
             names = wanted(HfApi().list_repo_files(repo, revision=revision or None))
             patterns = [glob.escape(name) for name in names]
             return Path(snapshot_download(repo, revision=revision or None, allow_patterns=patterns))
-    except GatedRepoError as error:
+    except errors.GatedRepoError as error:
         raise InputError(
             f"{where}: access requires accepting its licence on its hub page; do so, then run `hf auth login`"
         ) from error
-    except RevisionNotFoundError as error:
+    except errors.RevisionNotFoundError as error:
         raise InputError(f"{where}: no such revision on the hub") from error
-    except HFValidationError as error:
+    except errors.HFValidationError as error:
         raise InputError(f"{repo}: neither a local folder nor a valid hub id ({in_short(error)})") from error
-    except RepositoryNotFoundError as error:
+    except errors.RepositoryNotFoundError as error:
         raise InputError(f"{repo}: neither a local folder nor a public model on the hub") from error
-    except (HfHubHTTPError, httpx.HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+    except _UNREACHABLE as error:
         logging.warning("%s: the hub can't be reached (%s); using its cache", repo, in_short(error))
     try:
         return Path(snapshot_download(repo, revision=revision or None, local_files_only=True))
-    except IncompleteSnapshotError as error:  # if a needed file is missing, its reader reports it
+    except errors.IncompleteSnapshotError as error:  # if a needed file is missing, its reader reports it
         return Path(error.snapshot_path)
-    except (LocalEntryNotFoundError, FileNotFoundError) as error:
+    except (errors.LocalEntryNotFoundError, FileNotFoundError) as error:
         raise InputError(
             f"{where}: no such local folder, not in the hub's cache, and the hub can't be reached; "
             "download it where there is a network (`hf download`), or give a folder"

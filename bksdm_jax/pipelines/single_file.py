@@ -18,7 +18,6 @@ from bksdm_jax.formats.weights import read_tensors
 from bksdm_jax.models.clip import CLIPTextConfig, clip_text_parameter_shapes
 from bksdm_jax.models.unet import parameter_shapes
 from bksdm_jax.models.vae import vae_parameter_shapes
-from bksdm_jax.pipelines.families import STABLE_DIFFUSION
 from bksdm_jax.pipelines.hub import hub_folder, is_hub_id
 from bksdm_jax.pipelines.pipeline import Architectures, Network, Pipeline, require_agreement, require_vocabulary
 from bksdm_jax.pipelines.tokenizer import TOKENIZER_FILES, load_tokenizer
