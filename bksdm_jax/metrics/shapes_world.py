@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from bksdm_jax.base.errors import InputError
+from bksdm_jax.base.progress import Progress
 from bksdm_jax.data.image_folder import FileExample
 from bksdm_jax.metrics.attributes import attribute_scores, unreadable_share
 from bksdm_jax.metrics.features import Batch
@@ -49,6 +50,8 @@ def require_captions(folder: str, examples: Sequence[FileExample]) -> None:
 
 def heldout_batches(count: int, batch_size: int) -> Iterator[Batch]:
     """Renders the first `count` held-out pictures, with their captions."""
-    for start in range(0, count, batch_size):
-        pairs = [example("heldout", index) for index in range(start, min(start + batch_size, count))]
-        yield np.stack([picture for picture, _ in pairs]), [text for _, text in pairs]
+    with Progress("rendering real pictures", count) as progress:
+        for start in range(0, count, batch_size):
+            pairs = [example("heldout", index) for index in range(start, min(start + batch_size, count))]
+            yield np.stack([picture for picture, _ in pairs]), [text for _, text in pairs]
+            progress.advance(len(pairs))
