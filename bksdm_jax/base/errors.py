@@ -43,7 +43,8 @@ def finite_number(source: str, key: str, value: object, least: float = -math.inf
     """`value` as a float, if it is finite and in [least, most]; else raises `InputError` with `source` and `key`."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number or not math.isfinite(value) or not least <= value <= most:
-        span = "" if (least, most) == (-math.inf, math.inf) else f" in [{least:g}, {most:g}]"
+        span = f" of at least {least:g}" if least > -math.inf else ""
+        span = f" in [{least:g}, {most:g}]" if most < math.inf else span
         raise InputError(f"{source}: {key} is {value!r}; expected a finite number{span}")
     return float(value)
 

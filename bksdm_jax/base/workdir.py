@@ -28,16 +28,31 @@ def require_same(workdir: Path, settings: Mapping[str, Any], may_change: Collect
     """
     path = workdir / "config.json"
     if not path.exists():
+        if workdir.is_file():
+            raise InputError(f"{workdir}: is a file; choose a folder as workdir")
         if is_used(workdir):
             raise InputError(f"{workdir}: not empty and not created by this program; choose another workdir")
         return
     former, present = read_json(path), json.loads(json.dumps(settings))
-    for key in sorted(former.keys() | present.keys()):
-        if key not in may_change and former.get(key) != present.get(key):
+    theirs, ours = (settings.keys() - set(may_change) for settings in (former, present))
+    if len(theirs & ours) < len(theirs ^ ours):
+        raise InputError(f"{path}: written by another program; choose another workdir")
+    for key in sorted(theirs | ours):
+        if former.get(key) != present.get(key):
+            name, old, new = _difference(key, former.get(key), present.get(key))
             raise InputError(
-                f"{path}: this workdir's run has {key} {_short(former.get(key))}, not {_short(present.get(key))}; "
-                "choose another workdir"
+                f"{path}: this workdir's run has {name} {_short(old)}, not {_short(new)}; choose another workdir"
             )
+
+
+def _difference(key: str, old: Any, new: Any) -> tuple[str, Any, Any]:
+    """The name of the first value inside `key` that differs (`loss.task`, `texts.3`), and both values."""
+    if isinstance(old, list) and isinstance(new, list):
+        old, new = dict(enumerate(old)), dict(enumerate(new))
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return key, old, new
+    inner = next(name for name in old | new if old.get(name) != new.get(name))
+    return _difference(f"{key}.{inner}", old.get(inner), new.get(inner))
 
 
 def is_used(folder: Path) -> bool:

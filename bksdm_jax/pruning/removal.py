@@ -58,7 +58,7 @@ def removed_blocks(student: str) -> tuple[str, ...]:
     """The removed blocks of a student: those of a preset, or a comma-separated list.
 
     Raises:
-        InputError: `student` is empty.
+        InputError: `student` is empty, or lists a preset beside other names.
     """
     student = student.strip()
     if student in PRESETS:
@@ -66,6 +66,8 @@ def removed_blocks(student: str) -> tuple[str, ...]:
     names = tuple(name.strip() for name in student.split(",") if name.strip())
     if not names:
         raise InputError(f"student: empty; expected a preset ({', '.join(PRESETS)}) or a list of removed blocks")
+    if presets := [name for name in names if name in PRESETS]:
+        raise InputError(f"student: {student!r} combines {presets[0]} with other names; give one preset, or blocks")
     return names
 
 

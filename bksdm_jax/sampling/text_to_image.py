@@ -40,6 +40,7 @@ class SamplerConfig:
     attention: str = "auto"
 
 
+MOST_RESOLUTION = 4096  # pixels
 MOST_SEED = 2**32 - 1
 """Larger seeds would silently be cut to 32 bits."""
 EncodeCaptions = Callable[[Sequence[str]], dict[str, np.ndarray]]
@@ -59,10 +60,12 @@ def require_sampler(config: SamplerConfig, networks: Architectures) -> None:
 
 
 def require_resolution(resolution: int, networks: Architectures) -> None:
-    """Raises `InputError` unless the resolution is a multiple of the networks' total downsampling."""
+    """Raises `InputError` unless the resolution is a multiple of the networks' total downsampling, in bounds."""
     multiple = networks.factor * networks.denoiser.downscale
-    if resolution < multiple or resolution % multiple:
-        raise InputError(f"resolution: {resolution} pixels; this model needs a multiple of {multiple}")
+    if not multiple <= resolution <= MOST_RESOLUTION or resolution % multiple:
+        raise InputError(
+            f"resolution: {resolution} pixels; this model needs a multiple of {multiple}, {MOST_RESOLUTION} at most"
+        )
 
 
 def make_generate(networks: Architectures, config: SamplerConfig, dtype: jnp.dtype = jnp.float32) -> Generate:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from etils import epath
 
-from bksdm_jax.base.errors import InputError
+from bksdm_jax.base.errors import InputError, known_name
 from bksdm_jax.data.latents import CachedExample
 from bksdm_jax.data.sources import Example, First, data_folder, is_cached, open_examples, splits_of
 from bksdm_jax.pipelines.load import Model, find_model
@@ -80,4 +80,5 @@ def _held_out(
         )
     if not splits_of(examples):
         raise InputError(f"validation.split: {split!r}, but {data} is an image folder, without splits")
+    known_name("config", "validation.split", split, splits_of(examples))
     return open_examples(data, split)
