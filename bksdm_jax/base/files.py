@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bksdm_jax.base.errors import InputError
-from bksdm_jax.base.paths import AnyPath, read_bytes
+from bksdm_jax.base.errors import InputError, in_short
+from bksdm_jax.base.paths import MOST_READ, AnyPath, read_bytes
 
+_MOST_JSON = 2**24  # bytes; `[]` takes a hundred times its size in memory
 _BOMS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark is a prefix of this one
@@ -107,13 +108,19 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def read_json(path: AnyPath) -> dict[str, Any]:
-    """The JSON object in `path`; raises `InputError` if the file can't be read or holds something else."""
-    text = read_text(path)
+def read_json(path: AnyPath, most: int = _MOST_JSON) -> dict[str, Any]:
+    """The JSON object in `path`.
+
+    Raises:
+        InputError: the file can't be read, has more than `most` bytes, or holds something else.
+    """
+    text = read_text(path, most)
     try:
         value = json.loads(text)
+    except RecursionError as error:
+        raise InputError(f"{path}: nested too deeply; expected a JSON object of settings") from error
     except ValueError as error:
-        raise InputError(f"{path}: not valid JSON ({error})") from error
+        raise InputError(f"{path}: not valid JSON ({in_short(error)})") from error
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value
@@ -124,13 +131,14 @@ def encoding_of(data: bytes) -> str:
     return next((name for mark, name in _BOMS if data.startswith(mark)), "utf-8")
 
 
-def read_text(path: AnyPath) -> str:
+def read_text(path: AnyPath, most: int = MOST_READ) -> str:
     """The text of `path`: UTF-8, or the encoding of its byte-order mark (UTF-8, UTF-16, UTF-32).
 
     Raises:
-        InputError: the file can't be read, or a line (named in the error) isn't text in that encoding.
+        InputError: the file can't be read, has more than `most` bytes, or a line (named in the error) isn't text in
+            that encoding.
     """
-    data = read_bytes(path)
+    data = read_bytes(path, most)
     encoding = encoding_of(data)
     try:
         text = data.decode(encoding)

@@ -1,6 +1,8 @@
 """Paths to read from: on this machine, or in a Google Cloud Storage bucket (`gs://`)."""
 
+import math
 import os
+import stat
 from pathlib import Path
 
 from etils import epath
@@ -9,6 +11,8 @@ from bksdm_jax.base.errors import InputError, in_short
 
 AnyPath = Path | epath.Path
 _REMOTE = "gs"
+MOST_READ = 2**30
+"""Bytes of a file that is read as a whole."""
 
 
 def to_path(name: str | os.PathLike[str]) -> epath.Path:
@@ -44,8 +48,26 @@ def size_and_time(path: AnyPath) -> tuple[int, int]:
         raise InputError(f"{path}: can't be read ({in_short(error)})") from error
 
 
-def read_bytes(path: AnyPath) -> bytes:
-    """A file's bytes; raises `InputError` if it can't be read."""
+def require_file(path: AnyPath, most: float = math.inf) -> None:
+    """Raises `InputError` unless a local path is a regular file, or a link to one, of at most `most` bytes.
+
+    Devices and pipes may never end, or never begin. Objects in buckets aren't checked.
+    """
+    if is_remote(path):
+        return
+    try:
+        found = Path(path).stat()
+    except OSError as error:
+        raise InputError(f"{path}: can't be read ({in_short(error)})") from error
+    if not stat.S_ISREG(found.st_mode):
+        raise InputError(f"{path}: not a regular file; expected a file or a link to one")
+    if found.st_size > most:
+        raise InputError(f"{path}: {found.st_size} bytes; expected at most {most}")
+
+
+def read_bytes(path: AnyPath, most: int = MOST_READ) -> bytes:
+    """A file's bytes; raises `InputError` if it can't be read, or as `require_file`."""
+    require_file(path, most)
     try:
         return path.read_bytes()
     except Exception as error:  # OSError, or one of the storage client's types

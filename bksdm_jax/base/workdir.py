@@ -8,6 +8,7 @@ from typing import Any
 
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.files import make_folder, read_json, write_json
+from bksdm_jax.base.paths import MOST_READ
 
 COMPILED = ".compiled"
 """A workdir's folder of XLA's compiled programs, which may exist before the workdir is claimed."""
@@ -33,7 +34,7 @@ def require_same(workdir: Path, settings: Mapping[str, Any], may_change: Collect
         if is_used(workdir):
             raise InputError(f"{workdir}: not empty and not created by this program; choose another workdir")
         return
-    former, present = read_json(path), json.loads(json.dumps(settings))
+    former, present = read_json(path, MOST_READ), json.loads(json.dumps(settings))
     theirs, ours = (settings.keys() - set(may_change) for settings in (former, present))
     if len(theirs & ours) < len(theirs ^ ours):
         raise InputError(f"{path}: written by another program; choose another workdir")

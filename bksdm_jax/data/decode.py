@@ -10,6 +10,8 @@ from bksdm_jax.base.errors import in_short
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 """Formats that only hold pixels; some that Pillow opens, such as EPS, are programs."""
+MOST_BYTES = 2**28
+"""Bytes of an image file."""
 MOST_PIXELS = 89_478_485
 """Width times height above which an image is refused; Pillow's own limit."""
 _ORIENTATION = 0x0112  # EXIF's tag

@@ -7,7 +7,7 @@ from PIL import Image
 
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.paths import AnyPath, read_bytes, to_path
-from bksdm_jax.data.decode import open_image, to_rgb
+from bksdm_jax.data.decode import MOST_BYTES, open_image, to_rgb
 from bksdm_jax.data.tables import read_table
 
 
@@ -26,7 +26,7 @@ class FileExample:
 
     def image(self) -> Image.Image:
         """Upright RGB; raises `InputError` if the file can't be read or isn't a usable image."""
-        data = read_bytes(self.path)
+        data = read_bytes(self.path, MOST_BYTES)
         try:
             return to_rgb(open_image(data))
         except ValueError as error:
@@ -34,7 +34,7 @@ class FileExample:
 
     def size(self) -> tuple[int, int]:
         """Width and height as the file's header states them; raises `InputError` as `image`."""
-        data = read_bytes(self.path)
+        data = read_bytes(self.path, MOST_BYTES)
         try:
             return open_image(data).size
         except ValueError as error:

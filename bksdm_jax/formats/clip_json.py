@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bksdm_jax.base.errors import InputError, finite_number, known_name, whole_number
+from bksdm_jax.formats.limits import MOST_CHANNELS, MOST_LAYERS, MOST_PIXELS, MOST_POSITIONS, MOST_TOKENS
 from bksdm_jax.models.clip import ACTIVATIONS, CLIPTextConfig, TowerConfig
 from bksdm_jax.models.clip_pair import CLIPConfig, CLIPVisionConfig
 
@@ -13,6 +14,7 @@ _TOWER = {
     "layers": "num_hidden_layers",
     "heads": "num_attention_heads",
 }
+_MOST = {"layers": MOST_LAYERS, "vocab_size": MOST_TOKENS, "max_length": MOST_POSITIONS, "image_size": MOST_PIXELS}
 _TEXT = _TOWER | {"vocab_size": "vocab_size", "max_length": "max_position_embeddings"}
 _VISION = _TOWER | {"image_size": "image_size", "patch_size": "patch_size"}
 
@@ -47,7 +49,8 @@ def clip_from_transformers(json: Mapping[str, Any], source: str = "config.json")
             f"{source}: vision_config: image_size {vision.image_size} isn't divisible by patch_size {vision.patch_size}"
         )
     text = clip_text_from_transformers(json["text_config"], f"{source}: text_config")
-    return CLIPConfig(text, vision, whole_number(source, "projection_dim", json.get("projection_dim", 512)))
+    projection = whole_number(source, "projection_dim", json.get("projection_dim", 512), 1, MOST_CHANNELS)
+    return CLIPConfig(text, vision, projection)
 
 
 def clip_to_transformers(config: CLIPConfig) -> dict[str, Any]:
@@ -64,7 +67,10 @@ def clip_to_transformers(config: CLIPConfig) -> dict[str, Any]:
 
 def _fields(json: Mapping[str, Any], keys: Mapping[str, str], source: str) -> dict[str, Any]:
     """The fields of a tower's config; `keys` has the JSON key of each numeric field."""
-    fields: dict[str, Any] = {field: whole_number(source, key, json.get(key)) for field, key in keys.items()}
+    fields: dict[str, Any] = {
+        field: whole_number(source, key, json.get(key), 1, _MOST.get(field, MOST_CHANNELS))
+        for field, key in keys.items()
+    }
     if fields["width"] % fields["heads"]:
         raise InputError(
             f"{source}: hidden_size {fields['width']} isn't divisible by num_attention_heads {fields['heads']}"

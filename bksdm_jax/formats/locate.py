@@ -37,6 +37,14 @@ def choose_files(names: Collection[str], stems: Mapping[str, str], variant: str)
     return ()
 
 
+def variants_in(folder: Path, stems: Mapping[str, str]) -> list[str]:
+    """The variants of a network's weights in `folder`, such as `fp16`."""
+    names = sorted(path.name for path in folder.iterdir())
+    patterns = [rf"{re.escape(stem)}\.([\w-]+?)(-\d+-of-\d+)?{re.escape(suffix)}" for suffix, stem in stems.items()]
+    matches = (re.fullmatch(pattern, name) for pattern in patterns for name in names)
+    return list(dict.fromkeys(match[1] for match in matches if match))
+
+
 def weight_files(folder: Path, stems: Mapping[str, str], variant: str) -> tuple[Path, ...]:
     """The files of `folder` that hold a network's weights (of shards, those that the index lists); may be empty.
 

@@ -14,7 +14,7 @@ import msgpack
 import numpy as np
 
 from bksdm_jax.base.errors import InputError, in_short
-from bksdm_jax.formats.stored import FLOATS, StoredTensor
+from bksdm_jax.formats.stored import FLOATS, StoredTensor, require_weights_file
 
 _NDARRAY = b"\x01"  # extension type
 _DEPTH = 32
@@ -28,6 +28,7 @@ _LEAVES = {bytes([first]) for first in _EXTENSIONS}
 
 def index_msgpack(path: Path) -> dict[str, StoredTensor]:
     """Every array by its path, joined by `/`; raises `InputError` if the file is damaged or not a Flax checkpoint."""
+    require_weights_file(path)
     try:
         with path.open("rb", buffering=0) as file:
             walk = _Walk(path, file)

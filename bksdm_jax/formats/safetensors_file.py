@@ -12,7 +12,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from bksdm_jax.base.errors import InputError, in_short
-from bksdm_jax.formats.stored import EIGHT_BITS, StoredTensor
+from bksdm_jax.formats.stored import EIGHT_BITS, StoredTensor, require_weights_file
 
 _DTYPES = {
     "F64": np.dtype(np.float64),
@@ -32,6 +32,7 @@ _DTYPES = {
 
 def index_safetensors(path: Path) -> dict[str, StoredTensor]:
     """Every tensor by its name; raises `InputError` if the header is damaged or doesn't match the file."""
+    require_weights_file(path)
     table = {}
     try:
         with path.open("rb") as file, safe_open(path, framework="numpy") as tensors:

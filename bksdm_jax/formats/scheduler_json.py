@@ -6,6 +6,7 @@ from typing import Any
 
 from bksdm_jax.base.errors import InputError, finite_number, known_name, true_or_false, whole_number
 from bksdm_jax.diffusion.schedule import BETAS, MOST_BETA, SPACINGS, TARGETS, ScheduleConfig
+from bksdm_jax.formats.limits import MOST_NOISE_LEVELS
 
 
 def schedule_from_diffusers(json: Mapping[str, Any], source: str = "scheduler_config.json") -> ScheduleConfig:
@@ -27,7 +28,9 @@ def schedule_from_diffusers(json: Mapping[str, Any], source: str = "scheduler_co
     for key in ("thresholding", "rescale_betas_zero_snr"):
         if flag(key, False):
             raise InputError(f"{source}: {key} is true; only false is supported")
-    train_steps = whole_number(source, "num_train_timesteps", json.get("num_train_timesteps", 1000))
+    train_steps = whole_number(
+        source, "num_train_timesteps", json.get("num_train_timesteps", 1000), 1, MOST_NOISE_LEVELS
+    )
     return ScheduleConfig(
         train_steps=train_steps,
         beta_start=number("beta_start", 0.0001, MOST_BETA),
@@ -35,7 +38,7 @@ def schedule_from_diffusers(json: Mapping[str, Any], source: str = "scheduler_co
         beta_schedule=known_name(source, "beta_schedule", json.get("beta_schedule", "linear"), BETAS),
         trained_betas=_trained_betas(json.get("trained_betas"), train_steps, source),
         prediction_type=known_name(source, "prediction_type", json.get("prediction_type", "epsilon"), TARGETS),
-        steps_offset=whole_number(source, "steps_offset", json.get("steps_offset", 0), least=0),
+        steps_offset=whole_number(source, "steps_offset", json.get("steps_offset", 0), 0, MOST_NOISE_LEVELS),
         set_alpha_to_one=flag("set_alpha_to_one", ddim),
         timestep_spacing=known_name(source, "timestep_spacing", json.get("timestep_spacing", "leading"), SPACINGS),
         clip_range=number("clip_sample_range", 1.0) if flag("clip_sample", ddim) else None,

@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 
 from bksdm_jax.base.errors import InputError
+from bksdm_jax.base.paths import require_file
 
 FLOATS = {
     "float64": np.dtype(np.float64),
@@ -23,6 +24,7 @@ FLOATS = {
 EIGHT_BITS = {"float8_e4m3fn": np.dtype(ml_dtypes.float8_e4m3fn), "float8_e5m2": np.dtype(ml_dtypes.float8_e5m2)}
 """Dtypes of stored weights that bfloat16 holds exactly, which they are read as."""
 
+_LFS = b"version https://git-lfs.github.com/spec/"
 _LARGE = 2**22  # bytes; from here NumPy asks for huge pages
 
 
@@ -38,6 +40,18 @@ def empty(shape: Sequence[int], dtype: np.typing.DTypeLike) -> np.ndarray:
         return np.empty(shape, dtype)
     private = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     return np.frombuffer(private, np.uint8).view(dtype).reshape(shape)
+
+
+def require_weights_file(path: Path) -> None:
+    """Raises `InputError` unless `path` is a regular file, and not a Git LFS pointer to one."""
+    require_file(path)
+    try:
+        with path.open("rb") as file:
+            head = file.read(len(_LFS))
+    except OSError as error:
+        raise InputError(f"{path}: can't be read ({error.strerror or error})") from error
+    if head == _LFS:
+        raise InputError(f"{path}: a Git LFS pointer instead of the weights; run `git lfs pull` in its repository")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from bksdm_jax.base.errors import InputError, in_short
-from bksdm_jax.formats.stored import FLOATS, StoredTensor
+from bksdm_jax.formats.stored import FLOATS, StoredTensor, require_weights_file
 
 _MOST_PICKLE = 2**21  # bytes; a U-Net's takes about 100 KiB
 _STORAGES = {
@@ -69,6 +69,7 @@ def index_torch(path: Path) -> dict[str, StoredTensor]:
         InputError: the file is damaged, in a format older than PyTorch 1.6's, or its pickle holds anything but a table
             of tensors.
     """
+    require_weights_file(path)
     try:
         with path.open("rb") as file:
             if file.read(2) != b"PK":

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bksdm_jax.base.errors import InputError, whole_number
+from bksdm_jax.formats.limits import MOST_LAYERS
 from bksdm_jax.models.unet_table import UNetConfig
 
 DOWN, UP = "transformer_layers_per_block", "reverse_transformer_layers_per_block"
@@ -36,7 +37,7 @@ def depths_from_diffusers(
         each = entry if isinstance(entry, (list, tuple)) else [entry] * count
         if len(each) != count:
             raise InputError(f"{source}: {key} has {entry!r} for a stage with {count} transformers")
-        return tuple(whole_number(source, key, depth) for depth in each)
+        return tuple(whole_number(source, key, depth, 1, MOST_LAYERS) for depth in each)
 
     last = entries[-1][:1] if isinstance(entries[-1], (list, tuple)) else entries[-1]
     return (

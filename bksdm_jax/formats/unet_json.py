@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bksdm_jax.base.errors import InputError, finite_number, known_name, true_or_false, whole_number
+from bksdm_jax.formats.limits import MOST_BLOCKS, MOST_CHANNELS, MOST_LAYERS, MOST_PIXELS, MOST_STAGES
 from bksdm_jax.formats.unet_depths import UP, depths_from_diffusers, depths_to_diffusers, shortest
 from bksdm_jax.models.unet import TIME_IDS
 from bksdm_jax.models.unet_table import AddedEmbedding, Stage, UNetConfig
@@ -70,22 +71,28 @@ def unet_from_diffusers(json: Mapping[str, Any], source: str = "config.json") ->
         value = json.get(key, default)
         return true_or_false(source, key, False if value is None else value)  # SDXL's upcast_attention is null
 
+    def channels(key: str, value: Any) -> int:
+        return whole_number(source, key, value, 1, MOST_CHANNELS)
+
     config = UNetConfig(
         **_stages(json, widths, source),
         stem_width=widths[0],
-        in_channels=whole_number(source, "in_channels", json.get("in_channels", 4)),
-        out_channels=whole_number(source, "out_channels", json.get("out_channels", 4)),
-        context_width=None if context is None else whole_number(source, "cross_attention_dim", context),
+        in_channels=channels("in_channels", json.get("in_channels", 4)),
+        out_channels=channels("out_channels", json.get("out_channels", 4)),
+        context_width=None if context is None else channels("cross_attention_dim", context),
         added=_added(json, source),
         linear_projection=flag("use_linear_projection", False),
         upcast_attention=flag("upcast_attention", False),
-        norm_groups=whole_number(source, "norm_num_groups", json.get("norm_num_groups", 32)),
+        norm_groups=channels("norm_num_groups", json.get("norm_num_groups", 32)),
         norm_epsilon=finite_number(source, "norm_eps", json.get("norm_eps", 1e-5), 0),
         flip_sin_to_cos=flag("flip_sin_to_cos", True),
         freq_shift=finite_number(source, "freq_shift", json.get("freq_shift", 0)),
         sample_size=_sample_size(json.get("sample_size"), source),
     )
     _require_divisible(config, source)
+    blocks = sum(len(pair) for stage in config.stages().values() for pair in stage.pairs)
+    if blocks > MOST_BLOCKS:
+        raise InputError(f"{source}: {blocks} ResNets and transformer layers; expected at most {MOST_BLOCKS}")
     return config
 
 
@@ -202,8 +209,8 @@ def _stages(json: Mapping[str, Any], widths: tuple[int, ...], source: str) -> di
     """The fields `down`, `mid` and `up` of `UNetConfig`."""
     count = len(widths)
     heads_key = "attention_head_dim" if json.get("num_attention_heads") is None else "num_attention_heads"
-    heads = _per_stage(json, heads_key, 8, count, source)
-    layers = _per_stage(json, "layers_per_block", 2, count, source)
+    heads = _per_stage(json, heads_key, 8, MOST_CHANNELS, count, source)
+    layers = _per_stage(json, "layers_per_block", 2, MOST_LAYERS, count, source)
     mid_type = json.get("mid_block_type", _DEFAULT_MID)
     if mid_type is not None:
         known_name(source, "mid_block_type", mid_type, [name for name in MID_TYPES if name])
@@ -229,15 +236,18 @@ def _added(json: Mapping[str, Any], source: str) -> AddedEmbedding | None:
     if json.get("addition_embed_type") is None:
         return None
     time_key, width_key = "addition_time_embed_dim", "projection_class_embeddings_input_dim"
-    time_width = whole_number(source, time_key, json.get(time_key))
-    return AddedEmbedding(whole_number(source, width_key, json.get(width_key), TIME_IDS * time_width + 1), time_width)
+    time_width = whole_number(source, time_key, json.get(time_key), 1, MOST_CHANNELS)
+    least, most = TIME_IDS * time_width + 1, TIME_IDS * time_width + MOST_CHANNELS
+    return AddedEmbedding(whole_number(source, width_key, json.get(width_key), least, most), time_width)
 
 
 def _widths(json: Mapping[str, Any], source: str) -> tuple[int, ...]:
     widths = json.get("block_out_channels", (320, 640, 1280, 1280))
     if not isinstance(widths, (list, tuple)) or not widths:
         raise InputError(f"{source}: block_out_channels is {widths!r}; expected a list of channel counts")
-    return tuple(whole_number(source, "block_out_channels", width) for width in widths)
+    if len(widths) > MOST_STAGES:
+        raise InputError(f"{source}: block_out_channels has {len(widths)} entries; expected at most {MOST_STAGES}")
+    return tuple(whole_number(source, "block_out_channels", width, 1, MOST_CHANNELS) for width in widths)
 
 
 def _types(json: Mapping[str, Any], side: str, count: int, source: str) -> tuple[bool, ...]:
@@ -254,12 +264,12 @@ def _sample_size(value: Any, source: str) -> int | None:
     """Diffusers takes a number or a pair; only square latents are supported here."""
     if isinstance(value, (list, tuple)) and len(value) == 2 and value[0] == value[1]:
         value = value[0]
-    return None if value is None else whole_number(source, "sample_size", value)
+    return None if value is None else whole_number(source, "sample_size", value, 1, MOST_PIXELS)
 
 
-def _per_stage(json: Mapping[str, Any], key: str, default: int, count: int, source: str) -> tuple[int, ...]:
+def _per_stage(json: Mapping[str, Any], key: str, default: int, most: int, count: int, source: str) -> tuple[int, ...]:
     value = json.get(key, default)
     values = list(value) if isinstance(value, (list, tuple)) else [value] * count
     if len(values) != count:
         raise InputError(f"{source}: {key} has {len(values)} entries; expected one number, or {count}")
-    return tuple(whole_number(source, key, v) for v in values)
+    return tuple(whole_number(source, key, v, 1, most) for v in values)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bksdm_jax.base.errors import InputError, finite_number, whole_number
+from bksdm_jax.formats.limits import MOST_CHANNELS, MOST_LAYERS, MOST_STAGES
 from bksdm_jax.models.vae import VAEConfig
 
 _FIXED: dict[str, tuple[Any, ...]] = {
@@ -23,8 +24,8 @@ def vae_from_diffusers(json: Mapping[str, Any], source: str = "config.json") -> 
     Raises `InputError` for unsupported values.
     """
 
-    def number(key: str, default: int) -> int:
-        return whole_number(source, key, json.get(key, default))
+    def number(key: str, default: int, most: int = MOST_CHANNELS) -> int:
+        return whole_number(source, key, json.get(key, default), 1, most)
 
     for key, allowed in _FIXED.items():
         if key in json and json[key] not in allowed:
@@ -33,14 +34,18 @@ def vae_from_diffusers(json: Mapping[str, Any], source: str = "config.json") -> 
     groups = number("norm_num_groups", 32)
     if not isinstance(widths, (list, tuple)) or not widths:
         raise InputError(f"{source}: block_out_channels is {widths!r}; expected a list of channel counts")
-    if any(not isinstance(w, int) or w < 1 or w % groups for w in widths):
+    if len(widths) > MOST_STAGES:
+        raise InputError(f"{source}: block_out_channels has {len(widths)} entries; expected at most {MOST_STAGES}")
+    for width in widths:
+        whole_number(source, "block_out_channels", width, 1, MOST_CHANNELS)
+    if any(width % groups for width in widths):
         raise InputError(f"{source}: block_out_channels is {widths!r}; expected multiples of {groups} (norm groups)")
     for key, name in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
         types = json.get(key, (name,))
         if not isinstance(types, (list, tuple)) or list(types) != [name] * len(widths):
             raise InputError(f"{source}: {key} is {types!r}; expected {len(widths)} times {name!r}")
     return VAEConfig(
-        layers_per_block=number("layers_per_block", 1),
+        layers_per_block=number("layers_per_block", 1, MOST_LAYERS),
         in_channels=number("in_channels", 3),
         out_channels=number("out_channels", 3),
         widths=tuple(widths),

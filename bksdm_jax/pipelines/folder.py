@@ -10,7 +10,7 @@ from huggingface_hub.repocard import metadata_load
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.files import read_json, write_json
 from bksdm_jax.diffusion.schedule import ScheduleConfig
-from bksdm_jax.formats.locate import choose_files, weight_files
+from bksdm_jax.formats.locate import choose_files, variants_in, weight_files
 from bksdm_jax.formats.scheduler_json import schedule_from_diffusers
 from bksdm_jax.formats.weights import WRITERS, read_weights
 from bksdm_jax.pipelines.families import FAMILIES, STABLE_DIFFUSION, Family, NetworkType
@@ -97,7 +97,9 @@ class FolderModel:
             found[name] = found[name] or weight_files(self.path / name, stems[name], "")
             if not found[name]:
                 expected = " or ".join(f"{stem}{suffix}" for suffix, stem in stems[name].items())
-                raise InputError(f"{self.path / name}: no weights; expected {expected}")
+                variants = variants_in(self.path / name, stems[name])
+                hint = f"; there is variant {variants[0]!r}: set variant to it" if variants else ""
+                raise InputError(f"{self.path / name}: no weights; expected {expected}{hint}")
         return found
 
 

@@ -14,6 +14,8 @@ from bksdm_jax.base.files import read_text, write_json
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
 
+MOST_LETTERS = 2**16
+"""Characters of a caption; tokenizers take minutes and gigabytes for one of ten million."""
 _CONFIG, _SPECIAL = "tokenizer_config.json", "special_tokens_map.json"
 TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer.json", _CONFIG, _SPECIAL, "added_tokens.json")
 """The files of a CLIP tokenizer of Transformers."""
@@ -38,7 +40,10 @@ class Tokenizer:
             (folder / name).write_bytes(content)
 
     def __call__(self, captions: Sequence[str]) -> np.ndarray:
-        """Captions -> int32 [len(captions), max_length]."""
+        """Captions -> int32 [len(captions), max_length]; raises `InputError` for one of more than `MOST_LETTERS`."""
+        longest = max(captions, key=len, default="")
+        if len(longest) > MOST_LETTERS:
+            raise InputError(f"caption {longest[:40]!r}...: {len(longest)} characters; the limit is {MOST_LETTERS}")
         encoded = self._tokenizer(list(captions), padding="max_length", max_length=self._max_length, truncation=True)
         return np.asarray(encoded["input_ids"], np.int32)
 

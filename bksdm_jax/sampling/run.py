@@ -21,6 +21,7 @@ from bksdm_jax.diffusion.noise import image_keys
 from bksdm_jax.pipelines.families import CaptionInputs
 from bksdm_jax.pipelines.load import load_pipeline
 from bksdm_jax.pipelines.source import ModelOptions
+from bksdm_jax.pipelines.tokenizer import MOST_LETTERS
 from bksdm_jax.sampling.text_to_image import Generate, SamplerConfig, generate_images, make_generate
 
 _MAY_CHANGE = ("batch_size", "prompts")  # the texts themselves are recorded
@@ -58,6 +59,9 @@ def sample(config: SampleConfig, workdir: Path) -> int:
     if bool(config.prompts) == bool(config.prompt):
         raise InputError("prompts: give either prompts (a .txt or .csv file) or one prompt")
     prompts = read_prompts(config.prompts) if config.prompts else [Prompt(config.prompt)]
+    longest = max(prompts, key=lambda prompt: len(prompt.text)).text
+    if len(longest) > MOST_LETTERS:
+        raise InputError(f"prompts: {longest[:40]!r}... has {len(longest)} characters; the limit is {MOST_LETTERS}")
     dtype = compute_dtype(config.dtype)
     whole_number("config", "batch_size", config.batch_size)
     pipeline = load_pipeline(config.source(config.model))

@@ -15,7 +15,8 @@ from etils import epath
 from bksdm_jax.base.errors import InputError, in_short, nearest
 from bksdm_jax.base.files import encoding_of
 from bksdm_jax.base.paths import is_remote
-from bksdm_jax.data.prepare.pairs import MOST_BYTES, Chunk, Pair, Reject, checked_texts, is_inside
+from bksdm_jax.data.decode import MOST_BYTES
+from bksdm_jax.data.prepare.pairs import Chunk, Pair, Reject, checked_texts, is_inside
 
 TABLES = ("metadata.csv", "metadata.jsonl")
 _MOST_LINE = 2**22  # characters

@@ -6,8 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Protocol
 
-MOST_BYTES = 2**28  # of an image file
-MOST_LETTERS = 2**16  # of a caption
+from bksdm_jax.pipelines.tokenizer import MOST_LETTERS
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,7 @@ from etils import epath
 
 from bksdm_jax.base.errors import InputError, finite_number, one_of, whole_number
 from bksdm_jax.base.files import make_folder, read_json, write_json
-from bksdm_jax.base.paths import to_path
+from bksdm_jax.base.paths import MOST_READ, to_path
 from bksdm_jax.base.progress import Progress
 from bksdm_jax.base.signals import Interrupts
 from bksdm_jax.base.workdir import claim, require_same
@@ -151,7 +151,7 @@ def _kind(folder: epath.Path) -> str:
 def _made(parts: Path) -> dict[int, dict[str, Any]]:
     """The records of all complete chunks by index, in order."""
     paths = sorted(parts.glob("[0-9]*.json"), key=lambda path: int(path.stem))
-    return {int(path.stem): read_json(path) for path in paths}
+    return {int(path.stem): read_json(path, MOST_READ) for path in paths}
 
 
 def _run(config: PrepareConfig, source: Source, parts: Path) -> bool:

@@ -13,7 +13,8 @@ from etils import epath
 
 from bksdm_jax.base.errors import InputError, in_short
 from bksdm_jax.base.paths import size_and_time
-from bksdm_jax.data.prepare.pairs import MOST_BYTES, Chunk, Pair, Reject, checked_texts, printable
+from bksdm_jax.data.decode import MOST_BYTES
+from bksdm_jax.data.prepare.pairs import Chunk, Pair, Reject, checked_texts, printable
 
 _IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
 _TEXTS = ("txt", "json")
