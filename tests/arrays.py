@@ -1,4 +1,4 @@
-"""Comparisons of arrays and of nested parameters."""
+"""Comparisons of arrays and of nested parameters, and a function in place of a U-Net."""
 
 from typing import Any
 
@@ -19,3 +19,8 @@ def require_equal(ours: Any, theirs: Any) -> None:
     assert ours.keys() == theirs.keys()
     for path, leaf in ours.items():
         np.testing.assert_array_equal(leaf, theirs[path], err_msg=path)
+
+
+def stand_in(x: Any, t: Any, backend: Any) -> Any:
+    """A fixed nonlinear function in place of the U-Net; `backend` is torch or jax.numpy."""
+    return 0.7 * backend.tanh(1.3 * x + t / 1000) + 0.2 * backend.sin(2 * x)

@@ -15,7 +15,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-from tests import tiny  # noqa: E402
+from tests import single_files, tiny  # noqa: E402
 
 pytest_plugins = ["tests.thirds"]
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -58,6 +58,13 @@ def micro_torch_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same two stages, written by PyTorch Diffusers."""
     folder = tmp_path_factory.mktemp("pipelines") / "micro_torch"
     return tiny.write_torch_pipeline(folder, tiny.MICRO, vae=tiny.MICRO_VAE)
+
+
+@pytest.fixture(scope="session")
+def sd_teachers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Generation -> a teacher in its proportions, written by PyTorch Diffusers."""
+    folder = tmp_path_factory.mktemp("pipelines")
+    return {name: single_files.write_teacher(folder / name, name) for name in single_files.UNETS}
 
 
 @pytest.fixture(scope="session")

@@ -47,7 +47,13 @@ def networks() -> Architectures:
         "unet": unet_from_diffusers(UNET),
         "vae": VAEConfig(widths=(32, 32), layers_per_block=1),
         "text_encoder": CLIPTextConfig(
-            width=tiny.CONTEXT, mlp_width=32, layers=1, heads=2, vocab_size=VOCABULARY, max_length=TOKENS
+            width=tiny.CONTEXT,
+            mlp_width=32,
+            layers=1,
+            heads=2,
+            vocab_size=VOCABULARY,
+            positions=TOKENS,
+            max_length=TOKENS,
         ),
     }
     return Architectures(configs, ScheduleConfig())

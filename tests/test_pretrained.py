@@ -13,14 +13,13 @@ from diffusers import FlaxAutoencoderKL, FlaxUNet2DConditionModel, StableDiffusi
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.images import save_png
 from bksdm_jax.data.tables import write_table
-from bksdm_jax.diffusion.noise import starting_noise
 from bksdm_jax.experiments.comparison import ComparisonConfig
 from bksdm_jax.metrics.attributes import attribute_scores
 from bksdm_jax.metrics.score import ScoreConfig, score
 from bksdm_jax.pipelines.embedded import teacher_folder
 from bksdm_jax.pipelines.load import load_pipeline
 from bksdm_jax.pipelines.save import SaveConfig, write_pipeline
-from bksdm_jax.sampling.text_to_image import SamplerConfig, generate_images, make_generate
+from bksdm_jax.sampling.text_to_image import SamplerConfig, generate_images, make_generate, starting_noise
 from bksdm_jax.shapes.reader import read_scene
 from bksdm_jax.shapes.scenes import parse_caption
 from bksdm_jax.shapes.world import example

@@ -10,10 +10,9 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, PNDMScheduler, StableDiffusionPipeline
 
-from bksdm_jax.diffusion.noise import starting_noise
 from bksdm_jax.pipelines.load import load_pipeline
 from bksdm_jax.pipelines.pipeline import Pipeline
-from bksdm_jax.sampling.text_to_image import Generate, SamplerConfig, generate_images, make_generate
+from bksdm_jax.sampling.text_to_image import Generate, SamplerConfig, generate_images, make_generate, starting_noise
 from tests import tiny
 
 PROMPTS = ["a photo of a cat", "the red rocket 🚀", "a cup", "space", "blue"]
@@ -61,7 +60,7 @@ def noise(count: int) -> np.ndarray:
 def pytorchs_images(folder: Path, scheduler: type, guidance: float) -> np.ndarray:
     """What Diffusers makes of the first two prompts and the same starting noise: float [2, 16, 16, 3] in [0, 1]."""
     pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
-    pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config, clip_sample=False)
+    pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline(
         PROMPTS[:2],

@@ -11,46 +11,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import StableDiffusionPipeline
 from diffusers.loaders import single_file_utils
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.formats import names
 from bksdm_jax.formats.infer import infer_architectures
 from bksdm_jax.formats.unet_json import unet_from_diffusers
 from bksdm_jax.pipelines.load import find_model, load_pipeline
-from bksdm_jax.pipelines.save import SINGLE_FILE, SaveConfig, write_pipeline
+from bksdm_jax.pipelines.save import SaveConfig, write_pipeline
 from bksdm_jax.pipelines.source import ModelSource
 from bksdm_jax.pipelines.stable_diffusion import TEACHERS, stable_diffusion
 from bksdm_jax.pipelines.write_single_file import original_shapes, require_single_file
 from bksdm_jax.pruning.prune import PruneConfig, prune
-from tests import tiny
 from tests.arrays import require_equal
+from tests.single_files import UNETS, single, without_metadata
 
-# Small, with what the layout can't say as in Stable Diffusion: 8 heads in v1, heads of 64 channels in v2.
-UNETS = {
-    "v1": {
-        "sample_size": 64,
-        "block_out_channels": tiny.WIDTHS,
-        "attention_head_dim": 8,
-        "cross_attention_dim": 768,
-    },
-    "v2": {
-        "sample_size": 64,
-        "block_out_channels": (64, 64, 128, 128),
-        "attention_head_dim": [1, 1, 2, 2],
-        "cross_attention_dim": 128,
-        "use_linear_projection": True,
-    },
-}
-TEXT = {
-    "v1": {"hidden_size": 768, "num_attention_heads": 12, "hidden_act": "quick_gelu"},
-    "v2": {"hidden_size": 128, "num_attention_heads": 2, "hidden_act": "gelu"},
-}
 NUMBERINGS = ("single_file", "single_file_spaced")
 STUDENTS = ["sd", "bk_base", "bk_small", "bk_tiny", "no_mid"]
 
@@ -59,39 +38,6 @@ def cases(*everyday: tuple[str, ...], other: Sequence[str] = ("",)) -> list[Any]
     """Every generation, student and `other`; those that aren't `everyday` are slow tests."""
     every = [tuple(filter(None, case)) for case in itertools.product(UNETS, STUDENTS, other)]
     return [pytest.param(*case, marks=() if case in everyday else pytest.mark.slow) for case in every]
-
-
-@pytest.fixture(scope="module")
-def teachers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folders = {}
-    for generation, options in UNETS.items():
-        folder = folders[generation] = tmp_path_factory.mktemp("single") / generation
-        tiny.write_tokenizer(folder / "tokenizer")
-        text = CLIPTextConfig(
-            vocab_size=600,
-            intermediate_size=64,
-            num_hidden_layers=3,
-            bos_token_id=598,
-            eos_token_id=599,
-            pad_token_id=599,
-            **TEXT[generation],
-        )
-        StableDiffusionPipeline(
-            unet=tiny.randomize(UNet2DConditionModel(**options), 0),
-            vae=tiny.randomize(AutoencoderKL(**tiny.VAE), 1),
-            text_encoder=tiny.randomize(CLIPTextModel(text), 2),
-            tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
-            scheduler=tiny.scheduler(),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        ).save_pretrained(folder)
-    return folders
-
-
-def single(teacher: Path, target: Path, student: str = "sd", **settings: Any) -> Path:
-    prune(PruneConfig(str(teacher), student, **{"format": "single_file"} | settings), target)
-    return target / SINGLE_FILE
 
 
 def as_torch(path: Path) -> dict[str, torch.Tensor]:
@@ -110,10 +56,10 @@ def require_in(module: torch.nn.Module, found: dict[str, torch.Tensor]) -> None:
 
 @pytest.mark.parametrize(("generation", "student"), cases(("v1", "bk_small"), ("v2", "sd")))
 def test_diffusers_converters_find_every_weight(
-    teachers: dict[str, Path], tmp_path: Path, generation: str, student: str
+    sd_teachers: dict[str, Path], tmp_path: Path, generation: str, student: str
 ) -> None:
-    path = single(teachers[generation], tmp_path / "single", student)
-    prune(PruneConfig(str(teachers[generation]), student), tmp_path / "folder")
+    path = single(sd_teachers[generation], tmp_path / "single", student)
+    prune(PruneConfig(str(sd_teachers[generation]), student), tmp_path / "folder")
     theirs = StableDiffusionPipeline.from_pretrained(tmp_path / "folder")
     checkpoint = as_torch(path)
     unet = single_file_utils.convert_ldm_unet_checkpoint(dict(checkpoint), dict(theirs.unet.config))
@@ -139,20 +85,20 @@ def test_diffusers_converters_find_every_weight(
     ),
 )
 def test_what_is_written_is_read_again(
-    teachers: dict[str, Path], tmp_path: Path, generation: str, student: str, numbering: str
+    sd_teachers: dict[str, Path], tmp_path: Path, generation: str, student: str, numbering: str
 ) -> None:
-    path = single(teachers[generation], tmp_path / "single", student, format=numbering)
-    prune(PruneConfig(str(teachers[generation]), student), tmp_path / "folder")
-    ours = load_pipeline(ModelSource(str(path), tokenizer=str(teachers[generation]), prediction_type="epsilon"))
+    path = single(sd_teachers[generation], tmp_path / "single", student, format=numbering)
+    prune(PruneConfig(str(sd_teachers[generation]), student), tmp_path / "folder")
+    ours = load_pipeline(ModelSource(str(path), tokenizer=str(sd_teachers[generation]), prediction_type="epsilon"))
     theirs = load_pipeline(tmp_path / "folder")
     assert ours.architectures == theirs.architectures
     for network in ("unet", "vae", "text_encoder"):
         require_equal(ours.networks[network].params, theirs.networks[network].params)
 
 
-def test_spaced_numbers_are_those_of_stable_diffusion_cpp(teachers: dict[str, Path], tmp_path: Path) -> None:
+def test_spaced_numbers_are_those_of_stable_diffusion_cpp(sd_teachers: dict[str, Path], tmp_path: Path) -> None:
     """Its tiny U-Net: three stages of one block down and two up; a number is left free where SD has one more block."""
-    path = single(teachers["v1"], tmp_path / "single", "bk_tiny", format="single_file_spaced")
+    path = single(sd_teachers["v1"], tmp_path / "single", "bk_tiny", format="single_file_spaced")
     found = {re.sub(r"^((\w+)_blocks\.\d+\.\d+)\..*", r"\1", name.removeprefix("model.diffusion_model."))
              for name in load_file(path) if "put_blocks" in name}  # fmt: skip
     down = {"0.0", "1.0", "1.1", "3.0", "4.0", "4.1", "6.0", "7.0", "7.1"}
@@ -161,9 +107,11 @@ def test_spaced_numbers_are_those_of_stable_diffusion_cpp(teachers: dict[str, Pa
 
 
 @pytest.mark.parametrize("prediction", [pytest.param("epsilon", marks=pytest.mark.slow), "v_prediction"])
-def test_a_student_of_a_single_file_runs_in_pytorch(teachers: dict[str, Path], tmp_path: Path, prediction: str) -> None:
-    path = single(teachers["v2"], tmp_path / "single")
-    settings = {"tokenizer": str(teachers["v2"]), "prediction": prediction}
+def test_a_student_of_a_single_file_runs_in_pytorch(
+    sd_teachers: dict[str, Path], tmp_path: Path, prediction: str
+) -> None:
+    path = single(sd_teachers["v2"], tmp_path / "single")
+    settings = {"tokenizer": str(sd_teachers["v2"]), "prediction": prediction}
     prune(PruneConfig(str(path), "bk_tiny", **settings), tmp_path / "student")
     pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "student")
     pipeline.set_progress_bar_config(disable=True)
@@ -178,22 +126,22 @@ def test_a_student_of_a_single_file_runs_in_pytorch(teachers: dict[str, Path], t
     assert np.isfinite(image).all()
 
 
-def test_the_unet_alone_is_inferred(teachers: dict[str, Path], tmp_path: Path) -> None:
-    path = single(teachers["v2"], tmp_path / "single", "bk_small")
+def test_the_unet_alone_is_inferred(sd_teachers: dict[str, Path], tmp_path: Path) -> None:
+    path = single(sd_teachers["v2"], tmp_path / "single", "bk_small")
     config = find_model(ModelSource(str(path), prediction_type="v_prediction")).architectures.denoiser
     assert (config.sample_size, config.upcast_attention, config.mid) == (96, True, None)
     assert [stage.heads for stage in config.down] == [1, 1, 2, 2]
 
 
 def test_what_a_single_file_cannot_say_is_asked_for(
-    teachers: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sd_teachers: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    second = single(teachers["v2"], tmp_path / "second")
-    first = single(teachers["v1"], tmp_path / "first")
+    second = without_metadata(single(sd_teachers["v2"], tmp_path / "second"))
+    first = single(sd_teachers["v1"], tmp_path / "first")
     with pytest.raises(InputError, match=r"second/model\.safetensors: .*prediction.*epsilon.*v_prediction"):
-        load_pipeline(ModelSource(str(second), tokenizer=str(teachers["v2"])))
+        load_pipeline(ModelSource(str(second), tokenizer=str(sd_teachers["v2"])))
     with pytest.raises(InputError, match=r"prediction: .*'v'"):
-        load_pipeline(ModelSource(str(first), tokenizer=str(teachers["v1"]), prediction_type="v"))
+        load_pipeline(ModelSource(str(first), tokenizer=str(sd_teachers["v1"]), prediction_type="v"))
     with pytest.raises(InputError, match=r"first/model\.safetensors: .*tokenizer.*nowhere"):
         load_pipeline(ModelSource(str(first), tokenizer=str(tmp_path / "nowhere")))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -202,17 +150,17 @@ def test_what_a_single_file_cannot_say_is_asked_for(
     with pytest.raises(InputError, match=r"variant: 'fp16'.*first/model\.safetensors"):
         load_pipeline(ModelSource(str(first), variant="fp16"))
     with pytest.raises(InputError, match=r"tokenizer: .*v1"):
-        load_pipeline(ModelSource(str(teachers["v1"]), tokenizer="x"))
+        load_pipeline(ModelSource(str(sd_teachers["v1"]), tokenizer="x"))
 
 
-def test_other_files_are_refused(teachers: dict[str, Path], tmp_path: Path) -> None:
-    path = single(teachers["v1"], tmp_path / "single")
+def test_other_files_are_refused(sd_teachers: dict[str, Path], tmp_path: Path) -> None:
+    path = single(sd_teachers["v1"], tmp_path / "single")
     tensors = load_file(path)
 
     def refused(said: str, kept: dict[str, np.ndarray]) -> None:
         save_file(kept, tmp_path / "bad.safetensors")
         with pytest.raises(InputError, match=said) as error:
-            load_pipeline(ModelSource(str(tmp_path / "bad.safetensors"), tokenizer=str(teachers["v1"])))
+            load_pipeline(ModelSource(str(tmp_path / "bad.safetensors"), tokenizer=str(sd_teachers["v1"])))
         assert str(tmp_path / "bad.safetensors") in str(error.value)
         assert "\n" not in str(error.value)
 
@@ -224,21 +172,21 @@ def test_other_files_are_refused(teachers: dict[str, Path], tmp_path: Path) -> N
     odd = "model.diffusion_model.out.2.bias"
     refused(r"conv_out.bias.*\(9,\)", tensors | {odd: np.zeros(9, np.float32)})
     stranger = "model.diffusion_model.label_emb.0.0.weight"
-    refused("unexpected: .*label_emb", tensors | {stranger: np.zeros(9, np.float32)})
-    shutil.copy(path, tmp_path / "model.ckpt")
-    with pytest.raises(InputError, match=r"model\.ckpt: .*pickle"):
-        load_pipeline(tmp_path / "model.ckpt")
+    refused("unexpected weights.*label_emb", tensors | {stranger: np.zeros(9, np.float32)})
+    shutil.copy(path, tmp_path / "model.gguf")
+    with pytest.raises(InputError, match=r"model\.gguf: .*\.safetensors.*\.ckpt"):
+        load_pipeline(tmp_path / "model.gguf")
 
 
 @pytest.fixture(scope="module")
-def shapes(teachers: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, tuple]]:
+def shapes(sd_teachers: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, tuple]]:
     """Generation -> the names and shapes of a student's single file."""
     folder = tmp_path_factory.mktemp("shapes")
     return {
         generation: {
             name: array.shape for name, array in load_file(single(teacher, folder / generation, "bk_small")).items()
         }
-        for generation, teacher in teachers.items()
+        for generation, teacher in sd_teachers.items()
     }
 
 
@@ -271,10 +219,10 @@ def test_the_layer_that_sd_2_skips_may_be_missing(missing: bool) -> None:
     assert text == stable_diffusion("v2").configs["text_encoder"]
 
 
-def test_gaps_are_seen_on_either_side(teachers: dict[str, Path], tmp_path: Path) -> None:
+def test_gaps_are_seen_on_either_side(sd_teachers: dict[str, Path], tmp_path: Path) -> None:
     """A block that goes from the last down and the first up stage leaves a gap among the output blocks alone."""
     student = "down_blocks.3.resnets.1,up_blocks.0.resnets.1"
-    files = (single(teachers["v1"], tmp_path / name, student, format=name) for name in NUMBERINGS)
+    files = (single(sd_teachers["v1"], tmp_path / name, student, format=name) for name in NUMBERINGS)
     assert len({find_model(file).architectures.denoiser for file in files}) == 1
 
 
@@ -293,8 +241,8 @@ def test_another_schedule_is_not_written() -> None:
         require_single_file(dataclasses.replace(networks, schedule=linear), spaced=False)
 
 
-def test_networks_that_would_be_taken_for_others_are_not_written(teachers: dict[str, Path], tmp_path: Path) -> None:
-    pipeline = load_pipeline(teachers["v1"])
+def test_networks_that_would_be_taken_for_others_are_not_written(sd_teachers: dict[str, Path], tmp_path: Path) -> None:
+    pipeline = load_pipeline(sd_teachers["v1"])
     config = pipeline.denoiser.config
     down, up = (tuple(dataclasses.replace(stage, heads=4) for stage in side) for side in (config.down, config.up))
     config = dataclasses.replace(config, down=down, mid=dataclasses.replace(config.mid, heads=4), up=up)

@@ -9,11 +9,10 @@ import ml_dtypes
 import numpy as np
 import tensorflow_datasets as tfds
 
-from bksdm_jax.base import trees
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.files import read_json
 from bksdm_jax.base.paths import AnyPath
-from bksdm_jax.pipelines.pipeline import Network, Pipeline
+from bksdm_jax.pipelines.pipeline import Pipeline
 
 IDENTITY = "latents.json"
 """The file of such a dataset that records what its latents were made with."""
@@ -64,7 +63,7 @@ class LatentIdentity:
     """Everything that cached latents depend on.
 
     Attributes:
-        vae_sha256: `weights_sha256` of the autoencoder.
+        vae_sha256: `Network.weights_sha256` of the autoencoder.
         scaling_factor: the autoencoder's; the stored latents are unscaled.
         resolution: side of the images in pixels.
         crop: `CENTRE`: the centre of the image, its short side resized to `resolution`.
@@ -84,16 +83,7 @@ def latent_identity(pipeline: Pipeline, resolution: int, flip: bool, crop: str =
     """The identity of the latents that this pipeline would make."""
     vae = pipeline.networks[pipeline.architectures.kind.autoencoder]
     tokens = hashlib.sha256(np.ascontiguousarray(pipeline.caption_inputs(_PROBE)["tokens"], "<i4").tobytes())
-    return LatentIdentity(weights_sha256(vae), vae.config.scaling_factor, resolution, crop, flip, tokens.hexdigest())
-
-
-def weights_sha256(network: Network) -> str:
-    """SHA-256 of a network's parameters as float32, in the order of their names."""
-    digest = hashlib.sha256()
-    for name, leaf in sorted(trees.flatten(network.params).items()):
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(leaf, "<f4"))
-    return digest.hexdigest()
+    return LatentIdentity(vae.weights_sha256(), vae.config.scaling_factor, resolution, crop, flip, tokens.hexdigest())
 
 
 def require_identity(folder: AnyPath, wanted: LatentIdentity) -> None:

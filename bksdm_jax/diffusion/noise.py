@@ -10,11 +10,6 @@ def image_keys(seed: int, indices: jax.Array) -> jax.Array:
     return jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
 
 
-def starting_noise(seed: int, indices: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Standard normal float32 [B, *shape]; row i depends only on `seed` and `indices[i]`."""
-    return as_noise(image_keys(seed, indices), shape)
-
-
 def as_noise(noise: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Standard normal float32 [B, *shape]: drawn from keys [B], or `noise` itself if it is an array of numbers."""
     if not jnp.issubdtype(noise.dtype, jax.dtypes.prng_key):

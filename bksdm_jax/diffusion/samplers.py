@@ -3,6 +3,7 @@
 The single steps are public too (`ddim_step`, `pndm_step`), for callers with a loop of their own.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -84,16 +85,19 @@ def ddim_step(
     """One step of DDIM (Song et al. 2021, equations 12 and 16) from latents `x` to those after it, [B, H, W, C].
 
     Args:
-        schedule: prediction type and clipping range of z_0.
+        schedule: prediction type and clipping of z_0.
         x, out: the latents, and the network's output for them.
         here, there: abar before and after the step, [].
         noise: standard normal, shaped as `x`; needed if `eta` is above 0.
         eta: 0 is deterministic, 1 has the noise of DDPM.
     """
     predicted = _noise_of(schedule, out, x, here)
-    start = (x - jnp.sqrt(1 - here) * predicted) / jnp.sqrt(here)
-    if schedule.clip_range is not None:
-        start = jnp.clip(start, -schedule.clip_range, schedule.clip_range)
+    if schedule.prediction_type == "epsilon":
+        start = (x - jnp.sqrt(1 - here) * predicted) / jnp.sqrt(here)
+    else:  # holds at abar = 0 too
+        start = jnp.sqrt(here) * x - jnp.sqrt(1 - here) * out
+    if schedule.clip_sample:
+        start = jnp.clip(start, -schedule.clip_sample_range, schedule.clip_sample_range)
     if not eta:
         return jnp.sqrt(there) * start + jnp.sqrt(1 - there) * predicted
     deviation = eta * jnp.sqrt((1 - there) / (1 - here) * (1 - here / there))
@@ -116,6 +120,7 @@ def ddim(
     """
     if eta and noise is None:
         raise ValueError(f"eta is {eta}, so noise is needed: keys [B], or an array [steps, B, H, W, C]")
+    schedule = schedule.for_sampler("ddim")
     at = timesteps(schedule, steps)
     here = _alpha_bar(schedule, at)
     there = _alpha_bar(schedule, at - schedule.train_steps // steps)
@@ -142,65 +147,103 @@ _PLMS = np.array(
 
 
 class PNDMState(NamedTuple):
-    """The state between steps: latents, those before the first step, and the last three outputs, newest first."""
+    """The state between steps; `past` are the last three outputs, newest first."""
 
     x: jax.Array  # [B, H, W, C]
-    origin: jax.Array  # [B, H, W, C]
+    origin: jax.Array  # [B, H, W, C]: the latents to which a call may go back
     past: jax.Array  # [3, B, H, W, C]
+    total: jax.Array  # [B, H, W, C]: a Runge-Kutta step's weighted outputs
 
 
 class PNDMCalls(NamedTuple):
-    """The network calls of a sampling run, one row each: timestep, abar before and after, weights of the outputs."""
+    """The network calls of a sampling run, one row each."""
 
     timestep: jax.Array  # int32 [N]
-    here: jax.Array  # [N]
-    there: jax.Array  # [N]
-    weights: jax.Array  # [N, 4]
-    is_first: jax.Array  # bool [N]
-    is_again: jax.Array  # bool [N]: repeats the first step
+    here: jax.Array  # [N]: abar before
+    there: jax.Array  # [N]: abar after
+    weights: jax.Array  # [N, 4]: of the output and the past ones
+    share: jax.Array  # [N]: of the output in the total
+    ends: jax.Array  # bool [N]: adds the total to the output, and clears it
+    starts: jax.Array  # bool [N]: the origin is here
+    returns: jax.Array  # bool [N]: steps from the origin, and the output isn't kept
 
 
 def pndm_calls(schedule: ScheduleConfig, steps: int, dtype: jnp.dtype = jnp.float32) -> PNDMCalls:
-    """The `steps + 1` calls of a run; the second repeats the first step with the mean of both outputs."""
+    """The calls of a run: twelve for three Runge-Kutta steps and `steps - 3` others or, without Runge-Kutta steps,
+    `steps + 1`, of which the second repeats the first step with the mean of both outputs.
+
+    Raises `InputError` as `timesteps`, for fewer than four steps with Runge-Kutta, and for a rescaled schedule.
+    """
+    schedule = schedule.for_sampler("pndm")
+    if schedule.zero_snr:
+        raise InputError("sampler: PNDM isn't defined for zero terminal SNR, as this model has; set sampler to ddim")
     at = timesteps(schedule, steps)
     stride = schedule.train_steps // steps
-    calls = np.concatenate([at[:1], at[1:2], at[1:]])
-    count = len(calls)
-    start, end = calls.copy(), calls - stride
-    weights = _PLMS[np.minimum(np.maximum(np.arange(count) - 1, 0), 3)]
-    if count > 1:
-        start[1], end[1] = calls[1] + stride, calls[1]
-        weights[1] = [1 / 2, 1 / 2, 0, 0]
-    here, there = _alpha_bar(schedule, start), _alpha_bar(schedule, end)
-    levels = (jnp.asarray(values, dtype) for values in (here, there, weights))
-    order = np.arange(count)
-    return PNDMCalls(jnp.asarray(calls, jnp.int32), *levels, jnp.asarray(order == 0), jnp.asarray(order == 1))
+    if schedule.skip_prk_steps:
+        rows = _multistep_rows(np.concatenate([at[:1], at[1:2], at[1:]]), stride)
+    elif steps < 4:
+        raise InputError(
+            f"steps: {steps}; PNDM with Runge-Kutta steps needs 4 (the scheduler's skip_prk_steps isn't true)"
+        )
+    else:
+        rows = _runge_kutta_rows(at[:4], stride) + _multistep_rows(at[3:], stride, begun=True)
+    call, start, end, weights, share, ends, starts, returns = (np.array(column) for column in zip(*rows, strict=True))
+    levels = (_alpha_bar(schedule, start), _alpha_bar(schedule, end), weights, share)
+    flags = (jnp.asarray(column) for column in (ends, starts, returns))
+    return PNDMCalls(jnp.asarray(call, jnp.int32), *(jnp.asarray(level, dtype) for level in levels), *flags)
+
+
+def _multistep_rows(calls: np.ndarray, stride: int, begun: bool = False) -> list[tuple[Any, ...]]:
+    """(call, from, to, weights, share, ends, starts, returns) of linear multi-step calls; `begun`: not the first."""
+    rows = []
+    for i, t in enumerate(calls):
+        if i == 1 and not begun:
+            rows.append((t, t + stride, t, [1 / 2, 1 / 2, 0, 0], 0.0, False, False, True))
+        else:
+            order = 3 if begun else min(max(i - 1, 0), 3)
+            rows.append((t, t, t - stride, _PLMS[order], 0.0, False, i == 0, False))
+    return rows
+
+
+def _runge_kutta_rows(at: np.ndarray, stride: int) -> list[tuple[Any, ...]]:
+    """The same for Runge-Kutta steps from each of `at` to the next: two calls half a step on, one at the end."""
+    rows, half = [], stride // 2
+    newest, alone = [1.0, 0.0, 0.0, 0.0], [1 / 6, 0.0, 0.0, 0.0]
+    for here, there in itertools.pairwise(at):
+        middle = there + half
+        rows += [
+            (here, here, here - half, newest, 1 / 6, False, True, False),
+            (middle, here, middle, newest, 1 / 3, False, False, True),
+            (middle, here, middle - half, newest, 1 / 3, False, False, True),
+            (there, here, there, alone, 0.0, True, False, True),
+        ]
+    return rows
 
 
 def pndm_step(schedule: ScheduleConfig, state: PNDMState, out: jax.Array, call: PNDMCalls) -> PNDMState:
     """One step of PNDM; `out` [B, H, W, C] is the network's output at `call.timestep`, `call` one row of the calls."""
     outputs = jnp.concatenate([out[None], state.past])
-    mean = jnp.tensordot(call.weights, outputs, axes=1)
-    origin = jnp.where(call.is_first, state.x, state.origin)
-    x = jnp.where(call.is_again, origin, state.x)
-    past = jnp.where(call.is_again, state.past, outputs[:3])
+    mean = jnp.tensordot(call.weights, outputs, axes=1) + jnp.where(call.ends, state.total, 0)
+    total = jnp.where(call.ends, 0, state.total + call.share * out)
+    origin = jnp.where(call.starts, state.x, state.origin)
+    x = jnp.where(call.returns, origin, state.x)
+    past = jnp.where(call.returns, state.past, outputs[:3])
     noise = _noise_of(schedule, mean, x, call.here)
     # Equation 9 of the paper, for a step abar_t -> abar_t'.
     a, b = call.here, call.there
     shift = (b - a) / (a * jnp.sqrt(1 - b) + jnp.sqrt(a * (1 - a) * b))
-    return PNDMState(jnp.sqrt(b / a) * x - shift * noise, origin, past)
+    return PNDMState(jnp.sqrt(b / a) * x - shift * noise, origin, past, total)
 
 
 def pndm(predict: Predict, x: jax.Array, schedule: ScheduleConfig, steps: int) -> jax.Array:
-    """Samples with PNDM (Liu et al. 2022) as Stable Diffusion does: linear multi-step, no Runge-Kutta steps.
-
-    Calls the network `steps + 1` times; otherwise like `ddim` without noise.
+    """Samples with PNDM (Liu et al. 2022), with the paper's Runge-Kutta steps at the start unless the schedule skips
+    them, as Stable Diffusion's do. `pndm_calls` has the calls; otherwise like `ddim` without noise.
     """
 
     def step(state: PNDMState, call: PNDMCalls) -> tuple[PNDMState, None]:
         return pndm_step(schedule, state, predict(state.x, call.timestep).astype(state.x.dtype), call), None
 
-    state = PNDMState(x, x, jnp.zeros((3, *x.shape), x.dtype))
+    state = PNDMState(x, x, jnp.zeros((3, *x.shape), x.dtype), jnp.zeros_like(x))
     return jax.lax.scan(step, state, pndm_calls(schedule, steps, x.dtype))[0].x
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,18 +27,42 @@ BETAS: dict[str, Callable[[float, float, int], np.ndarray]] = {
 }
 MOST_BETA = 0.9999  # at 1 abar would be 0
 SPACINGS = ("leading", "trailing", "linspace")
+_OPEN: dict[str, dict[str, Any]] = {
+    "pndm": {
+        "steps_offset": 0,
+        "set_alpha_to_one": False,
+        "timestep_spacing": "leading",
+        "clip_sample": False,
+        "skip_prk_steps": False,
+    },
+    "ddim": {
+        "steps_offset": 0,
+        "set_alpha_to_one": True,
+        "timestep_spacing": "leading",
+        "clip_sample": True,
+        "skip_prk_steps": True,
+    },
+}
+"""Sampler -> defaults of its class in Diffusers."""
+_PIPELINE = {"steps_offset": 1, "clip_sample": False}
+"""What Diffusers' StableDiffusionPipeline sets, whatever the model's scheduler file says."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ScheduleConfig:
-    """A scheduler's configuration. Defaults are Stable Diffusion's.
+    """A scheduler's configuration. Defaults are Stable Diffusion's; None: the model leaves it open (`for_sampler`).
 
     Attributes:
         train_steps: number of noise levels T; timesteps are 0 .. T-1.
-        prediction_type: what the network predicts, `epsilon` or `v_prediction`.
-        set_alpha_to_one: abar after the last step is 1 rather than abar_0.
-        clip_range: DDIM clips its estimate of z_0 to this absolute value; None: no clipping.
         trained_betas: the betas themselves, instead of the other beta settings.
+        zero_snr: the noise levels are rescaled to abar_{T-1} = 0 (Lin et al. 2023, algorithm 1).
+        prediction_type: what the network predicts, `epsilon` or `v_prediction`.
+        sampler: the sampler that the model names, a key of `SAMPLERS`; empty: one that isn't implemented.
+        steps_offset: added to every timestep of spacing `leading`.
+        set_alpha_to_one: abar after the last step is 1 rather than abar_0.
+        timestep_spacing: one of `SPACINGS`.
+        clip_sample, clip_sample_range: whether DDIM clips its estimate of z_0, and to which absolute value.
+        skip_prk_steps: PNDM begins without Runge-Kutta steps.
     """
 
     train_steps: int = 1000
@@ -45,19 +70,36 @@ class ScheduleConfig:
     beta_end: float = 0.012
     beta_schedule: str = "scaled_linear"
     trained_betas: tuple[float, ...] | None = None
+    zero_snr: bool = False
     prediction_type: str = "epsilon"
-    steps_offset: int = 1
-    set_alpha_to_one: bool = False
-    timestep_spacing: str = "leading"
-    clip_range: float | None = None
+    sampler: str = "pndm"
+    steps_offset: int | None = 1
+    set_alpha_to_one: bool | None = False
+    timestep_spacing: str | None = "leading"
+    clip_sample: bool | None = False
+    clip_sample_range: float = 1.0
+    skip_prk_steps: bool | None = True
 
     def alphas_cumprod(self) -> np.ndarray:
-        """abar_t for t = 0 .. T-1; float64 [T], decreasing, in (0, 1)."""
+        """abar_t for t = 0 .. T-1; float64 [T], decreasing, in (0, 1); the last is 0 if `zero_snr`."""
         if self.trained_betas is not None:
             betas = np.asarray(self.trained_betas, np.float64)
         else:
             betas = BETAS[self.beta_schedule](self.beta_start, self.beta_end, self.train_steps)
-        return np.cumprod(1.0 - betas)
+        levels = np.cumprod(1.0 - betas)
+        if not self.zero_snr:
+            return levels
+        signal = np.sqrt(levels)
+        return np.square((signal - signal[-1]) * signal[0] / (signal[0] - signal[-1]))
+
+    def for_sampler(self, sampler: str) -> "ScheduleConfig":
+        """A copy for `sampler`, without None: a sampler that the model doesn't name takes what the model leaves open
+        from its own class in Diffusers, as `from_config` does; the model's own is corrected as by Diffusers' pipeline.
+        """
+        open_values = _OPEN[sampler] | (_PIPELINE if sampler == self.sampler else {})
+        return dataclasses.replace(
+            self, **{key: value for key, value in open_values.items() if vars(self)[key] is None}
+        )
 
 
 def add_noise(latents: jax.Array, noise: jax.Array, alpha_bar: jax.Array) -> jax.Array:

@@ -14,14 +14,28 @@ _TOWER = {
     "layers": "num_hidden_layers",
     "heads": "num_attention_heads",
 }
-_MOST = {"layers": MOST_LAYERS, "vocab_size": MOST_TOKENS, "max_length": MOST_POSITIONS, "image_size": MOST_PIXELS}
-_TEXT = _TOWER | {"vocab_size": "vocab_size", "max_length": "max_position_embeddings"}
+_MOST = {"layers": MOST_LAYERS, "vocab_size": MOST_TOKENS, "positions": MOST_POSITIONS, "image_size": MOST_PIXELS}
+_TEXT = _TOWER | {"vocab_size": "vocab_size", "positions": "max_position_embeddings"}
+_TEXT_DEFAULTS = {
+    "hidden_size": 512,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 8,
+    "vocab_size": 49408,
+    "max_position_embeddings": 77,
+}
 _VISION = _TOWER | {"image_size": "image_size", "patch_size": "patch_size"}
 
 
 def clip_text_from_transformers(json: Mapping[str, Any], source: str = "config.json") -> CLIPTextConfig:
-    """Reads `config.json` of Transformers' `CLIPTextModel`; raises `InputError` for missing and unsupported values."""
-    return CLIPTextConfig(**_fields(json, _TEXT, source))
+    """Reads `config.json` of Transformers' `CLIPTextModel`, or the `text_config` of a `CLIPModel`'s.
+
+    Missing keys take Transformers' defaults. Raises `InputError` for unsupported values.
+    """
+    if json.get("model_type") == "clip" and isinstance(json.get("text_config"), Mapping):
+        json, source = json["text_config"], f"{source}: text_config"
+    fields = _fields(_TEXT_DEFAULTS | dict(json), _TEXT, source)
+    return CLIPTextConfig(**fields, max_length=fields["positions"])
 
 
 def clip_text_to_transformers(config: CLIPTextConfig) -> dict[str, Any]:
@@ -36,6 +50,21 @@ def clip_text_to_transformers(config: CLIPTextConfig) -> dict[str, Any]:
         "eos_token_id": config.vocab_size - 1,
         "pad_token_id": config.vocab_size - 1,
     }
+
+
+def loaded_in_float32(json: Mapping[str, Any]) -> dict[str, Any]:
+    """A Transformers `config.json` that says float32.
+
+    By default, Transformers loads weights in the dtype that it says, whereas Diffusers loads its own in float32,
+    whatever their dtype.
+    """
+
+    def without_dtype(value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        return {key: without_dtype(one) for key, one in value.items() if key not in ("dtype", "torch_dtype")}
+
+    return without_dtype(json) | {"dtype": "float32"}
 
 
 def clip_from_transformers(json: Mapping[str, Any], source: str = "config.json") -> CLIPConfig:

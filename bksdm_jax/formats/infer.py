@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.formats.clip_json import clip_text_from_transformers, clip_text_to_transformers
-from bksdm_jax.formats.original_names import UNET, VAE, text_name
+from bksdm_jax.formats.original_names import CLIP, OPEN_CLIP, UNET, VAE, text_name
 from bksdm_jax.formats.unet_json import unet_from_diffusers, unet_to_diffusers
 from bksdm_jax.formats.vae_json import vae_from_diffusers, vae_to_diffusers
 from bksdm_jax.models.clip import CLIPTextConfig
@@ -20,6 +20,16 @@ _V1_CONTEXT = 768
 _HEAD_WIDTH = 64
 _VIT_H_WIDTH, _VIT_H_LAYERS = 1024, 23  # as SD 2.x uses it
 _OPEN_CLIP_ACTIVATION = "gelu"
+_FOREIGN = {
+    "conditioner.embedders.": "an SDXL checkpoint",
+    f"{UNET}joint_blocks.": "an SD 3 checkpoint",
+    f"{UNET}double_blocks.": "a Flux checkpoint",
+    "double_blocks.": "a Flux transformer",
+    "control_model.": "a ControlNet",
+    "lora_": "a LoRA",
+    "down_blocks.": "a U-Net alone, with Diffusers' names",
+}
+"""Beginning of a name -> the files that have such names."""
 Table = Mapping[str, tuple[int, ...]]
 """Name -> shape."""
 
@@ -30,6 +40,9 @@ def infer_architectures(table: Table, source: str) -> tuple[UNetConfig, VAEConfi
     Raises `InputError`, with `source`, if weights that SD 1.x and 2.x checkpoints have are missing, or the shapes are
     inconsistent.
     """
+    for prefix, what in _FOREIGN.items():
+        if any(name.startswith(prefix) for name in table):
+            raise InputError(f"{source}: {what}; expected an SD 1.x or 2.x checkpoint in the original layout")
     try:
         unet, vae, text = _unet(table), _vae(table), _text(table)
     except (KeyError, ValueError, IndexError, StopIteration) as error:
@@ -51,6 +64,11 @@ def infer_architectures(table: Table, source: str) -> tuple[UNetConfig, VAEConfi
 def is_second(text: CLIPTextConfig) -> bool:
     """Whether the text encoder is OpenCLIP's, as in SD 2.x, rather than CLIP's."""
     return text.activation == _OPEN_CLIP_ACTIVATION
+
+
+def is_vit_h(text: CLIPTextConfig) -> bool:
+    """Whether the text encoder has the width of ViT-H, as SD 2.x has."""
+    return text.width == _VIT_H_WIDTH
 
 
 def _unet(table: Table) -> UNetConfig:
@@ -145,7 +163,9 @@ def text_names(second: bool) -> tuple[str, str, str]:
 
 
 def _text(table: Table) -> CLIPTextConfig:
-    older = text_names(second=False)[0] in table
+    older = any(name.startswith(CLIP) for name in table)
+    if not older and not any(name.startswith(OPEN_CLIP) for name in table):
+        raise KeyError(f"text encoder: {CLIP}* or {OPEN_CLIP}*")
     tokens, positions, layer = text_names(second=not older)
     vocabulary, width = table[tokens]
     layers = 0
@@ -159,6 +179,7 @@ def _text(table: Table) -> CLIPTextConfig:
         mlp_width=table[layer.format(0)][0],
         layers=layers,
         heads=max(width // _HEAD_WIDTH, 1),
+        positions=table[positions][0],
         max_length=table[positions][0],
         activation="quick_gelu" if older else _OPEN_CLIP_ACTIVATION,
     )

@@ -7,8 +7,8 @@ from pathlib import Path
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.files import read_json
 
-SUFFIXES = (".safetensors", ".msgpack", ".bin")
-"""The formats of weights, in order of preference."""
+SUFFIXES = (".safetensors", ".bin", ".msgpack")
+"""The formats of weights, in order of preference: Diffusers' in PyTorch."""
 DIFFUSERS_STEMS = {
     ".safetensors": "diffusion_pytorch_model",
     ".msgpack": "diffusion_flax_model",
@@ -18,31 +18,45 @@ TRANSFORMERS_STEMS = {".safetensors": "model", ".msgpack": "flax_model", ".bin":
 """Suffix -> file name without it, in the two libraries."""
 
 
+_INDEX_FIRST = set(DIFFUSERS_STEMS.values())  # beside a whole file, Diffusers reads the shards, Transformers the file
+_NUMBER = r"-\d+-of-\d+"
+
+
 def choose_files(names: Collection[str], stems: Mapping[str, str], variant: str) -> tuple[str, ...]:
     """The files that hold a network's weights in the first available format: one, or an index and its shards, or none.
+
+    Of a whole file and shards in one format, the library that the stems belong to decides.
 
     Args:
         names: all file names of the network's folder.
         stems: suffix -> file name without it, for the formats to look for.
         variant: `fp16`, `non_ema`, ...; empty: none.
     """
-    dotted = f".{variant}" if variant else ""
     for suffix in filter(stems.__contains__, SUFFIXES):
-        single, index = f"{stems[suffix]}{dotted}{suffix}", f"{stems[suffix]}{suffix}.index{dotted}.json"
-        if single in names:
-            return (single,)
-        if index in names:
-            shard = re.compile(rf"{re.escape(stems[suffix] + dotted)}-\d+-of-\d+{re.escape(suffix)}")
-            return (index, *sorted(name for name in names if shard.fullmatch(name)))
+        stem, dotted = stems[suffix], f".{variant}" if variant else ""
+        whole = (f"{stem}{dotted}{suffix}",)
+        # With a variant, older versions of the libraries wrote the second of these indices and shards.
+        indices = [f"{stem}{suffix}.index{dotted}.json", f"{stem}{suffix}{dotted}.index.json"]
+        index = next((name for name in indices if name in names), "")
+        infix = re.escape(dotted)
+        shard = re.compile(f"{re.escape(stem)}({infix}{_NUMBER}|{_NUMBER}{infix}){re.escape(suffix)}")
+        shards = (index, *sorted(name for name in names if shard.fullmatch(name))) if index else ()
+        chosen = (shards, whole) if stem in _INDEX_FIRST else (whole, shards)
+        for files in chosen:
+            if files and files[0] in names:
+                return files
     return ()
 
 
-def variants_in(folder: Path, stems: Mapping[str, str]) -> list[str]:
-    """The variants of a network's weights in `folder`, such as `fp16`."""
-    names = sorted(path.name for path in folder.iterdir())
-    patterns = [rf"{re.escape(stem)}\.([\w-]+?)(-\d+-of-\d+)?{re.escape(suffix)}" for suffix, stem in stems.items()]
-    matches = (re.fullmatch(pattern, name) for pattern in patterns for name in names)
-    return list(dict.fromkeys(match[1] for match in matches if match))
+def other_weights(folder: Path, stems: Mapping[str, str]) -> str:
+    """A hint at weights in `folder` that aren't looked for: those of a variant, or shards without index; or empty."""
+    for suffix, stem in stems.items():
+        pattern = re.compile(rf"{re.escape(stem)}({_NUMBER})?(?:\.([\w-]+?))?({_NUMBER})?{re.escape(suffix)}")
+        for match in filter(None, map(pattern.fullmatch, sorted(path.name for path in folder.iterdir()))):
+            if match[2]:
+                return f"; there is variant {match[2]!r}: set variant to it"
+            return f"; {match[0]} is there, but not {stem}{suffix}.index.json: download it too"
+    return ""
 
 
 def weight_files(folder: Path, stems: Mapping[str, str], variant: str) -> tuple[Path, ...]:
@@ -56,10 +70,16 @@ def weight_files(folder: Path, stems: Mapping[str, str], variant: str) -> tuple[
         return tuple(folder / name for name in chosen)
     index = folder / chosen[0]
     table = read_json(index).get("weight_map")
-    if not isinstance(table, dict) or not all(isinstance(name, str) for name in table.values()):
+    if not isinstance(table, dict) or not table or not all(isinstance(name, str) for name in table.values()):
         raise InputError(f"{index}: no weight_map from names to files; download it again")
     shards = sorted(set(table.values()))
     for shard in shards:
         if shard not in chosen[1:]:  # this also excludes paths outside the folder
-            raise InputError(f"{index}: lists {shard[:80]!r}, which is missing; download it again")
+            whole = next((name for name in names if name in _whole(stems, variant)), "")
+            way_out = f", or delete the index to read {whole}" if whole else ""
+            raise InputError(f"{index}: lists {shard[:80]!r}, which is missing; download it again{way_out}")
     return tuple(folder / shard for shard in shards)
+
+
+def _whole(stems: Mapping[str, str], variant: str) -> list[str]:
+    return [f"{stem}{f'.{variant}' if variant else ''}{suffix}" for suffix, stem in stems.items()]

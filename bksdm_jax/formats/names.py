@@ -17,6 +17,7 @@ from bksdm_jax.models.unet import dotted
 _LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
 _VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _CLIP_PREFIX = "text_model."
+_CLIP_HEADS = ("embeddings.", "encoder.layers.", "final_layer_norm.")
 _TILE = 128
 _BUFFERS = ("embeddings.position_ids",)  # written by older Transformers; holds 0, 1, 2, ...
 
@@ -57,8 +58,7 @@ def current_name(name: str) -> str | None:
     bare = name.removeprefix(_CLIP_PREFIX)
     if bare in _BUFFERS:
         return None
-    first = bare.split(".")[0]
-    return _CLIP_PREFIX + bare if first in ("embeddings", "final_layer_norm") or ".layers." in bare else name
+    return _CLIP_PREFIX + bare if bare.startswith(_CLIP_HEADS) else name
 
 
 def _torch_axes(path: str, ndim: int) -> tuple[int, ...]:

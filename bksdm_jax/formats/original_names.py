@@ -12,6 +12,29 @@ from bksdm_jax.models.vae import VAEConfig
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 CLIP, OPEN_CLIP = "cond_stage_model.transformer.", "cond_stage_model.model."
 
+_HEADS = {
+    UNET: ("input_blocks", "middle_block", "output_blocks", "time_embed", "label_emb", "out"),
+    VAE: ("encoder", "decoder", "quant_conv", "post_quant_conv"),
+    CLIP: ("text_model",),
+    OPEN_CLIP: ("transformer.resblocks", "token_embedding", "ln_final"),
+}
+OWN_MODULES = tuple(f"{prefix}{head}." for prefix, heads in _HEADS.items() for head in heads)
+"""Beginnings of the names of weights that belong to a network."""
+OPEN_CLIP_LAYER = f"{OPEN_CLIP}transformer.resblocks.{{}}."
+"""Beginning of the names of a layer's weights, with `{}` for the layer."""
+_BARE_CLIP = tuple(f"{CLIP}{head}." for head in ("embeddings", "encoder", "final_layer_norm"))
+_POSITIONS = f"{CLIP}text_model.embeddings.position_ids"  # 0, 1, 2, ...
+_SCHEDULE = (
+    *("betas", "logvar", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod"),
+    *("sqrt_one_minus_alphas_cumprod", "log_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod"),
+    *("sqrt_recipm1_alphas_cumprod", "posterior_variance", "posterior_log_variance_clipped"),
+    *("posterior_mean_coef1", "posterior_mean_coef2", "v_pred", "ztsnr"),
+)
+USUAL_LEFTOVERS = {
+    *(_POSITIONS, f"{OPEN_CLIP}text_projection", f"{OPEN_CLIP}logit_scale", f"{OPEN_CLIP}attn_mask", *_SCHEDULE)
+}
+"""Tensors that most files have and no network uses."""
+
 _RESNET = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",
@@ -42,6 +65,11 @@ _OPEN_CLIP_LAYER = {
     "self_attn.out_proj": "attn.out_proj",
 }
 _OPEN_CLIP_STACKED = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+
+
+def current_original_name(name: str) -> str:
+    """The usual name of a tensor: some files lack `text_model.` in CLIP's."""
+    return name.replace(CLIP, f"{CLIP}text_model.", 1) if name.startswith(_BARE_CLIP) else name
 
 
 def unet_modules(config: UNetConfig, spaced: bool = False) -> dict[str, str]:
@@ -132,7 +160,7 @@ def text_name(name: str, second: bool) -> tuple[str, int | None]:
         return OPEN_CLIP + _OPEN_CLIP_ENDS[inner], None
     layer, _, rest = inner.removeprefix("encoder.layers.").partition(".")
     module, _, leaf = rest.rpartition(".")
-    block = f"{OPEN_CLIP}transformer.resblocks.{layer}"
+    block = OPEN_CLIP_LAYER.format(layer).rstrip(".")
     if module in _OPEN_CLIP_STACKED:
         return f"{block}.attn.in_proj_{leaf}", _OPEN_CLIP_STACKED.index(module)
     return f"{block}.{_OPEN_CLIP_LAYER[module]}.{leaf}", None

@@ -32,10 +32,16 @@ _DTYPES = {
 
 def index_safetensors(path: Path) -> dict[str, StoredTensor]:
     """Every tensor by its name; raises `InputError` if the header is damaged or doesn't match the file."""
+    return safetensors_header(path)[0]
+
+
+def safetensors_header(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+    """Every tensor by its name, and the metadata; raises as `index_safetensors`."""
     require_weights_file(path)
     table = {}
     try:
         with path.open("rb") as file, safe_open(path, framework="numpy") as tensors:
+            metadata = tensors.metadata() or {}
             offset = 8 + int.from_bytes(file.read(8), "little")
             for name in tensors.offset_keys():  # the library has checked that there are no gaps
                 entry = tensors.get_slice(name)
@@ -50,4 +56,4 @@ def index_safetensors(path: Path) -> dict[str, StoredTensor]:
         raise InputError(f"{path}: can't be read ({error.strerror or error})") from error
     except SafetensorError as error:
         raise InputError(f"{path}: damaged or not a safetensors file ({in_short(error)}); download it again") from error
-    return table
+    return table, metadata

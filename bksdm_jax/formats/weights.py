@@ -5,12 +5,13 @@ import errno
 import os
 import shutil
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from flax import serialization
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
@@ -29,6 +30,7 @@ INDEXERS: dict[str, Callable[[Path], dict[str, StoredTensor]]] = {
     ".bin": index_torch,
 }
 """Suffix -> file -> its tensors by name."""
+_TEXT_LAYERS = ("text_model", "encoder", "layers")
 _THREADS = min(4, os.cpu_count() or 1)  # each holds at most two copies of one tensor
 
 
@@ -64,12 +66,38 @@ def read_tensors(source: str, stored: Mapping[str, StoredTensor], expected: Mapp
     return _load(source, current, expected, from_torch=True)
 
 
+def tell_unused(source: str, names: Collection[str]) -> None:
+    """Warns in one line of tensors that are passed over, if there are any."""
+    if names:
+        some = f"{', '.join(name[:80] for name in sorted(names)[:5])}{', ...' if len(names) > 5 else ''}"
+        logging.warning("%s: passed over %d unused tensor(s): %s", source, len(names), some)
+
+
+def _without_unused(
+    source: str, stored: Mapping[str, StoredTensor], expected: Collection[str], separator: str
+) -> dict[str, StoredTensor]:
+    """Without tensors outside the network's modules, such as projections and image towers, and spare text layers.
+
+    As in PyTorch they are passed over; what belongs to the network's modules stays and must match.
+    """
+    paths = [tuple(name.split(separator)) for name in expected]
+    modules, layers = {path[0] for path in paths}, {path[:4] for path in paths}
+
+    def is_used(name: str) -> bool:
+        path = tuple(name.split(separator))
+        return path[0] in modules and (path[:3] != _TEXT_LAYERS or path[:4] in layers)
+
+    tell_unused(source, [name for name in stored if not is_used(name)])
+    return {name: tensor for name, tensor in stored.items() if is_used(name)}
+
+
 def _load(
     source: str, stored: Mapping[str, StoredTensor], expected: Mapping[str, Any], from_torch: bool
 ) -> dict[str, Any]:
     """`from_torch`: `stored` has PyTorch's names and layouts, else Flax's."""
     paths = trees.flatten(expected)
     shapes = names.torch_shapes(expected) if from_torch else {path: leaf.shape for path, leaf in paths.items()}
+    stored = _without_unused(source, stored, shapes, "." if from_torch else "/")
     trees.require_same(source, {name: tensor.shape for name, tensor in stored.items()}, shapes)
     known = FLOATS | EIGHT_BITS
     for name, tensor in stored.items():
@@ -101,14 +129,14 @@ def write_safetensors(path: Path, params: Mapping[str, Any]) -> None:
     write_tensors(path, torch_tensors(params))
 
 
-def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Writes a table of arrays as safetensors, with the permissions of a new file.
+def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
+    """Writes a table of arrays and metadata as safetensors, with the permissions of a new file.
 
     Raises:
         OSError: the file can't be written.
     """
     try:
-        save_file(dict(tensors), path, metadata={"format": "pt"})
+        save_file(dict(tensors), path, metadata={"format": "pt", **(metadata or {})})
     except SafetensorError as error:  # wraps the OSError as text
         free = shutil.disk_usage(path.parent).free
         full = free < 2**20 or "space" in str(error).lower() or "quota" in str(error).lower()

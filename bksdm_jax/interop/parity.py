@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from diffusers import PNDMScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler, PNDMScheduler, StableDiffusionPipeline
 
 from bksdm_jax.base.errors import InputError, whole_number
 from bksdm_jax.base.files import write_json
@@ -19,7 +19,8 @@ from bksdm_jax.base.images import grid, save_png
 from bksdm_jax.base.precision import cast_frozen, exact_products
 from bksdm_jax.base.progress import waiting
 from bksdm_jax.base.workdir import claim, require_same
-from bksdm_jax.diffusion.noise import starting_noise
+from bksdm_jax.diffusion.samplers import SAMPLERS
+from bksdm_jax.diffusion.schedule import ScheduleConfig
 from bksdm_jax.interop.components import (
     Difference,
     decoder_difference,
@@ -32,9 +33,16 @@ from bksdm_jax.pipelines.load import load_pipeline
 from bksdm_jax.pipelines.pipeline import Pipeline
 from bksdm_jax.pipelines.save import SaveConfig, write_pipeline
 from bksdm_jax.pipelines.source import ModelOptions
-from bksdm_jax.sampling.text_to_image import SamplerConfig, generate_images, make_generate
+from bksdm_jax.sampling.text_to_image import (
+    SamplerConfig,
+    generate_images,
+    make_generate,
+    require_resolution,
+    starting_noise,
+)
 
 _LEVELS = 2.0  # of 255, by which a pixel may differ
+_CLASSES = {"pndm": PNDMScheduler, "ddim": DDIMScheduler}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +54,8 @@ class CompareConfig(ModelOptions):
         revision, variant, tokenizer, prediction: of the model, see `ModelSource`.
         prompts: one image each.
         seed: of the noise.
-        steps: PNDM steps; 0: compare the networks only, no images.
+        steps: sampler steps; 0: compare the networks only, no images.
+        sampler: a key of `SAMPLERS`, made from the model's scheduler by `from_config`; empty: the scheduler itself.
         guidance_scale: of classifier-free guidance.
         resolution: pixels; 0: the model's own.
     """
@@ -55,6 +64,7 @@ class CompareConfig(ModelOptions):
     prompts: tuple[str, ...] = ("a photo of a cat", "a red bicycle in front of a house")
     seed: int = 0
     steps: int = 25
+    sampler: str = ""
     guidance_scale: float = 7.5
     resolution: int = 0
 
@@ -76,16 +86,18 @@ def parity(config: CompareConfig, workdir: Path) -> list[Difference]:
     whole_number("config", "steps", config.steps, 0)
     pipeline = load_pipeline(config.source(config.model))
     networks = pipeline.architectures
-    sampler = SamplerConfig(
-        max(config.steps, 1), config.guidance_scale, config.resolution or networks.resolution, seed=config.seed
-    )
-    generate = make_generate(networks, sampler)
+    resolution = config.resolution or networks.resolution
+    require_resolution(resolution, networks)
+    if config.steps:
+        name = _sampler(config, networks.schedule, pipeline.path)
+        sampler = SamplerConfig(config.steps, config.guidance_scale, resolution, name, config.seed)
+        generate = jax.jit(make_generate(networks, sampler))
     record = dataclasses.asdict(config) | {"model": str(pipeline.path)}
     require_same(workdir, record, ())
     claim(workdir, record)
-    with _in_pytorch(pipeline, config.variant) as theirs, exact_products("float32"):
+    with _in_pytorch(pipeline, config.variant, config.sampler) as theirs, exact_products("float32"):
         params = cast_frozen(pipeline.params, np.dtype(np.float32))
-        found = _networks(pipeline, theirs, params, config, sampler.resolution)
+        found = _networks(pipeline, theirs, params, config, resolution)
         if config.steps:
             ours, expected = _images(pipeline, theirs, params, config, sampler, generate)
             save_png(workdir / "images.png", grid([expected, ours]))
@@ -93,6 +105,15 @@ def parity(config: CompareConfig, workdir: Path) -> list[Difference]:
             found.append(dataclasses.replace(levels, tolerance=_LEVELS))
     write_json(workdir / "differences.json", [dataclasses.asdict(one) | {"within": one.within} for one in found])
     return found
+
+
+def _sampler(config: CompareConfig, schedule: ScheduleConfig, path: Path) -> str:
+    if not config.sampler and not schedule.sampler:
+        raise InputError(
+            f"{path}: its scheduler isn't implemented; set sampler to {' or '.join(SAMPLERS)}, or steps to 0 to "
+            "compare the networks alone"
+        )
+    return config.sampler or schedule.sampler
 
 
 def difference_table(found: list[Difference]) -> str:
@@ -105,8 +126,8 @@ def difference_table(found: list[Difference]) -> str:
 
 
 @contextlib.contextmanager
-def _in_pytorch(pipeline: Pipeline, variant: str) -> Iterator[StableDiffusionPipeline]:
-    """The pipeline in PyTorch, in float32, on a GPU if there is one."""
+def _in_pytorch(pipeline: Pipeline, variant: str, sampler: str) -> Iterator[StableDiffusionPipeline]:
+    """The pipeline in PyTorch, in float32, on a GPU if there is one; `sampler` is as in `CompareConfig`."""
     torch.backends.cudnn.allow_tf32 = False  # float32 means float32
     with tempfile.TemporaryDirectory() as scratch, waiting("loading in PyTorch"):
         path = pipeline.path
@@ -120,7 +141,8 @@ def _in_pytorch(pipeline: Pipeline, variant: str) -> Iterator[StableDiffusionPip
             safety_checker=None,
             local_files_only=True,
         )
-    theirs.scheduler = PNDMScheduler.from_config(theirs.scheduler.config, skip_prk_steps=True)
+    if sampler:
+        theirs.scheduler = _CLASSES[sampler].from_config(theirs.scheduler.config)
     theirs.set_progress_bar_config(disable=True)
     yield theirs.to("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -165,7 +187,7 @@ def _images(
     prompts = list(config.prompts)
     with waiting("images by this package"):
         numbered = list(enumerate(prompts))
-        made = generate_images(jax.jit(generate), params, pipeline.caption_inputs, sampler, numbered, len(prompts))
+        made = generate_images(generate, params, pipeline.caption_inputs, sampler, numbered, len(prompts))
         ours = np.stack([image for _, image in made])
     shape = pipeline.architectures.latent_shape(sampler.resolution)
     noise = np.array(starting_noise(sampler.seed, jnp.arange(len(prompts), dtype=jnp.uint32), shape))

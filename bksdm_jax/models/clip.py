@@ -28,9 +28,15 @@ class TowerConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CLIPTextConfig(TowerConfig):
-    """The text tower's architecture. Defaults are SD v1's (ViT-L/14's)."""
+    """The text tower's architecture. Defaults are SD v1's (ViT-L/14's).
+
+    Attributes:
+        positions: rows of the table of position embeddings.
+        max_length: tokens of a caption, at most `positions`.
+    """
 
     vocab_size: int = 49408
+    positions: int = 77
     max_length: int = 77
 
 
@@ -44,7 +50,7 @@ class Embeddings(nn.Module):
     def __call__(self, tokens: jax.Array) -> jax.Array:
         cfg = self.config
         words = nn.Embed(cfg.vocab_size, cfg.width, dtype=self.dtype, name="token_embedding")(tokens)
-        positions = nn.Embed(cfg.max_length, cfg.width, dtype=self.dtype, name="position_embedding")
+        positions = nn.Embed(cfg.positions, cfg.width, dtype=self.dtype, name="position_embedding")
         return words + positions(jnp.arange(tokens.shape[1]))[None]  # [B, T, width]
 
 
@@ -139,7 +145,7 @@ class CLIPTextEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
-        """int32 [B, T], T <= max_length -> [B, T, width]."""
+        """int32 [B, T], T <= positions -> [B, T, width]."""
         return TextTransformer(self.config, self.dtype, name="text_model")(tokens)
 
 

@@ -11,6 +11,7 @@ from flax import linen as nn
 
 from bksdm_jax.formats.clip_json import clip_text_from_transformers, clip_text_to_transformers
 from bksdm_jax.formats.locate import DIFFUSERS_STEMS, TRANSFORMERS_STEMS
+from bksdm_jax.formats.old_configs import corrected_unet
 from bksdm_jax.formats.unet_json import unet_from_diffusers, unet_to_diffusers
 from bksdm_jax.formats.vae_json import vae_from_diffusers, vae_to_diffusers
 from bksdm_jax.models.clip import CLIPTextEncoder, clip_text_parameter_shapes
@@ -37,6 +38,7 @@ class NetworkType:
         to_json: config -> `config.json`; raises `InputError` if it can't be expressed.
         parameter_shapes: config -> parameters as nested `jax.ShapeDtypeStruct`.
         stems: suffix of a weights file -> file name without it.
+        corrected: (`config.json`, file name) -> the same as Diffusers' pipeline takes it.
         library, class_name: its entry in `model_index.json`.
     """
 
@@ -48,6 +50,7 @@ class NetworkType:
     stems: Mapping[str, str]
     library: str
     class_name: str
+    corrected: Callable[[Mapping[str, Any], str], dict[str, Any]] = lambda json, _: dict(json)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +68,7 @@ class Family:
         condition: (configs, params, dtype, caption inputs [B, ...]) -> the denoiser's conditioning, arrays [B, ...].
         encode: (configs, params, dtype, images [B, H, W, 3] in [-1, 1]) -> mean and log-variance, unscaled latents.
         decode: (configs, params, dtype, unscaled latents) -> images [B, H, W, 3], nominally in [-1, 1].
+        foreign: configs -> what such a pipeline is instead, as in "an inpainting model"; empty: one of this family.
         pairs_that_agree: configs -> (network and key, value, other network and key, value) that must be equal.
     """
 
@@ -78,12 +82,20 @@ class Family:
     condition: Callable[[Configs, Params, jnp.dtype, Any], Conditioning]
     encode: Callable[[Configs, Params, jnp.dtype, jax.Array], tuple[jax.Array, jax.Array]]
     decode: Callable[[Configs, Params, jnp.dtype, jax.Array], jax.Array]
+    foreign: Callable[[Configs], str]
     pairs_that_agree: Callable[[Configs], Iterator[tuple[str, Any, str, Any]]]
 
 
 _DIFFUSERS = (DIFFUSERS_STEMS, "diffusers")
 UNET = NetworkType(
-    "U-Net", UNet, unet_from_diffusers, unet_to_diffusers, parameter_shapes, *_DIFFUSERS, "UNet2DConditionModel"
+    "U-Net",
+    UNet,
+    unet_from_diffusers,
+    unet_to_diffusers,
+    parameter_shapes,
+    *_DIFFUSERS,
+    "UNet2DConditionModel",
+    corrected_unet,
 )
 AUTOENCODER = NetworkType(
     "VAE", VAE, vae_from_diffusers, vae_to_diffusers, vae_parameter_shapes, *_DIFFUSERS, "AutoencoderKL"
@@ -123,10 +135,17 @@ def _text_states(configs: Configs, params: Params, dtype: jnp.dtype, inputs: Any
     return {"context": encoder.apply({"params": params["text_encoder"]}, inputs["tokens"])}
 
 
+_MORE_CHANNELS = {9: "an inpainting model", 5: "a depth-to-image model", 8: "an InstructPix2Pix model"}
+
+
+def _not_stable_diffusion(configs: Configs) -> str:
+    if configs["unet"].added:
+        return "an SDXL model"
+    return _MORE_CHANNELS.get(configs["unet"].in_channels, "") if configs["vae"].latent_channels == 4 else ""
+
+
 def _stable_diffusion_pairs(configs: Configs) -> Iterator[tuple[str, Any, str, Any]]:
     unet, vae, text = (configs[name] for name in ("unet", "vae", "text_encoder"))
-    added = "text_time" if unet.added else None
-    yield "unet's addition_embed_type", added, "one of Stable Diffusion", None
     yield "unet's cross_attention_dim", unet.context_width, "text_encoder's hidden_size", text.width
     yield "unet's in_channels", unet.in_channels, "vae's latent_channels", vae.latent_channels
     yield "unet's out_channels", unet.out_channels, "vae's latent_channels", vae.latent_channels
@@ -145,6 +164,7 @@ FAMILIES = {
         condition=_text_states,
         encode=encode_by_vae,
         decode=decode_by_vae,
+        foreign=_not_stable_diffusion,
         pairs_that_agree=_stable_diffusion_pairs,
     ),
 }

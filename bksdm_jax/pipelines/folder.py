@@ -10,18 +10,19 @@ from huggingface_hub.repocard import metadata_load
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.files import read_json, write_json
 from bksdm_jax.diffusion.schedule import ScheduleConfig
-from bksdm_jax.formats.locate import choose_files, variants_in, weight_files
-from bksdm_jax.formats.scheduler_json import schedule_from_diffusers
+from bksdm_jax.formats.clip_json import loaded_in_float32
+from bksdm_jax.formats.locate import choose_files, other_weights, weight_files
+from bksdm_jax.formats.scheduler_json import schedule_from_diffusers, scheduler_to_write
 from bksdm_jax.formats.weights import WRITERS, read_weights
 from bksdm_jax.pipelines.families import FAMILIES, STABLE_DIFFUSION, Family, NetworkType
 from bksdm_jax.pipelines.passthrough import COMPONENTS, Extras, component_files, copy_components, read_components
 from bksdm_jax.pipelines.pipeline import Architectures, Network, Pipeline, require_agreement, require_vocabulary
-from bksdm_jax.pipelines.tokenizer import load_tokenizer
+from bksdm_jax.pipelines.tokenizer import caption_length, load_tokenizer
 
 COPIED_FORMATS = {".safetensors": (".safetensors", ".bin"), ".msgpack": (".msgpack",)}
 """Format of a folder's weights -> formats in which its readers accept a safety checker."""
 _LICENCE = ("license", "license_name", "license_link")
-_CARD = "README.md"
+INDEX, _CARD = "model_index.json", "README.md"
 _MOST_CARD, _MOST_WORDS = 2**20, 200  # bytes of a card, characters of a licence entry
 
 
@@ -42,7 +43,7 @@ class FolderModel:
     json: Mapping[str, dict[str, Any]]
 
     def read(self, networks: Collection[str] | None = None) -> Pipeline:
-        """Reads each network from `.safetensors`, Flax `.msgpack` or PyTorch `.bin`, in this order of preference.
+        """Reads each network from `.safetensors`, PyTorch `.bin` or Flax `.msgpack`, in this order of preference.
 
         A network without files of the variant is read from those without a variant.
 
@@ -53,7 +54,7 @@ class FolderModel:
             InputError: a component is missing, damaged, or doesn't match its config.
         """
         kind = self.architectures.kind
-        files = self._files(kind.networks if networks is None else networks)
+        files = self.files(kind.networks if networks is None else networks)
         pipeline = Pipeline(
             path=self.path,
             networks={name: self._network(name, files.get(name, ())) for name in kind.networks},
@@ -63,7 +64,6 @@ class FolderModel:
             },
             schedule=self.architectures.schedule,
             scheduler=self.json["scheduler"],
-            denoiser_files=files.get(kind.denoiser, ()),
             components=read_components(self.path, self.variant),
             licence=_licence(self.path / _CARD),
             family=self.architectures.family,
@@ -74,14 +74,14 @@ class FolderModel:
     def read_denoiser(self) -> Network:
         """Reads only the U-Net; raises `InputError` like `read`."""
         name = self.architectures.kind.denoiser
-        return self._network(name, self._files((name,))[name])
+        return self._network(name, self.files((name,))[name])
 
     def _network(self, name: str, files: Sequence[Path]) -> Network:
         config = self.architectures.configs[name]
         shapes = self.architectures.kind.networks[name].parameter_shapes
         return Network(config, read_weights(files, shapes(config)) if files else {}, self.json[name])
 
-    def _files(self, networks: Collection[str]) -> dict[str, tuple[Path, ...]]:
+    def files(self, networks: Collection[str]) -> dict[str, tuple[Path, ...]]:
         """The weights files of these networks; those without a variant where a network doesn't have it.
 
         If the denoiser is among them, at least one must have the variant; `non_ema` exists only for the denoiser.
@@ -97,8 +97,7 @@ class FolderModel:
             found[name] = found[name] or weight_files(self.path / name, stems[name], "")
             if not found[name]:
                 expected = " or ".join(f"{stem}{suffix}" for suffix, stem in stems[name].items())
-                variants = variants_in(self.path / name, stems[name])
-                hint = f"; there is variant {variants[0]!r}: set variant to it" if variants else ""
+                hint = other_weights(self.path / name, stems[name])
                 raise InputError(f"{self.path / name}: no weights; expected {expected}{hint}")
         return found
 
@@ -113,9 +112,14 @@ def open_folder(path: Path, variant: str = "", family: str = STABLE_DIFFUSION) -
     _require_components(path, kind)
     found = {name: _read_config(path, name, network) for name, network in kind.networks.items()}
     file = path / "scheduler" / "scheduler_config.json"
-    scheduler = read_json(file)
+    index = path / INDEX
+    scheduler = read_json(file) | (_scheduler_class(index) if index.is_file() else {})
     schedule = schedule_from_diffusers(scheduler, str(file))
-    networks = Architectures({name: config for name, (_, config) in found.items()}, schedule, family)
+    configs = {name: config for name, (_, config) in found.items()}
+    for folder, encoder in kind.tokenizers.items():
+        length = caption_length(path / folder, configs[encoder].positions)
+        configs[encoder] = dataclasses.replace(configs[encoder], max_length=length)
+    networks = Architectures(configs, schedule, family)
     require_agreement(networks, str(path))
     jsons = {name: json for name, (json, _) in found.items()}
     return FolderModel(path, variant, networks, jsons | {"scheduler": scheduler})
@@ -128,9 +132,17 @@ def open_denoiser(path: Path, variant: str = "", family: str = STABLE_DIFFUSION)
     return FolderModel(path, variant, Architectures({name: config}, ScheduleConfig(), family), {name: json})
 
 
+def _scheduler_class(index: Path) -> dict[str, str]:
+    """The scheduler's class in `model_index.json`, which Diffusers takes whatever the scheduler's own file says."""
+    entry = read_json(index).get("scheduler", [])
+    if not isinstance(entry, list) or not all(isinstance(word, str) for word in entry):
+        raise InputError(f"{index}: scheduler is {str(entry)[:80]}; expected a library and a class")
+    return {"_class_name": entry[1]} if len(entry) == 2 else {}
+
+
 def _read_config(folder: Path, name: str, network: NetworkType) -> tuple[dict[str, Any], Any]:
     file = folder / name / "config.json"
-    json = read_json(file)
+    json = network.corrected(read_json(file), str(file))
     return json, network.from_json(json, str(file))
 
 
@@ -158,7 +170,7 @@ def needed_files(
         networks: those whose weights are needed, not just their config. None: all.
     """
     family = FAMILIES[STABLE_DIFFUSION]
-    complete = {"model_index.json", *family.tokenizers, "scheduler", *([_CARD] if extras.card else [])}
+    complete = {INDEX, *family.tokenizers, "scheduler", *([_CARD] if extras.card else [])}
     needed = [name for name in names if name.split("/")[0] in complete]
     for folder, network in family.networks.items():
         inside = {name.removeprefix(f"{folder}/") for name in names if name.startswith(f"{folder}/")}
@@ -169,19 +181,19 @@ def needed_files(
     return needed + (component_files(names, extras.components, variant) if extras.components else [])
 
 
-def write_folder(folder: Path, pipeline: Pipeline, suffix: str) -> None:
+def write_folder(folder: Path, pipeline: Pipeline, suffix: str, weights: bool = True) -> None:
     """Writes a pipeline that Diffusers can load to an empty folder.
 
     Args:
         folder: the folder.
         pipeline: the pipeline.
         suffix: `.safetensors`, or `.msgpack` for Diffusers' Flax classes.
+        weights: write the networks' weights, not just their configs.
     """
     family = FAMILIES[pipeline.family]
     flax = suffix == ".msgpack"
     prefix = "Flax" if flax else ""
-    scheduler = dict(pipeline.scheduler)
-    scheduler["_class_name"] = prefix + scheduler.get("_class_name", "PNDMScheduler").removeprefix("Flax")
+    scheduler = scheduler_to_write(pipeline.scheduler, pipeline.schedule, flax)
     index: dict[str, Any] = {
         "_class_name": f"{prefix}{family.pipeline_class}",
         "scheduler": ["diffusers", scheduler["_class_name"]],
@@ -192,10 +204,13 @@ def write_folder(folder: Path, pipeline: Pipeline, suffix: str) -> None:
         index["requires_safety_checker"] = "safety_checker" in copied
     for name, network in family.networks.items():
         (folder / name).mkdir()
-        WRITERS[suffix](folder / name / f"{network.stems[suffix]}{suffix}", pipeline.networks[name].params)
+        if weights:
+            WRITERS[suffix](folder / name / f"{network.stems[suffix]}{suffix}", pipeline.networks[name].params)
         json = dict(pipeline.networks[name].json)
         if network.library == "diffusers":
             json["_class_name"] = f"{prefix}{network.class_name}"
+        else:
+            json = loaded_in_float32(json)
         write_json(folder / name / "config.json", json)
         index[name] = [network.library, f"{prefix}{network.class_name}"]
     for name, tokenizer in pipeline.tokenizers.items():
@@ -203,7 +218,7 @@ def write_folder(folder: Path, pipeline: Pipeline, suffix: str) -> None:
         index[name] = ["transformers", "CLIPTokenizer"]
     (folder / "scheduler").mkdir()
     write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
-    write_json(folder / "model_index.json", index)
+    write_json(folder / INDEX, index)
 
 
 def _licence(card: Path) -> dict[str, str]:

@@ -10,7 +10,7 @@ from bksdm_jax.pipelines.folder import FolderModel, needed_files, open_denoiser,
 from bksdm_jax.pipelines.hub import hub_folder, is_hub_id
 from bksdm_jax.pipelines.passthrough import NO_EXTRAS, Extras
 from bksdm_jax.pipelines.pipeline import Pipeline
-from bksdm_jax.pipelines.single_file import SingleFileModel, open_single_file
+from bksdm_jax.pipelines.single_file import SINGLE_FILES, SingleFileModel, open_single_file
 from bksdm_jax.pipelines.source import ModelSource
 
 Model = FolderModel | SingleFileModel
@@ -42,11 +42,8 @@ def find_model(
             key = "tokenizer" if source.tokenizer else "prediction"
             raise InputError(f"{key}: applies to single-file checkpoints only; {path} is a folder with its own")
         return open_folder(path, source.variant)
-    if path.suffix != ".safetensors":
-        raise InputError(
-            f"{path}: not a .safetensors file, the only supported format of single files; a .ckpt is a pickle, which "
-            "can run code: if you trust it, convert it"
-        )
+    if path.suffix.lower() not in SINGLE_FILES:
+        raise InputError(f"{path}: a file of unknown format; expected a folder, or {' or '.join(SINGLE_FILES)}")
     if source.variant:
         raise InputError(f"variant: {source.variant!r} applies to folders only; {path} is a single file")
     return open_single_file(path, source.tokenizer, source.prediction_type)
@@ -81,4 +78,4 @@ def _path(source: ModelSource, extras: Extras, networks: Collection[str] | None)
         )
     if source.revision:
         raise InputError(f"{source.name}: not on the hub; revision ({source.revision!r}) applies to hub models only")
-    return Path(source.name).expanduser().resolve()
+    return Path(source.name).expanduser().absolute()  # a link to a blob of the hub's cache has the suffix

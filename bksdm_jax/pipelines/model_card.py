@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from huggingface_hub import ModelCardData
 
 from bksdm_jax.base import trees
+from bksdm_jax.formats.original_names import unet_modules
 from bksdm_jax.models.unet_table import UNetConfig
 from bksdm_jax.pipelines.hub import is_hub_id
 from bksdm_jax.pipelines.pipeline import Pipeline
@@ -85,38 +86,57 @@ def _table(name: str, values: Mapping[str, object], heading: str = "value") -> s
 def _use(pipeline: Pipeline, file_format: str) -> str:
     if file_format == "flax":
         return "Load it with Diffusers' Flax classes: `FlaxStableDiffusionPipeline.from_pretrained(FOLDER)`."
+    unet, prediction = pipeline.denoiser.config, pipeline.schedule.prediction_type
     if file_format == "safetensors":
-        return "Load it with Diffusers: `StableDiffusionPipeline.from_pretrained(FOLDER)`."
+        said = f"Load it with {_DIFFUSERS}: `StableDiffusionPipeline.from_pretrained(FOLDER)`."
+        return f"{said} {_CPP} takes this folder too." if _is_tiny_v1(unet) else said
     said = (
-        "`model.safetensors` holds U-Net, autoencoder and text encoder in the original single-file layout. Tokenizer "
-        "and scheduler are Stable Diffusion's and not included."
+        "`model.safetensors` holds U-Net, autoencoder and text encoder in the original single-file layout; the folder "
+        f"`{CONFIGS}` has their configs, the tokenizer and the scheduler."
     )
-    if pipeline.schedule.prediction_type != "epsilon":
-        said += " Configure your tool for v-prediction."
-    return f"{said}\n\n{tools_text(pipeline.denoiser.config, spaced=file_format.endswith('spaced'))}"
+    return f"{said}\n\n{tools_text(unet, file_format.endswith('spaced'), prediction)}"
 
 
-def tools_text(unet: UNetConfig, spaced: bool) -> str:
+_DIFFUSERS, _COMFY, _CPP = "Diffusers (0.39)", "ComfyUI (0.3.64)", "stable-diffusion.cpp (master-612)"
+CONFIGS = "config"
+"""The folder of the configs beside a single file."""
+
+
+def tools_text(unet: UNetConfig, spaced: bool, prediction_type: str = "epsilon") -> str:
     """Which tools can load a single file with this U-Net; `spaced` is as in `original_names.unet_modules`."""
-    if unet.mid is not None and all(len(stage.pairs) == 2 for stage in unet.down):
-        return "Tools that load Stable Diffusion checkpoints can load it."
-    tiny = unet.mid is None and len(unet.down) == 3 and all(stage.pairs == ("RA",) for stage in unet.down)
-    if spaced:
-        return "Blocks are numbered with gaps, as by Diffusers' conversion script. " + (
-            "stable-diffusion.cpp loads it as a tiny U-Net."
-            if tiny
-            else "stable-diffusion.cpp can't load it: of small U-Nets it supports only those with three stages and no "
-            "mid block (`bk_tiny`)."
-        )
-    webui = "Tools that build the U-Net from a config file (Stable Diffusion WebUI) "
-    lines = [
+    lines = []
+    if unet_modules(unet, spaced) != unet_modules(unet):
+        lines.append("Blocks are numbered with gaps, as by Diffusers' conversion script.")
+        if _is_tiny_v1(unet):
+            lines.append(f"{_CPP} loads it as a tiny U-Net; {_COMFY} and {_DIFFUSERS} can't load it.")
+        else:
+            lines.append(f"{_CPP}, {_COMFY} and {_DIFFUSERS} can't load it: use the format `single_file`.")
+        return " ".join(lines)
+    load = f'StableDiffusionPipeline.from_single_file("model.safetensors", config="{CONFIGS}")'
+    lines += [
         "Blocks are numbered without gaps, as by the original code.",
-        "ComfyUI infers the blocks from the names, with or without a mid block.",
-        webui + ("need `num_res_blocks: 1` in it." if unet.mid is not None else "require a mid block."),
+        f"{_DIFFUSERS} loads it with its configs: `{load}`.",
+        f"{_COMFY} infers the blocks from the names.",
     ]
-    if tiny:
-        lines.append("For stable-diffusion.cpp, use the format `single_file_spaced`.")
+    if unet.mid is not None and all(len(stage.pairs) == 2 for stage in unet.down):
+        lines.append("Other tools that load Stable Diffusion checkpoints can load it.")
+    else:
+        webui = "Tools that build the U-Net from a config file (Stable Diffusion WebUI) "
+        lines.append(webui + ("need `num_res_blocks: 1` in it." if unet.mid is not None else "require a mid block."))
+        way_out = ": use the format `single_file_spaced`, or the folder of format `safetensors`"
+        lines.append(f"{_CPP} can't load it{way_out if _is_tiny_v1(unet) else ''}.")
+    if prediction_type != "epsilon":
+        lines.append(
+            f"Tell your tool that it predicts velocity, or images are wrong: {_COMFY} needs the node "
+            f"`ModelSamplingDiscrete` with `v_prediction`, {_CPP} the option `--prediction v`."
+        )
     return " ".join(lines)
+
+
+def _is_tiny_v1(unet: UNetConfig) -> bool:
+    """Whether stable-diffusion.cpp knows this small U-Net: SD 1.x's three first stages of one layer, no mid block."""
+    tiny = unet.mid is None and len(unet.down) == 3 and all(stage.pairs == ("RA",) for stage in unet.down)
+    return tiny and not unet.linear_projection
 
 
 def _licence(licence: Mapping[str, str], parent: str) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from absl import logging
 
 from bksdm_jax.base.files import read_json, write_json
+from bksdm_jax.formats.clip_json import loaded_in_float32
 from bksdm_jax.formats.locate import TRANSFORMERS_STEMS, choose_files
 
 _SETTINGS = {"safety_checker": "config.json", "feature_extractor": "preprocessor_config.json"}
@@ -103,7 +104,8 @@ def copy_components(
             logging.warning("%s: left out; %s no longer exists", component.folder, gone[0])
             continue
         (target / name).mkdir()
-        write_json(target / name / settings, read_json(component.folder / settings))
+        json = read_json(component.folder / settings)
+        write_json(target / name / settings, loaded_in_float32(json) if name in _WITH_WEIGHTS else json)
         for new, old in weights.items():
             shutil.copyfile(component.folder / old, target / name / new)
         copied[name] = component.entry

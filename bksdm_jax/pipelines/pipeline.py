@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bksdm_jax.base import trees
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.diffusion.schedule import ScheduleConfig
 from bksdm_jax.models.unet import Conditioning
@@ -26,6 +28,14 @@ class Network:
     config: Any
     params: dict[str, Any]
     json: dict[str, Any]
+
+    def weights_sha256(self) -> str:
+        """SHA-256 of the parameters as float32, in the order of their names."""
+        digest = hashlib.sha256()
+        for name, leaf in sorted(trees.flatten(self.params).items()):
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(leaf, "<f4"))
+        return digest.hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +118,6 @@ class Pipeline:
         tokenizers: by folder name.
         schedule: that of the denoiser's training.
         scheduler: its `scheduler_config.json`.
-        denoiser_files: the files of the denoiser's weights.
         components: `safety_checker` and `feature_extractor`, which are only copied.
         licence: from the model card: `license`, `license_name`, `license_link`, where present.
         family: a key of `FAMILIES`.
@@ -119,7 +128,6 @@ class Pipeline:
     tokenizers: Mapping[str, Tokenizer]
     schedule: ScheduleConfig
     scheduler: Mapping[str, Any]
-    denoiser_files: tuple[Path, ...] = ()
     components: Mapping[str, Component] = dataclasses.field(default_factory=dict)
     licence: Mapping[str, str] = dataclasses.field(default_factory=dict)
     family: str = STABLE_DIFFUSION
@@ -151,6 +159,14 @@ class Pipeline:
         """Captions -> the networks' inputs, arrays [N, ...]: token ids int32 [N, T] under `tokens`."""
         return functools.partial(FAMILIES[self.family].caption_inputs, self.tokenizers)  # workers get no weights
 
+    def identity(self) -> dict[str, str]:
+        """SHA-256 of all that decides the pipeline's images: of each network, each tokenizer, and the scheduler."""
+        parts = {name: [network.weights_sha256(), network.config] for name, network in self.networks.items()}
+        parts |= {name: [tokenizer.sha256()] for name, tokenizer in self.tokenizers.items()} | {
+            "scheduler": [self.schedule]
+        }
+        return {name: hashlib.sha256(repr(part).encode()).hexdigest() for name, part in parts.items()}
+
     def empty_inputs(self) -> CaptionInputs:
         """The inputs for the empty caption, without a batch dimension."""
         return {name: np.asarray(value)[0] for name, value in self.caption_inputs([""]).items()}
@@ -158,6 +174,8 @@ class Pipeline:
 
 def require_agreement(networks: Architectures, source: str) -> None:
     """Raises `InputError` if the networks aren't the family's, or don't fit each other; `source` is named."""
+    if foreign := networks.kind.foreign(networks.configs):
+        raise InputError(f"{source}: {foreign}; expected text-to-image: {networks.kind.pipeline_class}")
     for what, ours, key, theirs in networks.kind.pairs_that_agree(networks.configs):
         if ours != theirs:
             raise InputError(f"{source}: the {what} is {ours} but the {key} is {theirs}")

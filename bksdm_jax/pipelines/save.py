@@ -13,7 +13,7 @@ from bksdm_jax.base.files import atomic_folder, write_json
 from bksdm_jax.formats.stored import FLOATS
 from bksdm_jax.formats.unet_json import require_flax_expressible, unet_to_diffusers
 from bksdm_jax.pipelines.folder import COPIED_FORMATS, write_folder
-from bksdm_jax.pipelines.model_card import CardFacts, model_card
+from bksdm_jax.pipelines.model_card import CONFIGS, CardFacts, model_card
 from bksdm_jax.pipelines.passthrough import Extras
 from bksdm_jax.pipelines.pipeline import Architectures, Network, Pipeline
 from bksdm_jax.pipelines.write_single_file import require_single_file, write_single_file
@@ -33,8 +33,8 @@ class SaveConfig:
 
     Attributes:
         format: one of `FORMATS`: a folder for PyTorch Diffusers (`safetensors`) or for Diffusers' Flax classes
-            (`flax`), or one file in the original layout (`single_file`, or `single_file_spaced` with the block numbers
-            that stable-diffusion.cpp expects of small U-Nets).
+            (`flax`), or one file in the original layout, with its configs beside it (`single_file`, or
+            `single_file_spaced` with the block numbers that stable-diffusion.cpp expects of small U-Nets).
         dtype: `float32`, `float16` or `bfloat16`; empty: the U-Net in float32, the other networks in the teacher's.
         safety_checker: copy the teacher's safety checker and feature extractor, if any (folders only).
     """
@@ -108,6 +108,9 @@ def write_pipeline(
             write_folder(temporary, pipeline, _SUFFIXES[config.format])
         else:
             write_single_file(temporary / SINGLE_FILE, pipeline, _SPACED[config.format])
+            (temporary / CONFIGS).mkdir()
+            without = dataclasses.replace(pipeline, components={})
+            write_folder(temporary / CONFIGS, without, ".safetensors", weights=False)
         if facts is not None:
             (temporary / "README.md").write_text(model_card(pipeline, facts, config.format), encoding="utf-8")
         for name, value in (extra or {}).items():

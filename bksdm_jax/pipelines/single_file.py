@@ -6,27 +6,40 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from absl import logging
+
 from bksdm_jax.base.errors import InputError, known_name
 from bksdm_jax.diffusion.schedule import TARGETS, ScheduleConfig
 from bksdm_jax.formats import names
-from bksdm_jax.formats.infer import infer_architectures, is_second, is_spaced
-from bksdm_jax.formats.original_names import CLIP, UNET, VAE, original_name, text_name, unet_modules, vae_modules
-from bksdm_jax.formats.safetensors_file import index_safetensors
+from bksdm_jax.formats.infer import infer_architectures, is_second, is_spaced, is_vit_h
+from bksdm_jax.formats.markers import ZERO_SNR, prediction_of
+from bksdm_jax.formats.original_names import (
+    OPEN_CLIP_LAYER,
+    OWN_MODULES,
+    USUAL_LEFTOVERS,
+    current_original_name,
+    original_name,
+    text_name,
+    unet_modules,
+    vae_modules,
+)
+from bksdm_jax.formats.safetensors_file import safetensors_header
 from bksdm_jax.formats.scheduler_json import schedule_to_diffusers
 from bksdm_jax.formats.stored import StoredTensor
-from bksdm_jax.formats.weights import read_tensors
+from bksdm_jax.formats.torch_file import index_torch
+from bksdm_jax.formats.weights import read_tensors, tell_unused
 from bksdm_jax.models.clip import CLIPTextConfig, clip_text_parameter_shapes
 from bksdm_jax.models.unet import parameter_shapes
 from bksdm_jax.models.vae import vae_parameter_shapes
 from bksdm_jax.pipelines.hub import hub_folder, is_hub_id
 from bksdm_jax.pipelines.pipeline import Architectures, Network, Pipeline, require_agreement, require_vocabulary
-from bksdm_jax.pipelines.tokenizer import TOKENIZER_FILES, load_tokenizer
+from bksdm_jax.pipelines.tokenizer import TOKENIZER_FILES, caption_length, load_tokenizer
 
 DEFAULT_TOKENIZER = "openai/clip-vit-large-patch14"
 """SD 1.x and 2.x have its vocabulary."""
+SINGLE_FILES = (".safetensors", ".ckpt")
+"""The suffixes of single files."""
 _SECOND_PAD = "!"
-
-Table = Mapping[str, StoredTensor]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,13 +70,15 @@ class SingleFileModel:
         text, kind = self.architectures.configs["text_encoder"], self.architectures.kind
         folder = _tokenizer_folder(self.path, self.tokenizer)
         pad = _SECOND_PAD if is_second(text) else ""
+        length = caption_length(folder, text.positions)
+        found = {name: self._network(name, networks is None or name in networks) for name in kind.networks}
+        encoder = dataclasses.replace(found["text_encoder"], config=dataclasses.replace(text, max_length=length))
         pipeline = Pipeline(
             path=self.path,
-            networks={name: self._network(name, networks is None or name in networks) for name in kind.networks},
-            tokenizers={"tokenizer": load_tokenizer(folder, text.max_length, pad)},
+            networks=found | {"text_encoder": encoder},
+            tokenizers={"tokenizer": load_tokenizer(folder, length, pad)},
             schedule=self.architectures.schedule,
             scheduler=schedule_to_diffusers(self.architectures.schedule),
-            denoiser_files=(self.path,),
             family=self.architectures.family,
         )
         require_vocabulary(pipeline)
@@ -102,59 +117,87 @@ def _tokenizer_files(names: Collection[str]) -> list[str]:
 
 
 def open_single_file(path: Path, tokenizer: str = "", prediction_type: str = "") -> SingleFileModel:
-    """Reads a `.safetensors` checkpoint's header.
+    """Reads a `.safetensors` checkpoint's header, or a `.ckpt`'s table of tensors.
 
     Args:
         path, tokenizer: as in `SingleFileModel`.
-        prediction_type: `epsilon` or `v_prediction`; may be empty for SD 1.x (`epsilon`), must be given for SD 2.x.
+        prediction_type: `epsilon` or `v_prediction`. If empty, the file's own (`prediction_of`); SD 1.x files without
+            one are `epsilon`, SD 2.x files are refused.
 
     Raises:
-        InputError: the file is damaged, incomplete, or needs a prediction type.
+        InputError: the file is damaged, incomplete, another family's, or needs a prediction type.
     """
-    table = index_safetensors(path)
+    table, metadata = safetensors_header(path) if path.suffix.lower() == ".safetensors" else (index_torch(path), {})
+    table = {current_original_name(name): tensor for name, tensor in table.items()}
     unet, vae, text = infer_architectures({name: tensor.shape for name, tensor in table.items()}, str(path))
-    if prediction_type:
-        known_name("config", "prediction", prediction_type, TARGETS)
-    elif is_second(text):
+    schedule = _schedule(path, table, metadata, prediction_type, is_second(text))
+    if schedule.prediction_type == "v_prediction" and is_second(text):  # SD 2.1 at 768 overflows in half precision
+        unet = dataclasses.replace(unet, sample_size=96, upcast_attention=True)
+    networks = Architectures({"unet": unet, "vae": vae, "text_encoder": text}, schedule)
+    require_agreement(networks, str(path))
+    rest = dict(table)
+    tables = {
+        "unet": _taken(rest, parameter_shapes(unet), unet_modules(unet, is_spaced(table))),
+        "vae": _taken(rest, vae_parameter_shapes(vae), vae_modules(vae)),
+        "text_encoder": _text_table(rest, text, str(path)),
+    }
+    _pass_over(path, rest)
+    return SingleFileModel(path, networks, tables, tokenizer)
+
+
+def _schedule(
+    path: Path, table: Collection[str], metadata: Mapping[str, str], wanted: str, second: bool
+) -> ScheduleConfig:
+    """The noise schedule: what the user wants it to predict, or what the file says that it does."""
+    if wanted:
+        known_name("config", "prediction", wanted, TARGETS)
+    said = prediction_of(table, metadata)
+    if wanted and said and wanted != said:
+        logging.warning("%s: says %s; taken as %s, as set by prediction", path, said, wanted)
+    if second and not (wanted or said):
         raise InputError(
             f"{path}: an SD 2.x checkpoint, which doesn't record its prediction type; set prediction to epsilon "
             "(the 512-pixel base models) or v_prediction (the 768-pixel models)"
         )
-    if prediction_type == "v_prediction" and is_second(text):  # SD 2.1 at 768 pixels overflows in half precision
-        unet = dataclasses.replace(unet, sample_size=96, upcast_attention=True)
-    tables = {
-        "unet": _renamed(table, UNET, parameter_shapes(unet), unet_modules(unet, is_spaced(table))),
-        "vae": _renamed(table, VAE, vae_parameter_shapes(vae), vae_modules(vae)),
-        "text_encoder": _text_table(table, text),
-    }
-    schedule = ScheduleConfig(prediction_type=prediction_type or "epsilon")
-    networks = Architectures({"unet": unet, "vae": vae, "text_encoder": text}, schedule)
-    require_agreement(networks, str(path))
-    return SingleFileModel(path, networks, tables, tokenizer)
+    schedule = ScheduleConfig(prediction_type=wanted or said or "epsilon")
+    if ZERO_SNR in table and schedule.prediction_type == "v_prediction":
+        return dataclasses.replace(schedule, zero_snr=True, sampler="ddim", timestep_spacing="trailing")
+    return schedule
 
 
-def _renamed(table: Table, prefix: str, shapes: Mapping[str, Any], modules: Mapping[str, str]) -> dict[str, Any]:
-    """The tensors below `prefix` by Diffusers' names; unknown ones keep their names."""
-    rest = {name: tensor for name, tensor in table.items() if name.startswith(prefix)}
+def _taken(rest: dict[str, StoredTensor], shapes: Mapping[str, Any], modules: Mapping[str, str]) -> dict[str, Any]:
+    """A network's tensors by Diffusers' names, taken out of `rest`."""
     found = {}
     for name, shape in names.torch_shapes(shapes).items():
         tensor = rest.pop(original_name(name, modules), None)
         if tensor is not None:
             one_by_one = tensor.shape == (*shape, 1, 1)  # a 1x1 convolution instead of a linear layer
             found[name] = dataclasses.replace(tensor, shape=shape) if one_by_one else tensor
-    return found | rest
-
-
-def _text_table(table: Table, config: CLIPTextConfig) -> dict[str, StoredTensor]:
-    if not is_second(config):
-        inside = {name.removeprefix(CLIP): tensor for name, tensor in table.items() if name.startswith(CLIP)}
-        return {name: tensor for name, tensor in inside.items() if names.current_name(name) is not None}
-    found = {}
-    for name, shape in names.torch_shapes(clip_text_parameter_shapes(config)).items():
-        original, third = text_name(name, second=True)
-        if original in table:
-            found[name] = table[original] if third is None else _third(table[original], third, shape)
     return found
+
+
+def _text_table(rest: dict[str, StoredTensor], config: CLIPTextConfig, source: str) -> dict[str, StoredTensor]:
+    second, found, used = is_second(config), {}, set()
+    for name, shape in names.torch_shapes(clip_text_parameter_shapes(config)).items():
+        original, third = text_name(name, second)
+        if original in rest:
+            found[name] = rest[original] if third is None else _third(rest[original], third, shape)
+            used.add(original)
+    last = {name for name in rest if second and name.startswith(OPEN_CLIP_LAYER.format(config.layers))}
+    if last and not is_vit_h(config):
+        logging.info("%s: the text encoder's last layer isn't used, as in SD 2.x", source)
+    for name in used | last:
+        del rest[name]
+    return found
+
+
+def _pass_over(path: Path, rest: Collection[str]) -> None:
+    """Warns of tensors that no network uses; raises `InputError` for those in a network's own modules."""
+    unused = [name for name in rest if name not in USUAL_LEFTOVERS]
+    strange = [name for name in unused if name.startswith(OWN_MODULES)]
+    if strange:
+        raise InputError(f"{path}: unexpected weights ({len(strange)}): {', '.join(strange[:5])}")
+    tell_unused(str(path), unused)
 
 
 def _third(tensor: StoredTensor, third: int, shape: tuple[int, ...]) -> StoredTensor:

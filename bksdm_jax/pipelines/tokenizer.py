@@ -1,5 +1,6 @@
 """The CLIP tokenizer of a pipeline folder."""
 
+import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,14 +9,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bksdm_jax.base.errors import InputError, in_short
-from bksdm_jax.base.files import read_text, write_json
+from bksdm_jax.base.errors import InputError, in_short, whole_number
+from bksdm_jax.base.files import read_json, read_text, write_json
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
 
 MOST_LETTERS = 2**16
 """Characters of a caption; tokenizers take minutes and gigabytes for one of ten million."""
+_ENDLESS = 1e9  # Transformers writes 1e30 for "no limit"
 _CONFIG, _SPECIAL = "tokenizer_config.json", "special_tokens_map.json"
 TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer.json", _CONFIG, _SPECIAL, "added_tokens.json")
 """The files of a CLIP tokenizer of Transformers."""
@@ -47,12 +49,31 @@ class Tokenizer:
         encoded = self._tokenizer(list(captions), padding="max_length", max_length=self._max_length, truncation=True)
         return np.asarray(encoded["input_ids"], np.int32)
 
+    def sha256(self) -> str:
+        """Of its files and the number of tokens."""
+        digest = hashlib.sha256(str(self._max_length).encode())
+        for name, content in sorted(self._files.items()):
+            digest.update(name.encode() + hashlib.sha256(content).digest())
+        return digest.hexdigest()
+
     def ends(self, tokens: np.ndarray) -> np.ndarray:
         """Position of the first end-of-text token in each row of token ids [B, T]: int32 [B]."""
         return np.argmax(tokens == self._tokenizer.eos_token_id, axis=1).astype(np.int32)
 
     def __len__(self) -> int:
         return len(self._tokenizer)
+
+
+def caption_length(folder: Path, positions: int) -> int:
+    """Tokens of a caption: the `model_max_length` in a tokenizer's folder, or `positions` if it has none.
+
+    Raises `InputError` if it is no whole number in [2, positions], the text encoder's position embeddings.
+    """
+    file = folder / _CONFIG
+    value = read_json(file).get("model_max_length") if file.is_file() else None
+    if value is None or (isinstance(value, (int, float)) and value >= _ENDLESS):
+        return positions
+    return whole_number(str(file), "model_max_length", value, 2, positions)
 
 
 def load_tokenizer(folder: Path, max_length: int, pad: str = "") -> Tokenizer:

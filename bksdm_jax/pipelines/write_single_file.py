@@ -9,7 +9,8 @@ from bksdm_jax.base.errors import InputError
 from bksdm_jax.diffusion.schedule import ScheduleConfig
 from bksdm_jax.formats import names
 from bksdm_jax.formats.infer import infer_architectures, is_second, is_spaced, text_names
-from bksdm_jax.formats.original_names import CLIP, OPEN_CLIP, original_name, text_name, unet_modules, vae_modules
+from bksdm_jax.formats.markers import markers
+from bksdm_jax.formats.original_names import CLIP, OPEN_CLIP_LAYER, original_name, text_name, unet_modules, vae_modules
 from bksdm_jax.formats.weights import torch_tensors, write_tensors
 from bksdm_jax.models.unet import parameter_shapes
 from bksdm_jax.models.vae import vae_parameter_shapes
@@ -17,12 +18,15 @@ from bksdm_jax.pipelines.pipeline import Architectures, Network, Pipeline
 
 
 def write_single_file(path: Path, pipeline: Pipeline, spaced: bool) -> None:
-    """Writes the networks' weights as a single-file checkpoint, without tokenizer, scheduler and prediction type.
+    """Writes the networks' weights as a single-file checkpoint, without tokenizer and scheduler.
 
+    Its `markers` say what it predicts.
     The pipeline must have passed `require_single_file`; `spaced` is as in `unet_modules`.
     """
     unet, vae, text = (pipeline.networks[name] for name in ("unet", "vae", "text_encoder"))
-    write_tensors(path, _renamed(unet, unet_modules(unet.config, spaced)) | _vae(vae) | _text_encoder(text))
+    said, metadata = markers(pipeline.schedule.prediction_type, pipeline.schedule.zero_snr)
+    tensors = _renamed(unet, unet_modules(unet.config, spaced)) | _vae(vae) | _text_encoder(text) | said
+    write_tensors(path, tensors, metadata)
 
 
 def require_single_file(networks: Architectures, spaced: bool) -> None:
@@ -31,7 +35,8 @@ def require_single_file(networks: Architectures, spaced: bool) -> None:
     Such a file has no config: tools infer widths and blocks from names and shapes and assume Stable Diffusion's values
     for the rest.
     """
-    ours, standard = networks.schedule.alphas_cumprod(), ScheduleConfig().alphas_cumprod()
+    standard = ScheduleConfig(zero_snr=networks.schedule.zero_snr).alphas_cumprod()
+    ours = networks.schedule.alphas_cumprod()
     if ours.shape != standard.shape or not np.allclose(ours, standard, rtol=1e-6):
         raise _inexpressible("schedule", "its noise levels differ from Stable Diffusion's")
     table = original_shapes(networks, spaced)
@@ -66,7 +71,7 @@ def original_shapes(networks: Architectures, spaced: bool) -> dict[str, tuple[in
     ):
         table |= {original_name(name, modules): shape for name, shape in names.torch_shapes(shapes).items()}
     tokens, positions, layer = text_names(is_second(text))
-    table |= {tokens: (text.vocab_size, text.width), positions: (text.max_length, text.width)}
+    table |= {tokens: (text.vocab_size, text.width), positions: (text.positions, text.width)}
     layers = text.layers + is_second(text)
     return table | {layer.format(i): (text.mlp_width, text.width) for i in range(layers)}
 
@@ -99,14 +104,13 @@ def _text_encoder(network: Network) -> dict[str, np.ndarray]:
         else:
             stacks[original][third] = tensor
     if not second:
-        return tensors | {f"{CLIP}text_model.embeddings.position_ids": np.arange(config.max_length)[None]}
+        return tensors | {f"{CLIP}text_model.embeddings.position_ids": np.arange(config.positions)[None]}
     tensors |= {name: np.concatenate([parts[i] for i in range(3)]) for name, parts in stacks.items()}
     # SD 2.x uses the states before OpenCLIP's last layer, which Diffusers' folders omit but other tools expect: a layer
     # of zeros is the identity.
-    layer = f"{OPEN_CLIP}transformer.resblocks.{{}}."
-    last = layer.format(config.layers - 1)
+    last = OPEN_CLIP_LAYER.format(config.layers - 1)
     tensors |= {
-        name.replace(last, layer.format(config.layers)): np.zeros_like(tensor)
+        name.replace(last, OPEN_CLIP_LAYER.format(config.layers)): np.zeros_like(tensor)
         for name, tensor in tensors.items()
         if name.startswith(last)
     }

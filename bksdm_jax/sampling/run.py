@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bksdm_jax.base.errors import InputError, whole_number
-from bksdm_jax.base.files import file_sha256, write_json
+from bksdm_jax.base.files import write_json
 from bksdm_jax.base.images import save_png
 from bksdm_jax.base.precision import cast_frozen, compute_dtype, exact_products
 from bksdm_jax.base.progress import Progress, waiting
@@ -70,7 +70,7 @@ def sample(config: SampleConfig, workdir: Path) -> int:
     generate = jax.jit(make_generate(networks, sampler, dtype))
     record = dataclasses.asdict(config) | {
         "model": str(pipeline.path.resolve()),
-        "unet_sha256": [file_sha256(path) for path in pipeline.denoiser_files],
+        "model_sha256": pipeline.identity(),
         "texts": [prompt.text for prompt in prompts],
     }
     require_same(workdir, record, _MAY_CHANGE)

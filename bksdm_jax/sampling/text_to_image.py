@@ -11,7 +11,7 @@ import numpy as np
 from bksdm_jax.base.errors import InputError, finite_number, known_name, whole_number
 from bksdm_jax.base.images import to_uint8
 from bksdm_jax.diffusion.noise import as_noise, image_keys
-from bksdm_jax.diffusion.samplers import SAMPLERS, guided, timesteps
+from bksdm_jax.diffusion.samplers import SAMPLERS, guided
 from bksdm_jax.models.attention import require_attention
 from bksdm_jax.models.unet import UNet
 from bksdm_jax.pipelines.pipeline import Architectures
@@ -53,7 +53,8 @@ Generate = Callable[[dict[str, Any], Any, Any, jax.Array], jax.Array]
 def require_sampler(config: SamplerConfig, networks: Architectures) -> None:
     """Raises `InputError` for an unknown sampler, or a setting that is out of range or doesn't fit the networks."""
     known_name("config", "sampler", config.sampler, SAMPLERS)
-    timesteps(networks.schedule, config.steps)
+    latents = jax.ShapeDtypeStruct((1, 1, 1, 1), jnp.float32)
+    jax.eval_shape(lambda x: SAMPLERS[config.sampler](lambda x, _: x, x, networks.schedule, config.steps), latents)
     finite_number("config", "guidance_scale", config.guidance_scale, 0)
     whole_number("config", "seed", config.seed, 0, MOST_SEED)
     require_resolution(config.resolution, networks)
@@ -88,6 +89,13 @@ def make_generate(networks: Architectures, config: SamplerConfig, dtype: jnp.dty
         return to_uint8(networks.decode(params, dtype, latents))
 
     return generate
+
+
+def starting_noise(seed: int, indices: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """The noise of images `indices`, uint32 [B]: standard normal float32 [B, *shape]; an image's doesn't depend on the
+    others.
+    """
+    return as_noise(image_keys(seed, indices), shape)
 
 
 def generate_images(

@@ -33,6 +33,8 @@ from bksdm_jax.training.train_step import Objective
 from bksdm_jax.training.trainer import train
 from bksdm_jax.training.validation import validation
 
+_TEACHER = "teacher_sha256"  # known once its weights have been read
+
 
 def distill(config: DistillConfig, workdir: Path) -> Path | None:
     """Runs, or continues, a distillation in `workdir`.
@@ -51,8 +53,10 @@ def distill(config: DistillConfig, workdir: Path) -> Path | None:
         "data": str(inputs.data),
         "data_sha256": fingerprint(inputs.data),
     }
-    require_same(workdir, record, MAY_CHANGE)
+    require_same(workdir, record, {*MAY_CHANGE, _TEACHER})
     task = DistillTask(config, inputs)
+    record[_TEACHER] = task.teacher_sha256
+    require_same(workdir, record, MAY_CHANGE)
     if is_first():
         claim(workdir, record)
     barrier("claimed")
@@ -81,6 +85,7 @@ class DistillTask(Task):
     def __init__(self, config: DistillConfig, inputs: Inputs) -> None:
         """Reads the teacher; raises `InputError` if its weights can't be read or cached latents are another model's."""
         self._config, self._inputs, self._pipeline = config, inputs, inputs.teacher.read()
+        self.teacher_sha256 = self._pipeline.identity()
         if inputs.cached:
             crop = "random" if config.random_crop else CENTRE
             identity = latent_identity(self._pipeline, config.resolution, config.flip, crop)

@@ -1,0 +1,178 @@
+"""Scheduler files as people have them give what Diffusers' pipeline makes of them, or are refused by name."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+from bksdm_jax.base.errors import InputError
+from bksdm_jax.diffusion.samplers import SAMPLERS
+from bksdm_jax.diffusion.schedule import ScheduleConfig
+from bksdm_jax.formats.scheduler_json import schedule_from_diffusers, schedule_to_diffusers
+from bksdm_jax.pipelines.load import find_model, load_pipeline
+from bksdm_jax.pipelines.save import SaveConfig, write_pipeline
+from bksdm_jax.sampling.text_to_image import SamplerConfig, require_sampler
+from tests import tiny
+from tests.arrays import stand_in
+
+SD = tiny.SD_BETAS | {"set_alpha_to_one": False, "skip_prk_steps": True, "steps_offset": 1, "clip_sample": False}
+V = {"prediction_type": "v_prediction"}
+CLASSES = {"pndm": "PNDMScheduler", "ddim": "DDIMScheduler"}
+
+# As on the hub, or as older versions of Diffusers wrote them.
+FILES = {
+    "SD 1.5": SD | {"_class_name": "PNDMScheduler", "trained_betas": None, "_diffusers_version": "0.6.0"},
+    "SD 2.1": SD | V | {"_class_name": "DDIMScheduler", "trained_betas": None, "_diffusers_version": "0.8.0"},
+    "DDIM of 2022": tiny.SD_BETAS | {"_class_name": "DDIMScheduler", "set_alpha_to_one": False},
+    "DDIM without anything": tiny.SD_BETAS | {"_class_name": "DDIMScheduler"},
+    "DDIM that clips": SD | {"_class_name": "DDIMScheduler", "clip_sample": True, "clip_sample_range": 0.5},
+    "offset 0": SD | {"_class_name": "PNDMScheduler", "steps_offset": 0},
+    "offset 7": SD | {"_class_name": "DDIMScheduler", "steps_offset": 7},
+    "no offset": tiny.SD_BETAS | {"_class_name": "PNDMScheduler", "skip_prk_steps": True},
+    "Runge-Kutta": SD | {"_class_name": "PNDMScheduler", "skip_prk_steps": False},
+    "Runge-Kutta by default": tiny.SD_BETAS | V | {"_class_name": "PNDMScheduler"},
+    "Runge-Kutta, trailing": tiny.SD_BETAS | {"_class_name": "PNDMScheduler", "timestep_spacing": "trailing"},
+    "Runge-Kutta, linspace": tiny.SD_BETAS | {"_class_name": "PNDMScheduler", "timestep_spacing": "linspace"},
+    "Euler": tiny.SD_BETAS | {"_class_name": "EulerDiscreteScheduler", "interpolation_type": "linear"},
+    "Euler, trailing": SD | {"_class_name": "EulerAncestralDiscreteScheduler", "timestep_spacing": "trailing"},
+    "DDPM": tiny.SD_BETAS | {"_class_name": "DDPMScheduler", "clip_sample_range": 0.7},
+    "DPM-Solver": SD | {"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "dpmsolver++"},
+    "DPM-Solver, single steps": tiny.SD_BETAS | {"_class_name": "DPMSolverSinglestepScheduler"},
+    "UniPC": SD | {"_class_name": "UniPCMultistepScheduler", "solver_type": "bh2", "use_karras_sigmas": True},
+    "LMS": SD | {"_class_name": "LMSDiscreteScheduler"},
+    "cosine": {"_class_name": "DDIMScheduler", "beta_schedule": "squaredcos_cap_v2", "clip_sample": False},
+    "zero SNR": SD
+    | V
+    | {"_class_name": "DDIMScheduler", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"},
+}
+
+
+def as_in_the_pipeline(file: dict[str, Any]) -> Any:
+    """Diffusers' scheduler as its pipeline has it."""
+    scheduler = getattr(diffusers, file["_class_name"]).from_config(file)
+    others = dict.fromkeys(("vae", "text_encoder", "tokenizer", "unet", "safety_checker", "feature_extractor"))
+    return StableDiffusionPipeline(scheduler=scheduler, requires_safety_checker=False, **others).scheduler
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("name", FILES)
+def test_latents_are_those_of_the_pipeline(name: str, sampler: str) -> None:
+    file, steps = FILES[name], 9
+    schedule = schedule_from_diffusers(file)
+    theirs = as_in_the_pipeline(file)
+    if schedule.sampler != sampler:
+        theirs = getattr(diffusers, CLASSES[sampler]).from_config(theirs.config)
+    if sampler == "pndm" and schedule.zero_snr:
+        with pytest.raises(InputError, match="zero terminal SNR"):
+            SAMPLERS[sampler](lambda x, _: x, jnp.ones((1, 2, 2, 4)), schedule, steps)
+        return
+    theirs.set_timesteps(steps)
+    noise = np.random.default_rng().standard_normal((1, 4, 4, 4), np.float32)
+    latents = torch.from_numpy(noise)
+    for t in theirs.timesteps:
+        latents = theirs.step(stand_in(latents, t, torch), t, latents).prev_sample
+
+    def predict(x: jax.Array, t: jax.Array) -> jax.Array:
+        return stand_in(x, t.astype(jnp.float32), jnp)
+
+    ours = np.asarray(SAMPLERS[sampler](predict, jnp.asarray(noise), schedule, steps))
+    assert np.abs(ours - latents.numpy()).max() <= 1e-4 * latents.abs().max()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_noise_levels_are_those_of_diffusers(name: str) -> None:
+    ours = schedule_from_diffusers(FILES[name])
+    # Towards 0, float32 leaves Diffusers' a rounding error.
+    tolerance = {"rtol": 1e-4, "atol": 1e-7} if ours.zero_snr else {"rtol": 2e-5}
+    theirs = as_in_the_pipeline(FILES[name]).alphas_cumprod.numpy()
+    np.testing.assert_allclose(ours.alphas_cumprod(), theirs, **tolerance)
+
+
+@pytest.mark.parametrize(
+    ("change", "fact"),
+    [
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "FlowMatchEulerDiscreteScheduler"),
+        ({"_class_name": "EDMEulerScheduler"}, "EDMEulerScheduler"),
+        ({"_class_name": "LCMScheduler"}, "LCMScheduler"),
+        ({"_class_name": "NoSuchScheduler"}, "NoSuchScheduler"),
+        ({"_class_name": 3}, "_class_name"),
+        ({"use_flow_sigmas": True}, "use_flow_sigmas"),
+        ({"thresholding": True}, "thresholding"),
+        ({"prediction_type": "sample"}, "sample"),
+        ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr"),
+        ({"skip_prk_steps": "yes"}, "skip_prk_steps"),
+        ({"steps_offset": -1}, "steps_offset"),
+    ],
+)
+def test_what_is_not_read_is_refused_by_name(change: dict[str, Any], fact: str) -> None:
+    with pytest.raises(InputError, match=rf"s\.json: .*{fact}"):
+        schedule_from_diffusers(FILES["SD 1.5"] | change, "s.json")
+
+
+def with_scheduler(model: Path, folder: Path, file: dict[str, Any], listed: str = "") -> Path:
+    """A copy of a pipeline folder, by links, with another scheduler file; `listed` is the class in the index."""
+    folder.mkdir()
+    for part in model.iterdir():
+        if part.name not in ("scheduler", "model_index.json"):
+            (folder / part.name).symlink_to(part)
+    (folder / "scheduler").mkdir()
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(file))
+    index = json.loads((model / "model_index.json").read_text())
+    index["scheduler"] = ["diffusers", listed or file["_class_name"]]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+def test_the_index_says_which_class_it_is(micro_torch_teacher: Path, tmp_path: Path) -> None:
+    model = with_scheduler(micro_torch_teacher, tmp_path / "model", FILES["SD 1.5"], "DDIMScheduler")
+    assert find_model(model).architectures.schedule.sampler == "ddim"
+    model = with_scheduler(micro_torch_teacher, tmp_path / "flow", FILES["SD 1.5"], "FlowMatchEulerDiscreteScheduler")
+    with pytest.raises(InputError, match="FlowMatchEulerDiscreteScheduler"):
+        find_model(model)
+
+
+@pytest.mark.parametrize("name", ["DDIM without anything", "offset 0", "Euler", "UniPC", "zero SNR"])
+def test_what_is_written_does_not_clip_in_diffusers(micro_torch_teacher: Path, tmp_path: Path, name: str) -> None:
+    pipeline = load_pipeline(with_scheduler(micro_torch_teacher, tmp_path / "model", FILES[name]))
+    written = write_pipeline(tmp_path / "out", pipeline, SaveConfig())
+    theirs = StableDiffusionPipeline.from_pretrained(written, safety_checker=None)
+    assert type(theirs.scheduler).__name__ == FILES[name]["_class_name"]
+    other = DDIMScheduler.from_config(theirs.scheduler.config)
+    assert (other.config.clip_sample, other.config.steps_offset) == (False, 1)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_flax_folders_name_classes_that_exist(
+    micro_torch_teacher: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bksdm_jax.pipelines.save.require_flax_expressible", lambda config: None)  # 8 norm groups
+    pipeline = load_pipeline(with_scheduler(micro_torch_teacher, tmp_path / "model", FILES[name]))
+    written = write_pipeline(tmp_path / "out", pipeline, SaveConfig("flax"))
+    cls = json.loads((written / "model_index.json").read_text())["scheduler"][1]
+    scheduler, state = getattr(diffusers, cls).from_pretrained(written / "scheduler")
+    if not pipeline.schedule.zero_snr:  # Flax's classes have no such option
+        ours = pipeline.schedule.alphas_cumprod()
+        np.testing.assert_allclose(state.common.alphas_cumprod, ours, rtol=1e-4)
+    assert scheduler.config.prediction_type == pipeline.schedule.prediction_type
+
+
+def test_runge_kutta_needs_four_steps(micro_torch_teacher: Path, tmp_path: Path) -> None:
+    model = with_scheduler(micro_torch_teacher, tmp_path / "model", FILES["Runge-Kutta"])
+    networks = find_model(model).architectures
+    require_sampler(SamplerConfig(steps=4, resolution=16), networks)
+    with pytest.raises(InputError, match="steps: 3"):
+        require_sampler(SamplerConfig(steps=3, resolution=16), networks)
+
+
+@pytest.mark.parametrize(
+    "schedule", [ScheduleConfig(), ScheduleConfig(prediction_type="v_prediction", zero_snr=True, sampler="ddim")]
+)
+def test_a_schedule_survives_its_file(schedule: ScheduleConfig) -> None:
+    assert schedule_from_diffusers(schedule_to_diffusers(schedule)) == schedule
