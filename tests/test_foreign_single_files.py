@@ -191,18 +191,31 @@ def test_a_message_about_sd_1_does_not_speak_of_open_clip(files: dict[str, Path]
     assert "cond_stage_model.model" not in str(error.value)
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-@pytest.mark.parametrize(("generation", "student"), [("v1", "bk_small"), ("v2", "bk_tiny")])
+@pytest.mark.parametrize(
+    ("generation", "student", "prediction", "dtype"),
+    [
+        ("v1", "bk_small", "epsilon", None),
+        ("v1", "bk_tiny", "v_prediction", torch.bfloat16),
+        ("v2", "bk_base", "v_prediction", None),
+        ("v2", "no_mid", "epsilon", torch.float16),
+    ],
+)
 def test_diffusers_loads_a_single_file_with_the_configs_beside_it(
-    sd_teachers: dict[str, Path], tmp_path: Path, generation: str, student: str, prediction: str
+    sd_teachers: dict[str, Path],
+    tmp_path: Path,
+    generation: str,
+    student: str,
+    prediction: str,
+    dtype: torch.dtype | None,
 ) -> None:
     model = shutil.copytree(sd_teachers[generation], tmp_path / "model")
     file = model / "scheduler" / "scheduler_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"prediction_type": prediction}))
     path = single(model, tmp_path / "single", student)
     prune(PruneConfig(str(model), student), tmp_path / "folder")
-    theirs = StableDiffusionPipeline.from_single_file(str(path), config=str(path.parent / "config"))
-    expected = StableDiffusionPipeline.from_pretrained(tmp_path / "folder")
+    options = {"torch_dtype": dtype} if dtype else {}
+    theirs = StableDiffusionPipeline.from_single_file(str(path), config=str(path.parent / "config"), **options)
+    expected = StableDiffusionPipeline.from_pretrained(tmp_path / "folder", **options)
     assert theirs.scheduler.config.prediction_type == prediction
     images = []
     for pipeline in (theirs, expected):

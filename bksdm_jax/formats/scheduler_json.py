@@ -71,7 +71,13 @@ def schedule_from_diffusers(
     """
     name = class_name or json.get("_class_name") or _DEFAULT
     bare = name.removeprefix("Flax") if isinstance(name, str) else name
-    scheduler = SCHEDULERS[known_name(source, "_class_name", bare, SCHEDULERS)]
+    if not isinstance(bare, str) or bare not in SCHEDULERS:
+        known = ", ".join(name.removesuffix("Scheduler") for name in SCHEDULERS)
+        raise InputError(
+            f"{source}: _class_name {str(name)[:80]!r} isn't known as a scheduler of Stable Diffusion's noise levels; "
+            f"known: {known} (each with Scheduler)"
+        )
+    scheduler = SCHEDULERS[bare]
 
     def number(key: str, default: float, most: float = math.inf) -> float:
         return finite_number(source, key, json.get(key, default), 0, most)

@@ -22,10 +22,11 @@ class SamplerConfig:
     """How images are made.
 
     Attributes:
-        steps: sampler steps (PNDM calls the U-Net once more).
+        steps: sampler steps. PNDM calls the U-Net once more, or nine times more if the model's scheduler file doesn't
+            skip the Runge-Kutta steps.
         guidance_scale: of classifier-free guidance; values up to 1 switch it off.
         resolution: pixels.
-        sampler: a key of `SAMPLERS`.
+        sampler: a key of `SAMPLERS`, made from the model's scheduler as Diffusers' `from_config` does.
         seed: image number i starts from noise drawn with `fold_in(key(seed), i)`.
         negative_prompt: what guidance steers away from.
         attention: of the U-Net, a key of `attention.IMPLEMENTATIONS`.
