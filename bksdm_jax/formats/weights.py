@@ -27,6 +27,7 @@ INDEXERS: dict[str, Callable[[Path], dict[str, StoredTensor]]] = {
     ".safetensors": index_safetensors,
     ".msgpack": index_msgpack,
     ".bin": index_torch,
+    ".ckpt": index_torch,
 }
 """Suffix -> file -> its tensors by name."""
 _THREADS = min(4, os.cpu_count() or 1)  # each holds at most two copies of one tensor
