@@ -206,6 +206,33 @@ def test_expanded_weights_are_read_into_a_network(tmp_path: Path, suffix: str) -
         read_weights([path], expected)
 
 
+def test_little_bytes_are_not_made_much(tmp_path: Path) -> None:
+    torch.save({"kernel": torch.zeros(1).expand(2**29)}, tmp_path / "a.bin")
+    assert index_torch(tmp_path / "a.bin")["kernel"].shape == (2**29,)
+    for shape in ((2**29 + 1,), (2**15, 2**15), (0, 2**40)):
+        torch.save({"kernel": torch.zeros(()).expand(shape)}, tmp_path / "a.bin")
+        with pytest.raises(InputError, match=rf"a\.bin: 'kernel' .*{2**31}"):
+            index_torch(tmp_path / "a.bin")
+
+
+@pytest.mark.parametrize(
+    ("value", "names"),
+    [
+        ({}, "state_dict"),
+        ({"model": {"a": torch.ones(2)}, "epoch": 3}, "'model', 'epoch'"),
+        ({"state_dict": {"epoch": 3}, "a": torch.ones(2)}, "'epoch'"),
+        ({3: torch.ones(2)}, "text"),
+        ([torch.ones(2)], "table"),
+        (torch.ones(2), "table"),
+        (collections.Counter("ab"), "table"),
+    ],
+)
+def test_a_file_without_tensors_is_refused(tmp_path: Path, value: Any, names: str) -> None:
+    torch.save(value, tmp_path / "a.bin")
+    with pytest.raises(InputError, match=rf"a\.bin: .*{names}"):
+        index_torch(tmp_path / "a.bin")
+
+
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, bytes]:
     """A small checkpoint with much beside its tensors, in both formats."""
