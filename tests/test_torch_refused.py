@@ -115,7 +115,6 @@ ODD_PICKLES = {
     + b"a" * 2**20
     + b"q\x000"
     + (b"(" + word("storage") + b"ctorch\nFloatStorage\nh\x00NK\x01tQ0") * 2**14,
-    "a name of two lines": b"\x80\x02" + word("omegaconf\n") + word("a\n") + b"\x93N\x81.",
     "an endless number": b"\x80\x02}" + word("a") + b"L" + b"9" * 2**20 + b"\ns.",
     "a parameter of nothing": dumped({"a": Call(torch._utils._rebuild_parameter, None, True, None)}),
     "a subclass": b"\x80\x02}" + word("a") + b"ctorch._tensor\n_rebuild_from_type_v2\n(NNNNtRs.",
@@ -136,6 +135,12 @@ def test_odd_pickles_are_refused(tmp_path: Path, pickled: bytes, write: Callable
     assert str(path) in str(error.value)
     assert len(str(error.value)) < 500
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("module", ["omegaconf." + "a" * 300, "omegaconf.\n"])
+def test_names_of_odd_letters_or_length_are_refused(tmp_path: Path, module: str) -> None:
+    with pytest.raises(InputError, match=r"a\.bin: .*a call of 'omegaconf"):
+        index_torch(zipped(tmp_path / "a.bin", b"\x80\x04}" + word("a") + word(module) + word("b") + b"\x93s."))
 
 
 ODD_TENSORS: dict[str, tuple[Stored, int, tuple[Any, ...], tuple[Any, ...]]] = {
