@@ -28,6 +28,7 @@ INDEXERS: dict[str, Callable[[Path], dict[str, StoredTensor]]] = {
     ".safetensors": index_safetensors,
     ".msgpack": index_msgpack,
     ".bin": index_torch,
+    ".ckpt": index_torch,
 }
 """Suffix -> file -> its tensors by name."""
 _TEXT_LAYERS = ("text_model", "encoder", "layers")
