@@ -171,7 +171,8 @@ def test_float8_is_read_as_bfloat16(micro_torch_teacher: Path, tmp_path: Path, d
 def test_formats_are_preferred_in_order() -> None:
     stems = {".safetensors": "a", ".msgpack": "b", ".bin": "c"}
     assert choose_files(["c.bin", "b.msgpack", "a.safetensors"], stems, "") == ("a.safetensors",)
-    assert choose_files(["c.bin", "b.msgpack", "a.fp16.safetensors"], stems, "") == ("b.msgpack",)
+    assert choose_files(["c.bin", "b.msgpack", "a.fp16.safetensors"], stems, "") == ("c.bin",)
+    assert choose_files(["c.fp16.bin", "b.msgpack"], stems, "") == ("b.msgpack",)
     assert choose_files(["c.fp16.bin", "b.msgpack"], stems, "fp16") == ("c.fp16.bin",)
     assert choose_files(["config.json"], stems, "") == ()
 
