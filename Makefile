@@ -71,7 +71,7 @@ test-slow: $(VENV)/.tests-installed
 # Mutants of a model's configs, FUZZ of them, or the one of a failure: MUTANT='...'
 fuzz: export FUZZ ?= 10000
 fuzz: $(VENV)/.tests-installed
-	$(BIN)/python -m pytest -n 0 tests/test_config_fuzz.py
+	$(BIN)/python -m pytest -n 0 --capture=no tests/test_config_fuzz.py
 
 lint: $(VENV)/.tests-installed
 	$(BIN)/ruff check .

@@ -197,6 +197,7 @@ def test_mutants_end_in_a_result_or_a_line(bases: Path) -> None:
                 key = f"{command}: {_place(end)}"
                 if key not in failures or len(mutant["changes"]) < len(failures[key][0]["changes"]):
                     failures[key] = mutant, end
+                    print(f"MUTANT='{mutations.described(mutant)}'\n{end}", flush=True)  # long runs show it at once
 
     @settings(
         max_examples=COUNT,

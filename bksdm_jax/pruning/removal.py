@@ -129,8 +129,7 @@ def _require_known(teacher: UNetConfig, removed: tuple[str, ...]) -> None:
             hint = nearest(name[:_LONGEST_NAME], [*blocks, *PRESETS, *layers])
             raise InputError(
                 f"student: the teacher has no block {shown(name)}{hint}; presets: {', '.join(PRESETS)}; blocks: "
-                f"{', '.join(teacher.stages())}, in these resnets.j, attentions.j and samplers; the layers of "
-                "attentions.j are transformer_blocks.k"
+                f"{', '.join(blocks)}; the layers of attentions.j are transformer_blocks.k"
             )
 
 
