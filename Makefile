@@ -25,7 +25,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # over half of what another still has to do.
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: install install-tests demo ablation smoke test test-slow lint format lock clean
+.PHONY: install install-tests demo ablation smoke test test-slow fuzz lint format lock clean
 
 install: $(VENV)/.installed-$(ACCELERATOR)
 
@@ -67,6 +67,11 @@ test: $(VENV)/.tests-installed
 # What those marked `slow` add: the same checks on more networks, and at full size.
 test-slow: $(VENV)/.tests-installed
 	$(PYTEST) -m slow $(if $(THIRD),--third=$(THIRD)) $(TESTS)
+
+# Mutants of a model's configs, FUZZ of them, or the one of a failure: MUTANT='...'
+fuzz: export FUZZ ?= 10000
+fuzz: $(VENV)/.tests-installed
+	$(BIN)/python -m pytest -n 0 --capture=no tests/test_config_fuzz.py
 
 lint: $(VENV)/.tests-installed
 	$(BIN)/ruff check .

@@ -4,6 +4,7 @@ import codecs
 import contextlib
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -112,11 +113,12 @@ def read_json(path: AnyPath, most: int = _MOST_JSON) -> dict[str, Any]:
     """The JSON object in `path`.
 
     Raises:
-        InputError: the file can't be read, has more than `most` bytes, or holds something else.
+        InputError: the file can't be read, has more than `most` bytes, or holds something else, such as NaN or a
+            number beyond the range of floats.
     """
     text = read_text(path, most)
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_constant=_not_finite, parse_float=_finite)
     except RecursionError as error:
         raise InputError(f"{path}: nested too deeply; expected a JSON object of settings") from error
     except ValueError as error:
@@ -124,6 +126,16 @@ def read_json(path: AnyPath, most: int = _MOST_JSON) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value
+
+
+def _finite(digits: str) -> float:
+    """The number; raises `ValueError` for one like `1e400`, which would be infinite."""
+    number = float(digits)
+    return number if math.isfinite(number) else _not_finite(digits)
+
+
+def _not_finite(digits: str) -> Any:
+    raise ValueError(f"{digits[:40]} isn't a finite number")
 
 
 def encoding_of(data: bytes) -> str:

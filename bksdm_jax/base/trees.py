@@ -10,6 +10,9 @@ from flax import traverse_util
 from bksdm_jax.base.errors import InputError
 
 
+_SHOWN, _LONGEST = 4, 120  # names of a kind in an error, characters of one
+
+
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
     """`{"a": {"b": x}}` -> `{"a/b": x}`; the order of the leaves is kept."""
     return traverse_util.flatten_dict(tree, sep="/")
@@ -26,9 +29,9 @@ def count(tree: Any) -> int:
 
 
 def require_same(source: str, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Raises one `InputError` with every missing, unexpected and mis-shaped name, if two tables of shapes differ.
+    """Raises one `InputError` with the missing, unexpected and mis-shaped names, if two tables of shapes differ.
 
-    The error begins with `source`, where `found` was read from.
+    It begins with `source`, where `found` was read from, and has the number and the first few names of each kind.
     """
     common = [(name, tuple(found[name]), tuple(shape)) for name, shape in expected.items() if name in found]
     problems = {
@@ -36,6 +39,10 @@ def require_same(source: str, found: Mapping[str, tuple[int, ...]], expected: Ma
         "unexpected": [name for name in found if name not in expected],
         "mis-shaped": [f"{name} is {shape}, expected {right}" for name, shape, right in common if shape != right],
     }
-    lists = [f"{len(names)} {kind}: {', '.join(names)}" for kind, names in problems.items() if names]
+    lists = [f"{len(names)} {kind}: {_first(names)}" for kind, names in problems.items() if names]
     if lists:
         raise InputError(f"{source}: the weights don't match the config; " + "; ".join(lists))
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(name[:_LONGEST] for name in names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")

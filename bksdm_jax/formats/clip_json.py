@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from bksdm_jax.base.errors import InputError, finite_number, known_name, whole_number
+from bksdm_jax.base.errors import InputError, finite_number, known_name, shown, whole_number
 from bksdm_jax.formats.limits import MOST_CHANNELS, MOST_LAYERS, MOST_PIXELS, MOST_POSITIONS, MOST_TOKENS
 from bksdm_jax.models.clip import ACTIVATIONS, CLIPTextConfig, TowerConfig
 from bksdm_jax.models.clip_pair import CLIPConfig, CLIPVisionConfig
@@ -71,7 +71,7 @@ def clip_from_transformers(json: Mapping[str, Any], source: str = "config.json")
     """Reads `config.json` of Transformers' `CLIPModel`; raises `InputError` for missing and unsupported values."""
     for part in ("text_config", "vision_config"):
         if not isinstance(json.get(part), Mapping):
-            raise InputError(f"{source}: {part} is {json.get(part)!r}; expected an object")
+            raise InputError(f"{source}: {part} is {shown(json.get(part))}; expected an object")
     vision = CLIPVisionConfig(**_fields(json["vision_config"], _VISION, f"{source}: vision_config"))
     if vision.image_size % vision.patch_size:
         raise InputError(
@@ -105,7 +105,7 @@ def _fields(json: Mapping[str, Any], keys: Mapping[str, str], source: str) -> di
             f"{source}: hidden_size {fields['width']} isn't divisible by num_attention_heads {fields['heads']}"
         )
     fields["activation"] = known_name(source, "hidden_act", json.get("hidden_act", "quick_gelu"), ACTIVATIONS)
-    fields["epsilon"] = finite_number(source, "layer_norm_eps", json.get("layer_norm_eps", 1e-5), 0)
+    fields["epsilon"] = finite_number(source, "layer_norm_eps", json.get("layer_norm_eps", 1e-5), 0, 1)
     return fields
 
 

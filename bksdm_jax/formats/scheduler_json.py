@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from bksdm_jax.base.errors import InputError, finite_number, known_name, true_or_false, whole_number
+from bksdm_jax.base.errors import InputError, finite_number, known_name, shown, true_or_false, whole_number
 from bksdm_jax.diffusion.schedule import BETAS, MOST_BETA, SPACINGS, TARGETS, ScheduleConfig
 from bksdm_jax.formats.limits import MOST_NOISE_LEVELS
 
@@ -74,7 +74,7 @@ def schedule_from_diffusers(
     if not isinstance(bare, str) or bare not in SCHEDULERS:
         known = ", ".join(name.removesuffix("Scheduler") for name in SCHEDULERS)
         raise InputError(
-            f"{source}: _class_name {str(name)[:80]!r} isn't known as a scheduler of Stable Diffusion's noise levels; "
+            f"{source}: _class_name {shown(name)} isn't known as a scheduler of Stable Diffusion's noise levels; "
             f"known: {known} (each with Scheduler)"
         )
     scheduler = SCHEDULERS[bare]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bksdm_jax.base.errors import InputError, whole_number
+from bksdm_jax.base.errors import InputError, shown, whole_number
 from bksdm_jax.formats.limits import MOST_LAYERS
 from bksdm_jax.models.unet_table import UNetConfig
 
@@ -25,18 +25,18 @@ def depths_from_diffusers(
     entries = list(value) if isinstance(value, (list, tuple)) else [value] * len(down)
     if mirrored is None:
         if any(isinstance(entry, (list, tuple)) for entry in entries):
-            raise InputError(f"{source}: {DOWN} is {value!r}; with nested lists, {UP} must be given too")
+            raise InputError(f"{source}: {DOWN} is {shown(value)}; with nested lists, {UP} must be given too")
         mirrored = entries[::-1]
     for key, found in ((DOWN, entries), (UP, mirrored)):
         if not isinstance(found, (list, tuple)) or len(found) != len(down):
-            raise InputError(f"{source}: {key} is {found!r}; expected {len(down)} entries, one for each stage")
+            raise InputError(f"{source}: {key} is {shown(found)}; expected {len(down)} entries, one for each stage")
 
     def depths(key: str, entry: Any, count: int) -> tuple[int, ...]:
         if not count:
             return ()  # Diffusers doesn't look at the entry
         each = entry if isinstance(entry, (list, tuple)) else [entry] * count
         if len(each) != count:
-            raise InputError(f"{source}: {key} has {entry!r} for a stage with {count} transformers")
+            raise InputError(f"{source}: {key} has {shown(entry)} for a stage with {count} transformers")
         return tuple(whole_number(source, key, depth, 1, MOST_LAYERS) for depth in each)
 
     last = entries[-1][:1] if isinstance(entries[-1], (list, tuple)) else entries[-1]

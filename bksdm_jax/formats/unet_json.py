@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bksdm_jax.base.errors import InputError, finite_number, known_name, true_or_false, whole_number
+from bksdm_jax.base.errors import InputError, finite_number, known_name, shown, true_or_false, whole_number
 from bksdm_jax.formats.limits import MOST_BLOCKS, MOST_CHANNELS, MOST_LAYERS, MOST_PIXELS, MOST_STAGES
 from bksdm_jax.formats.unet_depths import UP, depths_from_diffusers, depths_to_diffusers, shortest
 from bksdm_jax.models.unet import TIME_IDS
@@ -57,14 +57,14 @@ def unet_from_diffusers(json: Mapping[str, Any], source: str = "config.json") ->
     for key, allowed in _FIXED.items():
         if key in json and json[key] not in allowed:
             known = " or ".join(map(repr, allowed))
-            raise InputError(f"{source}: {key} is {json[key]!r}; only {known} is supported")
+            raise InputError(f"{source}: {key} is {shown(json[key])}; only {known} is supported")
     widths = _widths(json, source)
     count = len(widths)
     only_cross = json.get("only_cross_attention", False)
     if only_cross is not False and list(only_cross if isinstance(only_cross, list) else [True]) != [False] * count:
-        raise InputError(f"{source}: only_cross_attention is {only_cross!r}; only False is supported")
+        raise InputError(f"{source}: only_cross_attention is {shown(only_cross)}; only False is supported")
     context = json.get("cross_attention_dim", 1280)
-    if isinstance(context, (list, tuple)) and len(set(context)) == 1:
+    if isinstance(context, (list, tuple)) and context and all(value == context[0] for value in context):
         context = context[0]
 
     def flag(key: str, default: bool) -> bool:
@@ -84,9 +84,9 @@ def unet_from_diffusers(json: Mapping[str, Any], source: str = "config.json") ->
         linear_projection=flag("use_linear_projection", False),
         upcast_attention=flag("upcast_attention", False),
         norm_groups=channels("norm_num_groups", json.get("norm_num_groups", 32)),
-        norm_epsilon=finite_number(source, "norm_eps", json.get("norm_eps", 1e-5), 0),
+        norm_epsilon=finite_number(source, "norm_eps", json.get("norm_eps", 1e-5), 0, 1),
         flip_sin_to_cos=flag("flip_sin_to_cos", True),
-        freq_shift=finite_number(source, "freq_shift", json.get("freq_shift", 0)),
+        freq_shift=finite_number(source, "freq_shift", json.get("freq_shift", 0), -MOST_CHANNELS, MOST_CHANNELS),
         sample_size=_sample_size(json.get("sample_size"), source),
     )
     _require_divisible(config, source)
@@ -244,7 +244,7 @@ def _added(json: Mapping[str, Any], source: str) -> AddedEmbedding | None:
 def _widths(json: Mapping[str, Any], source: str) -> tuple[int, ...]:
     widths = json.get("block_out_channels", (320, 640, 1280, 1280))
     if not isinstance(widths, (list, tuple)) or not widths:
-        raise InputError(f"{source}: block_out_channels is {widths!r}; expected a list of channel counts")
+        raise InputError(f"{source}: block_out_channels is {shown(widths)}; expected a list of channel counts")
     if len(widths) > MOST_STAGES:
         raise InputError(f"{source}: block_out_channels has {len(widths)} entries; expected at most {MOST_STAGES}")
     return tuple(whole_number(source, "block_out_channels", width, 1, MOST_CHANNELS) for width in widths)
@@ -256,7 +256,9 @@ def _types(json: Mapping[str, Any], side: str, count: int, source: str) -> tuple
     types = json.get(key, default if side == "down" else default[::-1])
     known = {name: attention for (s, attention), name in STAGE_TYPES.items() if s == side}
     if not isinstance(types, (list, tuple)) or len(types) != count:
-        raise InputError(f"{source}: {key} is {types!r}; expected {count} names, one per entry of block_out_channels")
+        raise InputError(
+            f"{source}: {key} is {shown(types)}; expected {count} names, one per entry of block_out_channels"
+        )
     return tuple(known[known_name(source, key, name, known)] for name in types)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from huggingface_hub.repocard import metadata_load
 
-from bksdm_jax.base.errors import InputError
+from bksdm_jax.base.errors import InputError, shown
 from bksdm_jax.base.files import read_json, write_json
 from bksdm_jax.diffusion.schedule import ScheduleConfig
 from bksdm_jax.formats.clip_json import loaded_in_float32
@@ -136,7 +136,7 @@ def _scheduler_class(index: Path) -> dict[str, str]:
     """The scheduler's class in `model_index.json`, which Diffusers takes whatever the scheduler's own file says."""
     entry = read_json(index).get("scheduler", [])
     if not isinstance(entry, list) or not all(isinstance(word, str) for word in entry):
-        raise InputError(f"{index}: scheduler is {str(entry)[:80]}; expected a library and a class")
+        raise InputError(f"{index}: scheduler is {shown(entry)}; expected a library and a class")
     return {"_class_name": entry[1]} if len(entry) == 2 else {}
 
 

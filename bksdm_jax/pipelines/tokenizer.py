@@ -11,6 +11,7 @@ import numpy as np
 
 from bksdm_jax.base.errors import InputError, in_short, whole_number
 from bksdm_jax.base.files import read_json, read_text, write_json
+from bksdm_jax.base.paths import read_bytes
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 MOST_LETTERS = 2**16
 """Characters of a caption; tokenizers take minutes and gigabytes for one of ten million."""
 _ENDLESS = 1e9  # Transformers writes 1e30 for "no limit"
+_MOST_FILE = 2**24
+"""Bytes of a file of a tokenizer, several times CLIP's."""
+_PROBE = "a photo"
 _CONFIG, _SPECIAL = "tokenizer_config.json", "special_tokens_map.json"
 TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer.json", _CONFIG, _SPECIAL, "added_tokens.json")
 """The files of a CLIP tokenizer of Transformers."""
@@ -61,7 +65,8 @@ class Tokenizer:
         return np.argmax(tokens == self._tokenizer.eos_token_id, axis=1).astype(np.int32)
 
     def __len__(self) -> int:
-        return len(self._tokenizer)
+        """The smallest size of a vocabulary that has all its ids."""
+        return max(self._tokenizer.get_vocab().values(), default=-1) + 1
 
 
 def caption_length(folder: Path, positions: int) -> int:
@@ -91,20 +96,24 @@ def load_tokenizer(folder: Path, max_length: int, pad: str = "") -> Tokenizer:
         for name in ("vocab.json", "merges.txt"):
             if not (folder / name).is_file():
                 raise InputError(f"{folder}: no {name}; expected vocab.json and merges.txt, or tokenizer.json")
-        if len(read_text(folder / "merges.txt").split()) < 2:
+        if len(read_text(folder / "merges.txt", _MOST_FILE).split()) < 2:
             raise InputError(f"{folder / 'merges.txt'}: empty; expected the merges of the CLIP tokenizer")
+    # Kept in memory, so that they are still there at the end of a long run.
+    files = {name: read_bytes(folder / name, _MOST_FILE) for name in TOKENIZER_FILES if (folder / name).is_file()}
+    if pad:
+        for name in {_CONFIG} | files.keys() & {_SPECIAL}:
+            table = (read_json(folder / name) if name in files else {}) | {"pad_token": pad}
+            files[name] = json.dumps(table, indent=2).encode()
     try:
         options = {"pad_token": pad} if pad else {}
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True, **options)
+        loaded = Tokenizer(tokenizer, max_length, files)
+        ids, end = loaded([_PROBE]), tokenizer.eos_token_id
     except Exception as error:  # Transformers' parsers raise many types
         raise InputError(f"{folder}: Transformers can't read this tokenizer ({in_short(error)})") from error
-    # Kept in memory, so that they are still there at the end of a long run.
-    files = {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()}
-    if pad:
-        for name in {_CONFIG} | files.keys() & {_SPECIAL}:
-            table = json.loads(files.get(name, b"{}")) | {"pad_token": pad}
-            files[name] = json.dumps(table, indent=2).encode()
-    return Tokenizer(tokenizer, max_length, files)
+    if ids.shape != (1, max_length) or end not in ids:
+        raise InputError(f"{folder}: doesn't end a caption by its eos_token; expected the files of a CLIP tokenizer")
+    return loaded
 
 
 START, END = "<|startoftext|>", "<|endoftext|>"

@@ -7,9 +7,11 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from bksdm_jax.base.errors import InputError, nearest
+from bksdm_jax.base.errors import InputError, nearest, shown
 from bksdm_jax.models.unet_table import Block, Stage, UNetConfig, block_table
 from bksdm_jax.pruning.presets import PRESETS
+
+_LONGEST_NAME = 80
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,10 +126,10 @@ def _require_known(teacher: UNetConfig, removed: tuple[str, ...]) -> None:
     layers = [row.name for row in rows if row.kind == "attention"]
     for name in removed:
         if name not in blocks and name not in layers:
-            presets = ", ".join(PRESETS)
+            hint = nearest(name[:_LONGEST_NAME], [*blocks, *PRESETS, *layers])
             raise InputError(
-                f"student: the teacher has no block {name!r}{nearest(name, [*blocks, *PRESETS, *layers])}; "
-                f"presets: {presets}; blocks: {', '.join(blocks)}; the layers of attentions.j are transformer_blocks.k"
+                f"student: the teacher has no block {shown(name)}{hint}; presets: {', '.join(PRESETS)}; blocks: "
+                f"{', '.join(blocks)}; the layers of attentions.j are transformer_blocks.k"
             )
 
 
