@@ -28,10 +28,11 @@ from absl import logging
 
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.cost import counts
-from bksdm_jax.cost.table import cost_table
+from bksdm_jax.cost.table import cost_table, image_table
 from bksdm_jax.diffusion.noise import image_keys
+from bksdm_jax.perf import cost_report as report
 from bksdm_jax.perf import plan
-from bksdm_jax.perf.cost_report import CostConfig, cost_report
+from bksdm_jax.perf.cost_report import CostConfig
 from bksdm_jax.pipelines.clip_folder import load_clip
 from bksdm_jax.pipelines.folder import FolderModel
 from bksdm_jax.pipelines.load import find_model, load_pipeline
@@ -47,7 +48,7 @@ from bksdm_jax.tasks.distill.task import DistillTask
 from tests import mutations
 
 MOST_SECONDS, MOST_BYTES, MOST_LETTERS = 5, 2**30, 600
-"""Of processor time, of memory above that before reading, and of an error's line."""
+"""A command's processor time, its memory above that before reading, and of an error's line."""
 _FORGET_EVERY = 250  # mutants, whose traces would otherwise add up
 
 
@@ -96,7 +97,11 @@ class Runner:
             _TRACED.add(repr(networks))
 
     def cost(self) -> None:
-        cost_report(CostConfig(pipeline=str(self.model), **self.options))
+        def of_teacher(models: dict[str, Any], *rest: Any) -> str:
+            return image_table({"teacher": models["teacher"]}, *rest)
+
+        with mock.patch.object(report, "image_table", of_teacher):  # tracing a U-Net takes a second
+            report.cost_report(CostConfig(pipeline=str(self.model), **self.options))
 
     def plan(self) -> None:
         with mock.patch.object(plan, "count_work", side_effect=_ReachedError), contextlib.suppress(_ReachedError):
@@ -130,16 +135,18 @@ def read_once() -> Iterator[None]:
 
 
 @read_once()
-def ended(runner: Runner) -> dict[str, str]:
-    """Command -> `reached`, `refused: ...`, or `failed: ...` with the traceback."""
+def ended(runner: Runner, bound: Callable[[], contextlib.AbstractContextManager[None]]) -> dict[str, str]:
+    """Command -> `reached`, `refused: ...`, or `failed: ...` with the traceback; each runs within `bound()`."""
     try:
-        runner.find()
+        with bound():
+            runner.find()
     except Exception as error:
         return {"find": _told(error)}
     found = {}
     for name, command in runner.commands().items():
         try:
-            command()
+            with bound():
+                command()
             found[name] = "reached"
         except Exception as error:
             found[name] = _told(error)
@@ -201,8 +208,8 @@ def main(bases: Path, student: str) -> None:
             single = model / "model.safetensors" if mutant["base"] == "file" else model
             options = {"tokenizer": str(model / "tokenizer"), "prediction": "epsilon"} if single != model else {}
             runner = Runner(single, student, bases / "data", scratch, options)
-            with bounded() if mutant["changes"] else contextlib.nullcontext():  # else a first call, of its own cost
-                answer = ended(runner)
+            # Without changes it is a first call, which imports libraries.
+            answer = ended(runner, bounded if mutant["changes"] else contextlib.nullcontext)
             print(json.dumps(answer), file=out)
             shutil.rmtree(model)
             if number % _FORGET_EVERY == _FORGET_EVERY - 1:
