@@ -161,6 +161,22 @@ def test_a_ckpt_is_read(files: dict[str, Path], sd_teachers: dict[str, Path], tm
     require_same_weights(ours, load_pipeline(source(files["v1"], sd_teachers["v1"])))
 
 
+@pytest.mark.parametrize("generation", ["v1", "v2"])
+def test_a_ckpt_whose_tensors_are_not_in_c_order(
+    files: dict[str, Path], sd_teachers: dict[str, Path], tmp_path: Path, generation: str
+) -> None:
+    """Such as convolutions in channels-last, and transposed views."""
+    tensors = {name: torch.from_numpy(array) for name, array in load_file(files[generation]).items()}
+    for name, tensor in tensors.items():
+        if tensor.ndim == 4:
+            tensors[name] = tensor.contiguous(memory_format=torch.channels_last)
+        elif tensor.ndim == 2:
+            tensors[name] = tensor.T.contiguous().T
+    torch.save(tensors, tmp_path / "model.ckpt")
+    ours = load_pipeline(source(tmp_path / "model.ckpt", sd_teachers[generation], "epsilon"))
+    require_same_weights(ours, load_pipeline(source(files[generation], sd_teachers[generation], "epsilon")))
+
+
 @pytest.mark.parametrize(
     ("added", "what"),
     [

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from transformers import CLIPTextConfig
 
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.formats.clip_json import clip_text_from_transformers
@@ -81,4 +82,14 @@ def test_other_text_encoders_are_refused() -> None:
     with pytest.raises(InputError, match="hidden_act"):
         clip_text_from_transformers(json | {"hidden_act": "relu"})
     with pytest.raises(InputError, match=r"vocab_size.*None"):
-        clip_text_from_transformers({key: value for key, value in json.items() if key != "vocab_size"})
+        clip_text_from_transformers(json | {"vocab_size": None})
+
+
+@pytest.mark.parametrize(
+    "key", ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act"]
+)
+def test_missing_settings_of_text_encoders_are_transformers_defaults(key: str) -> None:
+    json = {"hidden_size": 64, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
+    json |= {"vocab_size": 600, "hidden_act": "gelu", "max_position_embeddings": 33}
+    del json[key]
+    assert clip_text_from_transformers(json) == clip_text_from_transformers(CLIPTextConfig(**json).to_dict())

@@ -81,6 +81,17 @@ class StoredTensor:
         last = sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True))
         return (last + 1) * self.dtype.itemsize
 
+    def rows(self, first: int, count: int) -> "StoredTensor":
+        """Some of its rows, as a tensor."""
+        stride = math.prod(self.shape[1:]) if self.strides is None else self.strides[0]
+        offset = self.offset + first * stride * self.dtype.itemsize
+        return dataclasses.replace(self, offset=offset, shape=(count, *self.shape[1:]))
+
+    def without_last(self, count: int) -> "StoredTensor":
+        """Without its last `count` dimensions, each of length 1."""
+        strides = None if self.strides is None else self.strides[:-count]
+        return dataclasses.replace(self, shape=self.shape[:-count], strides=strides)
+
     def read(self, buffer: np.ndarray | None = None) -> np.ndarray:
         """Reads the tensor, and nothing else of the file.
 

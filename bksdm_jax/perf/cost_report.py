@@ -19,7 +19,7 @@ from bksdm_jax.models.unet_table import UNetConfig
 from bksdm_jax.models.vae import VAE, vae_parameter_shapes
 from bksdm_jax.pipelines.load import find_model
 from bksdm_jax.pipelines.pipeline import Architectures
-from bksdm_jax.pipelines.source import ModelOptions, whatever_it_predicts
+from bksdm_jax.pipelines.source import ModelOptions
 from bksdm_jax.pipelines.stable_diffusion import TEACHERS, stable_diffusion
 from bksdm_jax.pruning.presets import PRESETS
 from bksdm_jax.pruning.removal import plan_removal, removed_blocks
@@ -67,7 +67,8 @@ def cost_report(config: CostConfig) -> str:
         known_name("config", "generation", config.generation, TEACHERS)
         teacher = stable_diffusion(config.generation)
     else:
-        teacher = find_model(whatever_it_predicts(config.source(config.pipeline)), networks=()).architectures
+        source = dataclasses.replace(config.source(config.pipeline), any_prediction=True)
+        teacher = find_model(source, networks=()).architectures
     names = [name.replace("+", ",") for name in config.students.split(",") if name.strip()]
     models = {"teacher": teacher}
     for name in names or _possible(teacher.denoiser):

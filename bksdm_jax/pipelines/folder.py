@@ -34,7 +34,7 @@ class FolderModel:
         path: the folder.
         variant: of the weights: the infix of their file names, such as `fp16` or `non_ema`.
         architectures: of its networks.
-        json: network -> `config.json`; `scheduler` -> `scheduler_config.json`.
+        json: network -> `config.json`; `scheduler` -> `scheduler_config.json`; `INDEX` -> `model_index.json`, if any.
     """
 
     path: Path
@@ -64,7 +64,7 @@ class FolderModel:
             },
             schedule=self.architectures.schedule,
             scheduler=self.json["scheduler"],
-            components=read_components(self.path, self.variant),
+            components=read_components(self.path, self.json[INDEX], self.variant),
             licence=_licence(self.path / _CARD),
             family=self.architectures.family,
         )
@@ -112,8 +112,8 @@ def open_folder(path: Path, variant: str = "", family: str = STABLE_DIFFUSION) -
     _require_components(path, kind)
     found = {name: _read_config(path, name, network) for name, network in kind.networks.items()}
     file = path / "scheduler" / "scheduler_config.json"
-    index = path / INDEX
-    scheduler = read_json(file) | (_scheduler_class(index) if index.is_file() else {})
+    index = read_json(path / INDEX) if (path / INDEX).is_file() else {}
+    scheduler = read_json(file) | _scheduler_class(index, path / INDEX)
     schedule = schedule_from_diffusers(scheduler, str(file))
     configs = {name: config for name, (_, config) in found.items()}
     for folder, encoder in kind.tokenizers.items():
@@ -122,7 +122,7 @@ def open_folder(path: Path, variant: str = "", family: str = STABLE_DIFFUSION) -
     networks = Architectures(configs, schedule, family)
     require_agreement(networks, str(path))
     jsons = {name: json for name, (json, _) in found.items()}
-    return FolderModel(path, variant, networks, jsons | {"scheduler": scheduler})
+    return FolderModel(path, variant, networks, jsons | {"scheduler": scheduler, INDEX: index})
 
 
 def open_denoiser(path: Path, variant: str = "", family: str = STABLE_DIFFUSION) -> FolderModel:
@@ -132,11 +132,11 @@ def open_denoiser(path: Path, variant: str = "", family: str = STABLE_DIFFUSION)
     return FolderModel(path, variant, Architectures({name: config}, ScheduleConfig(), family), {name: json})
 
 
-def _scheduler_class(index: Path) -> dict[str, str]:
+def _scheduler_class(index: Mapping[str, Any], source: Path) -> dict[str, str]:
     """The scheduler's class in `model_index.json`, which Diffusers takes whatever the scheduler's own file says."""
-    entry = read_json(index).get("scheduler", [])
+    entry = index.get("scheduler", [])
     if not isinstance(entry, list) or not all(isinstance(word, str) for word in entry):
-        raise InputError(f"{index}: scheduler is {shown(entry)}; expected a library and a class")
+        raise InputError(f"{source}: scheduler is {shown(entry)}; expected a library and a class")
     return {"_class_name": entry[1]} if len(entry) == 2 else {}
 
 

@@ -46,7 +46,7 @@ def find_model(
         raise InputError(f"{path}: a file of unknown format; expected a folder, or {' or '.join(SINGLE_FILES)}")
     if source.variant:
         raise InputError(f"variant: {source.variant!r} applies to folders only; {path} is a single file")
-    return open_single_file(path, source.tokenizer, source.prediction_type)
+    return open_single_file(path, source.tokenizer, source.prediction_type, source.any_prediction)
 
 
 def find_denoiser(source: ModelSource, weights: bool = False) -> Model:
@@ -78,4 +78,6 @@ def _path(source: ModelSource, extras: Extras, networks: Collection[str] | None)
         )
     if source.revision:
         raise InputError(f"{source.name}: not on the hub; revision ({source.revision!r}) applies to hub models only")
-    return Path(source.name).expanduser().absolute()  # a link to a blob of the hub's cache has the suffix
+    path = Path(source.name).expanduser()
+    # A link to a blob in the hub's cache has the suffix, the blob hasn't.
+    return path.parent.resolve() / path.name if path.is_file() else path.resolve()

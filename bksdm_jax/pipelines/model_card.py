@@ -89,7 +89,7 @@ def _use(pipeline: Pipeline, file_format: str) -> str:
     unet, prediction = pipeline.denoiser.config, pipeline.schedule.prediction_type
     if file_format == "safetensors":
         said = f"Load it with {_DIFFUSERS}: `StableDiffusionPipeline.from_pretrained(FOLDER)`."
-        return f"{said} {_CPP} takes this folder too." if _is_tiny_v1(unet) else said
+        return f"{said} {_CPP} takes this folder too." if _is_tiny(unet) else said
     said = (
         "`model.safetensors` holds U-Net, autoencoder and text encoder in the original single-file layout; the folder "
         f"`{CONFIGS}` has their configs, the tokenizer and the scheduler."
@@ -107,7 +107,7 @@ def tools_text(unet: UNetConfig, spaced: bool, prediction_type: str = "epsilon")
     lines = []
     if unet_modules(unet, spaced) != unet_modules(unet):
         lines.append("Blocks are numbered with gaps, as by Diffusers' conversion script.")
-        if _is_tiny_v1(unet):
+        if _is_tiny(unet):
             lines.append(f"{_CPP} loads it as a tiny U-Net; {_COMFY} and {_DIFFUSERS} can't load it.")
         else:
             lines.append(f"{_CPP}, {_COMFY} and {_DIFFUSERS} can't load it: use the format `single_file`.")
@@ -124,7 +124,7 @@ def tools_text(unet: UNetConfig, spaced: bool, prediction_type: str = "epsilon")
         webui = "Tools that build the U-Net from a config file (Stable Diffusion WebUI) "
         lines.append(webui + ("need `num_res_blocks: 1` in it." if unet.mid is not None else "require a mid block."))
         way_out = ": use the format `single_file_spaced`, or the folder of format `safetensors`"
-        lines.append(f"{_CPP} can't load it{way_out if _is_tiny_v1(unet) else ''}.")
+        lines.append(f"{_CPP} can't load it{way_out if _is_tiny(unet) else ''}.")
     if prediction_type != "epsilon":
         lines.append(
             f"Tell your tool that it predicts velocity, or images are wrong: {_COMFY} needs the node "
@@ -133,10 +133,9 @@ def tools_text(unet: UNetConfig, spaced: bool, prediction_type: str = "epsilon")
     return " ".join(lines)
 
 
-def _is_tiny_v1(unet: UNetConfig) -> bool:
-    """Whether stable-diffusion.cpp knows this small U-Net: SD 1.x's three first stages of one layer, no mid block."""
-    tiny = unet.mid is None and len(unet.down) == 3 and all(stage.pairs == ("RA",) for stage in unet.down)
-    return tiny and not unet.linear_projection
+def _is_tiny(unet: UNetConfig) -> bool:
+    """Whether stable-diffusion.cpp knows this small U-Net: three stages of one layer with attention, no mid block."""
+    return unet.mid is None and len(unet.down) == 3 and all(stage.pairs == ("RA",) for stage in unet.down)
 
 
 def _licence(licence: Mapping[str, str], parent: str) -> str:

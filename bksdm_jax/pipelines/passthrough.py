@@ -4,6 +4,7 @@ import dataclasses
 import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 from absl import logging
 
@@ -58,16 +59,14 @@ def component_files(names: Collection[str], formats: Collection[str], variant: s
     return files
 
 
-def read_components(folder: Path, variant: str) -> dict[str, Component]:
+def read_components(folder: Path, index: Mapping[str, Any], variant: str) -> dict[str, Component]:
     """The components that a pipeline's `model_index.json` names; those without settings are left out with a warning.
 
-    Weights of `variant`, if there are any, lose the infix in a copy. Raises `InputError` for a damaged index.
+    Weights of `variant`, if there are any, lose the infix in a copy.
     """
-    index = folder / "model_index.json"
-    entries = read_json(index) if index.is_file() else {}
     found = {}
     for name, settings in _SETTINGS.items():
-        entry = entries.get(name)
+        entry = index.get(name)
         if not isinstance(entry, list) or len(entry) != 2 or not all(isinstance(word, str) for word in entry):
             continue
         inside = folder / name

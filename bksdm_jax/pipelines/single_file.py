@@ -1,7 +1,6 @@
 """Reads single-file checkpoints in the original layout (CompVis, Stability)."""
 
 import dataclasses
-import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -116,13 +115,16 @@ def _tokenizer_files(names: Collection[str]) -> list[str]:
     return inside or [name for name in names if name in TOKENIZER_FILES]
 
 
-def open_single_file(path: Path, tokenizer: str = "", prediction_type: str = "") -> SingleFileModel:
+def open_single_file(
+    path: Path, tokenizer: str = "", prediction_type: str = "", any_prediction: bool = False
+) -> SingleFileModel:
     """Reads a `.safetensors` checkpoint's header, or a `.ckpt`'s table of tensors.
 
     Args:
         path, tokenizer: as in `SingleFileModel`.
         prediction_type: `epsilon` or `v_prediction`. If empty, the file's own (`prediction_of`); SD 1.x files without
             one are `epsilon`, SD 2.x files are refused.
+        any_prediction: it doesn't matter, so those SD 2.x files are taken for `epsilon`.
 
     Raises:
         InputError: the file is damaged, incomplete, another family's, or needs a prediction type.
@@ -130,7 +132,13 @@ def open_single_file(path: Path, tokenizer: str = "", prediction_type: str = "")
     table, metadata = safetensors_header(path) if path.suffix.lower() == ".safetensors" else (index_torch(path), {})
     table = {current_original_name(name): tensor for name, tensor in table.items()}
     unet, vae, text = infer_architectures({name: tensor.shape for name, tensor in table.items()}, str(path))
-    schedule = _schedule(path, table, metadata, prediction_type, is_second(text))
+    said = prediction_of(table, metadata)
+    if is_second(text) and not (prediction_type or said or any_prediction):
+        raise InputError(
+            f"{path}: an SD 2.x checkpoint, which doesn't record its prediction type; set prediction to epsilon "
+            "(the 512-pixel base models) or v_prediction (the 768-pixel models)"
+        )
+    schedule = _schedule(path, prediction_type, said, ZERO_SNR in table)
     if schedule.prediction_type == "v_prediction" and is_second(text):  # SD 2.1 at 768 overflows in half precision
         unet = dataclasses.replace(unet, sample_size=96, upcast_attention=True)
     networks = Architectures({"unet": unet, "vae": vae, "text_encoder": text}, schedule)
@@ -145,22 +153,14 @@ def open_single_file(path: Path, tokenizer: str = "", prediction_type: str = "")
     return SingleFileModel(path, networks, tables, tokenizer)
 
 
-def _schedule(
-    path: Path, table: Collection[str], metadata: Mapping[str, str], wanted: str, second: bool
-) -> ScheduleConfig:
+def _schedule(path: Path, wanted: str, said: str, zero_snr: bool) -> ScheduleConfig:
     """The noise schedule: what the user wants it to predict, or what the file says that it does."""
     if wanted:
         known_name("config", "prediction", wanted, TARGETS)
-    said = prediction_of(table, metadata)
     if wanted and said and wanted != said:
         logging.warning("%s: says %s; taken as %s, as set by prediction", path, said, wanted)
-    if second and not (wanted or said):
-        raise InputError(
-            f"{path}: an SD 2.x checkpoint, which doesn't record its prediction type; set prediction to epsilon "
-            "(the 512-pixel base models) or v_prediction (the 768-pixel models)"
-        )
     schedule = ScheduleConfig(prediction_type=wanted or said or "epsilon")
-    if ZERO_SNR in table and schedule.prediction_type == "v_prediction":
+    if zero_snr and schedule.prediction_type == "v_prediction":
         return dataclasses.replace(schedule, zero_snr=True, sampler="ddim", timestep_spacing="trailing")
     return schedule
 
@@ -172,7 +172,7 @@ def _taken(rest: dict[str, StoredTensor], shapes: Mapping[str, Any], modules: Ma
         tensor = rest.pop(original_name(name, modules), None)
         if tensor is not None:
             one_by_one = tensor.shape == (*shape, 1, 1)  # a 1x1 convolution instead of a linear layer
-            found[name] = dataclasses.replace(tensor, shape=shape) if one_by_one else tensor
+            found[name] = tensor.without_last(2) if one_by_one else tensor
     return found
 
 
@@ -204,5 +204,4 @@ def _third(tensor: StoredTensor, third: int, shape: tuple[int, ...]) -> StoredTe
     """Rows [third * n, (third + 1) * n) of a tensor with 3n rows; the tensor itself if it has another shape."""
     if tensor.shape != (3 * shape[0], *shape[1:]):
         return tensor
-    offset = tensor.offset + third * math.prod(shape) * tensor.dtype.itemsize
-    return dataclasses.replace(tensor, offset=offset, shape=shape)
+    return tensor.rows(third * shape[0], shape[0])

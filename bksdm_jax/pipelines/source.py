@@ -1,7 +1,6 @@
 """A model as the user names it."""
 
 import dataclasses
-from pathlib import Path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,7 +12,8 @@ class ModelSource:
         revision: branch, tag or commit of a hub model; empty: its default branch.
         variant: of a folder's weights, such as `fp16` or `non_ema`; empty: the default weights.
         tokenizer: for a single file: folder or hub id; empty: CLIP's, from the hub.
-        prediction_type: for a single file: `epsilon` or `v_prediction`; required for SD 2.x.
+        prediction_type: for a single file: `epsilon` or `v_prediction`; required for SD 2.x files that don't say.
+        any_prediction: the caller doesn't need the prediction type, so a missing one is no error.
     """
 
     name: str
@@ -21,12 +21,7 @@ class ModelSource:
     variant: str = ""
     tokenizer: str = ""
     prediction_type: str = ""
-
-
-def whatever_it_predicts(source: ModelSource) -> ModelSource:
-    """The source for callers that don't need the prediction type: sets one for single files, as SD 2.x requires."""
-    is_file = not source.prediction_type and Path(source.name).expanduser().is_file()
-    return dataclasses.replace(source, prediction_type="epsilon") if is_file else source
+    any_prediction: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

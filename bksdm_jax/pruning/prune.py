@@ -16,7 +16,7 @@ from bksdm_jax.pipelines.load import find_denoiser, find_model
 from bksdm_jax.pipelines.model_card import CardFacts, parent_name
 from bksdm_jax.pipelines.pipeline import Architectures
 from bksdm_jax.pipelines.save import SaveConfig, SaveOptions, require_savable, write_pipeline
-from bksdm_jax.pipelines.source import ModelOptions, ModelSource, whatever_it_predicts
+from bksdm_jax.pipelines.source import ModelOptions, ModelSource
 from bksdm_jax.pruning.presets import preset_of
 from bksdm_jax.pruning.removal import RemovalPlan, plan_removal, removed_blocks
 from bksdm_jax.pruning.weights import copy_weights, random_weights
@@ -120,7 +120,7 @@ def find_initial_weights(plan: RemovalPlan, options: InitOptions) -> InitialWeig
         error = one_of("student_init", name, INITS)
         raise InputError(f"{error}; or the folder, file or hub id of a pipeline with such a U-Net")
     # The teacher's prediction type applies.
-    source = whatever_it_predicts(ModelSource(name, options.init_revision, options.init_variant))
+    source = ModelSource(name, options.init_revision, options.init_variant, any_prediction=True)
     _require_student(plan, name, find_denoiser(source).architectures.denoiser)
     return InitialWeights(plan, source)
 

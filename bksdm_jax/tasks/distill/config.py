@@ -5,6 +5,7 @@ import operator
 
 from bksdm_jax.base.errors import InputError, finite_number, known_name, whole_number
 from bksdm_jax.base.precision import compute_dtype
+from bksdm_jax.diffusion.schedule import ScheduleConfig
 from bksdm_jax.models.attention import require_attention
 from bksdm_jax.models.remat import require_remat
 from bksdm_jax.pipelines.pipeline import Architectures
@@ -110,10 +111,10 @@ class DistillConfig(TrainerConfig, ModelOptions, InitOptions, SaveOptions):
     topology: str = ""
     plan: PlanConfig = PlanConfig()
 
-    def grid_sampler(self) -> SamplerConfig:
-        """The sampler of the sample grids."""
-        steps, scale = self.sheets.steps, self.sheets.guidance_scale
-        return SamplerConfig(steps, scale, self.resolution, seed=self.seed, attention=self.attention)
+    def grid_sampler(self, schedule: ScheduleConfig) -> SamplerConfig:
+        """The sampler of the sample grids: PNDM, or DDIM for zero terminal SNR."""
+        steps, scale, name = self.sheets.steps, self.sheets.guidance_scale, "ddim" if schedule.zero_snr else "pndm"
+        return SamplerConfig(steps, scale, self.resolution, name, self.seed, attention=self.attention)
 
 
 def require_settings(config: DistillConfig) -> None:

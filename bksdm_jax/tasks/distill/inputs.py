@@ -55,7 +55,7 @@ def open_inputs(config: DistillConfig) -> Inputs:
     weighted_pairs(plan, config.loss.feature_source, config.loss.feature_scales)  # raises for unknown names
     require_resolution(config.resolution, networks)
     if config.sheets.steps:
-        require_sampler(config.grid_sampler(), networks)
+        require_sampler(config.grid_sampler(networks.schedule), networks)
     require_whole_batches(config, make_mesh(config.fsdp).size)
     data = data_folder(config.data)
     examples = open_examples(data, config.split)

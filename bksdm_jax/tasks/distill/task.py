@@ -166,7 +166,7 @@ class DistillTask(Task):
         config, examples, dtype = self._config, self._inputs.examples, compute_dtype(self._config.dtype)
         prompts = config.sheets.prompts or [examples[index].texts[0] for index in range(min(4, len(examples)))]
         rows = {"teacher": self._networks, "": self._networks.with_denoiser(self._inputs.plan.student)}
-        captions, sampler = self._pipeline.caption_inputs, config.grid_sampler()
+        captions, sampler = self._pipeline.caption_inputs, config.grid_sampler(self._networks.schedule)
         return sample_grids(folder, captions, prompts, sampler, rows, dtype, mesh, config.sheets.every)
 
 
