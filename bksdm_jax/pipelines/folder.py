@@ -148,7 +148,7 @@ def _read_config(folder: Path, name: str, network: NetworkType) -> tuple[dict[st
 
 def _require_components(folder: Path, family: Family) -> None:
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such pipeline folder")
+        raise InputError(f"{folder}: no such folder or file")
     needed = (*family.networks, *family.tokenizers, "scheduler")
     missing = [name for name in needed if not (folder / name).is_dir()]
     if missing:

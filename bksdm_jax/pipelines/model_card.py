@@ -134,8 +134,9 @@ def tools_text(unet: UNetConfig, spaced: bool, prediction_type: str = "epsilon")
 
 
 def _is_tiny(unet: UNetConfig) -> bool:
-    """Whether stable-diffusion.cpp knows this small U-Net: three stages of one layer with attention, no mid block."""
-    return unet.mid is None and len(unet.down) == 3 and all(stage.pairs == ("RA",) for stage in unet.down)
+    """Whether stable-diffusion.cpp knows this small U-Net: SD's first three stages of one layer, no mid block."""
+    stages = [(stage.width, stage.pairs) for stage in unet.down]
+    return unet.mid is None and stages == [(width, ("RA",)) for width in (320, 640, 1280)]
 
 
 def _licence(licence: Mapping[str, str], parent: str) -> str:
