@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from flax import linen as nn
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from bksdm_jax.base.errors import InputError
 from bksdm_jax.formats.clip_json import clip_text_to_transformers
 from bksdm_jax.formats.unet_json import unet_from_diffusers
 from bksdm_jax.formats.weights import read_weights
@@ -54,6 +56,38 @@ def test_a_flax_folder_is_converted_for_pytorch(micro_teacher: Path, tmp_path: P
     assert len(found) == 4
     assert all(one.within for one in found), difference_table(found)
     assert not (tmp_path / "out" / "images.png").exists()
+
+
+@pytest.mark.parametrize("sampler", ["", "ddim", "pndm"])
+def test_a_named_sampler_is_the_models_own_or_made_from_it(tmp_path: Path, sampler: str) -> None:
+    """A DDIM file that leaves open what the pipeline sets, and Diffusers' class doesn't have by default."""
+    options = {key: value for key, value in tiny.MICRO.items() if key != "norm_num_groups"}
+    folder = tiny.write_torch_pipeline(tmp_path / "torch", options, vae=tiny.MICRO_VAE)
+    file = {"_class_name": "DDIMScheduler", **tiny.SD_BETAS}
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(file))
+    index = json.loads((folder / "model_index.json").read_text()) | {"scheduler": ["diffusers", "DDIMScheduler"]}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    config = CompareConfig(str(folder), prompts=("a cat", "the red rocket"), steps=4, sampler=sampler)
+    found = parity(config, tmp_path / "out")
+    assert found[-1].within, difference_table(found)
+
+
+def test_a_scheduler_that_is_not_implemented_is_told(micro_torch_teacher: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(micro_torch_teacher, tmp_path / "model")
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"scheduler": ["diffusers", "EulerDiscreteScheduler"]}))
+    with pytest.raises(InputError, match=r"sampler to pndm or ddim"):
+        parity(CompareConfig(str(folder)), tmp_path / "out")
+
+
+def test_a_folder_that_pytorch_cannot_read_is_converted(micro_torch_teacher: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(micro_torch_teacher, tmp_path / "model")
+    whole = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    module = UNet2DConditionModel.from_pretrained(folder / "unet")
+    whole.unlink()
+    module.save_pretrained(folder / "unet", safe_serialization=False, max_shard_size="60KB")
+    found = parity(CompareConfig(str(folder), prompts=("a cat", "the red rocket"), steps=0), tmp_path / "out")
+    assert all(one.within for one in found), difference_table(found)
 
 
 def test_a_difference_is_seen() -> None:

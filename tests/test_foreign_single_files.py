@@ -51,6 +51,10 @@ def require_same_weights(ours: Pipeline, theirs: Pipeline) -> None:
         ("v2", {"v_pred": NONE}, {}, "", ("v_prediction", False)),
         ("v2", {}, {"modelspec.prediction_type": "epsilon"}, "", ("epsilon", False)),
         ("v2", {}, {"modelspec.prediction_type": "odd"}, "", None),
+        ("v1", {}, {"modelspec.prediction_type": "sample"}, "", None),
+        ("v1", {}, {"modelspec.prediction_type": "sample"}, "epsilon", ("epsilon", False)),
+        ("v1", {}, {"modelspec.prediction_type": "V-Prediction"}, "", ("v_prediction", False)),
+        ("v1", {"v_pred": NONE}, {"modelspec.prediction_type": "epsilon"}, "", None),
     ],
 )
 def test_what_a_file_predicts_is_what_it_says(
@@ -81,11 +85,36 @@ def test_velocity_survives_a_single_file(
     file = model / "scheduler" / "scheduler_config.json"
     options = {"prediction_type": "v_prediction"} | ({"rescale_betas_zero_snr": True} if zero_snr else {})
     file.write_text(json.dumps(json.loads(file.read_text()) | options))
+    index = model / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"scheduler": ["diffusers", "DDIMScheduler"]}))
     path = single(model, tmp_path / "out")
     again = load_pipeline(source(path, model))
     assert (again.schedule.prediction_type, again.schedule.zero_snr) == ("v_prediction", zero_snr)
     assert {"v_pred", "ztsnr"} & load_file(path).keys() == ({"v_pred", "ztsnr"} if zero_snr else {"v_pred"})
     assert again.scheduler.get("rescale_betas_zero_snr", False) is zero_snr
+
+
+@pytest.mark.parametrize("size", [32, 64, 96])
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_the_resolution_survives_a_single_file(
+    sd_teachers: dict[str, Path], tmp_path: Path, size: int, prediction: str
+) -> None:
+    model = shutil.copytree(sd_teachers["v2"], tmp_path / "model")
+    for name, change in (
+        ("unet/config.json", {"sample_size": size}),
+        ("scheduler/scheduler_config.json", {"prediction_type": prediction}),
+    ):
+        (model / name).write_text(json.dumps(json.loads((model / name).read_text()) | change))
+    assert find_model(source(single(model, tmp_path / "out"), model)).architectures.resolution == size * 8
+
+
+def test_two_names_of_one_weight_are_refused(
+    files: dict[str, Path], sd_teachers: dict[str, Path], tmp_path: Path
+) -> None:
+    twice = {f"{CLIP}final_layer_norm.bias": np.zeros(768, np.float32)}
+    path = changed(files["v1"], tmp_path / "a.safetensors", twice)
+    with pytest.raises(InputError, match=r"a\.safetensors: .*final_layer_norm\.bias"):
+        find_model(source(path, sd_teachers["v1"]))
 
 
 def test_clip_names_without_text_model(files: dict[str, Path], sd_teachers: dict[str, Path], tmp_path: Path) -> None:
@@ -152,6 +181,14 @@ def test_a_link_into_the_hubs_cache(
     assert load_pipeline(source(link, sd_teachers["v1"])).path == link
 
 
+@pytest.mark.parametrize("name", ["link", "link.ckpt", "link.safetensors"])
+def test_a_link_to_a_file_of_known_format(
+    files: dict[str, Path], sd_teachers: dict[str, Path], tmp_path: Path, name: str
+) -> None:
+    (tmp_path / name).symlink_to(files["v1"])
+    assert load_pipeline(source(tmp_path / name, sd_teachers["v1"])).path == files["v1"].resolve()
+
+
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before 1.6"])
 def test_a_ckpt_is_read(files: dict[str, Path], sd_teachers: dict[str, Path], tmp_path: Path, zipped: bool) -> None:
     tensors = {name: torch.from_numpy(array) for name, array in load_file(files["v1"]).items()}
@@ -177,9 +214,6 @@ def test_a_ckpt_whose_tensors_are_not_in_c_order(
 @pytest.mark.parametrize(
     ("added", "what"),
     [
-        ({"model.diffusion_model.input_blocks.0.0.weight": (32, 9, 3, 3)}, "inpainting"),
-        ({"model.diffusion_model.input_blocks.0.0.weight": (32, 5, 3, 3)}, "depth"),
-        ({"model.diffusion_model.input_blocks.0.0.weight": (32, 8, 3, 3)}, "InstructPix2Pix"),
         ({"conditioner.embedders.0.transformer.text_model.embeddings.token_embedding.weight": (1,)}, "SDXL"),
         ({"model.diffusion_model.joint_blocks.0.weight": (1,)}, "SD 3"),
         ({"control_model.input_blocks.0.0.weight": (1,)}, "ControlNet"),
@@ -191,6 +225,18 @@ def test_other_models_are_refused_by_name(
 ) -> None:
     arrays = {name: np.zeros(shape, np.float32) for name, shape in added.items()}
     path = changed(files["v1"], tmp_path / "a.safetensors", arrays)
+    with pytest.raises(InputError, match=rf"a\.safetensors: .*{what}"):
+        find_model(path)
+
+
+@pytest.mark.parametrize("generation", ["v1", "v2"])
+@pytest.mark.parametrize(("channels", "what"), [(9, "inpainting"), (5, "depth"), (8, "InstructPix2Pix")])
+def test_unets_with_more_channels_are_refused_by_name(
+    files: dict[str, Path], tmp_path: Path, generation: str, channels: int, what: str
+) -> None:
+    name = "model.diffusion_model.input_blocks.0.0.weight"
+    width = load_file(files[generation])[name].shape[0]
+    path = changed(files[generation], tmp_path / "a.safetensors", {name: np.zeros((width, channels, 3, 3), np.float32)})
     with pytest.raises(InputError, match=rf"a\.safetensors: .*{what}"):
         find_model(path)
 

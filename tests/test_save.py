@@ -23,7 +23,7 @@ from bksdm_jax.base.errors import InputError
 from bksdm_jax.formats.unet_json import unet_from_diffusers
 from bksdm_jax.formats.weights import write_tensors
 from bksdm_jax.pipelines.load import find_model, load_pipeline
-from bksdm_jax.pipelines.model_card import tools_text
+from bksdm_jax.pipelines.model_card import parent_name, tools_text
 from bksdm_jax.pipelines.save import SaveConfig, write_pipeline
 from bksdm_jax.pipelines.stable_diffusion import TEACHERS
 from bksdm_jax.pruning.presets import PRESETS
@@ -225,6 +225,18 @@ def test_the_card_says_what_is_known(guarded_teacher: Path, tmp_path: Path) -> N
     ):
         assert fact in card.text, fact
     assert str(guarded_teacher.parent) not in card.content  # no path of this machine
+
+
+@pytest.mark.parametrize(
+    ("name", "public"),
+    [
+        ("owner/model", "owner/model"),
+        ("/home/me/models/sd", "sd"),
+        ("/home/me/hub/models--owner--my-model/snapshots/0a1b2c", "owner/my-model"),
+    ],
+)
+def test_the_parents_public_name(name: str, public: str) -> None:
+    assert parent_name(name) == public
 
 
 def test_an_unknown_licence_is_not_made_up(micro_teacher: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.diffusion.samplers import SAMPLERS
 from bksdm_jax.diffusion.schedule import ScheduleConfig
+from bksdm_jax.formats import scheduler_json
 from bksdm_jax.formats.scheduler_json import schedule_from_diffusers, schedule_to_diffusers
 from bksdm_jax.pipelines.load import find_model, load_pipeline
 from bksdm_jax.pipelines.save import SaveConfig, write_pipeline
@@ -27,6 +28,12 @@ V = {"prediction_type": "v_prediction"}
 CLASSES = {"pndm": "PNDMScheduler", "ddim": "DDIMScheduler"}
 
 # As on the hub, or as older versions of Diffusers wrote them.
+FULL = [
+    name
+    for name in scheduler_json.SCHEDULERS
+    if name not in ("DPMSolverSDEScheduler", "SASolverScheduler")  # need packages that aren't installed
+]
+
 FILES = {
     "SD 1.5": SD | {"_class_name": "PNDMScheduler", "trained_betas": None, "_diffusers_version": "0.6.0"},
     "SD 2.1": SD | V | {"_class_name": "DDIMScheduler", "trained_betas": None, "_diffusers_version": "0.8.0"},
@@ -47,6 +54,7 @@ FILES = {
     "DPM-Solver, single steps": tiny.SD_BETAS | {"_class_name": "DPMSolverSinglestepScheduler"},
     "UniPC": SD | {"_class_name": "UniPCMultistepScheduler", "solver_type": "bh2", "use_karras_sigmas": True},
     "LMS": SD | {"_class_name": "LMSDiscreteScheduler"},
+    "nulls": SD | {"_class_name": "DDPMScheduler", "clip_sample": None, "steps_offset": None},
     "cosine": {"_class_name": "DDIMScheduler", "beta_schedule": "squaredcos_cap_v2", "clip_sample": False},
     "zero SNR": SD
     | V
@@ -106,7 +114,8 @@ def test_noise_levels_are_those_of_diffusers(name: str) -> None:
         ({"use_flow_sigmas": True}, "use_flow_sigmas"),
         ({"thresholding": True}, "thresholding"),
         ({"prediction_type": "sample"}, "sample"),
-        ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr"),
+        ({"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}, "rescale_betas_zero_snr"),
+        ({"rescale_betas_zero_snr": True, "_class_name": "DDIMScheduler"}, "rescale_betas_zero_snr"),
         ({"skip_prk_steps": "yes"}, "skip_prk_steps"),
         ({"steps_offset": -1}, "steps_offset"),
     ],
@@ -154,13 +163,27 @@ def test_flax_folders_name_classes_that_exist(
 ) -> None:
     monkeypatch.setattr("bksdm_jax.pipelines.save.require_flax_expressible", lambda config: None)  # 8 norm groups
     pipeline = load_pipeline(with_scheduler(micro_torch_teacher, tmp_path / "model", FILES[name]))
+    if pipeline.schedule.zero_snr or pipeline.schedule.timestep_spacing not in (None, "leading"):
+        with pytest.raises(InputError, match=r"format: .*(SNR|timestep_spacing)"):
+            write_pipeline(tmp_path / "out", pipeline, SaveConfig("flax"))
+        return
     written = write_pipeline(tmp_path / "out", pipeline, SaveConfig("flax"))
     cls = json.loads((written / "model_index.json").read_text())["scheduler"][1]
     scheduler, state = getattr(diffusers, cls).from_pretrained(written / "scheduler")
-    if not pipeline.schedule.zero_snr:  # Flax's classes have no such option
-        ours = pipeline.schedule.alphas_cumprod()
-        np.testing.assert_allclose(state.common.alphas_cumprod, ours, rtol=1e-4)
+    np.testing.assert_allclose(state.common.alphas_cumprod, pipeline.schedule.alphas_cumprod(), rtol=1e-4)
+    scheduler.set_timesteps(state, 5, (1, 4, 8, 8))
     assert scheduler.config.prediction_type == pipeline.schedule.prediction_type
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_files_that_diffusers_saves_are_read_and_copied(micro_torch_teacher: Path, tmp_path: Path, name: str) -> None:
+    """With all their keys, among them infinities."""
+    getattr(diffusers, name).from_config(FILES["SD 1.5"]).save_pretrained(tmp_path / "saved")
+    file = json.loads((tmp_path / "saved" / "scheduler_config.json").read_text())
+    pipeline = load_pipeline(with_scheduler(micro_torch_teacher, tmp_path / "model", file))
+    written = write_pipeline(tmp_path / "out", pipeline, SaveConfig())
+    again = json.loads((written / "scheduler" / "scheduler_config.json").read_text())
+    assert again == file | {"clip_sample": False, "steps_offset": 1}
 
 
 def test_runge_kutta_needs_four_steps(micro_torch_teacher: Path, tmp_path: Path) -> None:

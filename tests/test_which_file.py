@@ -84,6 +84,21 @@ def test_safetensors_beside_bin(folder: Path) -> None:
     require_read_as(folder, "unet")
 
 
+@pytest.mark.parametrize("variant", ["", "fp16"])
+def test_a_bin_beside_bin_shards(folder: Path, variant: str) -> None:
+    """Here Diffusers reads the file."""
+    options = {"variant": variant} if variant else {}
+    shard(folder, "unet", safe_serialization=False, **options)
+    whole = folder / "unet" / WHOLE
+    if not whole.is_file():  # saving deletes other weights
+        whole = folder / "unet" / "gone"
+    tensors = UNet2DConditionModel(**tiny.MICRO).state_dict()
+    infix = f".{variant}" if variant else ""
+    torch.save(tensors, folder / "unet" / f"diffusion_pytorch_model{infix}.bin")
+    whole.unlink(missing_ok=True)
+    require_read_as(folder, "unet", variant)
+
+
 @pytest.mark.parametrize("older", ["shards", "index", "both"])
 def test_older_names_of_a_variants_shards(folder: Path, older: str) -> None:
     index = shard(folder, "unet", variant="fp16")

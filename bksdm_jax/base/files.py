@@ -103,22 +103,26 @@ def require_space(folder: Path, needed: int) -> None:
         )
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Writes `value` as indented JSON with sorted keys, atomically; all its numbers must be finite."""
+def write_json(path: Path, value: Any, allow_nan: bool = False) -> None:
+    """Writes `value` as indented JSON with sorted keys, atomically.
+
+    `allow_nan` is for copies of files that have NaN or infinities; otherwise all numbers must be finite.
+    """
+    text = json.dumps(value, indent=2, sort_keys=True, allow_nan=allow_nan) + "\n"
     with atomic_file(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
 
 
 def read_json(path: AnyPath, most: int = _MOST_JSON) -> dict[str, Any]:
-    """The JSON object in `path`.
+    """The JSON object in `path`; NaN and infinities are numbers, as in files of Diffusers.
 
     Raises:
-        InputError: the file can't be read, has more than `most` bytes, or holds something else, such as NaN or a
-            number beyond the range of floats.
+        InputError: the file can't be read, has more than `most` bytes, or holds something else, such as a number beyond
+            the range of floats.
     """
     text = read_text(path, most)
     try:
-        value = json.loads(text, parse_constant=_not_finite, parse_float=_finite)
+        value = json.loads(text, parse_float=_finite)
     except RecursionError as error:
         raise InputError(f"{path}: nested too deeply; expected a JSON object of settings") from error
     except ValueError as error:
@@ -131,11 +135,9 @@ def read_json(path: AnyPath, most: int = _MOST_JSON) -> dict[str, Any]:
 def _finite(digits: str) -> float:
     """The number; raises `ValueError` for one like `1e400`, which would be infinite."""
     number = float(digits)
-    return number if math.isfinite(number) else _not_finite(digits)
-
-
-def _not_finite(digits: str) -> Any:
-    raise ValueError(f"{digits[:40]} isn't a finite number")
+    if math.isinf(number):
+        raise ValueError(f"{digits[:40]} is beyond the range of floats")
+    return number
 
 
 def encoding_of(data: bytes) -> str:

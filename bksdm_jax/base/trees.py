@@ -9,7 +9,7 @@ from flax import traverse_util
 
 from bksdm_jax.base.errors import InputError
 
-_SHOWN, _LONGEST = 4, 120  # names of a kind in an error, characters of one
+_SHOWN, _LONGEST = 3, 80  # names of a kind in an error, characters of one
 
 
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:

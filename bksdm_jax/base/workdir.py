@@ -46,6 +46,21 @@ def require_same(workdir: Path, settings: Mapping[str, Any], may_change: Collect
             )
 
 
+def require_same_parts(workdir: Path, key: str, parts: Mapping[str, str], what: str) -> None:
+    """Compares the hashes of a model's parts with those that the run in `workdir` recorded under `key`, if it did.
+
+    Raises `InputError`, with `what` the model is called, if a part has changed.
+    """
+    path = workdir / "config.json"
+    former = read_json(path, MOST_READ).get(key) if path.exists() else None
+    changed = [name for name in parts if isinstance(former, dict) and former.get(name) != parts[name]]
+    if changed:
+        raise InputError(
+            f"{path}: since this workdir's run began, the {what} has changed ({', '.join(changed)}); "
+            "choose another workdir, or restore it"
+        )
+
+
 def _difference(key: str, old: Any, new: Any) -> tuple[str, Any, Any]:
     """The name of the first value inside `key` that differs (`loss.task`, `texts.3`), and both values."""
     if isinstance(old, list) and isinstance(new, list):

@@ -183,7 +183,8 @@ def pndm_calls(schedule: ScheduleConfig, steps: int, dtype: jnp.dtype = jnp.floa
         rows = _multistep_rows(np.concatenate([at[:1], at[1:2], at[1:]]), stride)
     elif steps < 4:
         raise InputError(
-            f"steps: {steps}; PNDM with Runge-Kutta steps needs 4 (the scheduler's skip_prk_steps isn't true)"
+            f"steps: {steps}; PNDM needs 4 with Runge-Kutta steps, as the model's scheduler file doesn't have "
+            "skip_prk_steps true; or set sampler to ddim"
         )
     else:
         rows = _runge_kutta_rows(at[:4], stride) + _multistep_rows(at[3:], stride, begun=True)

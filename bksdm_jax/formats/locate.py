@@ -18,14 +18,11 @@ TRANSFORMERS_STEMS = {".safetensors": "model", ".msgpack": "flax_model", ".bin":
 """Suffix -> file name without it, in the two libraries."""
 
 
-_INDEX_FIRST = set(DIFFUSERS_STEMS.values())  # beside a whole file, Diffusers reads the shards, Transformers the file
 _NUMBER = r"-\d+-of-\d+"
 
 
 def choose_files(names: Collection[str], stems: Mapping[str, str], variant: str) -> tuple[str, ...]:
     """The files that hold a network's weights in the first available format: one, or an index and its shards, or none.
-
-    Of a whole file and shards in one format, the library that the stems belong to decides.
 
     Args:
         names: all file names of the network's folder.
@@ -33,19 +30,33 @@ def choose_files(names: Collection[str], stems: Mapping[str, str], variant: str)
         variant: `fp16`, `non_ema`, ...; empty: none.
     """
     for suffix in filter(stems.__contains__, SUFFIXES):
-        stem, dotted = stems[suffix], f".{variant}" if variant else ""
-        whole = (f"{stem}{dotted}{suffix}",)
-        # With a variant, older versions of the libraries wrote the second of these indices and shards.
-        indices = [f"{stem}{suffix}.index{dotted}.json", f"{stem}{suffix}{dotted}.index.json"]
-        index = next((name for name in indices if name in names), "")
-        infix = re.escape(dotted)
-        shard = re.compile(f"{re.escape(stem)}({infix}{_NUMBER}|{_NUMBER}{infix}){re.escape(suffix)}")
-        shards = (index, *sorted(name for name in names if shard.fullmatch(name))) if index else ()
-        chosen = (shards, whole) if stem in _INDEX_FIRST else (whole, shards)
-        for files in chosen:
+        whole, index = whole_file(stems[suffix], suffix, variant), _index(names, stems[suffix], suffix, variant)
+        shards = (index, *_shards(names, stems[suffix], suffix, variant)) if index else ()
+        # Of a whole file and shards, Diffusers reads the shards, but only in safetensors, and Transformers the file.
+        shards_first = stems[suffix] == DIFFUSERS_STEMS[".safetensors"] and suffix == ".safetensors"
+        for files in (shards, (whole,)) if shards_first else ((whole,), shards):
             if files and files[0] in names:
                 return files
     return ()
+
+
+def whole_file(stem: str, suffix: str, variant: str) -> str:
+    """The name of the file with all of a network's weights."""
+    return f"{stem}{f'.{variant}' if variant else ''}{suffix}"
+
+
+def _index(names: Collection[str], stem: str, suffix: str, variant: str) -> str:
+    """The name of the index of shards, or the empty string. Older versions of Diffusers put the variant before it."""
+    dotted = f".{variant}" if variant else ""
+    older = [f"{stem}{suffix}{dotted}.index.json"] if stem == DIFFUSERS_STEMS[suffix] else []
+    return next((name for name in (f"{stem}{suffix}.index{dotted}.json", *older) if name in names), "")
+
+
+def _shards(names: Collection[str], stem: str, suffix: str, variant: str) -> list[str]:
+    """The names of shards. Older versions of the libraries put the variant after the number."""
+    infix = re.escape(f".{variant}" if variant else "")
+    pattern = re.compile(f"{re.escape(stem)}({infix}{_NUMBER}|{_NUMBER}{infix}){re.escape(suffix)}")
+    return sorted(filter(pattern.fullmatch, names))
 
 
 def other_weights(folder: Path, stems: Mapping[str, str]) -> str:
@@ -75,11 +86,8 @@ def weight_files(folder: Path, stems: Mapping[str, str], variant: str) -> tuple[
     shards = sorted(set(table.values()))
     for shard in shards:
         if shard not in chosen[1:]:  # this also excludes paths outside the folder
-            whole = next((name for name in names if name in _whole(stems, variant)), "")
+            others = (whole_file(stem, suffix, variant) for suffix, stem in stems.items())
+            whole = next((name for name in others if name in names), "")
             way_out = f", or delete the index to read {whole}" if whole else ""
             raise InputError(f"{index}: lists {shard[:80]!r}, which is missing; download it again{way_out}")
     return tuple(folder / shard for shard in shards)
-
-
-def _whole(stems: Mapping[str, str], variant: str) -> list[str]:
-    return [f"{stem}{f'.{variant}' if variant else ''}{suffix}" for suffix, stem in stems.items()]

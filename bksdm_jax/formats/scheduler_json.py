@@ -1,4 +1,4 @@
-"""`ScheduleConfig` to and from `scheduler_config.json`, as Diffusers' StableDiffusionPipeline reads it."""
+"""`ScheduleConfig` to and from `scheduler_config.json`, as in Diffusers' pipeline and `from_config`."""
 
 import dataclasses
 import math
@@ -20,56 +20,50 @@ class _Scheduler:
     Attributes:
         sampler: the key of `SAMPLERS`; empty: not implemented, so that a sampler must be named.
         betas: defaults of `beta_start` and `beta_end`.
-        in_flax: whether Diffusers has a Flax class of this name.
+        rescales: whether it has `rescale_betas_zero_snr`.
     """
 
     sampler: str = ""
     betas: tuple[float, float] = (0.0001, 0.02)
-    in_flax: bool = False
+    rescales: bool = False
 
 
-_KARRAS = _Scheduler(betas=(0.00085, 0.012))
+_KARRAS, _RESCALES = _Scheduler(betas=(0.00085, 0.012)), _Scheduler(rescales=True)
 _DEFAULT = "PNDMScheduler"
 SCHEDULERS = {
-    "DDIMParallelScheduler": _Scheduler("ddim"),
-    "DDIMScheduler": _Scheduler("ddim", in_flax=True),
-    "DDPMParallelScheduler": _Scheduler(),
-    "DDPMScheduler": _Scheduler(in_flax=True),
+    "DDIMParallelScheduler": _Scheduler("ddim", rescales=True),
+    "DDIMScheduler": _Scheduler("ddim", rescales=True),
+    "DDPMParallelScheduler": _RESCALES,
+    "DDPMScheduler": _RESCALES,
     "DEISMultistepScheduler": _Scheduler(),
-    "DPMSolverMultistepScheduler": _Scheduler(in_flax=True),
+    "DPMSolverMultistepScheduler": _RESCALES,
     "DPMSolverSDEScheduler": _KARRAS,
     "DPMSolverSinglestepScheduler": _Scheduler(),
-    "EulerAncestralDiscreteScheduler": _Scheduler(),
-    "EulerDiscreteScheduler": _Scheduler(in_flax=True),
+    "EulerAncestralDiscreteScheduler": _RESCALES,
+    "EulerDiscreteScheduler": _RESCALES,
     "HeunDiscreteScheduler": _KARRAS,
     "KDPM2AncestralDiscreteScheduler": _KARRAS,
     "KDPM2DiscreteScheduler": _KARRAS,
-    "LMSDiscreteScheduler": _Scheduler(in_flax=True),
-    _DEFAULT: _Scheduler("pndm", in_flax=True),
+    "LMSDiscreteScheduler": _Scheduler(),
+    _DEFAULT: _Scheduler("pndm"),
     "SASolverScheduler": _Scheduler(),
-    "UniPCMultistepScheduler": _Scheduler(),
+    "UniPCMultistepScheduler": _RESCALES,
 }
+_IN_FLAX = ("DDIMScheduler", _DEFAULT)  # of Diffusers' Flax classes, those that take the same options
 _WITHOUT_OFFSET = ("DPMSolverSinglestepScheduler",)
 _CLIPS = ("DDIMParallelScheduler", "DDIMScheduler", "DDPMParallelScheduler", "DDPMScheduler")  # unless told not to
 
 
-def schedule_from_diffusers(
-    json: Mapping[str, Any], source: str = "scheduler_config.json", class_name: str = ""
-) -> ScheduleConfig:
-    """Reads a `scheduler_config.json`.
+def schedule_from_diffusers(json: Mapping[str, Any], source: str = "scheduler_config.json") -> ScheduleConfig:
+    """Reads a `scheduler_config.json`, whose `_class_name` is PNDM's if missing.
 
-    Missing keys take the defaults of the Diffusers class. `StableDiffusionPipeline` sets `steps_offset` to 1 and
-    `clip_sample` to false whatever the file says; so does this function, with a log line for each.
+    The noise levels are those of that class. What else is missing stays open (`ScheduleConfig.for_sampler`).
+    `StableDiffusionPipeline` sets `steps_offset` to 1 and `clip_sample` to false whatever the file says; so does this
+    function, with a log line for each.
 
-    Args:
-        json: the file's content.
-        source: its name, for errors.
-        class_name: Diffusers' class; empty: the one that the file names, PNDM if none.
-
-    Raises:
-        InputError: a class that isn't of Stable Diffusion's kind, an unsupported or invalid value.
+    Raises `InputError` for a class that isn't of Stable Diffusion's kind, and unsupported or invalid values.
     """
-    name = class_name or json.get("_class_name") or _DEFAULT
+    name = json.get("_class_name") or _DEFAULT
     bare = name.removeprefix("Flax") if isinstance(name, str) else name
     if not isinstance(bare, str) or bare not in SCHEDULERS:
         known = ", ".join(name.removesuffix("Scheduler") for name in SCHEDULERS)
@@ -82,15 +76,17 @@ def schedule_from_diffusers(
     def number(key: str, default: float, most: float = math.inf) -> float:
         return finite_number(source, key, json.get(key, default), 0, most)
 
-    def flag(key: str, default: bool | None) -> Any:
-        value = json.get(key, default)
-        return value if value is None and default is None else true_or_false(source, key, value)
+    def flag(key: str) -> bool | None:
+        """None: missing; null is false."""
+        return true_or_false(source, key, json[key] or False) if key in json else None
 
     for key in ("thresholding", "use_flow_sigmas"):
-        if flag(key, False):
+        if flag(key):
             raise InputError(f"{source}: {key} is true; only false is supported")
     predicts = known_name(source, "prediction_type", json.get("prediction_type", "epsilon"), TARGETS)
-    zero_snr = flag("rescale_betas_zero_snr", False)
+    zero_snr = bool(flag("rescale_betas_zero_snr"))
+    if zero_snr and not scheduler.rescales:
+        raise InputError(f"{source}: rescale_betas_zero_snr is true, but {bare} has no such option; use DDIMScheduler")
     if zero_snr and predicts == "epsilon":
         raise InputError(f"{source}: rescale_betas_zero_snr is true; expected prediction_type v_prediction with it")
     train_steps = whole_number(
@@ -107,11 +103,11 @@ def schedule_from_diffusers(
         prediction_type=predicts,
         sampler=scheduler.sampler,
         steps_offset=_steps_offset(json, bare, source),
-        set_alpha_to_one=flag("set_alpha_to_one", None),
+        set_alpha_to_one=flag("set_alpha_to_one"),
         timestep_spacing=None if spacing is None else known_name(source, "timestep_spacing", spacing, SPACINGS),
-        clip_sample=_clip_sample(json, flag("clip_sample", None), bare, source),
+        clip_sample=_clip_sample(json, flag("clip_sample"), bare, source),
         clip_sample_range=number("clip_sample_range", 1.0),
-        skip_prk_steps=flag("skip_prk_steps", None),
+        skip_prk_steps=flag("skip_prk_steps"),
     )
     if zero_snr and not np.ptp(config.alphas_cumprod()) > 0:  # also if NaN
         raise InputError(f"{source}: rescale_betas_zero_snr is true, but all noise levels are equal")
@@ -125,7 +121,7 @@ def _steps_offset(json: Mapping[str, Any], name: str, source: str) -> int | None
     if value != 1 and not (value is None and name in _WITHOUT_OFFSET):
         found = "missing" if value is None else value
         logging.info("%s: steps_offset is %s; taken as 1, as by Diffusers' pipeline", source, found)
-    return None if value is None else 1
+    return 1 if "steps_offset" in json else None
 
 
 def _clip_sample(json: Mapping[str, Any], value: bool | None, name: str, source: str) -> bool | None:
@@ -140,7 +136,7 @@ def schedule_to_diffusers(config: ScheduleConfig) -> dict[str, Any]:
     sampler = "ddim" if config.zero_snr else "pndm"
     config = config.for_sampler(sampler)
     json = {
-        "_class_name": next(name for name, found in SCHEDULERS.items() if found.in_flax and found.sampler == sampler),
+        "_class_name": next(name for name in _IN_FLAX if SCHEDULERS[name].sampler == sampler),
         "beta_end": config.beta_end,
         "beta_schedule": config.beta_schedule,
         "beta_start": config.beta_start,
@@ -160,7 +156,7 @@ def scheduler_to_write(json: Mapping[str, Any], schedule: ScheduleConfig, flax: 
     """The `scheduler_config.json` of a copy of a model, for PyTorch or, if `flax`, for Diffusers' Flax classes.
 
     It states what Diffusers' pipeline sets anyway (`steps_offset`, `clip_sample`), so that other samplers made from it
-    have it too. A class that doesn't exist in Flax becomes `FlaxPNDMScheduler`, with a log line.
+    have it too. For Flax, other classes than DDIM and PNDM become `FlaxPNDMScheduler`, with a log line.
 
     Args:
         json: the model's own file.
@@ -169,11 +165,19 @@ def scheduler_to_write(json: Mapping[str, Any], schedule: ScheduleConfig, flax: 
     """
     json = dict(json) | {"clip_sample": False, "steps_offset": 1}
     name = str(json.get("_class_name") or _DEFAULT).removeprefix("Flax")
-    if flax and not SCHEDULERS[name].in_flax:
+    if flax and name not in _IN_FLAX:
         json = schedule_to_diffusers(schedule)
-        logging.info("scheduler: Diffusers has no Flax%s; written as Flax%s", name, json["_class_name"])
+        logging.info("scheduler: %s doesn't work in Flax; written as Flax%s", name, json["_class_name"])
         name = json["_class_name"]
     return json | {"_class_name": f"{'Flax' if flax else ''}{name}"}
+
+
+def require_flax_schedule(schedule: ScheduleConfig) -> None:
+    """Raises `InputError` if Diffusers' Flax schedulers, which have fewer options, would sample otherwise."""
+    spacing = schedule.timestep_spacing
+    if schedule.zero_snr or spacing not in (None, "leading"):
+        found = "zero terminal SNR" if schedule.zero_snr else f"timestep_spacing {spacing}"
+        raise InputError(f"format: flax has no schedulers for {found}; write it with format safetensors")
 
 
 def _trained_betas(betas: Any, train_steps: int, source: str) -> tuple[float, ...] | None:

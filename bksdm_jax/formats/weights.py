@@ -62,9 +62,22 @@ def read_weights(paths: Sequence[Path], expected: Mapping[str, Any]) -> dict[str
 
 def read_tensors(source: str, stored: Mapping[str, StoredTensor], expected: Mapping[str, Any]) -> dict[str, Any]:
     """Reads one network from tensors with PyTorch's names; `source` is for errors, the rest is as in `read_weights`."""
-    current = {names.current_name(name): tensor for name, tensor in stored.items()}
+    current = renamed(source, stored, names.current_name)
     current.pop(None, None)
     return _load(source, current, expected, from_torch=True)
+
+
+def renamed(
+    source: str, stored: Mapping[str, StoredTensor], name_of: Callable[[str], str | None]
+) -> dict[str | None, StoredTensor]:
+    """The tensors by their current names; raises `InputError` if two have one name."""
+    current: dict[str | None, StoredTensor] = {}
+    for name, tensor in stored.items():
+        new = name_of(name)
+        if new is not None and new in current:
+            raise InputError(f"{source}: {name[:80]!r} is in it under two names; keep one of them")
+        current[new] = tensor
+    return current
 
 
 def tell_unused(source: str, names: Collection[str]) -> None:

@@ -55,7 +55,8 @@ class CompareConfig(ModelOptions):
         prompts: one image each.
         seed: of the noise.
         steps: sampler steps; 0: compare the networks only, no images.
-        sampler: a key of `SAMPLERS`, made from the model's scheduler by `from_config`; empty: the scheduler itself.
+        sampler: a key of `SAMPLERS`; another than the model's own is made from its scheduler by `from_config`. Empty:
+            the model's own.
         guidance_scale: of classifier-free guidance.
         resolution: pixels; 0: the model's own.
     """
@@ -130,21 +131,23 @@ def _in_pytorch(pipeline: Pipeline, variant: str, sampler: str) -> Iterator[Stab
     """The pipeline in PyTorch, in float32, on a GPU if there is one; `sampler` is as in `CompareConfig`."""
     torch.backends.cudnn.allow_tf32 = False  # float32 means float32
     with tempfile.TemporaryDirectory() as scratch, waiting("loading in PyTorch"):
-        path = pipeline.path
-        readable = (path / "model_index.json").is_file() and not any(path.rglob("*.msgpack"))
-        if not readable:
-            path = write_pipeline(Path(scratch) / "model", pipeline, SaveConfig(dtype="float32"))
-        theirs = StableDiffusionPipeline.from_pretrained(
-            path,
-            variant=variant or None if readable else None,
-            torch_dtype=torch.float32,
-            safety_checker=None,
-            local_files_only=True,
-        )
-    if sampler:
+        try:
+            theirs = _loaded(pipeline.path, variant)
+        except (OSError, ValueError):  # a Flax folder, a single file, or older names of files
+            theirs = _loaded(write_pipeline(Path(scratch) / "model", pipeline, SaveConfig(dtype="float32")), "")
+    if sampler and sampler != pipeline.schedule.sampler:
         theirs.scheduler = _CLASSES[sampler].from_config(theirs.scheduler.config)
     theirs.set_progress_bar_config(disable=True)
     yield theirs.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _loaded(path: Path, variant: str) -> StableDiffusionPipeline:
+    """Diffusers' pipeline; raises `OSError` or `ValueError` if it can't read the folder."""
+    if any(path.rglob("*.msgpack")):
+        raise ValueError("Flax weights")
+    return StableDiffusionPipeline.from_pretrained(
+        path, variant=variant or None, torch_dtype=torch.float32, safety_checker=None, local_files_only=True
+    )
 
 
 def _networks(

@@ -211,13 +211,13 @@ def write_folder(folder: Path, pipeline: Pipeline, suffix: str, weights: bool = 
             json["_class_name"] = f"{prefix}{network.class_name}"
         else:
             json = loaded_in_float32(json)
-        write_json(folder / name / "config.json", json)
+        write_json(folder / name / "config.json", json, allow_nan=True)
         index[name] = [network.library, f"{prefix}{network.class_name}"]
     for name, tokenizer in pipeline.tokenizers.items():
         tokenizer.write(folder / name)
         index[name] = ["transformers", "CLIPTokenizer"]
     (folder / "scheduler").mkdir()
-    write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
+    write_json(folder / "scheduler" / "scheduler_config.json", scheduler, allow_nan=True)
     write_json(folder / INDEX, index)
 
 

@@ -79,5 +79,7 @@ def _path(source: ModelSource, extras: Extras, networks: Collection[str] | None)
     if source.revision:
         raise InputError(f"{source.name}: not on the hub; revision ({source.revision!r}) applies to hub models only")
     path = Path(source.name).expanduser()
+    target = path.resolve()
     # A link to a blob in the hub's cache has the suffix, the blob hasn't.
-    return path.parent.resolve() / path.name if path.is_file() else path.resolve()
+    is_blob = target.is_file() and target.suffix.lower() not in SINGLE_FILES
+    return path.parent.resolve() / path.name if is_blob else target

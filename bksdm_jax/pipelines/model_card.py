@@ -1,6 +1,7 @@
 """The model card of a pipeline."""
 
 import dataclasses
+import re
 from collections.abc import Mapping
 
 from huggingface_hub import ModelCardData
@@ -65,7 +66,10 @@ def model_card(pipeline: Pipeline, facts: CardFacts, file_format: str) -> str:
 
 
 def parent_name(name: str) -> str:
-    """A pipeline's name for a public card: a hub id, or only the last component of a path."""
+    """A pipeline's name for a public card: its hub id, also if it's in the hub's cache, or its path's last component."""
+    cached = re.search(r"models--([^/]+?)--([^/]+)/snapshots/[^/]+/?$", name)
+    if cached:
+        return f"{cached[1]}/{cached[2]}"
     return name if is_hub_id(name) else name.rstrip("/").rpartition("/")[2]
 
 
@@ -89,7 +93,8 @@ def _use(pipeline: Pipeline, file_format: str) -> str:
     unet, prediction = pipeline.denoiser.config, pipeline.schedule.prediction_type
     if file_format == "safetensors":
         said = f"Load it with {_DIFFUSERS}: `StableDiffusionPipeline.from_pretrained(FOLDER)`."
-        return f"{said} {_CPP} takes this folder too." if _is_tiny(unet) else said
+        velocity = f" {_CPP_VELOCITY}" if prediction != "epsilon" else ""
+        return f"{said} {_CPP} takes this folder too.{velocity}" if _is_tiny(unet) else said
     said = (
         "`model.safetensors` holds U-Net, autoencoder and text encoder in the original single-file layout; the folder "
         f"`{CONFIGS}` has their configs, the tokenizer and the scheduler."
@@ -98,6 +103,7 @@ def _use(pipeline: Pipeline, file_format: str) -> str:
 
 
 _DIFFUSERS, _COMFY, _CPP = "Diffusers (0.39)", "ComfyUI (0.3.64)", "stable-diffusion.cpp (master-612)"
+_CPP_VELOCITY = "It must be told that the U-Net predicts velocity, by `--prediction v`, or images are wrong."
 CONFIGS = "config"
 """The folder of the configs beside a single file."""
 
@@ -109,6 +115,7 @@ def tools_text(unet: UNetConfig, spaced: bool, prediction_type: str = "epsilon")
         lines.append("Blocks are numbered with gaps, as by Diffusers' conversion script.")
         if _is_tiny(unet):
             lines.append(f"{_CPP} loads it as a tiny U-Net; {_COMFY} and {_DIFFUSERS} can't load it.")
+            lines += [_CPP_VELOCITY] if prediction_type != "epsilon" else []
         else:
             lines.append(f"{_CPP}, {_COMFY} and {_DIFFUSERS} can't load it: use the format `single_file`.")
         return " ".join(lines)

@@ -104,7 +104,8 @@ def copy_components(
             continue
         (target / name).mkdir()
         json = read_json(component.folder / settings)
-        write_json(target / name / settings, loaded_in_float32(json) if name in _WITH_WEIGHTS else json)
+        json = loaded_in_float32(json) if name in _WITH_WEIGHTS else json
+        write_json(target / name / settings, json, allow_nan=True)
         for new, old in weights.items():
             shutil.copyfile(component.folder / old, target / name / new)
         copied[name] = component.entry

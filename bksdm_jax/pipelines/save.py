@@ -10,6 +10,7 @@ import numpy as np
 from bksdm_jax.base import trees
 from bksdm_jax.base.errors import InputError, one_of
 from bksdm_jax.base.files import atomic_folder, write_json
+from bksdm_jax.formats.scheduler_json import require_flax_schedule
 from bksdm_jax.formats.stored import FLOATS
 from bksdm_jax.formats.unet_json import require_flax_expressible, unet_to_diffusers
 from bksdm_jax.pipelines.folder import COPIED_FORMATS, write_folder
@@ -71,6 +72,7 @@ def require_savable(networks: Architectures, config: SaveConfig) -> None:
     unet_to_diffusers(networks.denoiser)
     if config.format == "flax":
         require_flax_expressible(networks.denoiser)
+        require_flax_schedule(networks.schedule)
     if config.format in _SPACED:
         require_single_file(networks, _SPACED[config.format])
 

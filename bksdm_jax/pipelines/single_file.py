@@ -11,7 +11,7 @@ from bksdm_jax.base.errors import InputError, known_name
 from bksdm_jax.diffusion.schedule import TARGETS, ScheduleConfig
 from bksdm_jax.formats import names
 from bksdm_jax.formats.infer import infer_architectures, is_second, is_spaced, is_vit_h
-from bksdm_jax.formats.markers import ZERO_SNR, prediction_of
+from bksdm_jax.formats.markers import ZERO_SNR, prediction_of, resolution_of
 from bksdm_jax.formats.original_names import (
     OPEN_CLIP_LAYER,
     OWN_MODULES,
@@ -26,7 +26,7 @@ from bksdm_jax.formats.safetensors_file import safetensors_header
 from bksdm_jax.formats.scheduler_json import schedule_to_diffusers
 from bksdm_jax.formats.stored import StoredTensor
 from bksdm_jax.formats.torch_file import index_torch
-from bksdm_jax.formats.weights import read_tensors, tell_unused
+from bksdm_jax.formats.weights import read_tensors, renamed, tell_unused
 from bksdm_jax.models.clip import CLIPTextConfig, clip_text_parameter_shapes
 from bksdm_jax.models.unet import parameter_shapes
 from bksdm_jax.models.vae import vae_parameter_shapes
@@ -122,27 +122,32 @@ def open_single_file(
 
     Args:
         path, tokenizer: as in `SingleFileModel`.
-        prediction_type: `epsilon` or `v_prediction`. If empty, the file's own (`prediction_of`); SD 1.x files without
-            one are `epsilon`, SD 2.x files are refused.
+        prediction_type: `epsilon` or `v_prediction`, whatever the file says. If empty, the file's own
+            (`prediction_of`); SD 1.x files without one are `epsilon`, SD 2.x files are refused.
         any_prediction: it doesn't matter, so those SD 2.x files are taken for `epsilon`.
 
     Raises:
         InputError: the file is damaged, incomplete, another family's, or needs a prediction type.
     """
     table, metadata = safetensors_header(path) if path.suffix.lower() == ".safetensors" else (index_torch(path), {})
-    table = {current_original_name(name): tensor for name, tensor in table.items()}
+    table = renamed(str(path), table, current_original_name)
     unet, vae, text = infer_architectures({name: tensor.shape for name, tensor in table.items()}, str(path))
-    said = prediction_of(table, metadata)
+    require_agreement(Architectures({"unet": unet, "vae": vae, "text_encoder": text}, ScheduleConfig()), str(path))
+    said = "" if prediction_type else prediction_of(table, metadata, str(path))
     if is_second(text) and not (prediction_type or said or any_prediction):
         raise InputError(
             f"{path}: an SD 2.x checkpoint, which doesn't record its prediction type; set prediction to epsilon "
             "(the 512-pixel base models) or v_prediction (the 768-pixel models)"
         )
-    schedule = _schedule(path, prediction_type, said, ZERO_SNR in table)
+    if prediction_type:
+        known_name("config", "prediction", prediction_type, TARGETS)
+    schedule = _schedule(prediction_type or said or "epsilon", ZERO_SNR in table)
     if schedule.prediction_type == "v_prediction" and is_second(text):  # SD 2.1 at 768 overflows in half precision
         unet = dataclasses.replace(unet, sample_size=96, upcast_attention=True)
+    resolution = resolution_of(metadata)
+    if resolution and resolution % vae.factor == 0:
+        unet = dataclasses.replace(unet, sample_size=resolution // vae.factor)
     networks = Architectures({"unet": unet, "vae": vae, "text_encoder": text}, schedule)
-    require_agreement(networks, str(path))
     rest = dict(table)
     tables = {
         "unet": _taken(rest, parameter_shapes(unet), unet_modules(unet, is_spaced(table))),
@@ -153,16 +158,12 @@ def open_single_file(
     return SingleFileModel(path, networks, tables, tokenizer)
 
 
-def _schedule(path: Path, wanted: str, said: str, zero_snr: bool) -> ScheduleConfig:
-    """The noise schedule: what the user wants it to predict, or what the file says that it does."""
-    if wanted:
-        known_name("config", "prediction", wanted, TARGETS)
-    if wanted and said and wanted != said:
-        logging.warning("%s: says %s; taken as %s, as set by prediction", path, said, wanted)
-    schedule = ScheduleConfig(prediction_type=wanted or said or "epsilon")
-    if zero_snr and schedule.prediction_type == "v_prediction":
-        return dataclasses.replace(schedule, zero_snr=True, sampler="ddim", timestep_spacing="trailing")
-    return schedule
+def _schedule(prediction_type: str, zero_snr: bool) -> ScheduleConfig:
+    """Stable Diffusion's, with zero terminal SNR only if it predicts velocity."""
+    schedule = ScheduleConfig(prediction_type=prediction_type)
+    if not zero_snr or prediction_type == "epsilon":
+        return schedule
+    return dataclasses.replace(schedule, zero_snr=True, sampler="ddim", timestep_spacing="trailing")
 
 
 def _taken(rest: dict[str, StoredTensor], shapes: Mapping[str, Any], modules: Mapping[str, str]) -> dict[str, Any]:

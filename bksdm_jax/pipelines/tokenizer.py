@@ -1,5 +1,6 @@
 """The CLIP tokenizer of a pipeline folder."""
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -54,10 +55,10 @@ class Tokenizer:
         return np.asarray(encoded["input_ids"], np.int32)
 
     def sha256(self) -> str:
-        """Of its files and the number of tokens."""
+        """Of its vocabulary, merges and settings, however they are laid out in the files, and the number of tokens."""
         digest = hashlib.sha256(str(self._max_length).encode())
         for name, content in sorted(self._files.items()):
-            digest.update(name.encode() + hashlib.sha256(content).digest())
+            digest.update(name.encode() + hashlib.sha256(_canonical(name, content)).digest())
         return digest.hexdigest()
 
     def ends(self, tokens: np.ndarray) -> np.ndarray:
@@ -114,6 +115,13 @@ def load_tokenizer(folder: Path, max_length: int, pad: str = "") -> Tokenizer:
     if ids.shape != (1, max_length) or end not in ids:
         raise InputError(f"{folder}: doesn't end a caption by its eos_token; expected the files of a CLIP tokenizer")
     return loaded
+
+
+def _canonical(name: str, content: bytes) -> bytes:
+    """The content of a file, of JSON however it is laid out."""
+    with contextlib.suppress(ValueError, RecursionError):
+        return json.dumps(json.loads(content), sort_keys=True).encode() if name.endswith(".json") else content
+    return content
 
 
 START, END = "<|startoftext|>", "<|endoftext|>"

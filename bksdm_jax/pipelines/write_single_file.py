@@ -20,11 +20,12 @@ from bksdm_jax.pipelines.pipeline import Architectures, Network, Pipeline
 def write_single_file(path: Path, pipeline: Pipeline, spaced: bool) -> None:
     """Writes the networks' weights as a single-file checkpoint, without tokenizer and scheduler.
 
-    Its `markers` say what it predicts.
+    Its `markers` say what it predicts, and at which resolution.
     The pipeline must have passed `require_single_file`; `spaced` is as in `unet_modules`.
     """
     unet, vae, text = (pipeline.networks[name] for name in ("unet", "vae", "text_encoder"))
-    said, metadata = markers(pipeline.schedule.prediction_type, pipeline.schedule.zero_snr)
+    schedule, resolution = pipeline.schedule, pipeline.architectures.resolution
+    said, metadata = markers(schedule.prediction_type, schedule.zero_snr, resolution)
     tensors = _renamed(unet, unet_modules(unet.config, spaced)) | _vae(vae) | _text_encoder(text) | said
     write_tensors(path, tensors, metadata)
 
@@ -76,7 +77,7 @@ def original_shapes(networks: Architectures, spaced: bool) -> dict[str, tuple[in
     return table | {layer.format(i): (text.mlp_width, text.width) for i in range(layers)}
 
 
-_NOT_COMPARED = ("sample_size", "upcast_attention")  # of the U-Net; they follow from the prediction type
+_NOT_COMPARED = ("sample_size", "upcast_attention")  # of the U-Net; markers say the first, SD 2.x has the second
 
 
 def _inexpressible(what: str, why: str) -> InputError:

@@ -15,7 +15,7 @@ from bksdm_jax.base.files import write_json
 from bksdm_jax.base.images import save_png
 from bksdm_jax.base.precision import cast_frozen, compute_dtype, exact_products
 from bksdm_jax.base.progress import Progress, waiting
-from bksdm_jax.base.workdir import claim, require_same
+from bksdm_jax.base.workdir import claim, require_same, require_same_parts
 from bksdm_jax.data.tables import Prompt, read_prompts, write_table
 from bksdm_jax.diffusion.noise import image_keys
 from bksdm_jax.pipelines.families import CaptionInputs
@@ -24,6 +24,7 @@ from bksdm_jax.pipelines.source import ModelOptions
 from bksdm_jax.pipelines.tokenizer import MOST_LETTERS
 from bksdm_jax.sampling.text_to_image import Generate, SamplerConfig, generate_images, make_generate
 
+_MODEL = "model_sha256"
 _MAY_CHANGE = ("batch_size", "prompts")  # the texts themselves are recorded
 
 
@@ -70,10 +71,11 @@ def sample(config: SampleConfig, workdir: Path) -> int:
     generate = jax.jit(make_generate(networks, sampler, dtype))
     record = dataclasses.asdict(config) | {
         "model": str(pipeline.path.resolve()),
-        "model_sha256": pipeline.identity(),
+        _MODEL: pipeline.identity(),
         "texts": [prompt.text for prompt in prompts],
     }
-    require_same(workdir, record, _MAY_CHANGE)
+    require_same(workdir, record, (*_MAY_CHANGE, _MODEL))
+    require_same_parts(workdir, _MODEL, record[_MODEL], "model")
     claim(workdir, record)
     images = workdir / "images"
     images.mkdir(exist_ok=True)

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 from bksdm_jax.base.errors import InputError, finite_number, known_name, whole_number
 from bksdm_jax.base.images import to_uint8
@@ -26,7 +27,8 @@ class SamplerConfig:
             skip the Runge-Kutta steps.
         guidance_scale: of classifier-free guidance; values up to 1 switch it off.
         resolution: pixels.
-        sampler: a key of `SAMPLERS`, made from the model's scheduler as Diffusers' `from_config` does.
+        sampler: a key of `SAMPLERS`; another than the model's own is made from its scheduler file as by Diffusers'
+            `from_config`.
         seed: image number i starts from noise drawn with `fold_in(key(seed), i)`.
         negative_prompt: what guidance steers away from.
         attention: of the U-Net, a key of `attention.IMPLEMENTATIONS`.
@@ -54,6 +56,12 @@ Generate = Callable[[dict[str, Any], Any, Any, jax.Array], jax.Array]
 def require_sampler(config: SamplerConfig, networks: Architectures) -> None:
     """Raises `InputError` for an unknown sampler, or a setting that is out of range or doesn't fit the networks."""
     known_name("config", "sampler", config.sampler, SAMPLERS)
+    if networks.schedule.for_sampler(config.sampler).clip_sample:
+        logging.warning(
+            "sampler: %s clips its estimates of z_0, as by Diffusers' from_config, since the model's scheduler file "
+            "doesn't have clip_sample false; what launch.prune writes has it",
+            config.sampler,
+        )
     latents = jax.ShapeDtypeStruct((1, 1, 1, 1), jnp.float32)
     jax.eval_shape(lambda x: SAMPLERS[config.sampler](lambda x, _: x, x, networks.schedule, config.steps), latents)
     finite_number("config", "guidance_scale", config.guidance_scale, 0)

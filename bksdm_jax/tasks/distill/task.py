@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from bksdm_jax.base.distributed import barrier, is_first
 from bksdm_jax.base.precision import compute_dtype
-from bksdm_jax.base.workdir import claim, require_same, require_shared
+from bksdm_jax.base.workdir import claim, require_same, require_same_parts, require_shared
 from bksdm_jax.cost.counts import unet_cost
 from bksdm_jax.cost.table import cost_table
 from bksdm_jax.data.latents import CENTRE, latent_identity, require_identity
@@ -56,7 +56,7 @@ def distill(config: DistillConfig, workdir: Path) -> Path | None:
     require_same(workdir, record, {*MAY_CHANGE, _TEACHER})
     task = DistillTask(config, inputs)
     record[_TEACHER] = task.teacher_sha256
-    require_same(workdir, record, MAY_CHANGE)
+    require_same_parts(workdir, _TEACHER, record[_TEACHER], "teacher")
     if is_first():
         claim(workdir, record)
     barrier("claimed")
