@@ -66,7 +66,7 @@ def model_card(pipeline: Pipeline, facts: CardFacts, file_format: str) -> str:
 
 
 def parent_name(name: str) -> str:
-    """A pipeline's name for a public card: its hub id, also if it's in the hub's cache, or its path's last component."""
+    """A pipeline's name for a public card: its hub id, if it has one, or its path's last component."""
     cached = re.search(r"models--([^/]+?)--([^/]+)/snapshots/[^/]+/?$", name)
     if cached:
         return f"{cached[1]}/{cached[2]}"
