@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+from absl import logging
 from diffusers import DDIMScheduler, PNDMScheduler, StableDiffusionPipeline
 
-from bksdm_jax.base.errors import InputError, whole_number
+from bksdm_jax.base.errors import InputError, in_short, whole_number
 from bksdm_jax.base.files import write_json
 from bksdm_jax.base.images import grid, save_png
 from bksdm_jax.base.precision import cast_frozen, exact_products
@@ -133,7 +134,8 @@ def _in_pytorch(pipeline: Pipeline, variant: str, sampler: str) -> Iterator[Stab
     with tempfile.TemporaryDirectory() as scratch, waiting("loading in PyTorch"):
         try:
             theirs = _loaded(pipeline.path, variant)
-        except (OSError, ValueError):  # a Flax folder, a single file, or older names of files
+        except (OSError, ValueError) as error:  # a Flax folder, a single file, or older names of files
+            logging.info("%s: PyTorch can't read it (%s); compared with a copy", pipeline.path, in_short(error))
             theirs = _loaded(write_pipeline(Path(scratch) / "model", pipeline, SaveConfig(dtype="float32")), "")
     if sampler and sampler != pipeline.schedule.sampler:
         theirs.scheduler = _CLASSES[sampler].from_config(theirs.scheduler.config)
@@ -143,8 +145,8 @@ def _in_pytorch(pipeline: Pipeline, variant: str, sampler: str) -> Iterator[Stab
 
 def _loaded(path: Path, variant: str) -> StableDiffusionPipeline:
     """Diffusers' pipeline; raises `OSError` or `ValueError` if it can't read the folder."""
-    if any(path.rglob("*.msgpack")):
-        raise ValueError("Flax weights")
+    if path.is_file() or any(path.rglob("*.msgpack")):
+        raise ValueError("a single file" if path.is_file() else "Flax weights")
     return StableDiffusionPipeline.from_pretrained(
         path, variant=variant or None, torch_dtype=torch.float32, safety_checker=None, local_files_only=True
     )
