@@ -127,7 +127,7 @@ def test_a_student_of_a_single_file_runs_in_pytorch(
 
 
 def test_the_unet_alone_is_inferred(sd_teachers: dict[str, Path], tmp_path: Path) -> None:
-    path = single(sd_teachers["v2"], tmp_path / "single", "bk_small")
+    path = without_metadata(single(sd_teachers["v2"], tmp_path / "single", "bk_small"))
     config = find_model(ModelSource(str(path), prediction_type="v_prediction")).architectures.denoiser
     assert (config.sample_size, config.upcast_attention, config.mid) == (96, True, None)
     assert [stage.heads for stage in config.down] == [1, 1, 2, 2]
