@@ -33,7 +33,10 @@ FEW, STEPS, GUIDANCE = 12, 8, 1.5
 @functools.cache
 def drawn(count: int, steps: int) -> np.ndarray:
     """The teacher's pictures of the first of `ONE_OBJECT`, by PNDM: uint8 [count, 64, 64, 3]."""
-    pipeline, sampler = load_pipeline("shapes_teacher"), SamplerConfig(steps, GUIDANCE, 64, seed=1)
+    pipeline, sampler = (
+        load_pipeline("shapes_teacher"),
+        SamplerConfig(steps=steps, guidance_scale=GUIDANCE, resolution=64, seed=1),
+    )
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), pipeline.params)
     generate = jax.jit(make_generate(pipeline.architectures, sampler))
     prompts = list(enumerate(ONE_OBJECT[:count]))

@@ -5,27 +5,23 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 from bksdm_jax.base.errors import InputError
-from bksdm_jax.diffusion.samplers import SAMPLERS
+from bksdm_jax.diffusion.samplers import SAMPLERS, sampler_calls
 from bksdm_jax.diffusion.schedule import ScheduleConfig
 from bksdm_jax.formats import scheduler_json
 from bksdm_jax.formats.scheduler_json import schedule_from_diffusers, schedule_to_diffusers
 from bksdm_jax.pipelines.load import find_model, load_pipeline
 from bksdm_jax.pipelines.save import SaveConfig, write_pipeline
 from bksdm_jax.sampling.text_to_image import SamplerConfig, require_sampler
-from tests import tiny
-from tests.arrays import stand_in
+from tests import sampling_oracle, tiny
 
 SD = tiny.SD_BETAS | {"set_alpha_to_one": False, "skip_prk_steps": True, "steps_offset": 1, "clip_sample": False}
 V = {"prediction_type": "v_prediction"}
-CLASSES = {"pndm": "PNDMScheduler", "ddim": "DDIMScheduler"}
+CLASSES = {scheduler.sampler: name for name, scheduler in scheduler_json.SCHEDULERS.items() if "Parallel" not in name}
 
 # As on the hub, or as older versions of Diffusers wrote them.
 FULL = [
@@ -56,42 +52,47 @@ FILES = {
     "LMS": SD | {"_class_name": "LMSDiscreteScheduler"},
     "nulls": SD | {"_class_name": "DDPMScheduler", "clip_sample": None, "steps_offset": None},
     "cosine": {"_class_name": "DDIMScheduler", "beta_schedule": "squaredcos_cap_v2", "clip_sample": False},
+    "LCM": tiny.SD_BETAS | {"_class_name": "LCMScheduler", "original_inference_steps": 50},
+    "Heun": SD | {"_class_name": "HeunDiscreteScheduler"},
+    "DPM-Solver++ 2M SDE Karras": SD
+    | {
+        "_class_name": "DPMSolverMultistepScheduler",
+        "algorithm_type": "sde-dpmsolver++",
+        "use_karras_sigmas": True,
+        "final_sigmas_type": "sigma_min",
+    },
+    "predicts z_0": tiny.SD_BETAS | {"_class_name": "DDIMScheduler", "prediction_type": "sample"},
     "zero SNR": SD
     | V
     | {"_class_name": "DDIMScheduler", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"},
 }
 
 
-def as_in_the_pipeline(file: dict[str, Any]) -> Any:
-    """Diffusers' scheduler as its pipeline has it."""
-    scheduler = getattr(diffusers, file["_class_name"]).from_config(file)
-    others = dict.fromkeys(("vae", "text_encoder", "tokenizer", "unet", "safety_checker", "feature_extractor"))
-    return StableDiffusionPipeline(scheduler=scheduler, requires_safety_checker=False, **others).scheduler
-
-
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("name", FILES)
 def test_latents_are_those_of_the_pipeline(name: str, sampler: str) -> None:
+    """Those of the model's own class, or of another that is made from it."""
     file, steps = FILES[name], 9
-    schedule = schedule_from_diffusers(file)
-    theirs = as_in_the_pipeline(file)
-    if schedule.sampler != sampler:
-        theirs = getattr(diffusers, CLASSES[sampler]).from_config(theirs.config)
-    if sampler == "pndm" and schedule.zero_snr:
+    schedule, (kind, options) = schedule_from_diffusers(file), SAMPLERS[sampler]
+    theirs = sampling_oracle.scheduler_of(file)
+    if schedule.sampler != kind or options:
+        options = {key: value for key, value in options.items() if key != "sigma_spacing"}
+        options |= {"use_karras_sigmas": True} if sampler.endswith("karras") else {}
+        theirs = getattr(diffusers, CLASSES[kind]).from_config(theirs.config, **options)
+    if schedule.zero_snr and kind in ("pndm", "heun"):
         with pytest.raises(InputError, match="zero terminal SNR"):
-            SAMPLERS[sampler](lambda x, _: x, jnp.ones((1, 2, 2, 4)), schedule, steps)
+            sampler_calls(sampler, schedule, steps)
         return
-    theirs.set_timesteps(steps)
-    noise = np.random.default_rng().standard_normal((1, 4, 4, 4), np.float32)
-    latents = torch.from_numpy(noise)
-    for t in theirs.timesteps:
-        latents = theirs.step(stand_in(latents, t, torch), t, latents).prev_sample
-
-    def predict(x: jax.Array, t: jax.Array) -> jax.Array:
-        return stand_in(x, t.astype(jnp.float32), jnp)
-
-    ours = np.asarray(SAMPLERS[sampler](predict, jnp.asarray(noise), schedule, steps))
-    assert np.abs(ours - latents.numpy()).max() <= 1e-4 * latents.abs().max()
+    noise, added = normal(1, 4, 4, 4), normal(20, 1, 4, 4, 4)
+    try:
+        expected = sampling_oracle.sample(theirs, steps, noise, added)
+    except (IndexError, NotImplementedError, ValueError):
+        with pytest.raises(InputError, match=r"steps: 9 steps repeat|predicts z_0"):
+            sampler_calls(sampler, schedule, steps)
+        return
+    calls = sampler_calls(sampler, schedule, steps)
+    ours, largest = sampling_oracle.in_numpy(calls, noise, added)
+    sampling_oracle.require_close(ours, expected, largest, calls, file)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -99,7 +100,7 @@ def test_noise_levels_are_those_of_diffusers(name: str) -> None:
     ours = schedule_from_diffusers(FILES[name])
     # Towards 0, float32 leaves Diffusers' a rounding error.
     tolerance = {"rtol": 1e-4, "atol": 1e-7} if ours.zero_snr else {"rtol": 2e-5}
-    theirs = as_in_the_pipeline(FILES[name]).alphas_cumprod.numpy()
+    theirs = sampling_oracle.scheduler_of(FILES[name]).alphas_cumprod.numpy()
     np.testing.assert_allclose(ours.alphas_cumprod(), theirs, **tolerance)
 
 
@@ -108,12 +109,15 @@ def test_noise_levels_are_those_of_diffusers(name: str) -> None:
     [
         ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "FlowMatchEulerDiscreteScheduler"),
         ({"_class_name": "EDMEulerScheduler"}, "EDMEulerScheduler"),
-        ({"_class_name": "LCMScheduler"}, "LCMScheduler"),
         ({"_class_name": "NoSuchScheduler"}, "NoSuchScheduler"),
         ({"_class_name": 3}, "_class_name"),
         ({"use_flow_sigmas": True}, "use_flow_sigmas"),
         ({"thresholding": True}, "thresholding"),
-        ({"prediction_type": "sample"}, "sample"),
+        ({"prediction_type": "flow_prediction"}, "flow_prediction"),
+        ({"use_karras_sigmas": True, "use_beta_sigmas": True}, "karras and beta"),
+        ({"solver_order": 0}, "solver_order"),
+        ({"algorithm_type": "dpm"}, "algorithm_type"),
+        ({"disable_corrector": 3}, "disable_corrector"),
         ({"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}, "rescale_betas_zero_snr"),
         ({"rescale_betas_zero_snr": True, "_class_name": "DDIMScheduler"}, "rescale_betas_zero_snr"),
         ({"skip_prk_steps": "yes"}, "skip_prk_steps"),
@@ -123,6 +127,10 @@ def test_noise_levels_are_those_of_diffusers(name: str) -> None:
 def test_what_is_not_read_is_refused_by_name(change: dict[str, Any], fact: str) -> None:
     with pytest.raises(InputError, match=rf"s\.json: .*{fact}"):
         schedule_from_diffusers(FILES["SD 1.5"] | change, "s.json")
+
+
+def normal(*shape: int) -> np.ndarray:
+    return np.random.default_rng().standard_normal(shape, np.float32)
 
 
 def with_scheduler(model: Path, folder: Path, file: dict[str, Any], listed: str = "") -> Path:

@@ -140,7 +140,9 @@ def _require_settings(config: ComparisonConfig, rows: Sequence[Row], teacher: Ar
     whole_number("config", "images", config.images, 2, ShapesWorld.builder_configs[config.dataset].heldout)
     for row in rows:
         require_settings(_training(config, row, Path()))
-    sampler = SamplerConfig(config.sampling_steps, config.guidance_scale, PIXELS, seed=config.seed)
+    sampler = SamplerConfig(
+        steps=config.sampling_steps, guidance_scale=config.guidance_scale, resolution=PIXELS, seed=config.seed
+    )
     require_sampler(sampler, teacher)
 
 
@@ -201,6 +203,7 @@ def _sampling(config: ComparisonConfig, model: Path, prompts: Path) -> SampleCon
         prompts=str(prompts),
         seed=config.seed,
         steps=config.sampling_steps,
+        sampler="pndm",
         batch_size=min(64, config.images),
         guidance_scale=config.guidance_scale,
     )

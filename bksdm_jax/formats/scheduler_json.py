@@ -9,7 +9,7 @@ import numpy as np
 from absl import logging
 
 from bksdm_jax.base.errors import InputError, finite_number, known_name, shown, true_or_false, whole_number
-from bksdm_jax.diffusion.schedule import BETAS, MOST_BETA, SPACINGS, TARGETS, ScheduleConfig
+from bksdm_jax.diffusion.schedule import BETAS, MOST_BETA, SPACINGS, TARGETS, ScheduleConfig, SolverOptions
 from bksdm_jax.formats.limits import MOST_NOISE_LEVELS
 
 
@@ -21,33 +21,36 @@ class _Scheduler:
         sampler: the key of `SAMPLERS`; empty: not implemented, so that a sampler must be named.
         betas: defaults of `beta_start` and `beta_end`.
         rescales: whether it has `rescale_betas_zero_snr`.
+        beta_schedule: its default.
     """
 
     sampler: str = ""
     betas: tuple[float, float] = (0.0001, 0.02)
     rescales: bool = False
+    beta_schedule: str = "linear"
 
 
-_KARRAS, _RESCALES = _Scheduler(betas=(0.00085, 0.012)), _Scheduler(rescales=True)
+_KARRAS = _Scheduler(betas=(0.00085, 0.012))
 _DEFAULT = "PNDMScheduler"
 SCHEDULERS = {
     "DDIMParallelScheduler": _Scheduler("ddim", rescales=True),
     "DDIMScheduler": _Scheduler("ddim", rescales=True),
-    "DDPMParallelScheduler": _RESCALES,
-    "DDPMScheduler": _RESCALES,
+    "DDPMParallelScheduler": _Scheduler("ddpm", rescales=True),
+    "DDPMScheduler": _Scheduler("ddpm", rescales=True),
     "DEISMultistepScheduler": _Scheduler(),
-    "DPMSolverMultistepScheduler": _RESCALES,
+    "DPMSolverMultistepScheduler": _Scheduler("dpmpp", rescales=True),
     "DPMSolverSDEScheduler": _KARRAS,
     "DPMSolverSinglestepScheduler": _Scheduler(),
-    "EulerAncestralDiscreteScheduler": _RESCALES,
-    "EulerDiscreteScheduler": _RESCALES,
-    "HeunDiscreteScheduler": _KARRAS,
+    "EulerAncestralDiscreteScheduler": _Scheduler("euler_ancestral", rescales=True),
+    "EulerDiscreteScheduler": _Scheduler("euler", rescales=True),
+    "HeunDiscreteScheduler": _Scheduler("heun", (0.00085, 0.012)),
     "KDPM2AncestralDiscreteScheduler": _KARRAS,
     "KDPM2DiscreteScheduler": _KARRAS,
+    "LCMScheduler": _Scheduler("lcm", (0.00085, 0.012), rescales=True, beta_schedule="scaled_linear"),
     "LMSDiscreteScheduler": _Scheduler(),
     _DEFAULT: _Scheduler("pndm"),
     "SASolverScheduler": _Scheduler(),
-    "UniPCMultistepScheduler": _RESCALES,
+    "UniPCMultistepScheduler": _Scheduler("unipc", rescales=True),
 }
 _IN_FLAX = ("DDIMScheduler", _DEFAULT)  # of Diffusers' Flax classes, those that take the same options
 _WITHOUT_OFFSET = ("DPMSolverSinglestepScheduler",)
@@ -97,7 +100,7 @@ def schedule_from_diffusers(json: Mapping[str, Any], source: str = "scheduler_co
         train_steps=train_steps,
         beta_start=number("beta_start", scheduler.betas[0], MOST_BETA),
         beta_end=number("beta_end", scheduler.betas[1], MOST_BETA),
-        beta_schedule=known_name(source, "beta_schedule", json.get("beta_schedule", "linear"), BETAS),
+        beta_schedule=known_name(source, "beta_schedule", json.get("beta_schedule", scheduler.beta_schedule), BETAS),
         trained_betas=_trained_betas(json.get("trained_betas"), train_steps, source),
         zero_snr=zero_snr,
         prediction_type=predicts,
@@ -108,10 +111,53 @@ def schedule_from_diffusers(json: Mapping[str, Any], source: str = "scheduler_co
         clip_sample=_clip_sample(json, flag("clip_sample"), bare, source),
         clip_sample_range=number("clip_sample_range", 1.0),
         skip_prk_steps=flag("skip_prk_steps"),
+        solver=_solver_options(json, source),
     )
     if zero_snr and not np.ptp(config.alphas_cumprod()) > 0:  # also if NaN
         raise InputError(f"{source}: rescale_betas_zero_snr is true, but all noise levels are equal")
     return config
+
+
+_SPACINGS = {"use_karras_sigmas": "karras", "use_exponential_sigmas": "exponential", "use_beta_sigmas": "beta"}
+_WORDS = {
+    "variance_type": ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned", "learned_range"),
+    "algorithm_type": ("dpmsolver++", "sde-dpmsolver++", "dpmsolver", "sde-dpmsolver", "deis"),
+    "solver_type": ("midpoint", "heun", "logrho", "bh1", "bh2"),
+    "final_sigmas_type": ("zero", "sigma_min"),
+    "interpolation_type": ("linear", "log_linear"),
+    "timestep_type": ("discrete", "continuous"),
+}
+_NUMBERS = ("sigma_min", "sigma_max", "timestep_scaling")
+_WHOLE = ("solver_order", "original_inference_steps")
+_FLAGS = ("lower_order_final", "euler_at_final", "predict_x0")
+
+
+def _solver_options(json: Mapping[str, Any], source: str) -> SolverOptions:
+    """The options of single samplers that the file has; null counts as missing."""
+    given = {key: value for key, value in json.items() if value is not None}
+    found: dict[str, Any] = {key: known_name(source, key, given[key], _WORDS[key]) for key in _WORDS if key in given}
+    found |= {key: finite_number(source, key, given[key], 0) for key in _NUMBERS if key in given}
+    found |= {key: whole_number(source, key, given[key], 1, MOST_NOISE_LEVELS) for key in _WHOLE if key in given}
+    found |= {key: true_or_false(source, key, given[key]) for key in _FLAGS if key in given}
+    chosen = {key: true_or_false(source, key, given[key]) for key in (*_SPACINGS, "use_lu_lambdas") if key in given}
+    spacings = [word for key, word in _SPACINGS.items() if chosen.get(key)]
+    if len(spacings) > 1:
+        raise InputError(f"{source}: asks for {' and '.join(spacings)} sigmas; expected one of them")
+    if chosen:
+        found["sigma_spacing"] = (spacings or ["lu" if chosen.get("use_lu_lambdas") else ""])[0]
+    lowest = given.get("lambda_min_clipped")
+    if lowest is not None and lowest != -math.inf:
+        found["lambda_min_clipped"] = finite_number(source, "lambda_min_clipped", lowest, -math.inf)
+    if "disable_corrector" in given:
+        steps = given["disable_corrector"]
+        if not isinstance(steps, (list, tuple)):
+            raise InputError(f"{source}: disable_corrector is {shown(steps)}; expected a list of steps")
+        found["disable_corrector"] = tuple(
+            whole_number(source, "disable_corrector", step, 0, MOST_NOISE_LEVELS) for step in steps
+        )
+    if given.get("solver_p"):
+        raise InputError(f"{source}: solver_p is set; only null is supported")
+    return SolverOptions(**found)
 
 
 def _steps_offset(json: Mapping[str, Any], name: str, source: str) -> int | None:

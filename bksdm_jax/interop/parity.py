@@ -12,7 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 from absl import logging
-from diffusers import DDIMScheduler, PNDMScheduler, StableDiffusionPipeline
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    UniPCMultistepScheduler,
+)
 
 from bksdm_jax.base.errors import InputError, in_short, whole_number
 from bksdm_jax.base.files import write_json
@@ -20,8 +28,7 @@ from bksdm_jax.base.images import grid, save_png
 from bksdm_jax.base.precision import cast_frozen, exact_products
 from bksdm_jax.base.progress import waiting
 from bksdm_jax.base.workdir import claim, require_same
-from bksdm_jax.diffusion.samplers import SAMPLERS
-from bksdm_jax.diffusion.schedule import ScheduleConfig
+from bksdm_jax.diffusion.samplers import SAMPLERS, SCHEDULER, sampler_calls
 from bksdm_jax.interop.components import (
     Difference,
     decoder_difference,
@@ -43,7 +50,14 @@ from bksdm_jax.sampling.text_to_image import (
 )
 
 _LEVELS = 2.0  # of 255, by which a pixel may differ
-_CLASSES = {"pndm": PNDMScheduler, "ddim": DDIMScheduler}
+_CLASSES = {  # kind of sampler -> Diffusers' class, of those without noise in their steps
+    "ddim": DDIMScheduler,
+    "dpmpp": DPMSolverMultistepScheduler,
+    "euler": EulerDiscreteScheduler,
+    "heun": HeunDiscreteScheduler,
+    "pndm": PNDMScheduler,
+    "unipc": UniPCMultistepScheduler,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +70,7 @@ class CompareConfig(ModelOptions):
         prompts: one image each.
         seed: of the noise.
         steps: sampler steps; 0: compare the networks only, no images.
-        sampler: a key of `SAMPLERS`; another than the model's own is made from its scheduler by `from_config`. Empty:
-            the model's own.
+        sampler: a key of `SAMPLERS`, made from the model's scheduler by `from_config`, or `scheduler`: the model's own.
         guidance_scale: of classifier-free guidance.
         resolution: pixels; 0: the model's own.
     """
@@ -66,7 +79,7 @@ class CompareConfig(ModelOptions):
     prompts: tuple[str, ...] = ("a photo of a cat", "a red bicycle in front of a house")
     seed: int = 0
     steps: int = 25
-    sampler: str = ""
+    sampler: str = SCHEDULER
     guidance_scale: float = 7.5
     resolution: int = 0
 
@@ -91,9 +104,16 @@ def parity(config: CompareConfig, workdir: Path) -> list[Difference]:
     resolution = config.resolution or networks.resolution
     require_resolution(resolution, networks)
     if config.steps:
-        name = _sampler(config, networks.schedule, pipeline.path)
-        sampler = SamplerConfig(config.steps, config.guidance_scale, resolution, name, config.seed)
+        sampler = SamplerConfig(
+            steps=config.steps,
+            guidance_scale=config.guidance_scale,
+            resolution=resolution,
+            sampler=config.sampler,
+            seed=config.seed,
+        )
         generate = jax.jit(make_generate(networks, sampler))
+        if sampler_calls(config.sampler, networks.schedule, config.steps).noisy:
+            raise InputError(f"sampler: {config.sampler} adds noise of its own; compare with one that doesn't")
     record = dataclasses.asdict(config) | {"model": str(pipeline.path)}
     require_same(workdir, record, ())
     claim(workdir, record)
@@ -107,15 +127,6 @@ def parity(config: CompareConfig, workdir: Path) -> list[Difference]:
             found.append(dataclasses.replace(levels, tolerance=_LEVELS))
     write_json(workdir / "differences.json", [dataclasses.asdict(one) | {"within": one.within} for one in found])
     return found
-
-
-def _sampler(config: CompareConfig, schedule: ScheduleConfig, path: Path) -> str:
-    if not config.sampler and not schedule.sampler:
-        raise InputError(
-            f"{path}: its scheduler isn't implemented; set sampler to {' or '.join(SAMPLERS)}, or steps to 0 to "
-            "compare the networks alone"
-        )
-    return config.sampler or schedule.sampler
 
 
 def difference_table(found: list[Difference]) -> str:
@@ -137,8 +148,12 @@ def _in_pytorch(pipeline: Pipeline, variant: str, sampler: str) -> Iterator[Stab
         except (OSError, ValueError) as error:  # a Flax folder, a single file, or older names of files
             logging.info("%s: PyTorch can't read it (%s); compared with a copy", pipeline.path, in_short(error))
             theirs = _loaded(write_pipeline(Path(scratch) / "model", pipeline, SaveConfig(dtype="float32")), "")
-    if sampler and sampler != pipeline.schedule.sampler:
-        theirs.scheduler = _CLASSES[sampler].from_config(theirs.scheduler.config)
+    if sampler != SCHEDULER and (sampler != pipeline.schedule.sampler or SAMPLERS[sampler][1]):
+        kind, options = SAMPLERS[sampler]
+        options = dict(options)
+        if spacing := options.pop("sigma_spacing", ""):
+            options[f"use_{spacing}_sigmas"] = True
+        theirs.scheduler = _CLASSES[kind].from_config(theirs.scheduler.config, **options)
     theirs.set_progress_bar_config(disable=True)
     yield theirs.to("cuda" if torch.cuda.is_available() else "cpu")
 

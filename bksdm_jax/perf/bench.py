@@ -74,7 +74,12 @@ def bench(config: BenchConfig) -> str:
     vae, text, dtype = models.configs["vae"], models.configs["text_encoder"], compute_dtype(config.dtype)
     whole_number("config", "steps", config.steps, 0)
     networks = models.with_denoiser(plan.student)
-    sampler = SamplerConfig(max(config.steps, 1), config.guidance_scale, config.resolution, attention=config.attention)
+    sampler = SamplerConfig(
+        steps=max(config.steps, 1),
+        guidance_scale=config.guidance_scale,
+        resolution=config.resolution,
+        attention=config.attention,
+    )
     generate = make_generate(networks, sampler, dtype)
     size = config.resolution // models.factor
     each = sum(unet_cost(plan.student, size).values(), Cost())

@@ -82,10 +82,10 @@ class Architectures:
         """Height and width in pixels that the denoiser was made for."""
         return (self.denoiser.sample_size or 64) * self.factor
 
-    def latent_shape(self, resolution: int) -> tuple[int, int, int]:
-        """Latent shape [h, w, C] of an image of `resolution` x `resolution` pixels."""
-        size = resolution // self.factor
-        return size, size, self.configs[self.kind.autoencoder].latent_channels
+    def latent_shape(self, height: int, width: int | None = None) -> tuple[int, int, int]:
+        """Latent shape [h, w, C] of an image of `height` x `width` pixels (None: a square)."""
+        size = (height // self.factor, (height if width is None else width) // self.factor)
+        return *size, self.configs[self.kind.autoencoder].latent_channels
 
     def with_denoiser(self, config: UNetConfig) -> "Architectures":
         """A copy with another U-Net."""

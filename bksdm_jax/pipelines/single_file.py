@@ -8,7 +8,7 @@ from typing import Any
 from absl import logging
 
 from bksdm_jax.base.errors import InputError, known_name
-from bksdm_jax.diffusion.schedule import TARGETS, ScheduleConfig
+from bksdm_jax.diffusion.schedule import ScheduleConfig
 from bksdm_jax.formats import names
 from bksdm_jax.formats.infer import infer_architectures, is_second, is_spaced, is_vit_h
 from bksdm_jax.formats.markers import ZERO_SNR, prediction_of, resolution_of
@@ -140,7 +140,7 @@ def open_single_file(
             "(the 512-pixel base models) or v_prediction (the 768-pixel models)"
         )
     if prediction_type:
-        known_name("config", "prediction", prediction_type, TARGETS)
+        known_name("config", "prediction", prediction_type, ("epsilon", "v_prediction"))
     schedule = _schedule(prediction_type or said or "epsilon", ZERO_SNR in table)
     if schedule.prediction_type == "v_prediction" and is_second(text):  # SD 2.1 at 768 overflows in half precision
         unet = dataclasses.replace(unet, sample_size=96, upcast_attention=True)

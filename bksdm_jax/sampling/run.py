@@ -46,6 +46,7 @@ class SampleConfig(SamplerConfig, ModelOptions):
     prompt: str = ""
     batch_size: int = 4
     resolution: int = 0
+    sampler: str = "scheduler"
     dtype: str = "float32"
 
 

@@ -113,8 +113,14 @@ class DistillConfig(TrainerConfig, ModelOptions, InitOptions, SaveOptions):
 
     def grid_sampler(self, schedule: ScheduleConfig) -> SamplerConfig:
         """The sampler of the sample grids: PNDM, or DDIM for zero terminal SNR."""
-        steps, scale, name = self.sheets.steps, self.sheets.guidance_scale, "ddim" if schedule.zero_snr else "pndm"
-        return SamplerConfig(steps, scale, self.resolution, name, self.seed, attention=self.attention)
+        return SamplerConfig(
+            steps=self.sheets.steps,
+            guidance_scale=self.sheets.guidance_scale,
+            resolution=self.resolution,
+            sampler="ddim" if schedule.zero_snr else "pndm",
+            seed=self.seed,
+            attention=self.attention,
+        )
 
 
 def require_settings(config: DistillConfig) -> None:
