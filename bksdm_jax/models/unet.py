@@ -61,8 +61,11 @@ class UNetStage(nn.Module):
             if row.pops:
                 x, skips = jnp.concatenate([x, skips[-1]], axis=-1), skips[:-1]
             block, settings = KINDS[row.kind]
-            more = {"attention": self.attention} if row.kind == "attention" else {}
-            more |= {"dtype": self.dtype, "name": row.leaf.replace(".", "_")}
+            more = {"dtype": self.dtype, "name": row.leaf.replace(".", "_")}
+            if row.kind == "attention":
+                more["attention"] = self.attention
+            elif row.kind == "upsampler":
+                more["size"] = skips[-1].shape[1:3]
             x = rematerialised(block, row.kind, self.remat)(**settings(row, self.config), **more)(x, *inputs[row.kind])
             if row.pushes:
                 skips = (*skips, x)
@@ -87,7 +90,7 @@ class UNet(nn.Module):
     def __call__(self, latents: jax.Array, timesteps: jax.Array, conditioning: Conditioning) -> jax.Array:
         """`latents` [B, H, W, in_channels], `timesteps` [B] -> [B, H, W, out_channels] in `dtype`.
 
-        H and W must be multiples of `config.downscale`; `conditioning` is as in `example_inputs`.
+        `conditioning` is as in `example_inputs`.
         """
         cfg = self.config
         temb = timestep_embedding(timesteps, cfg.stem_width, cfg.flip_sin_to_cos, cfg.freq_shift)

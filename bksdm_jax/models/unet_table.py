@@ -74,7 +74,7 @@ class UNetConfig:
 
     @property
     def downscale(self) -> int:
-        """Height and width of the input over those of the smallest feature map; both must be divisible by it."""
+        """Height and width of the input over those of the smallest feature map."""
         return 2 ** sum(stage.resampler for stage in self.down)
 
 
