@@ -24,13 +24,17 @@ OTHER_VAE = {
 }
 
 
-@pytest.mark.parametrize("options", [tiny.MICRO_VAE, OTHER_VAE], ids=["two stages", "three stages"])
-def test_vae_matches_pytorch(options: dict) -> None:
+@pytest.mark.parametrize(
+    ("options", "size"),
+    [(tiny.MICRO_VAE, (32, 32)), (OTHER_VAE, (32, 32)), (OTHER_VAE, (36, 21))],
+    ids=["two stages", "three stages", "odd size"],
+)
+def test_vae_matches_pytorch(options: dict, size: tuple[int, int]) -> None:
     module = tiny.randomize(AutoencoderKL(**options), int(np.random.default_rng().integers(2**31)))
     config = vae_from_diffusers(module.config)
     variables = {"params": tiny.flax_params(module, vae_parameter_shapes(config))}
     generator = np.random.default_rng()
-    images = generator.uniform(-1, 1, (2, 32, 32, 3)).astype(np.float32)
+    images = generator.uniform(-1, 1, (2, *size, 3)).astype(np.float32)
     mean, log_variance = jax.jit(lambda v, x: VAE(config).apply(v, x, method="encode"))(variables, images)
     with torch.inference_mode():
         theirs = module.encode(torch.from_numpy(images.transpose(0, 3, 1, 2))).latent_dist

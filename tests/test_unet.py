@@ -38,10 +38,10 @@ EVERYDAY = [("v1", name) for name in ("sd", "bk_tiny", surgery.ONE_STAGE, surger
 SLOW = [("v1", name) for name in ("bk_base", "bk_small", "no_mid")] + [("v2", "bk_tiny"), ("v2", surgery.ONE_STAGE)]
 
 
-def inputs(context: int = tiny.CONTEXT, size: int = 8) -> dict[str, Any]:
+def inputs(context: int = tiny.CONTEXT, size: tuple[int, int] = (8, 8)) -> dict[str, Any]:
     generator = np.random.default_rng()  # fresh each time: the comparison must hold for any input
     return {
-        "latents": generator.standard_normal((2, size, size, 4), np.float32),
+        "latents": generator.standard_normal((2, *size, 4), np.float32),
         "timesteps": np.array([3, 977], np.int32),
         "conditioning": {"context": generator.standard_normal((2, 9, context), np.float32)},
     }
@@ -82,6 +82,27 @@ def test_matches_pytorch(teachers: dict[str, UNet2DConditionModel], generation: 
     values = inputs()
     # Not jitted: op by op, the cases share what XLA compiles.
     ours = UNet(plan.student).apply({"params": copy_weights(plan, params)}, **values)
+    require_close(ours, torch_output(BY_HAND[student](teacher), values))
+
+
+@pytest.mark.parametrize(
+    ("student", "size"),
+    [
+        ("sd", (9, 13)),
+        ("bk_tiny", (10, 7)),
+        pytest.param(surgery.ONE_STAGE, (1, 8), marks=pytest.mark.slow),
+        pytest.param("no_mid", (16, 11), marks=pytest.mark.slow),
+    ],
+)
+def test_any_height_and_width_matches_pytorch(
+    teachers: dict[str, UNet2DConditionModel], student: str, size: tuple[int, int]
+) -> None:
+    teacher = teachers["v1"]
+    config = unet_from_diffusers(teacher.config)
+    plan = plan_removal(config, removed_blocks(student))
+    values = inputs(size=size)
+    params = copy_weights(plan, tiny.flax_params(teacher, parameter_shapes(config)))
+    ours = jax.jit(UNet(plan.student, remat="blocks").apply)({"params": params}, **values)
     require_close(ours, torch_output(BY_HAND[student](teacher), values))
 
 

@@ -155,7 +155,7 @@ class ResnetBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halves height and width with a strided convolution.
+    """Halves height and width with a strided convolution; odd ones are rounded up if `symmetric`, else down.
 
     `symmetric` pads one pixel on every side (U-Net), otherwise one at the bottom and one at the right (VAE).
     """
@@ -171,12 +171,18 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Doubles height and width by repeating pixels, then a 3x3 convolution."""
+    """Doubles height and width by repeating pixels, then a 3x3 convolution.
+
+    `size`, if given, is the height and width of the result, each the double or one less: an odd size is halved to one
+    rounded up. Then PyTorch's nearest neighbour of pixel i, floor(i n / (2n - 1)), is floor(i / 2) as for the double.
+    """
 
     width: int
     dtype: jnp.dtype = jnp.float32
+    size: tuple[int, int] | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = x.repeat(2, axis=1).repeat(2, axis=2)  # [B, 2H, 2W, C]
+        height, width = self.size or (2 * n for n in x.shape[1:3])
+        x = x.repeat(2, axis=1).repeat(2, axis=2)[:, :height, :width]  # [B, height, width, C]
         return conv(self.width, 3, "conv", self.dtype)(x)

@@ -1,22 +1,25 @@
 """The U-Net: runs the rows of its block table. Modules are named as in Diffusers' Flax checkpoints (`resnets_0`)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from bksdm_jax.base.errors import whole_number
 from bksdm_jax.models.abstract import parameter_shapes_of
 from bksdm_jax.models.attention import SpatialTransformer
 from bksdm_jax.models.layers import Downsample, GroupNorm, ResnetBlock, TimestepMLP, Upsample, conv, timestep_embedding
 from bksdm_jax.models.remat import rematerialised
-from bksdm_jax.models.unet_table import Block, UNetConfig, block_table
+from bksdm_jax.models.unet_table import Block, UNetConfig, block_table, cuts, shallow_rows
 
 Conditioning = Mapping[str, jax.Array]
 """`context` [B, T, K]: the text states; with an added embedding also `text_embeds` [B, P]: the pooled text, and
 `time_ids` [B, 6]: sizes and crops in pixels. Empty for a U-Net without text.
 """
+CachedCall = Callable[[Any, jax.Array, jax.Array, Conditioning, jax.Array | None], tuple[jax.Array, jax.Array]]
+"""(params, latents, timesteps, conditioning, deep feature) -> (output, deep feature)."""
 TIME_IDS = 6
 FEATURES = "features"
 """The variable collection that captured features are sown into."""
@@ -42,31 +45,45 @@ KINDS = {
 
 
 class UNetStage(nn.Module):
-    """Runs the rows of one stage; takes the skip stack and returns it as it is afterwards."""
+    """Runs the rows of one stage; takes the skip stack and the deep feature and returns them as they are afterwards.
+
+    Where skip `cut` is popped, a deep feature that was given replaces the stage's own; otherwise it becomes that.
+    """
 
     rows: tuple[Block, ...]
     config: UNetConfig
     dtype: jnp.dtype
     attention: str
     remat: str
+    cut: int | None
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, skips: tuple[jax.Array, ...], temb: jax.Array, context: jax.Array | None
-    ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        self,
+        x: jax.Array,
+        skips: tuple[jax.Array, ...],
+        deep: jax.Array | None,
+        temb: jax.Array,
+        context: jax.Array | None,
+    ) -> tuple[jax.Array, tuple[jax.Array, ...], jax.Array | None]:
         inputs = {"resnet": (temb,), "attention": (context,), "downsampler": (), "upsampler": ()}
         for row in self.rows:
             if row.layer < row.depth - 1:
                 continue  # the last layer's row runs all layers of a transformer
             if row.pops:
+                if len(skips) - 1 == self.cut:
+                    x = deep = x if deep is None else deep
                 x, skips = jnp.concatenate([x, skips[-1]], axis=-1), skips[:-1]
             block, settings = KINDS[row.kind]
-            more = {"attention": self.attention} if row.kind == "attention" else {}
-            more |= {"dtype": self.dtype, "name": row.leaf.replace(".", "_")}
+            more = {"dtype": self.dtype, "name": row.leaf.replace(".", "_")}
+            if row.kind == "attention":
+                more["attention"] = self.attention
+            elif row.kind == "upsampler":
+                more["size"] = skips[-1].shape[1:3]
             x = rematerialised(block, row.kind, self.remat)(**settings(row, self.config), **more)(x, *inputs[row.kind])
             if row.pushes:
                 skips = (*skips, x)
-        return x, skips
+        return x, skips, deep
 
 
 class UNet(nn.Module):
@@ -75,20 +92,47 @@ class UNet(nn.Module):
     If the collection `FEATURES` is mutable, the outputs of every stage (`down_blocks.0`) and of every transformer's
     `attn1` and `proj_out` are sown; `captured` lists them.
 
-    `attention` is a key of `attention.IMPLEMENTATIONS`, `remat` one of `remat.POLICIES`.
+    `full` and `shallow` are for sampling with DeepCache (Ma et al. 2023): the deep feature, which is concatenated with
+    skip `cut` in the up half, changes little from step to step, so a shallow call takes an earlier full call's and runs
+    the blocks before that skip and after it only.
+
+    `attention` is a key of `attention.IMPLEMENTATIONS`, `remat` one of `remat.POLICIES`, `cut` in `cuts(config)`.
     """
 
     config: UNetConfig
     dtype: jnp.dtype = jnp.float32
     attention: str = "auto"
     remat: str = "none"
+    cut: int | None = None
 
-    @nn.compact
     def __call__(self, latents: jax.Array, timesteps: jax.Array, conditioning: Conditioning) -> jax.Array:
         """`latents` [B, H, W, in_channels], `timesteps` [B] -> [B, H, W, out_channels] in `dtype`.
 
-        H and W must be multiples of `config.downscale`; `conditioning` is as in `example_inputs`.
+        `conditioning` is as in `example_inputs`.
         """
+        return self._run(block_table(self.config)[0], latents, timesteps, conditioning)[0]
+
+    def full(self, latents: jax.Array, timesteps: jax.Array, conditioning: Conditioning) -> tuple[jax.Array, jax.Array]:
+        """The output as of `__call__`, and the deep feature [B, h, w, C] in `dtype`."""
+        require_cut(self.config, self.cut)
+        return self._run(block_table(self.config)[0], latents, timesteps, conditioning)
+
+    def shallow(
+        self, latents: jax.Array, timesteps: jax.Array, conditioning: Conditioning, deep: jax.Array
+    ) -> jax.Array:
+        """The output as of `__call__`, with the deep feature of an earlier call of `full`."""
+        require_cut(self.config, self.cut)
+        return self._run(shallow_rows(self.config, self.cut), latents, timesteps, conditioning, deep)[0]
+
+    @nn.compact
+    def _run(
+        self,
+        rows: tuple[Block, ...],
+        latents: jax.Array,
+        timesteps: jax.Array,
+        conditioning: Conditioning,
+        deep: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array | None]:
         cfg = self.config
         temb = timestep_embedding(timesteps, cfg.stem_width, cfg.flip_sin_to_cos, cfg.freq_shift)
         temb = TimestepMLP(4 * cfg.stem_width, self.dtype, name="time_embedding")(temb)
@@ -100,18 +144,38 @@ class UNet(nn.Module):
             temb = temb + TimestepMLP(4 * cfg.stem_width, self.dtype, name="add_embedding")(joined)
         context = None if cfg.context_width is None else conditioning["context"].astype(self.dtype)
         x = conv(cfg.stem_width, 3, "conv_in", self.dtype)(latents)
-        rows, unused = block_table(cfg)
-        assert not unused, unused
         skips: tuple[jax.Array, ...] = (x,)
         stage_class = rematerialised(UNetStage, "stage", self.remat)
         for name in cfg.stages():
             own = tuple(row for row in rows if row.stage == name)
-            stage = stage_class(own, cfg, self.dtype, self.attention, self.remat, name=name.replace(".", "_"))
-            x, skips = stage(x, skips, temb, context)
+            stage = stage_class(own, cfg, self.dtype, self.attention, self.remat, self.cut, name=name.replace(".", "_"))
+            x, skips, deep = stage(x, skips, deep, temb, context)
             self.sow(FEATURES, f"{name}_features", x)
         assert not skips
         x = GroupNorm(cfg.norm_groups, epsilon=cfg.norm_epsilon, result=self.dtype, name="conv_norm_out")(x)
-        return conv(cfg.out_channels, 3, "conv_out", self.dtype)(nn.silu(x))
+        return conv(cfg.out_channels, 3, "conv_out", self.dtype)(nn.silu(x)), deep
+
+
+def require_cut(config: UNetConfig, cut: int | None) -> None:
+    """Raises `InputError` unless the U-Net has this cut."""
+    whole_number("config", "cut", cut, 0, len(cuts(config)) - 1)
+
+
+def deep_cache_calls(unet: UNet) -> tuple[CachedCall, CachedCall]:
+    """A full and a shallow call of a U-Net with a `cut`, of one signature, so that `lax.cond` can choose.
+
+    A full call ignores the deep feature that it is given; its shape and dtype are those of `jax.eval_shape`'s result.
+    Raises `InputError` unless the U-Net has this cut.
+    """
+    require_cut(unet.config, unet.cut)
+
+    def full(params: Any, *inputs: Any) -> tuple[jax.Array, jax.Array]:
+        return unet.apply({"params": params}, *inputs[:-1], method="full")
+
+    def shallow(params: Any, *inputs: Any) -> tuple[jax.Array, jax.Array]:
+        return unet.apply({"params": params}, *inputs, method="shallow"), inputs[-1]
+
+    return full, shallow
 
 
 def captured(variables: Mapping[str, Any]) -> dict[str, jax.Array]:

@@ -74,7 +74,7 @@ class UNetConfig:
 
     @property
     def downscale(self) -> int:
-        """Height and width of the input over those of the smallest feature map; both must be divisible by it."""
+        """Height and width of the input over those of the smallest feature map."""
         return 2 ** sum(stage.resampler for stage in self.down)
 
 
@@ -162,3 +162,21 @@ def block_table(config: UNetConfig) -> tuple[tuple[Block, ...], tuple[Skip, ...]
             if side == "down":
                 push()
     return tuple(rows), tuple(skips)
+
+
+def cuts(config: UNetConfig) -> range:
+    """The skips between which and the up half `shallow_rows` leaves out blocks; skip 0 is `conv_in`'s output."""
+    rows, _ = block_table(config)
+    last = sum(row.pushes for row in rows)
+    return range(last + (len(shallow_rows(config, last)) < len(rows)))
+
+
+def shallow_rows(config: UNetConfig, cut: int) -> tuple[Block, ...]:
+    """The rows up to the one that pushes skip `cut`, and from the one that pops it."""
+    rows, height = [], 1  # skips on the stack
+    for row in block_table(config)[0]:
+        height -= row.pops
+        if height <= cut:
+            rows.append(row)
+        height += row.pushes
+    return tuple(rows)
