@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 from bksdm_jax.base.errors import InputError, known_name
 from bksdm_jax.base.files import read_json
@@ -29,7 +30,7 @@ TENSOR_FILES: dict[str, Callable[[Path], dict[str, StoredTensor]]] = {
 """Suffix of a single file -> file -> its tensors by name."""
 Tensors = Mapping[str, StoredTensor]
 _CONFIG, _INSIDE = "config.json", "vae"
-_KL_CLASSES = ("AutoencoderKL", "FlaxAutoencoderKL")
+_CLASSES = ("AutoencoderKL", "FlaxAutoencoderKL", TINY_CLASS)
 _TINY_STEMS = {suffix: stem for suffix, stem in DIFFUSERS_STEMS.items() if suffix != ".msgpack"}
 _HALVES = {"encoder": 0, "decoder": 1}
 """Half of TAESD -> its first layer in TAESD's own files; the decoder's layer 0 is the clamp, which Diffusers omits."""
@@ -70,13 +71,9 @@ def _read_folder(path: Path) -> Network:
     folder = path / _INSIDE if (path / _INSIDE / _CONFIG).is_file() else path
     file = folder / _CONFIG
     if not file.is_file():
-        raise InputError(
-            f"{path}: no {_CONFIG}; expected the folder of an autoencoder, or of a pipeline with {_INSIDE}/"
-        )
+        raise InputError(f"{path}: no {_CONFIG}; expected an autoencoder's folder, or a pipeline's with {_INSIDE}/")
     json = read_json(file)
-    class_name = known_name(
-        str(file), "_class_name", json.get("_class_name", _KL_CLASSES[0]), (*_KL_CLASSES, TINY_CLASS)
-    )
+    class_name = known_name(str(file), "_class_name", json.get("_class_name", _CLASSES[0]), _CLASSES)
     stems = _TINY_STEMS if class_name == TINY_CLASS else DIFFUSERS_STEMS
     files = weight_files(folder, stems, "")
     if not files:
@@ -109,7 +106,7 @@ def _read_file(path: Path) -> Network:
     return Network(config, read_tensors(str(path), tensors, shapes), vae_to_diffusers(config))
 
 
-def _tiny(source: str, tensors: Tensors, config: TinyVAEConfig, json: dict | None = None) -> Network:
+def _tiny(source: str, tensors: Tensors, config: TinyVAEConfig, json: dict[str, Any] | None = None) -> Network:
     """Each half by itself: CLIP's layers have the same names as the encoder's."""
     expected, params = tiny_vae_parameter_shapes(config), {}
     for half in _HALVES:
@@ -125,7 +122,7 @@ def _both_halves(path: Path, tensors: Tensors) -> dict[str, StoredTensor]:
     beside = path.with_name(path.name.replace(half, other))
     if beside == path or not beside.is_file():
         raise InputError(
-            f"{path}: TAESD's {half} alone; expected the {other} beside it, in a file whose name has {other!r} for {half!r}"
+            f"{path}: TAESD's {half} alone; expected the {other} beside it, with {other!r} in its name for {half!r}"
         )
     found = {}
     for one, table in ((half, tensors), (other, TENSOR_FILES[path.suffix.lower()](beside))):

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -119,7 +120,7 @@ def with_embeddings(encoder: Network, tokenizer: Tokenizer, names: Sequence[str]
     return Network(config, trees.unflatten(flat), json), tokenizer.with_tokens(added)
 
 
-def changed_json(json: dict, **keys: int) -> dict:
+def changed_json(json: dict[str, Any], **keys: int) -> dict[str, Any]:
     """A text encoder's `config.json` with other values, in the `text_config` of a `CLIPModel`'s."""
     if json.get("model_type") == "clip" and isinstance(json.get("text_config"), dict):
         return json | {"text_config": json["text_config"] | keys}

@@ -20,7 +20,7 @@ class PartsConfig:
     Attributes:
         vae: an autoencoder, as `load_autoencoder` takes it; its own scaling factor counts. Empty: the pipeline's.
         clip_skip: layers at the end of the text encoder that are left out, before its final norm, as Diffusers counts
-            them: 1 is what WebUIs call 2.
+            them: 1 is what WebUIs call 2. As there, and unlike Diffusers, it applies to negative prompts too.
         embeddings: files of textual inversion, each `FILE` or `TOKEN=FILE`, as `find_embedding` takes them.
     """
 
@@ -45,17 +45,17 @@ def with_parts(pipeline: Pipeline, parts: PartsConfig) -> Pipeline:
                 networks[encoder], tokenizers[folder], parts.embeddings
             )
     changed = dataclasses.replace(pipeline, networks=networks, tokenizers=tokenizers)
-    require_agreement(changed.architectures, f"vae: {parts.vae}" if parts.vae else str(pipeline.path))
+    if parts.vae:
+        require_agreement(changed.architectures, f"vae: {parts.vae}")
     return changed
 
 
 def _fitting(new: Network, old: Network, source: str) -> Network:
     """`new`; raises `InputError` if its images have other channels than those of `old`."""
     for key in ("in_channels", "out_channels"):
-        if getattr(new.config, key) != (wanted := getattr(old.config, key)):
-            raise InputError(
-                f"vae: {source}: {key} is {getattr(new.config, key)}; expected {wanted}, as the model's has"
-            )
+        found, wanted = getattr(new.config, key), getattr(old.config, key)
+        if found != wanted:
+            raise InputError(f"vae: {source}: {key} is {found}; expected {wanted}, as the model's own")
     return new
 
 

@@ -57,9 +57,11 @@ class Tokenizer:
         longest = max(captions, key=len, default="")
         if len(longest) > MOST_LETTERS:
             raise InputError(f"caption {longest[:40]!r}...: {len(longest)} characters; the limit is {MOST_LETTERS}")
-        if self._vectors and len(captions):
-            return np.asarray([self._expanded(ids) for ids in self._tokenizer(list(captions))["input_ids"]], np.int32)
-        encoded = self._tokenizer(list(captions), padding="max_length", max_length=self._max_length, truncation=True)
+        length = {"max_length": self._max_length, "truncation": True}
+        if self._vectors and captions:
+            encoded = self._tokenizer(list(captions), **length)
+            return np.asarray([self._expanded(ids) for ids in encoded["input_ids"]], np.int32)
+        encoded = self._tokenizer(list(captions), padding="max_length", **length)
         return np.asarray(encoded["input_ids"], np.int32)
 
     def _expanded(self, ids: Sequence[int]) -> list[int]:
@@ -82,10 +84,10 @@ class Tokenizer:
         ids = {token: len(self) + i for i, token in enumerate(tokens)}
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / "tokenizer"
-            Tokenizer(self._tokenizer, self._max_length, _with_added(self._files, ids)).write(folder)
             try:
+                Tokenizer(self._tokenizer, self._max_length, _with_added(self._files, ids)).write(folder)
                 new = load_tokenizer(folder, self._max_length)
-            except InputError as error:
+            except (InputError, TypeError, ValueError) as error:  # of JSON files of another form too
                 raise InputError(f"tokenizer: can't take the tokens {shown(list(tokens))} ({error})") from error
         found = new._tokenizer.get_vocab()
         for token, index in ids.items():
