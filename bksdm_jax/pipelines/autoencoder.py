@@ -52,7 +52,7 @@ def load_autoencoder(name: str) -> Network:
     """
     if name == TEACHER:
         return _read_folder(teacher_folder())
-    path = hub_folder(name, "", _needed) if is_hub_id(name) else Path(name).expanduser().absolute()
+    path = hub_folder(name, "", autoencoder_files) if is_hub_id(name) else Path(name).expanduser().absolute()
     if path.is_dir():
         return _read_folder(path)
     if not path.is_file():
@@ -60,8 +60,8 @@ def load_autoencoder(name: str) -> Network:
     return _read_file(path)
 
 
-def _needed(names: Collection[str]) -> list[str]:
-    """The files of a repository that `_read_folder` reads."""
+def autoencoder_files(names: Collection[str]) -> list[str]:
+    """Of all file names of a repository, those that `load_autoencoder` reads."""
     prefix = f"{_INSIDE}/" if f"{_INSIDE}/{_CONFIG}" in names else ""
     inside = {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
     return [f"{prefix}{name}" for name in (_CONFIG, *choose_files(inside, DIFFUSERS_STEMS, "")) if name in inside]

@@ -87,7 +87,7 @@ class Tokenizer:
             try:
                 Tokenizer(self._tokenizer, self._max_length, _with_added(self._files, ids)).write(folder)
                 new = load_tokenizer(folder, self._max_length)
-            except (InputError, TypeError, ValueError) as error:  # of JSON files of another form too
+            except (InputError, OSError, TypeError, ValueError) as error:  # of JSON of another form too
                 raise InputError(f"tokenizer: can't take the tokens {shown(list(tokens))} ({error})") from error
         found = new._tokenizer.get_vocab()
         for token, index in ids.items():
