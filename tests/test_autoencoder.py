@@ -74,7 +74,16 @@ def test_single_files_are_read(
     assert "checkpoint.safetensors: passed over 1 unused tensor(s): model.diffusion_model.out.2.bias" in caplog.text
 
 
-def test_only_the_files_of_the_autoencoder_are_downloaded() -> None:
+def test_only_the_files_of_the_autoencoder_are_downloaded(
+    module: AutoencoderKL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module.save_pretrained(tmp_path)
+    asked = []
+    monkeypatch.setattr(
+        "bksdm_jax.pipelines.autoencoder.hub_folder", lambda *arguments: asked.append(arguments) or tmp_path
+    )
+    load_autoencoder("somebody/vae")
+    assert asked == [("somebody/vae", "", autoencoder_files)]
     weights = ["diffusion_pytorch_model.bin", "diffusion_pytorch_model.safetensors"]
     alone = ["README.md", "config.json", *weights, "taesd_decoder.safetensors"]
     assert autoencoder_files(alone) == ["config.json", weights[1]]

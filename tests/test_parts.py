@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tokenizers
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, StableDiffusionPipeline
 from safetensors.torch import save_file
@@ -184,6 +185,9 @@ def test_diffusers_reads_what_is_saved(tmp_path: Path, form: str) -> None:
     ours = with_parts(ours, PartsConfig(embeddings=(str(path),), clip_skip=1))
     saved = write_pipeline(tmp_path / "saved", ours, SaveConfig())
     require_close(text_states(ours, CAPTIONS), their_states(theirs(saved), CAPTIONS))
+    if form == "tokenizer.json":  # which readers other than Transformers take alone
+        file = str(saved / "tokenizer" / form)
+        assert tokenizers.Tokenizer.from_file(file).token_to_id(f"{TOKEN}_2") == len(ours.tokenizers["tokenizer"]) - 1
     again, before = load_pipeline(saved).identity(), ours.identity()
     assert {name: again[name] for name in ("tokenizer", "text_encoder", "unet", "vae")}.items() <= before.items()
 

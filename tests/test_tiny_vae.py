@@ -13,7 +13,7 @@ from torch import nn
 
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.formats.tiny_vae_json import tiny_vae_from_diffusers, tiny_vae_to_diffusers
-from bksdm_jax.models.tiny_vae import TinyVAE, TinyVAEConfig
+from bksdm_jax.models.tiny_vae import TinyVAE, TinyVAEConfig, tiny_vae_parameter_shapes
 from bksdm_jax.models.vae import sample_latents
 from bksdm_jax.pipelines.autoencoder import load_autoencoder
 from bksdm_jax.pipelines.pipeline import Network
@@ -63,6 +63,14 @@ def test_both_halves_match_pytorch(tmp_path: Path, form: str) -> None:
     require_close(mean, to_numpy(theirs.encode(to_torch(images)).latents))
     for noise in (jnp.full(mean.shape, 5.0), jnp.zeros(mean.shape)):
         np.testing.assert_array_equal(sample_latents(mean, log_variance, noise, 0.5), mean * np.float32(0.5))
+
+
+def test_half_precision_is_close() -> None:
+    module, latents = TinyVAE(TinyVAEConfig(encoder_width=8, decoder_width=8), jnp.bfloat16), drawn(1, 4, 4, 4)
+    params = tiny.random_tree(tiny_vae_parameter_shapes(module.config), 0)
+    found = module.apply({"params": params}, latents, method="decode")
+    assert found.dtype == jnp.bfloat16
+    require_close(found.astype(jnp.float32), decoded(Network(module.config, params, {}), latents), 0.05)
 
 
 def test_configs_are_those_of_diffusers() -> None:

@@ -52,7 +52,9 @@ def load_autoencoder(name: str) -> Network:
     """
     if name == TEACHER:
         return _read_folder(teacher_folder())
-    path = hub_folder(name, "", autoencoder_files) if is_hub_id(name) else Path(name).expanduser().absolute()
+    if is_hub_id(name):
+        return _read_folder(hub_folder(name, "", autoencoder_files))
+    path = Path(name).expanduser().absolute()
     if path.is_dir():
         return _read_folder(path)
     if not path.is_file():
