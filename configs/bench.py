@@ -6,7 +6,7 @@
   python -m launch.bench --config=configs/bench.py:deep_cache --config.model=MODEL  # time saved, and distance of images
 
 At full size this takes minutes on a CPU (`--config.steps=0` times only the U-Net call), less on an accelerator.
-Variants: `v1` or `v2`; `unet`, `update`, `data`, or `deep_cache` (images of a trained model); a preset; `small` (a tenth
+Variants: `v1` or `v2`; `unet`, `update`, `data`, or `deep_cache` (of a trained model); a preset; `small` (a tenth
 of the widths, seconds on a CPU). All settings are explained in `BenchConfig` (bksdm_jax/perf/bench.py).
 """
 

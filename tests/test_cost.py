@@ -1,5 +1,6 @@
 """What a pipeline costs: against the paper's figures, PyTorch's parameters, and formulas of its own."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
