@@ -141,6 +141,7 @@ def test_bench_prints_what_deep_cache_saves(micro_torch_teacher: Path, monkeypat
         deep_cache_bench.bench_deep_cache(dataclasses.replace(config, cut=99))
 
 
+@pytest.mark.slow
 def test_bench_times_an_update() -> None:
     config = BenchConfig("update", student="bk_base", widths=(32, 64, 128, 128), batch_size=2, resolution=64, repeats=2)
     table = bench_update(config).splitlines()
