@@ -144,14 +144,32 @@ def _numbers(table: Collection[str], name: str) -> list[int]:
     return sorted({int(match[1]) for match in map(pattern.match, table) if match})
 
 
-def _vae(table: Table) -> VAEConfig:
+def infer_vae(table: Table, source: str) -> VAEConfig:
+    """The architecture of an autoencoder alone, in Diffusers' names or in the original ones without prefix.
+
+    Raises `InputError`, with `source`, if the weights aren't an autoencoder's.
+    """
+    diffusers = any(name.startswith("encoder.down_blocks.") for name in table)
+    try:
+        vae = _vae(table, "", "down_blocks.{}.resnets.{}" if diffusers else "down.{}.block.{}")
+    except (KeyError, IndexError) as error:
+        some = ", ".join(f"{name[:80]} {shape}" for name, shape in list(table.items())[:3])
+        missing = f"no {str(error)[:100]}, but {some or 'nothing'}"
+        raise InputError(
+            f"{source}: not an autoencoder of SD 1.x or 2.x in Diffusers' or the original layout ({missing})"
+        ) from error
+    return vae_from_diffusers(vae_to_diffusers(vae), source)
+
+
+def _vae(table: Table, prefix: str = VAE, block: str = "down.{}.block.{}") -> VAEConfig:
+    """`block`: the name of a ResNet of the encoder, for its stage and its number."""
     widths, layers = [], 0
-    while (name := f"{VAE}encoder.down.{len(widths)}.block.0.conv1.weight") in table:
+    while (name := f"{prefix}encoder.{block.format(len(widths), 0)}.conv1.weight") in table:
         widths.append(table[name][0])
-    while f"{VAE}encoder.down.0.block.{layers}.conv1.weight" in table:
+    while f"{prefix}encoder.{block.format(0, layers)}.conv1.weight" in table:
         layers += 1
-    first, last = table[f"{VAE}encoder.conv_in.weight"], table[f"{VAE}decoder.conv_out.weight"]
-    latent = table[f"{VAE}post_quant_conv.weight"][0]
+    first, last = table[f"{prefix}encoder.conv_in.weight"], table[f"{prefix}decoder.conv_out.weight"]
+    latent = table[f"{prefix}post_quant_conv.weight"][0]
     return VAEConfig(layers, first[1], last[0], tuple(widths), latent)
 
 

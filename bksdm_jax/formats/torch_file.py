@@ -18,9 +18,21 @@ _ADVICE = (
 
 
 def index_torch(path: Path) -> dict[str, StoredTensor]:
-    """Every tensor by its name, of the table in the file or of the one under `state_dict`.
+    """Every tensor by its name, of the table in the file or of the one under `state_dict`; as `index_torch_table`."""
+    return index_torch_table(path, "state_dict")[0]
 
-    What isn't a tensor in this table is passed over with one warning; what stands beside `state_dict`, without.
+
+def index_torch_table(path: Path, inner: str) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+    """The tensors of a table, and the texts of the table in the file.
+
+    What isn't a tensor in this table is passed over with one warning; what stands beside an inner one, without.
+
+    Args:
+        path: the file.
+        inner: the key of an inner table, which is read instead if it is there.
+
+    Returns:
+        every tensor by its name, and the outer table's entries that are text.
 
     Raises:
         InputError: the file is damaged, holds no tensors, or its pickle holds what is neither a tensor nor usual
@@ -35,7 +47,9 @@ def index_torch(path: Path) -> dict[str, StoredTensor]:
                     f"{path}: in the tar format of PyTorch 0.1; if you trust it, save it anew with PyTorch"
                 )
             contents = read_zip(path, file) if head.startswith(b"PK") else read_legacy(file)
-            return {name: _located(path, contents, name, tensor) for name, tensor in _tensors(path, contents).items()}
+            tensors = _tensors(path, contents, inner)
+            located = {name: _located(path, contents, name, tensor) for name, tensor in tensors.items()}
+            return located, {key: value for key, value in contents.value.items() if isinstance(value, str)}
     except InputError:
         raise
     except Unsupported as error:
@@ -48,18 +62,18 @@ def index_torch(path: Path) -> dict[str, StoredTensor]:
         ) from error
 
 
-def _tensors(path: Path, contents: Contents) -> dict[str, Tensor]:
+def _tensors(path: Path, contents: Contents, inner: str) -> dict[str, Tensor]:
     """The tensors of the table."""
     table = contents.value
-    if isinstance(table, dict) and isinstance(table.get("state_dict"), dict):
-        table = table["state_dict"]
+    if isinstance(table, dict) and isinstance(table.get(inner), dict):
+        table = table[inner]
     if not isinstance(table, dict):
         raise InputError(f"{path}: its pickle holds no table of tensors; {_ADVICE}")
     tensors = {name: value for name, value in table.items() if isinstance(value, Tensor)}
     others = [f"{name[:80]!r}" for name in table if name not in tensors]
     listed = ", ".join(others[:_SHOWN]) + (f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else "")
     if not tensors:
-        raise InputError(f"{path}: no tensors, but {listed or 'nothing'}; expected them by name, or under 'state_dict'")
+        raise InputError(f"{path}: no tensors, but {listed or 'nothing'}; expected them by name, or under {inner!r}")
     if others:
         logging.warning("%s: not tensors and passed over: %s", path, listed)
     return tensors

@@ -100,11 +100,14 @@ def convolve(lhs: jax.Array, rhs: jax.Array, strides: Sequence[int], padding: An
     return jax.lax.platform_dependent(lhs, rhs, cpu=patches, default=plain)
 
 
-def conv(features: int, size: int, name: str, dtype: jnp.dtype, stride: int = 1, padding: Any = None) -> nn.Conv:
+def conv(
+    features: int, size: int, name: str, dtype: jnp.dtype, stride: int = 1, padding: Any = None, bias: bool = True
+) -> nn.Conv:
     """A `size` x `size` convolution; `padding`, as `nn.Conv` takes it, defaults to `size // 2` on every side."""
     padding = size // 2 if padding is None else padding
     shape = (size, size), (stride, stride)
-    return nn.Conv(features, *shape, padding=padding, dtype=dtype, name=name, conv_general_dilated=convolve)
+    options = {"padding": padding, "use_bias": bias, "dtype": dtype, "conv_general_dilated": convolve}
+    return nn.Conv(features, *shape, **options, name=name)
 
 
 def timestep_embedding(timesteps: jax.Array, width: int, flip_sin_to_cos: bool, freq_shift: float) -> jax.Array:

@@ -195,7 +195,7 @@ def dotted(name: str) -> str:
     """`down_blocks_1` -> `down_blocks.1`; other names, such as `linear_1` and `mid_block`, are unchanged."""
     head, _, number = name.rpartition("_")
     listed = head in ("down_blocks", "up_blocks", "resnets", "attentions", "downsamplers", "upsamplers")
-    listed = listed or head in ("transformer_blocks", "net", "to_out")
+    listed = listed or head in ("transformer_blocks", "net", "to_out", "layers", "conv")
     return f"{head}.{number}" if listed and number.isdigit() else name
 
 

@@ -15,8 +15,9 @@ from bksdm_jax.formats.old_configs import corrected_unet
 from bksdm_jax.formats.unet_json import unet_from_diffusers, unet_to_diffusers
 from bksdm_jax.formats.vae_json import vae_from_diffusers, vae_to_diffusers
 from bksdm_jax.models.clip import CLIPTextEncoder, clip_text_parameter_shapes
+from bksdm_jax.models.tiny_vae import TinyVAE, TinyVAEConfig, tiny_vae_parameter_shapes
 from bksdm_jax.models.unet import Conditioning, UNet, parameter_shapes
-from bksdm_jax.models.vae import VAE, vae_parameter_shapes
+from bksdm_jax.models.vae import VAE, VAEConfig, vae_parameter_shapes
 from bksdm_jax.pipelines.tokenizer import Tokenizer
 
 Configs = Mapping[str, Any]
@@ -86,6 +87,16 @@ class Family:
     pairs_that_agree: Callable[[Configs], Iterator[tuple[str, Any, str, Any]]]
 
 
+def autoencoder(config: VAEConfig | TinyVAEConfig, dtype: jnp.dtype) -> nn.Module:
+    """The module with methods `encode` and `decode`."""
+    return TinyVAE(config, dtype) if isinstance(config, TinyVAEConfig) else VAE(config, dtype)
+
+
+def _autoencoder_shapes(config: VAEConfig | TinyVAEConfig) -> dict[str, Any]:
+    is_tiny = isinstance(config, TinyVAEConfig)
+    return tiny_vae_parameter_shapes(config) if is_tiny else vae_parameter_shapes(config)
+
+
 _DIFFUSERS = (DIFFUSERS_STEMS, "diffusers")
 UNET = NetworkType(
     "U-Net",
@@ -98,7 +109,7 @@ UNET = NetworkType(
     corrected_unet,
 )
 AUTOENCODER = NetworkType(
-    "VAE", VAE, vae_from_diffusers, vae_to_diffusers, vae_parameter_shapes, *_DIFFUSERS, "AutoencoderKL"
+    "VAE", autoencoder, vae_from_diffusers, vae_to_diffusers, _autoencoder_shapes, *_DIFFUSERS, "AutoencoderKL"
 )
 CLIP_TEXT = NetworkType(
     "text encoder",
@@ -114,12 +125,12 @@ CLIP_TEXT = NetworkType(
 
 def encode_by_vae(configs: Configs, params: Params, dtype: jnp.dtype, images: jax.Array) -> tuple[jax.Array, jax.Array]:
     """`Family.encode` by the network `vae`."""
-    return VAE(configs["vae"], dtype).apply({"params": params["vae"]}, images, method="encode")
+    return autoencoder(configs["vae"], dtype).apply({"params": params["vae"]}, images, method="encode")
 
 
 def decode_by_vae(configs: Configs, params: Params, dtype: jnp.dtype, latents: jax.Array) -> jax.Array:
     """`Family.decode` by the network `vae`."""
-    return VAE(configs["vae"], dtype).apply({"params": params["vae"]}, latents, method="decode")
+    return autoencoder(configs["vae"], dtype).apply({"params": params["vae"]}, latents, method="decode")
 
 
 def _tokens(tokenizers: Mapping[str, Tokenizer], captions: Sequence[str]) -> CaptionInputs:

@@ -13,6 +13,7 @@ from bksdm_jax.base.files import atomic_folder, write_json
 from bksdm_jax.formats.scheduler_json import require_flax_schedule
 from bksdm_jax.formats.stored import FLOATS
 from bksdm_jax.formats.unet_json import require_flax_expressible, unet_to_diffusers
+from bksdm_jax.models.tiny_vae import TinyVAEConfig
 from bksdm_jax.pipelines.folder import COPIED_FORMATS, write_folder
 from bksdm_jax.pipelines.model_card import CONFIGS, CardFacts, model_card
 from bksdm_jax.pipelines.passthrough import Extras
@@ -70,6 +71,8 @@ def require_savable(networks: Architectures, config: SaveConfig) -> None:
     if config.dtype and config.dtype not in _DTYPES:
         raise one_of("save_dtype", config.dtype, _DTYPES)
     unet_to_diffusers(networks.denoiser)
+    if isinstance(networks.configs[networks.kind.autoencoder], TinyVAEConfig):
+        raise InputError(f"format: {config.format} can't hold an AutoencoderTiny as vae; save without it")
     if config.format == "flax":
         require_flax_expressible(networks.denoiser)
         require_flax_schedule(networks.schedule)

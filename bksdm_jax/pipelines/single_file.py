@@ -150,11 +150,11 @@ def open_single_file(
     networks = Architectures({"unet": unet, "vae": vae, "text_encoder": text}, schedule)
     rest = dict(table)
     tables = {
-        "unet": _taken(rest, parameter_shapes(unet), unet_modules(unet, is_spaced(table))),
-        "vae": _taken(rest, vae_parameter_shapes(vae), vae_modules(vae)),
+        "unet": taken(rest, parameter_shapes(unet), unet_modules(unet, is_spaced(table))),
+        "vae": taken(rest, vae_parameter_shapes(vae), vae_modules(vae)),
         "text_encoder": _text_table(rest, text, str(path)),
     }
-    _pass_over(path, rest)
+    pass_over(path, rest)
     return SingleFileModel(path, networks, tables, tokenizer)
 
 
@@ -166,7 +166,7 @@ def _schedule(prediction_type: str, zero_snr: bool) -> ScheduleConfig:
     return dataclasses.replace(schedule, zero_snr=True, sampler="ddim", timestep_spacing="trailing")
 
 
-def _taken(rest: dict[str, StoredTensor], shapes: Mapping[str, Any], modules: Mapping[str, str]) -> dict[str, Any]:
+def taken(rest: dict[str, StoredTensor], shapes: Mapping[str, Any], modules: Mapping[str, str]) -> dict[str, Any]:
     """A network's tensors by Diffusers' names, taken out of `rest`."""
     found = {}
     for name, shape in names.torch_shapes(shapes).items():
@@ -192,7 +192,7 @@ def _text_table(rest: dict[str, StoredTensor], config: CLIPTextConfig, source: s
     return found
 
 
-def _pass_over(path: Path, rest: Collection[str]) -> None:
+def pass_over(path: Path, rest: Collection[str]) -> None:
     """Warns of tensors that no network uses; raises `InputError` for those in a network's own modules."""
     unused = [name for name in rest if name not in USUAL_LEFTOVERS]
     strange = [name for name in unused if name.startswith(OWN_MODULES)]

@@ -4,13 +4,14 @@ import contextlib
 import hashlib
 import itertools
 import json
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bksdm_jax.base.errors import InputError, in_short, whole_number
+from bksdm_jax.base.errors import InputError, in_short, shown, whole_number
 from bksdm_jax.base.files import read_json, read_text, write_json
 from bksdm_jax.base.paths import read_bytes
 
@@ -24,7 +25,8 @@ _MOST_FILE = 2**24
 """Bytes of a file of a tokenizer, several times CLIP's."""
 _PROBE = "a photo"
 _CONFIG, _SPECIAL = "tokenizer_config.json", "special_tokens_map.json"
-TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer.json", _CONFIG, _SPECIAL, "added_tokens.json")
+_FAST, _ADDED = "tokenizer.json", "added_tokens.json"
+TOKENIZER_FILES = ("vocab.json", "merges.txt", _FAST, _CONFIG, _SPECIAL, _ADDED)
 """The files of a CLIP tokenizer of Transformers."""
 
 
@@ -39,6 +41,7 @@ class Tokenizer:
 
     def __init__(self, tokenizer: "CLIPTokenizer", max_length: int, files: Mapping[str, bytes]) -> None:
         self._tokenizer, self._max_length, self._files = tokenizer, max_length, files
+        self._vectors = _vectors(tokenizer.added_tokens_encoder)
 
     def write(self, folder: Path) -> None:
         """Writes its files to a new folder."""
@@ -47,12 +50,50 @@ class Tokenizer:
             (folder / name).write_bytes(content)
 
     def __call__(self, captions: Sequence[str]) -> np.ndarray:
-        """Captions -> int32 [len(captions), max_length]; raises `InputError` for one of more than `MOST_LETTERS`."""
+        """Captions -> int32 [len(captions), max_length]; raises `InputError` for one of more than `MOST_LETTERS`.
+
+        Of added tokens `TOKEN`, `TOKEN_1`, `TOKEN_2`, ... the first stands for all of them.
+        """
         longest = max(captions, key=len, default="")
         if len(longest) > MOST_LETTERS:
             raise InputError(f"caption {longest[:40]!r}...: {len(longest)} characters; the limit is {MOST_LETTERS}")
-        encoded = self._tokenizer(list(captions), padding="max_length", max_length=self._max_length, truncation=True)
+        length = {"max_length": self._max_length, "truncation": True}
+        if self._vectors and captions:
+            encoded = self._tokenizer(list(captions), **length)
+            return np.asarray([self._expanded(ids) for ids in encoded["input_ids"]], np.int32)
+        encoded = self._tokenizer(list(captions), padding="max_length", **length)
         return np.asarray(encoded["input_ids"], np.int32)
+
+    def _expanded(self, ids: Sequence[int]) -> list[int]:
+        """A caption's ids with all vectors of its tokens, padded and truncated."""
+        every = itertools.chain.from_iterable(self._vectors.get(index, (index,)) for index in ids)
+        found = list(itertools.islice(every, self._max_length + 1))
+        if len(found) > self._max_length:
+            found = [*found[: self._max_length - 1], self._tokenizer.eos_token_id]
+        return found + [self._tokenizer.pad_token_id] * (self._max_length - len(found))
+
+    def vocabulary(self) -> set[str]:
+        """All tokens."""
+        return set(self._tokenizer.get_vocab())
+
+    def with_tokens(self, tokens: Sequence[str]) -> "Tokenizer":
+        """A copy that knows new tokens too, wherever they stand in a caption, in any case; their ids follow the others.
+
+        Raises `InputError` if Transformers doesn't take them.
+        """
+        ids = {token: len(self) + i for i, token in enumerate(tokens)}
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) / "tokenizer"
+            try:
+                Tokenizer(self._tokenizer, self._max_length, _with_added(self._files, ids)).write(folder)
+                new = load_tokenizer(folder, self._max_length)
+            except (InputError, OSError, TypeError, ValueError) as error:  # of JSON of another form too
+                raise InputError(f"tokenizer: can't take the tokens {shown(list(tokens))} ({error})") from error
+        found = new._tokenizer.get_vocab()
+        for token, index in ids.items():
+            if found.get(token) != index:
+                raise InputError(f"tokenizer: {shown(token)} gets id {found.get(token)}; expected {index}")
+        return new
 
     def sha256(self) -> str:
         """Of its vocabulary, merges and settings, however they are laid out in the files, and the number of tokens."""
@@ -93,7 +134,7 @@ def load_tokenizer(folder: Path, max_length: int, pad: str = "") -> Tokenizer:
     # Takes a second, which commands without captions or with a mistake shouldn't wait for.
     from transformers import CLIPTokenizer  # noqa: PLC0415
 
-    if not (folder / "tokenizer.json").is_file():
+    if not (folder / _FAST).is_file():
         for name in ("vocab.json", "merges.txt"):
             if not (folder / name).is_file():
                 raise InputError(f"{folder}: no {name}; expected vocab.json and merges.txt, or tokenizer.json")
@@ -115,6 +156,34 @@ def load_tokenizer(folder: Path, max_length: int, pad: str = "") -> Tokenizer:
     if ids.shape != (1, max_length) or end not in ids:
         raise InputError(f"{folder}: doesn't end a caption by its eos_token; expected the files of a CLIP tokenizer")
     return loaded
+
+
+def _vectors(added: Mapping[str, int]) -> dict[int, tuple[int, ...]]:
+    """The id of each token `TOKEN` that has `TOKEN_1`, ... -> the ids of all of them."""
+    found = {}
+    for token, index in added.items():
+        names = itertools.takewhile(added.__contains__, (f"{token}_{i}" for i in itertools.count(1)))
+        if more := tuple(added[name] for name in names):
+            found[index] = (index, *more)
+    return found
+
+
+def _with_added(files: Mapping[str, bytes], ids: Mapping[str, int]) -> dict[str, bytes]:
+    """A tokenizer's files with more tokens, in each place where Transformers 4 or 5 looks for them."""
+    files = dict(files)
+    plain = {"lstrip": False, "rstrip": False, "normalized": True, "single_word": False, "special": False}
+    table = json.loads(files.get(_ADDED, b"{}")) | ids
+    files[_ADDED] = json.dumps(table, indent=2).encode()
+    config = json.loads(files.get(_CONFIG, b"{}"))
+    if "added_tokens_decoder" in config:
+        config["added_tokens_decoder"] |= {str(index): {"content": token} | plain for token, index in ids.items()}
+        files[_CONFIG] = json.dumps(config, indent=2).encode()
+    if _FAST in files:
+        fast = json.loads(files[_FAST])
+        entries = [{"id": index, "content": token} | plain for token, index in ids.items()]
+        fast["added_tokens"] = [*(fast.get("added_tokens") or ()), *entries]
+        files[_FAST] = json.dumps(fast, ensure_ascii=False).encode()
+    return files
 
 
 def _canonical(name: str, content: bytes) -> bytes:
