@@ -9,14 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from bksdm_jax.base.errors import InputError, finite_number, whole_number
-from bksdm_jax.base.images import to_uint8
+from bksdm_jax.base.errors import InputError, finite_number, known_name, whole_number
+from bksdm_jax.base.images import to_uint8, to_unit
 from bksdm_jax.diffusion import guidance
 from bksdm_jax.diffusion.noise import as_noise, image_keys
 from bksdm_jax.diffusion.samplers import sampler_calls, with_options
-from bksdm_jax.diffusion.solver import Calls, run
+from bksdm_jax.diffusion.solver import Calls, PredictWith, run
 from bksdm_jax.models.attention import require_attention
-from bksdm_jax.models.unet import UNet
+from bksdm_jax.models.tiling import decode_in_slices, decode_in_tiles
+from bksdm_jax.models.unet import UNet, deep_cache_calls
+from bksdm_jax.models.unet_table import cuts
+from bksdm_jax.models.vae import sample_latents
 from bksdm_jax.pipelines.pipeline import Architectures
 
 
@@ -38,6 +41,10 @@ class SamplerConfig:
         negative_prompt: what guidance steers away from.
         attention: of the U-Net, a key of `attention.IMPLEMENTATIONS`.
         switch_at: the first steps, this many of them, are made by a teacher; 0: none.
+        deep_cache: DeepCache's interval: only every call of this many runs the whole U-Net; 0 or 1: every call.
+        deep_cache_cut: the skip up to which the other calls run it; 0 is `conv_in`'s output.
+        decode: of the autoencoder: `whole`, or for less memory `slices` (one image at a time) or `tiles` (of 512 pixels
+            in models of Stable Diffusion, blended where they overlap).
     """
 
     steps: int = 25
@@ -52,6 +59,9 @@ class SamplerConfig:
     negative_prompt: str = ""
     attention: str = "auto"
     switch_at: int = 0
+    deep_cache: int = 0
+    deep_cache_cut: int = 1
+    decode: str = "whole"
 
     @property
     def size(self) -> tuple[int, int]:
@@ -59,7 +69,9 @@ class SamplerConfig:
         return self.height or self.resolution, self.width or self.resolution
 
 
+DECODING = ("whole", "slices", "tiles")
 MOST_RESOLUTION = 4096  # pixels
+_TILE = 64  # latent positions
 MOST_SEED = 2**32 - 1
 """Larger seeds would silently be cut to 32 bits."""
 EncodeCaptions = Callable[[Sequence[str]], dict[str, np.ndarray]]
@@ -102,13 +114,21 @@ def require_sampler(config: SamplerConfig, networks: Architectures, strength: fl
     finite_number("config", "guidance_rescale", config.guidance_rescale, 0, 1)
     whole_number("config", "seed", config.seed, 0, MOST_SEED)
     whole_number("config", "switch_at", config.switch_at, 0, config.steps)
+    whole_number("config", "deep_cache", config.deep_cache, 0)
+    if config.deep_cache > 1:
+        whole_number("config", "deep_cache_cut", config.deep_cache_cut, 0, len(cuts(networks.denoiser)) - 1)
+    known_name("config", "decode", config.decode, DECODING)
     for key, pixels in zip(("height", "width"), config.size, strict=True):
-        require_resolution(pixels, networks, key if vars(config)[key] else "resolution")
+        require_multiple(pixels, networks.factor, key if vars(config)[key] else "resolution")
 
 
-def require_resolution(resolution: int, networks: Architectures, key: str = "resolution") -> None:
+def require_resolution(resolution: int, networks: Architectures) -> None:
     """Raises `InputError` unless the resolution is a multiple of the networks' total downsampling, in bounds."""
-    multiple = networks.factor * networks.denoiser.downscale
+    require_multiple(resolution, networks.factor * networks.denoiser.downscale)
+
+
+def require_multiple(resolution: int, multiple: int, key: str = "resolution") -> None:
+    """Raises `InputError`, with `key`, unless the resolution in pixels is a multiple, in bounds."""
     if not multiple <= resolution <= MOST_RESOLUTION or resolution % multiple:
         raise InputError(
             f"{key}: {resolution} pixels; this model needs a multiple of {multiple}, {MOST_RESOLUTION} at most"
@@ -168,32 +188,70 @@ class TextToImage:
         negative = jax.tree.map(lambda one, each: jnp.broadcast_to(one, each.shape), negative, conditioning)
         slots = self.calls.begin(as_noise(noise, self.latent_shape), latents)
         split = int(np.searchsorted(self.calls.steps, self.config.switch_at))
-        kept, memory = [], None
+        kept = []
         for first, last, networks, name in (
             (0, split, self.teacher, TEACHER),
             (split, len(self.calls), self.networks, self.networks.kind.denoiser),
         ):
-            if first < last:
-                predict = self._predict(networks or self.networks, params[name], conditioning, negative)
-                part = self.calls.between(first, last)
-                slots, memory, own = run(part, predict, slots, step_noise, None, first, estimates)
-                kept.append(own)
-        del memory
+            if networks is None or first == last:
+                continue
+            network = _Network(UNet(networks.denoiser, self.dtype, self.config.attention), params[name], self.config)
+            predict, memory = network.predict(conditioning, negative, slots[0], first)
+            part = self.calls.between(first, last)
+            slots, _, own = run(part, predict, slots, step_noise, memory, first, estimates)
+            kept.append(own)
         return slots[0], jnp.concatenate(kept) if estimates else None
 
-    def _predict(self, networks: Architectures, params: Any, conditioning: Any, negative: Any) -> Any:
-        unet = UNet(networks.denoiser, self.dtype, self.config.attention)
-
-        def network(x: jax.Array, t: jax.Array, conditioning: Any) -> jax.Array:
-            return unet.apply({"params": params}, x.astype(self.dtype), t, conditioning)
-
-        config = self.config
-        predict = guidance.guided(network, conditioning, negative, config.guidance_scale, config.guidance_rescale)
-        return lambda memory, x, t, _: (memory, predict(x, t))
+    def encode(self, params: dict[str, Any], images: jax.Array, noise: jax.Array) -> jax.Array:
+        """Images uint8 [B, H, W, 3] -> scaled latents [B, h, w, C], drawn with `noise`: keys [B], or [B, h, w, C]."""
+        mean, log_variance = self.networks.encode(params, self.dtype, to_unit(images).astype(self.dtype))
+        return sample_latents(mean, log_variance, as_noise(noise, mean.shape[1:]), self.networks.scaling_factor)
 
     def decode(self, params: dict[str, Any], latents: jax.Array) -> jax.Array:
         """Scaled latents [B, h, w, C] -> uint8 [B, H, W, 3]."""
-        return to_uint8(self.networks.decode(params, self.dtype, latents))
+
+        def decode(latents: jax.Array) -> jax.Array:
+            return self.networks.decode(params, self.dtype, latents)
+
+        if self.config.decode == "slices":
+            return to_uint8(decode_in_slices(decode, latents))
+        return to_uint8(decode_in_tiles(decode, latents, _TILE) if self.config.decode == "tiles" else decode(latents))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Network:
+    """A denoiser with its parameters."""
+
+    unet: UNet
+    params: Any
+    config: SamplerConfig
+
+    def predict(self, conditioning: Any, negative: Any, x: jax.Array, first: int) -> tuple[PredictWith, Any]:
+        """The guided network, from call number `first` on, and its memory before that."""
+        config, dtype = self.config, self.unet.dtype
+        scale, rescale = config.guidance_scale, config.guidance_rescale
+        if config.deep_cache < 2:
+
+            def network(x: jax.Array, t: jax.Array, conditioning: Any) -> jax.Array:
+                return self.unet.apply({"params": self.params}, x.astype(dtype), t, conditioning)
+
+            guided = guidance.guided(network, conditioning, negative, scale, rescale)
+            return lambda memory, x, t, _: (memory, guided(x, t)), None
+        full, shallow = deep_cache_calls(self.unet.clone(cut=config.deep_cache_cut))
+        both, doubled = guidance.both(conditioning, negative, scale), guidance.guides(conditioning, scale)
+
+        def inputs(x: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array, Any]:
+            x = jnp.concatenate([x, x]) if doubled else x
+            return x.astype(dtype), jnp.broadcast_to(t, x.shape[:1]), both
+
+        def predict(deep: jax.Array, x: jax.Array, t: jax.Array, number: jax.Array) -> tuple[jax.Array, jax.Array]:
+            whole = (number - first) % config.deep_cache == 0
+            out, deep = jax.lax.cond(whole, full, shallow, self.params, *inputs(x, t), deep)
+            out = out.astype(jnp.float32)
+            return deep, guidance.combined(out, scale, rescale) if doubled else out
+
+        _, deep = jax.eval_shape(full, self.params, *inputs(x, jnp.float32(0)), None)
+        return predict, jnp.zeros(deep.shape, deep.dtype)
 
 
 def text_to_image(
