@@ -10,7 +10,7 @@ from bksdm_jax.sampling.text_to_image import SamplerConfig
 from bksdm_jax.sampling.writer import FORMATS
 
 MAY_CHANGE = ("batch_size", "prompts", "init", "latents", "workers", "revision")
-"""Keys that may differ when a run continues: what they name is recorded, or changes pixels by rounding only."""
+"""Keys that may differ when a run continues: what they name is recorded too, or they change pixels by rounding only."""
 MOST_BESIDE = 64
 MOST_WORKERS = 256
 
@@ -36,8 +36,6 @@ class SampleConfig(SamplerConfig, ModelOptions, PartsConfig):
         format: of the files, `png` or `jpeg`.
         batch_size: images per program call and device; in float32 it changes an image only by rounding.
         resolution: pixels; 0: the model's own.
-        decode_tile: how the autoencoder decodes: `whole` images, one after the other as `slices`, or in `tiles`.
-        deep_cache: calls of the U-Net that share its deep features; 0: none.
         dtype: of the networks' computations, `float32` or `bfloat16`.
         workers: threads that encode and write files.
     """
@@ -56,8 +54,6 @@ class SampleConfig(SamplerConfig, ModelOptions, PartsConfig):
     batch_size: int = 4
     resolution: int = 0
     sampler: str = "scheduler"
-    decode_tile: str = "whole"
-    deep_cache: int = 0
     dtype: str = "float32"
     workers: int = 4
 

@@ -42,7 +42,9 @@ def read_latents(path: Path, count: int, shape: tuple[int, int, int]) -> np.ndar
     values = np.asarray(read()).astype(np.float32)
     if not np.isfinite(values).all():
         bad = np.argwhere(~np.isfinite(values))[0]
-        raise InputError(f"{path}: latents[{', '.join(map(str, bad))}] is {values[tuple(bad)]}; expected finite numbers")
+        raise InputError(
+            f"{path}: latents[{', '.join(map(str, bad))}] is {values[tuple(bad)]}; expected finite numbers"
+        )
     return values if fits[0] else np.ascontiguousarray(values.transpose(0, 2, 3, 1))
 
 

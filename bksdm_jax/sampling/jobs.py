@@ -14,7 +14,7 @@ from bksdm_jax.data.decode import MOST_BYTES, open_image, to_rgb
 from bksdm_jax.data.tables import Prompt, read_prompts
 from bksdm_jax.pipelines.pipeline import Architectures
 from bksdm_jax.sampling.config import SampleConfig, require_text
-from bksdm_jax.sampling.text_to_image import require_resolution
+from bksdm_jax.sampling.text_to_image import require_multiple
 
 MOST_IMAGES = 10**6
 """As many as there are names of six digits."""
@@ -56,18 +56,24 @@ class Job:
         return self.prompt.source or (self.init.path.name if self.init else "")
 
 
-def list_jobs(config: SampleConfig, networks: Architectures) -> list[Job]:
+def read_texts(config: SampleConfig) -> list[Prompt]:
+    """The prompts of a run; raises `InputError` if they can't be read or one is too long."""
+    prompts = read_prompts(config.prompts) if config.prompts else [Prompt(config.prompt)]
+    require_text("prompts", max(prompts, key=lambda prompt: len(prompt.text)).text)
+    return prompts
+
+
+def list_jobs(config: SampleConfig, prompts: list[Prompt], networks: Architectures) -> list[Job]:
     """Every image of a run, by number.
 
     Args:
-        config: its `size` is that of images that don't begin from another, and of all if `init_size` is None.
+        config: the settings.
+        prompts: one or more.
         networks: of the model.
 
     Raises:
-        InputError: prompts or images to begin from can't be read or used, or their numbers don't fit.
+        InputError: images to begin from can't be read or used, or their numbers don't fit.
     """
-    prompts = read_prompts(config.prompts) if config.prompts else [Prompt(config.prompt)]
-    require_text("prompts", max(prompts, key=lambda prompt: len(prompt.text)).text)
     per_prompt = config.images_per_prompt
     inits = find_inits(config, networks) if config.init else [None]
     if config.init and len(prompts) not in (1, len(inits)):
@@ -107,14 +113,16 @@ def find_inits(config: SampleConfig, networks: Architectures) -> list[Init]:
         raise InputError(f"init: {config.init!r} can't be read ({error})") from error
     if not paths:
         raise InputError(f"init: no images in {place}; expected files of {', '.join(_ENDINGS)}")
-    given = bool(config.resolution or config.height or config.width)
     inits = []
     for path in paths:
         image, sha256 = _decoded(path)
-        own = (image.height // networks.factor * networks.factor, image.width // networks.factor * networks.factor)
-        size = image_size(config, networks) if given else own
-        for key, pixels in zip(("height", "width"), () if given else size, strict=not given):
-            require_resolution(pixels, networks, f"init: {path}: {key}")
+        given = (config.height or config.resolution, config.width or config.resolution)
+        size = tuple(
+            pixels or own // networks.factor * networks.factor
+            for pixels, own in zip(given, (image.height, image.width), strict=True)
+        )
+        for key, pixels in zip(("height", "width"), size, strict=True):
+            require_multiple(pixels, networks.factor, f"init: {path}: {key}")
         inits.append(Init(path, size, sha256))
     return inits
 
@@ -137,9 +145,7 @@ def images_per_call(jobs: Sequence[Job], batch_size: int, devices: int, processe
 
 def calls(jobs: Sequence[Job], count: int) -> list[tuple[Job, ...]]:
     """The jobs of each call, `count` of one size at most; those of a call are the same whatever exists already."""
-    return [
-        tuple(group[start : start + count]) for group in _by_size(jobs) for start in range(0, len(group), count)
-    ]
+    return [tuple(group[start : start + count]) for group in _by_size(jobs) for start in range(0, len(group), count)]
 
 
 def _by_size(jobs: Sequence[Job]) -> list[list[Job]]:
