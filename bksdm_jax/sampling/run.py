@@ -212,6 +212,9 @@ def _batches(todo: Sequence[tuple[Job, ...]], noise: np.ndarray | None) -> Itera
 
 
 def _write_timing(folder: Path, config: SampleConfig, engine: Engine) -> None:
+    path = folder / "timing.json"
+    if not engine.seconds and path.exists():
+        return  # of a call that made more
     each = [seconds / engine.per_call for seconds in engine.seconds[-_MOST_TIMED:]]
     timing = {
         "batch_size": config.batch_size,
@@ -220,7 +223,7 @@ def _write_timing(folder: Path, config: SampleConfig, engine: Engine) -> None:
         "seconds_per_image": float(np.median(each)) if each else None,
         "seconds_per_image_by_call": each,
     }
-    write_json(folder / "timing.json", timing)
+    write_json(path, timing)
 
 
 def _log_cut_prompts(plan: _Plan, model: Pipeline) -> None:
