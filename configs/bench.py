@@ -1,6 +1,7 @@
 """Times a U-Net call, guided sampling or a distillation step on this machine's device, with random weights.
 
   python -m launch.bench --config=configs/bench.py:v1,bk_small
+  python -m launch.bench --config=configs/bench.py:v1 --config.cut=1  # with a call that reuses a deep feature
   python -m launch.bench --config=configs/bench.py:update,small,bk_base
 
 At full size this takes minutes on a CPU (`--config.steps=0` times only the U-Net call), less on an accelerator.

@@ -120,9 +120,9 @@ def test_bench_prints_rates(monkeypatch: pytest.MonkeyPatch) -> None:
     }
     small = Architectures(configs, ScheduleConfig())
     monkeypatch.setattr("bksdm_jax.perf.bench.stable_diffusion", lambda generation: small)
-    table = bench(BenchConfig(student="mid_block", batch_size=2, resolution=16, steps=2, repeats=1)).splitlines()
+    table = bench(BenchConfig(student="mid_block", batch_size=2, resolution=16, steps=2, repeats=1, cut=1)).splitlines()
     assert table[0].startswith("mid_block of SD v1, batch 2, float32, 16x16 pixels, on cpu")
-    assert [line.split("  ")[0] for line in table[2:]] == ["U-Net call", "image, 2 steps"]
+    assert [line.split("  ")[0] for line in table[2:]] == ["U-Net call", "shallow call, cut 1", "image, 2 steps"]
     assert all(line.endswith("-") for line in table[2:])  # no peak is known
 
 
@@ -149,3 +149,9 @@ def test_bench_times_an_update() -> None:
 def test_what_cannot_be_timed(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
         bench_update(BenchConfig("update", **settings))
+
+
+@pytest.mark.parametrize(("student", "cut"), [("sd", 12), ("bk_tiny", 5), ("sd", -2)])
+def test_cuts_that_a_network_does_not_have_are_not_timed(student: str, cut: int) -> None:
+    with pytest.raises(InputError, match=f"cut is {cut}"):
+        bench(BenchConfig(student=student, cut=cut))

@@ -165,7 +165,7 @@ def block_table(config: UNetConfig) -> tuple[tuple[Block, ...], tuple[Skip, ...]
 
 
 def cuts(config: UNetConfig) -> range:
-    """The skips between which and the up half `shallow_rows` leaves out blocks; skip 0 is `conv_in`'s output."""
+    """The skips at which `shallow_rows` leaves out blocks, numbered as pushed; 0 is `conv_in`'s output."""
     rows, _ = block_table(config)
     last = sum(row.pushes for row in rows)
     return range(last + (len(shallow_rows(config, last)) < len(rows)))

@@ -11,14 +11,15 @@ import numpy as np
 from bksdm_jax.base.errors import InputError, known_name, whole_number
 from bksdm_jax.base.precision import compute_dtype, exact_products
 from bksdm_jax.cost.chips import chip_of, peak_flops
-from bksdm_jax.cost.counts import Cost, decoder_cost, text_encoder_cost, unet_cost
+from bksdm_jax.cost.counts import Cost, decoder_cost, layer_costs, text_encoder_cost, unet_cost
 from bksdm_jax.cost.timing import Timing, arbitrary_weights, time_calls, time_program
 from bksdm_jax.diffusion.noise import image_keys
 from bksdm_jax.formats.unet_json import unet_from_diffusers
 from bksdm_jax.models.attention import require_attention
 from bksdm_jax.models.clip import clip_text_parameter_shapes
 from bksdm_jax.models.remat import require_remat
-from bksdm_jax.models.unet import UNet, parameter_shapes
+from bksdm_jax.models.unet import UNet, deep_cache_calls, parameter_shapes
+from bksdm_jax.models.unet_table import cuts
 from bksdm_jax.models.vae import vae_parameter_shapes
 from bksdm_jax.pipelines.pipeline import Architectures
 from bksdm_jax.pipelines.stable_diffusion import TEACHERS, stable_diffusion
@@ -46,6 +47,7 @@ class BenchConfig:
         resolution: pixels.
         steps: PNDM steps of the image; 0: time the U-Net only.
         guidance_scale: above 1 the U-Net processes every image twice.
+        cut: of a U-Net call with a cached deep feature (`UNet.shallow`), which is timed too; -1: none.
         repeats: timed calls.
         attention: of the U-Net, a key of `attention.IMPLEMENTATIONS`.
         remat: of the update, a key of `remat.POLICIES`.
@@ -60,6 +62,7 @@ class BenchConfig:
     resolution: int = 512
     steps: int = 25
     guidance_scale: float = 7.5
+    cut: int = -1
     repeats: int = 5
     attention: str = "auto"
     remat: str = "none"
@@ -73,6 +76,7 @@ def bench(config: BenchConfig) -> str:
     models, plan = _networks(config)
     vae, text, dtype = models.configs["vae"], models.configs["text_encoder"], compute_dtype(config.dtype)
     whole_number("config", "steps", config.steps, 0)
+    whole_number("config", "cut", config.cut, -1, len(cuts(plan.student)) - 1)
     networks = models.with_denoiser(plan.student)
     sampler = SamplerConfig(
         steps=max(config.steps, 1),
@@ -88,11 +92,13 @@ def bench(config: BenchConfig) -> str:
     latents = generator.standard_normal((config.batch_size, size, size, plan.student.in_channels), np.float32)
     context = generator.standard_normal((config.batch_size, text.max_length, text.width), np.float32)
     inputs = latents.astype(dtype), np.full(config.batch_size, 500, np.int32), {"context": context.astype(dtype)}
-    program = UNet(plan.student, dtype, config.attention).apply
+    unet = UNet(plan.student, dtype, config.attention)
     lines = _heading(config)
     with exact_products(config.dtype):
-        timing = time_program("U-Net calls", program, {"params": params["unet"]}, *inputs, repeats=config.repeats)
+        timing = time_program("U-Net calls", unet.apply, {"params": params["unet"]}, *inputs, repeats=config.repeats)
         lines.append(_row("U-Net call", timing, config, each))
+        if config.cut >= 0:
+            lines.append(_shallow_row(config, unet.clone(cut=config.cut), params["unet"], inputs))
         if config.steps:
             params["vae"] = arbitrary_weights(vae_parameter_shapes(vae), dtype)
             params["text_encoder"] = arbitrary_weights(clip_text_parameter_shapes(text), dtype)
@@ -103,6 +109,16 @@ def bench(config: BenchConfig) -> str:
             cost = text_encoder_cost(text) + each.times(calls) + decoder_cost(vae, size)
             lines.append(_row(f"image, {config.steps} steps", timing, config, cost))
     return "\n".join(lines)
+
+
+def _shallow_row(config: BenchConfig, unet: UNet, params: Any, inputs: tuple[Any, ...]) -> str:
+    full, shallow = deep_cache_calls(unet)
+    shape = jax.eval_shape(full, params, *inputs, None)[1]
+    deep = np.random.default_rng(1).standard_normal(shape.shape, np.float32).astype(shape.dtype)
+    single = jax.tree.map(lambda leaf: leaf[:1], (*inputs, deep))
+    cost = sum(layer_costs(unet, *single, method="shallow").values(), Cost())
+    timing = time_program("shallow calls", shallow, params, *inputs, deep, repeats=config.repeats)
+    return _row(f"shallow call, cut {unet.cut}", timing, config, cost)
 
 
 def bench_update(config: BenchConfig) -> str:
@@ -171,7 +187,7 @@ def _heading(config: BenchConfig) -> list[str]:
     ]
 
 
-_COLUMNS = "{:<18}{:>12}{:>12}{:>12}{:>12}{:>10}"
+_COLUMNS = "{:<21}{:>12}{:>12}{:>12}{:>12}{:>10}"
 
 
 def _row(name: str, timing: Timing, config: BenchConfig, each: Cost) -> str:
