@@ -4,61 +4,27 @@ import csv
 import dataclasses
 import io
 from pathlib import Path
-from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl import logging
-from diffusers.image_processor import VaeImageProcessor
-from hypothesis import given
-from hypothesis import strategies as st
-from PIL import Image, ImageOps
-from safetensors.numpy import save_file
+from PIL import Image
 
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.files import read_json
-from bksdm_jax.data.tables import Prompt
-from bksdm_jax.pipelines.load import find_model
 from bksdm_jax.sampling import protocols
 from bksdm_jax.sampling.config import SampleConfig
-from bksdm_jax.sampling.given_latents import read_latents
-from bksdm_jax.sampling.jobs import Init, Job, calls, find_inits, images_per_call, list_jobs
 from bksdm_jax.sampling.run import sample
 from bksdm_jax.sampling.text_to_image import starting_noise
 from tests import tiny
+from tests.sampling_runs import PROMPTS, pixels, quick, table, use_one_device
 
-PROMPTS = ("a photo of a cat", "the red rocket", "a cup")
-
-
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A call has as many images as `batch_size`; what several devices do is in `test_sample_processes`."""
-    one = jax.local_devices()[:1]
-    monkeypatch.setattr(jax, "local_devices", lambda: one)
-    for name in ("local_device_count", "device_count"):
-        monkeypatch.setattr(jax, name, lambda: 1)
-
-
-def quick(model: Path, **changes: Any) -> SampleConfig:
-    """Settings of a run of seconds at 16 pixels."""
-    given = {} if {"prompt", "prompts"} & changes.keys() else {"prompt": "a cat"}
-    return SampleConfig(model=str(model), **{"steps": 2, "batch_size": 2, "guidance_scale": 3.0} | given | changes)
+one_device = pytest.fixture(use_one_device, autouse=True)
 
 
 def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def pixels(workdir: Path, index: int = 0) -> np.ndarray:
-    (path,) = (workdir / "images").glob(f"{index:06d}.*")
-    return np.asarray(Image.open(path)).astype(int)
-
-
-def table(workdir: Path) -> list[dict[str, str]]:
-    with (workdir / "metadata.csv").open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.fixture
@@ -145,7 +111,8 @@ def test_a_protocol_makes_the_files_that_the_evaluation_makes(
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_given_latents_are_the_starting_noise(micro_teacher: Path, prompts: Path, tmp_path: Path, count: int) -> None:
-    noise, path = drawn(count), tmp_path / "noise.npy"
+    noise = np.asarray(starting_noise(7, jnp.arange(count, dtype=jnp.uint32), (8, 8, 4)))
+    path = tmp_path / "noise.npy"
     np.save(path, noise.transpose(0, 3, 1, 2))
     config = quick(micro_teacher, prompts=str(prompts), sampler="ddim")
     sample(dataclasses.replace(config, seed=7), tmp_path / "drawn")
@@ -156,69 +123,6 @@ def test_given_latents_are_the_starting_noise(micro_teacher: Path, prompts: Path
     np.save(path, noise * 2)
     with pytest.raises(InputError, match=r"config\.json: .*noise"):
         sample(dataclasses.replace(config, latents=str(path)), tmp_path / "given")
-
-
-def drawn(count: int) -> np.ndarray:
-    return np.asarray(starting_noise(7, jnp.arange(count, dtype=jnp.uint32), (8, 8, 4)))
-
-
-def test_latents_are_read_in_both_layouts_and_formats(tmp_path: Path) -> None:
-    noise = drawn(3)
-    for number, (layout, dtype) in enumerate(((noise, "<f4"), (noise.transpose(0, 3, 1, 2), ">f2"))):
-        path, tensors = tmp_path / f"{number}.npy", tmp_path / f"{number}.safetensors"
-        np.save(path, layout.astype(dtype))
-        save_file({"latents": np.ascontiguousarray(layout, dtype.replace(">", "<"))}, tensors)
-        for file in (path, tensors):
-            found = read_latents(file, 3, (8, 8, 4))
-            assert found.dtype == np.float32
-            assert np.array_equal(found, noise.astype(dtype).astype(np.float32))
-
-
-def spoilt(noise: np.ndarray, value: float) -> np.ndarray:
-    noise[1, 2, 3, 0] = value
-    return noise
-
-
-@pytest.mark.parametrize(
-    ("array", "shape", "fact"),
-    [
-        (np.zeros((2, 8, 8, 4), np.float32), (8, 8, 4), r"\[2, 8, 8, 4\]"),
-        (np.zeros((3, 8, 6, 4), np.float32), (8, 8, 4), r"\[3, 8, 6, 4\]"),
-        (np.zeros((8, 8, 4), np.float32), (8, 8, 4), r"\[8, 8, 4\]"),
-        (np.zeros((3, 4, 4, 4), np.float32), (4, 4, 4), "choose another resolution"),
-        (np.zeros((3, 8, 8, 4), np.int32), (8, 8, 4), "int32"),
-        (np.zeros((3, 8, 8, 4), np.float64), (8, 8, 4), "float64"),
-        (spoilt(drawn(3), np.nan), (8, 8, 4), r"\[1, 2, 3, 0\] is nan"),
-        (spoilt(drawn(3), -np.inf), (8, 8, 4), r"\[1, 2, 3, 0\] is -inf"),
-        (np.array([{}, []], object), (8, 8, 4), "not a readable"),
-        (np.zeros(3, [("a", "<f4")]), (8, 8, 4), "expected float32 or float16"),
-    ],
-)
-def test_latents_that_cannot_be_used_are_one_line(
-    tmp_path: Path, array: np.ndarray, shape: tuple[int, int, int], fact: str
-) -> None:
-    path = tmp_path / "noise.npy"
-    np.save(path, array, allow_pickle=True)
-    with pytest.raises(InputError, match=rf"^{path}: [^\n]*{fact}"):
-        read_latents(path, 3, shape)
-
-
-def test_files_that_hold_no_latents_are_one_line(tmp_path: Path) -> None:
-    huge = b"\x93NUMPY\x01\x00v\x00{'descr': '<f4', 'fortran_order': False, 'shape': (3, 10000000, 10000000, 4), }"
-    np.savez(tmp_path / "zip.npz", drawn(3))
-    contents = {
-        "huge.npy": huge.ljust(127) + b"\n",
-        "text.npy": b"not numpy",
-        "zip.npy": (tmp_path / "zip.npz").read_bytes(),
-        "text.safetensors": b"not safetensors",
-        "noise.pt": b"",
-    }
-    for name, content in contents.items():
-        (tmp_path / name).write_bytes(content)
-    save_file({"a": drawn(3), "b": drawn(3)}, tmp_path / "two.safetensors")
-    for name in (*contents, "two.safetensors", "none.npy"):
-        with pytest.raises(InputError, match=rf"^{tmp_path / name}: [^\n]*$"):
-            read_latents(tmp_path / name, 3, (8, 8, 4))
 
 
 def test_models_beside_each_other_share_noise_and_sheets(
@@ -252,75 +156,6 @@ def test_the_same_teacher_changes_nothing_and_another_does(
         sample(dataclasses.replace(config, teacher=str(teacher), switch_at=1), tmp_path / name)
     assert np.abs(pixels(tmp_path / "alone") - pixels(tmp_path / "same")).max() <= 1
     assert np.abs(pixels(tmp_path / "alone") - pixels(tmp_path / "other")).max() > 1
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images of two sizes, one of them on its side by its EXIF, and a file that is none."""
-    folder = tmp_path_factory.mktemp("pictures")
-    generator = np.random.default_rng(0)
-    for name, height, width in (("b.png", 17, 35), ("a.png", 16, 16), ("d.png", 19, 16)):
-        Image.fromarray(generator.integers(0, 256, (height, width, 3), np.uint8)).save(folder / name)
-    turned = Image.Exif()
-    turned[0x0112] = 6
-    Image.fromarray(generator.integers(0, 256, (16, 32, 3), np.uint8)).save(folder / "c.png", exif=turned)
-    (folder / "notes.txt").write_text("not an image")
-    return folder
-
-
-def test_images_begin_from_images_at_their_own_sizes(micro_teacher: Path, pictures: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "two"
-    folder.mkdir()
-    for name in "ab":
-        (folder / f"{name}.png").write_bytes((pictures / f"{name}.png").read_bytes())
-    config = quick(micro_teacher, init=str(folder), strength=0.5, images_per_prompt=2)
-    assert sample(config, tmp_path / "out") == 4
-    assert [row["source"] for row in table(tmp_path / "out")] == ["a.png", "a.png", "b.png", "b.png"]
-    assert [pixels(tmp_path / "out", i).shape[:2] for i in range(4)] == [(16, 16), (16, 16), (16, 34), (16, 34)]
-    assert not np.array_equal(pixels(tmp_path / "out", 0), pixels(tmp_path / "out", 1))
-    (folder / "b.png").write_bytes((pictures / "d.png").read_bytes())
-    with pytest.raises(InputError, match=r"config\.json: .*b\.png"):
-        sample(config, tmp_path / "out")
-
-
-def inits(model: Path, pictures: Path, **changes: Any) -> list[Init]:
-    return find_inits(quick(model, init=str(pictures), **changes), find_model(model).architectures)
-
-
-def test_images_to_begin_from_are_resized_as_diffusers_does(micro_teacher: Path, pictures: Path) -> None:
-    theirs = VaeImageProcessor(vae_scale_factor=2)
-    found, wide = inits(micro_teacher, pictures), inits(micro_teacher, pictures, width=24)
-    assert [one.path.name for one in found] == ["a.png", "b.png", "c.png", "d.png"]
-    assert [one.size for one in found] == [(16, 16), (16, 34), (32, 16), (18, 16)]
-    assert [one.size for one in wide] == [(16, 24), (16, 24), (32, 24), (18, 24)]
-    for one, width in [*((one, None) for one in found), *((one, 24) for one in wide)]:
-        image = ImageOps.exif_transpose(Image.open(one.path))
-        wanted = (theirs.preprocess(image, width=width)[0].numpy().transpose(1, 2, 0) + 1) * 127.5
-        assert np.array_equal(one.pixels(), np.round(wanted))
-
-
-def test_each_image_has_its_prompt_if_there_are_as_many(
-    micro_teacher: Path, pictures: Path, prompts: Path, tmp_path: Path
-) -> None:
-    networks = find_model(micro_teacher).architectures
-    config = quick(micro_teacher, init=str(pictures), images_per_prompt=2)
-    texts = [*(Prompt(text) for text in PROMPTS), Prompt("space", "space.jpg")]
-    jobs = list_jobs(config, texts, networks)
-    assert [job.index for job in jobs] == list(range(8))
-    assert [(job.prompt.text, job.source) for job in jobs[4::2]] == [("a cup", "c.png"), ("space", "space.jpg")]
-    assert {job.prompt.text for job in list_jobs(config, [Prompt("a cat")], networks)} == {"a cat"}
-    with pytest.raises(InputError, match=r"^init: 4 image.* 3 prompts"):
-        sample(quick(micro_teacher, prompts=str(prompts), init=str(pictures)), tmp_path / "none")
-    assert not (tmp_path / "none").exists()
-
-
-@given(sizes=st.lists(st.integers(1, 3), min_size=1, max_size=60), batch=st.integers(1, 9), machines=st.integers(1, 4))
-def test_calls_hold_every_image_once_and_one_size(sizes: list[int], batch: int, machines: int) -> None:
-    jobs = [Job(i, Prompt(""), (8 * size, 8)) for i, size in enumerate(sizes)]
-    count = images_per_call(jobs, batch, 2, machines)
-    made = calls(jobs, count)
-    assert sorted(job.index for call in made for job in call) == list(range(len(jobs)))
-    assert all(len({job.size for job in call}) == 1 and len(call) <= count <= 2 * batch for call in made)
 
 
 def test_png_files_say_how_they_were_made(micro_teacher: Path, tmp_path: Path) -> None:
