@@ -1,5 +1,6 @@
 """Images that sampling begins from, and the calls that hold a run's images."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +38,15 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_images_begin_from_images_at_their_own_sizes(micro_teacher: Path, pictures: Path, tmp_path: Path) -> None:
     folder = tmp_path / "two"
     folder.mkdir()
-    for name in "ab":
-        (folder / f"{name}.png").write_bytes((pictures / f"{name}.png").read_bytes())
+    (folder / "a.png").write_bytes((pictures / "a.png").read_bytes())
+    (folder / os.fsdecode(b"b\xff.png")).write_bytes((pictures / "b.png").read_bytes())
     config = quick(micro_teacher, init=str(folder), strength=0.5, images_per_prompt=2)
     assert sample(config, tmp_path / "out") == 4
-    assert [row["source"] for row in table(tmp_path / "out")] == ["a.png", "a.png", "b.png", "b.png"]
+    assert [row["source"] for row in table(tmp_path / "out")] == ["a.png", "a.png", "b?.png", "b?.png"]
     assert [pixels(tmp_path / "out", i).shape[:2] for i in range(4)] == [(16, 16), (16, 16), (16, 34), (16, 34)]
     assert not np.array_equal(pixels(tmp_path / "out", 0), pixels(tmp_path / "out", 1))
-    (folder / "b.png").write_bytes((pictures / "d.png").read_bytes())
-    with pytest.raises(InputError, match=r"config\.json: .*b\.png"):
+    (folder / "a.png").write_bytes((pictures / "d.png").read_bytes())
+    with pytest.raises(InputError, match=r"config\.json: .*a\.png"):
         sample(config, tmp_path / "out")
 
 

@@ -2,8 +2,12 @@
 
 import csv
 import dataclasses
+import errno
 import io
+import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,10 +17,13 @@ from PIL import Image
 
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.files import read_json
-from bksdm_jax.sampling import protocols
+from bksdm_jax.diffusion.schedule import ScheduleConfig, SolverOptions
+from bksdm_jax.sampling import protocols, run
 from bksdm_jax.sampling.config import SampleConfig
+from bksdm_jax.sampling.engine import Batch
 from bksdm_jax.sampling.run import sample
 from bksdm_jax.sampling.text_to_image import starting_noise
+from bksdm_jax.sampling.webui import parameters, sampler_name
 from tests import tiny
 from tests.sampling_runs import PROMPTS, pixels, quick, table, use_one_device
 
@@ -42,8 +49,17 @@ def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_call_of_which_an_image_is_missing_is_made_again_and_nothing_else_is_touched(
-    micro_teacher: Path, prompts: Path, tmp_path: Path
+    micro_teacher: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    made: list[tuple[int, ...]] = []
+    make = run.Engine.make
+    monkeypatch.setattr(run.Engine, "make", lambda engine, batches: make(engine, noted(batches)))
+
+    def noted(batches: Iterable[Batch]) -> Iterator[Batch]:
+        for batch in batches:
+            made.append(batch.indices)
+            yield batch
+
     config = quick(micro_teacher, prompts=str(prompts), images_per_prompt=8, batch_size=8)
     assert sample(config, tmp_path / "out") == 24
     images = tmp_path / "out" / "images"
@@ -53,8 +69,10 @@ def test_a_call_of_which_an_image_is_missing_is_made_again_and_nothing_else_is_t
     lost = {"000001.png", "000003.png", "000017.png"}
     for name in lost:
         (images / name).unlink()
+    made.clear()
     (images / ".000001.png.partial").write_bytes(b"of a killed run")
     assert sample(config, tmp_path / "out") == 24
+    assert made == [tuple(range(8)), tuple(range(16, 24))]
     assert files(images) == before
     assert (tmp_path / "out" / "metadata.csv").read_bytes() == listed
     assert {path.name for path in images.iterdir() if path.stat().st_mtime_ns != times[path.name]} == lost
@@ -156,6 +174,51 @@ def test_the_same_teacher_changes_nothing_and_another_does(
         sample(dataclasses.replace(config, teacher=str(teacher), switch_at=1), tmp_path / name)
     assert np.abs(pixels(tmp_path / "alone") - pixels(tmp_path / "same")).max() <= 1
     assert np.abs(pixels(tmp_path / "alone") - pixels(tmp_path / "other")).max() > 1
+
+
+def test_a_full_disk_is_one_line(micro_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_bytes = Path.write_bytes
+
+    def full(path: Path, data: bytes) -> int:
+        if path.name.endswith("000001.png.partial"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write_bytes(path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(InputError, match=r"^[^\n]*images/000001\.png: [^\n]*No space left"):
+            sample(quick(micro_teacher, images_per_prompt=4), tmp_path / "out")
+    assert not (tmp_path / "out" / "metadata.csv").exists()
+    sample(quick(micro_teacher, images_per_prompt=4), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("sampler", "options", "name"),
+    [
+        ("pndm", {}, "PLMS"),
+        ("euler_ancestral", {}, "Euler a"),
+        ("unipc_karras", {}, "unipc_karras"),
+        ("scheduler", {"sampler": "pndm"}, "PLMS"),
+        ("scheduler", {"sampler": "ddim"}, "DDIM"),
+        ("scheduler", {"sampler": "dpmpp", "sigma_spacing": "karras"}, "DPM++ 2M Karras"),
+        ("scheduler", {"sampler": "dpmpp", "solver_order": 3}, "dpmpp"),
+    ],
+)
+def test_samplers_have_the_names_that_webuis_know(sampler: str, options: dict[str, Any], name: str) -> None:
+    solver = SolverOptions(**{key: value for key, value in options.items() if key != "sampler"})
+    schedule = ScheduleConfig(sampler=options.get("sampler", "pndm"), solver=solver)
+    assert sampler_name(sampler, schedule) == name
+
+
+def test_names_that_read_as_several_values_are_quoted() -> None:
+    config = SampleConfig(model="m", prompt="a cat", init="x", clip_skip=1)
+    model = {"Model hash": "0123456789", "Model": 'a "b", Seed: 7\n\udcff'}
+    said = parameters(config, "PLMS", model, "a cat", 3, (512, 768)).split("\n")
+    assert said == [
+        "a cat",
+        "Steps: 25, Sampler: PLMS, CFG scale: 7.5, Seed: 0, Size: 768x512, Model hash: 0123456789, "
+        r'Model: "a \"b\", Seed: 7\n?", Denoising strength: 0.8, Clip skip: 2, Image: 3',
+    ]
 
 
 def test_png_files_say_how_they_were_made(micro_teacher: Path, tmp_path: Path) -> None:

@@ -52,8 +52,8 @@ class Job:
 
     @property
     def source(self) -> str:
-        """The name in the prompts' table, or that of the image it begins from."""
-        return self.prompt.source or (self.init.path.name if self.init else "")
+        """The name in the prompts' table, or that of the image it begins from, with ? for bytes that aren't UTF-8."""
+        return self.prompt.source or (self.init.path.name.encode(errors="replace").decode() if self.init else "")
 
 
 def read_texts(config: SampleConfig) -> list[Prompt]:

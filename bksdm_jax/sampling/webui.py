@@ -79,7 +79,8 @@ def parameters(
     }
     negative = [f"Negative prompt: {config.negative_prompt}"] if config.negative_prompt else []
     last = ", ".join(f"{key}: {_quoted(value)}" for key, value in facts.items())
-    return "\n".join([prompt, *negative, last]).replace("\0", "\ufffd")  # NUL would end the chunk's text
+    text = "\n".join([prompt, *negative, last]).replace("\0", "\ufffd")  # NUL would end the chunk's text
+    return text.encode(errors="replace").decode()  # of names that aren't UTF-8
 
 
 def _quoted(value: str) -> str:
