@@ -14,11 +14,13 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
+import torch  # noqa: E402
 
 from tests import single_files, tiny  # noqa: E402
 
 pytest_plugins = ["tests.thirds"]
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+torch.set_num_threads(1)  # two workers share the cores, and threads that wait for each other are slow
 
 
 @pytest.fixture(autouse=True)

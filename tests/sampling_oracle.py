@@ -3,7 +3,7 @@
 import importlib
 import itertools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
@@ -88,15 +88,19 @@ def covering(options: dict[str, list[Any]], together: int) -> Iterator[dict[str,
 
 
 def in_numpy(
-    calls: Calls, noise: np.ndarray, added: np.ndarray, latents: np.ndarray | None = None
+    calls: Calls,
+    noise: np.ndarray,
+    added: np.ndarray,
+    latents: np.ndarray | None = None,
+    network: Callable[[np.ndarray, float], np.ndarray] = lambda x, t: stand_in(x, t, np),
 ) -> tuple[np.ndarray, float]:
-    """What `solver.solve` computes, in float64, with `stand_in`; and the largest number on the way."""
+    """What `solver.solve` computes, in float64; and the largest number on the way."""
     signal, deviation = (0.0, calls.deviation) if latents is None else calls.levels
     slots = np.zeros((calls.weights.shape[1], *noise.shape))
     slots[0] = deviation * noise + (0.0 if latents is None else signal * latents)
     largest = np.abs(slots[0]).max()
     for i in range(len(calls)):
-        out = stand_in(calls.scales[i] * slots[0], calls.timesteps[i], np)
+        out = network(calls.scales[i] * slots[0], calls.timesteps[i])
         start = calls.starts[i, 0] * slots[0] + calls.starts[i, 1] * out
         start = start if calls.clip is None else np.clip(start, -calls.clip, calls.clip)
         slots = np.tensordot(calls.weights[i], np.concatenate([slots, [out, start, added[i]]]), axes=1)
