@@ -1,5 +1,6 @@
 """Sampling as one call: pipeline folder and prompts in, a folder of images out."""
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -192,14 +193,23 @@ def _make(plan: _Plan, maker: _Maker, output: Output) -> None:
     todo = [jobs for jobs in own if any(missing[job.index] for job in jobs)]
     by_index = {job.index: job for jobs in todo for job in jobs}
     done = sum(len(jobs) for jobs in own) - len(by_index)
-    with Progress("images", len(missing), done) as progress, Writers(config.workers, progress.advance) as writers:
+    progress = None
+    with contextlib.ExitStack() as stack, Writers(config.workers) as writers:
         for made in maker.engine.make(_batches(todo, plan.noise)):
             if is_first():
                 _write_timing(output.folder, config, maker.engine)
+            ended = progress.advance if progress else _not_counted
             for index, image in zip(made.batch.indices, made.images, strict=True):
                 job = by_index[index]
                 text = parameters(config, maker.sampler, maker.facts, job.prompt.text, index, job.size)
-                writers.add(output.write, index, image, missing[index], text)
+                writers.add(ended, output.write, index, image, missing[index], text)
+            if progress is None:  # from here on, since the first call was compiled
+                done += len(made.images)
+                progress = stack.enter_context(Progress("images", len(missing), done))
+
+
+def _not_counted() -> None:
+    """For images that were there when the progress began."""
 
 
 def _batches(todo: Sequence[tuple[Job, ...]], noise: np.ndarray | None) -> Iterator[Batch]:

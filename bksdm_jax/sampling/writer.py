@@ -96,30 +96,28 @@ def encoded(image: Image.Image, form: str, text: str = "") -> bytes:
 
 
 class Writers:
-    """Threads that write; use as a context manager, which waits for them unless there was an error.
+    """`count` threads that write; use as a context manager, which waits for them unless there was an error."""
 
-    Args:
-        count: of threads.
-        written: called in the caller's thread for each call that has ended.
-    """
-
-    def __init__(self, count: int, written: Callable[[], None]) -> None:
-        self._pool = concurrent.futures.ThreadPoolExecutor(count)
-        self._most, self._written = count * _AHEAD, written
-        self._waiting: deque[concurrent.futures.Future[None]] = deque()
+    def __init__(self, count: int) -> None:
+        self._pool, self._most = concurrent.futures.ThreadPoolExecutor(count), count * _AHEAD
+        self._waiting: deque[tuple[concurrent.futures.Future[None], Callable[[], None]]] = deque()
 
     def __enter__(self) -> "Writers":
         return self
 
-    def add(self, call: Callable[..., None], *arguments: object) -> None:
-        """Has a thread make the call; waits if many are waiting. Raises what an earlier call has raised."""
-        self._waiting.append(self._pool.submit(call, *arguments))
-        while self._waiting and (len(self._waiting) > self._most or self._waiting[0].done()):
+    def add(self, ended: Callable[[], None], call: Callable[..., None], *arguments: object) -> None:
+        """Has a thread make the call, and calls `ended` in the caller's thread after it; waits if many are waiting.
+
+        Raises what an earlier call has raised.
+        """
+        self._waiting.append((self._pool.submit(call, *arguments), ended))
+        while self._waiting and (len(self._waiting) > self._most or self._waiting[0][0].done()):
             self._end_first()
 
     def _end_first(self) -> None:
-        self._waiting.popleft().result()
-        self._written()
+        call, ended = self._waiting.popleft()
+        call.result()
+        ended()
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
