@@ -276,3 +276,19 @@ def test_hostile_names_and_texts_stay_inside_the_workdir(micro_teacher: Path, tm
     for index in range(0, 1000, 37):
         with Image.open(tmp_path / "out" / "images" / f"{index:06d}.png") as image:
             assert image.text["parameters"].startswith(f"{names[index][::-1]}\nSteps: 1, ")
+
+
+def test_previews_are_the_estimates_on_the_way(micro_teacher: Path, prompts: Path, tmp_path: Path) -> None:
+    vae = micro_teacher / "vae"
+    config = quick(micro_teacher, prompts=str(prompts), steps=3, sampler="ddim", previews=2, preview_vae=str(vae))
+    sample(config, tmp_path / "out")
+    previews = tmp_path / "out" / "previews"
+    assert {path.name for path in previews.iterdir()} == {f"{index:06d}_001.png" for index in range(3)}
+    lost = previews / "000001_001.png"
+    before = lost.read_bytes()
+    assert np.abs(np.asarray(Image.open(lost)).astype(int) - pixels(tmp_path / "out", 1)).max() > 1
+    lost.unlink()
+    sample(config, tmp_path / "out")
+    assert lost.read_bytes() == before
+    with pytest.raises(InputError, match=r"preview_vae: .*previews"):
+        sample(quick(micro_teacher, preview_vae=str(vae)), tmp_path / "other")

@@ -36,6 +36,8 @@ class SampleConfig(SamplerConfig, ModelOptions, PartsConfig):
         format: of the files, `png` or `jpeg`.
         batch_size: images per program call and device; in float32 it changes an image only by rounding.
         resolution: pixels; 0: the model's own.
+        previews: of how many U-Net calls one's estimate of the image is written to `previews/`; 0: none.
+        preview_vae: the autoencoder that decodes them, such as TAESD; empty: the model's.
         dtype: of the networks' computations, `float32` or `bfloat16`.
         workers: threads that encode and write files.
     """
@@ -54,6 +56,8 @@ class SampleConfig(SamplerConfig, ModelOptions, PartsConfig):
     batch_size: int = 4
     resolution: int = 0
     sampler: str = "scheduler"
+    previews: int = 0
+    preview_vae: str = ""
     dtype: str = "float32"
     workers: int = 4
 
@@ -75,6 +79,9 @@ def require_settings(config: SampleConfig) -> None:
     known_name("config", "format", config.format, FORMATS)
     whole_number("config", "batch_size", config.batch_size)
     whole_number("config", "images_per_prompt", config.images_per_prompt)
+    whole_number("config", "previews", config.previews, 0)
+    if config.preview_vae and not config.previews:
+        raise InputError("preview_vae: given without previews; give both, or leave it out")
     whole_number("config", "workers", config.workers, 1, MOST_WORKERS)
     finite_number("config", "strength", config.strength, 0, 1)
     if len(config.beside) > MOST_BESIDE:

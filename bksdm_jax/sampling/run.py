@@ -17,12 +17,13 @@ from bksdm_jax.base.precision import compute_dtype
 from bksdm_jax.base.progress import Progress
 from bksdm_jax.base.workdir import claim, require_same, require_same_parts, require_shared
 from bksdm_jax.data.tables import Prompt, write_table
+from bksdm_jax.pipelines.autoencoder import load_autoencoder
 from bksdm_jax.pipelines.load import load_pipeline
 from bksdm_jax.pipelines.parts import with_parts
 from bksdm_jax.pipelines.pipeline import Architectures, Pipeline
 from bksdm_jax.pipelines.source import ModelSource
 from bksdm_jax.sampling.config import MAY_CHANGE, SampleConfig, require_settings
-from bksdm_jax.sampling.engine import Batch, Engine
+from bksdm_jax.sampling.engine import Batch, Engine, Previews
 from bksdm_jax.sampling.given_latents import read_latents
 from bksdm_jax.sampling.jobs import Job, calls, images_per_call, list_jobs, read_texts
 from bksdm_jax.sampling.protocols import resized_to, with_protocol
@@ -94,12 +95,12 @@ def sample(config: SampleConfig, workdir: Path) -> int:
         claim(workdir, record)
     barrier("claimed")
     require_shared(workdir)
-    outputs = [_output(plan, workdir)]
+    outputs = [_output(plan, maker, workdir)]
     _make(plan, maker, outputs[0])
     del maker  # its weights on the devices
     for number, name in enumerate(config.beside, start=1):
-        outputs.append(_output(plan, workdir / f"beside_{number}"))
-        _make_beside(plan, name, record[f"beside_{number}{_SHA256}"], outputs[-1])
+        folder = workdir / f"beside_{number}"
+        outputs.append(_make_beside(plan, name, record[f"beside_{number}{_SHA256}"], folder))
     barrier("made")
     if is_first():
         for output in outputs:
@@ -169,20 +170,36 @@ def _require_beside(config: SampleConfig, name: str, ours: Architectures, theirs
 def _maker(plan: _Plan, name: str, model: Pipeline, identity: dict[str, str]) -> _Maker:
     """Raises `InputError` if the settings don't fit the model."""
     config = plan.config
-    engine = Engine(model, config, config.dtype, config.batch_size, strength=config.strength_used, teacher=plan.teacher)
+    engine = Engine(
+        model,
+        config,
+        config.dtype,
+        config.batch_size,
+        strength=config.strength_used,
+        teacher=plan.teacher,
+        previews=_previews(config),
+    )
     facts = model_facts(name, model, identity) if config.format == "png" else {}
     return _Maker(engine, sampler_name(config.sampler, model.schedule), facts)
 
 
-def _make_beside(plan: _Plan, name: str, identity: dict[str, str], output: Output) -> None:
+def _previews(config: SampleConfig) -> Previews | None:
+    if not config.previews:
+        return None
+    return Previews(config.previews, load_autoencoder(config.preview_vae) if config.preview_vae else None)
+
+
+def _make_beside(plan: _Plan, name: str, identity: dict[str, str], folder: Path) -> Output:
     """Makes the images of a model beside the first."""
-    logging.info("%s: images of %s", output.folder, name)
-    make_folder(output.folder)
-    _make(plan, _maker(plan, name, _load(plan.config, name), identity), output)
+    logging.info("%s: images of %s", folder, name)
+    maker = _maker(plan, name, _load(plan.config, name), identity)
+    output = _output(plan, maker, make_folder(folder))
+    _make(plan, maker, output)
+    return output
 
 
-def _output(plan: _Plan, folder: Path) -> Output:
-    return Output(folder, plan.config.format, resized_to(plan.config))
+def _output(plan: _Plan, maker: _Maker, folder: Path) -> Output:
+    return Output(folder, plan.config.format, resized_to(plan.config), maker.engine.preview_calls)
 
 
 def _make(plan: _Plan, maker: _Maker, output: Output) -> None:
@@ -199,10 +216,11 @@ def _make(plan: _Plan, maker: _Maker, output: Output) -> None:
             if is_first():
                 _write_timing(output.folder, config, maker.engine)
             ended = progress.advance if progress else _not_counted
-            for index, image in zip(made.batch.indices, made.images, strict=True):
+            for i, index in enumerate(made.batch.indices):
                 job = by_index[index]
                 text = parameters(config, maker.sampler, maker.facts, job.prompt.text, index, job.size)
-                writers.add(ended, output.write, index, image, missing[index], text)
+                previews = {call: images[i] for call, images in made.previews.items()}
+                writers.add(ended, output.write, index, made.images[i], missing[index], text, previews)
             if progress is None:  # from here on, since the first call was compiled
                 done += len(made.images)
                 progress = stack.enter_context(Progress("images", len(missing), done))

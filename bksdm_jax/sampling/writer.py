@@ -4,7 +4,7 @@ import concurrent.futures
 import dataclasses
 import io
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.files import atomic_file, make_folder
+from bksdm_jax.base.images import save_png
 from bksdm_jax.base.paths import read_bytes
 from bksdm_jax.data.decode import MOST_BYTES, open_image, to_rgb
 
@@ -39,11 +40,13 @@ class Output:
         folder: in which `images/` lies.
         format: a key of `FORMATS`.
         resized: side in pixels of a second copy, made from the first file, in `images_PIXELS/`; 0: there is none.
+        previews: numbers of the calls with a preview, `previews/000000_004.png`.
     """
 
     folder: Path
     format: str = "png"
     resized: int = 0
+    previews: tuple[int, ...] = ()
 
     def name(self, index: int) -> str:
         """The file of an image, relative to the folder."""
@@ -52,7 +55,8 @@ class Output:
     def names(self, index: int) -> list[str]:
         """All files of an image, relative to the folder, in the order in which they are written."""
         name = self.name(index)
-        return [name, f"{IMAGES}_{self.resized}/{Path(name).name}"] if self.resized else [name]
+        resized = [f"{IMAGES}_{self.resized}/{Path(name).name}"] if self.resized else []
+        return [name, *resized, *(self._preview(index, call) for call in self.previews)]
 
     def begin(self) -> set[str]:
         """Makes the folders; the files that are there, relative to the folder."""
@@ -61,16 +65,24 @@ class Output:
             make_folder(self.folder / folder)
         return {f"{folder}/{path.name}" for folder in folders for path in (self.folder / folder).iterdir()}
 
-    def write(self, index: int, image: np.ndarray, missing: set[str], text: str = "") -> None:
+    def _preview(self, index: int, call: int) -> str:
+        return f"previews/{index:06d}_{call:03d}.png"
+
+    def write(
+        self, index: int, image: np.ndarray, missing: set[str], text: str = "", previews: Mapping[int, np.ndarray] = {}
+    ) -> None:
         """Writes the missing files of an image, uint8 [H, W, 3], each atomically; PNG files get `text`.
 
-        Raises `InputError` if a file can't be written.
+        `previews` are those of its calls, of the same shape. Raises `InputError` if a file can't be written.
         """
         first, *others = self.names(index)
         if first in missing:
             self._save(first, Image.fromarray(image), text)
+        estimates = {self._preview(index, call): estimate for call, estimate in previews.items()}
         for name in others:
-            if name in missing:
+            if name in missing and name in estimates:
+                save_png(self.folder / name, estimates[name])
+            elif name in missing:
                 path = self.folder / first
                 try:
                     saved = to_rgb(open_image(read_bytes(path, MOST_BYTES)))
