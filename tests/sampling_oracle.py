@@ -65,7 +65,9 @@ def sample(
 
 def rounding(schedule: ScheduleConfig, calls: Calls) -> float:
     """By how much Diffusers' float32 may be off, for latents of some units: it divides by sqrt(abar) and 1 - abar."""
-    abar = schedule.alphas_cumprod()[np.clip(calls.timesteps, 0, schedule.train_steps - 1).astype(int)]
+    last = schedule.train_steps - 1
+    at = np.append(calls.timesteps, [last] if calls.weights.shape[1] == 6 else [])  # PNDM may go back to the noisiest
+    abar = schedule.alphas_cumprod()[np.clip(at, 0, last).astype(int)]
     abar = np.clip(abar, 1e-10, 1 - 1e-10)
     worst = max((1 / np.sqrt(abar[abar > 1e-10])).max(initial=1), (1 / (1 - abar)).max())
     return 4 * np.finfo(np.float32).eps * float(worst)
