@@ -18,16 +18,16 @@ from bksdm_jax.diffusion.schedule import ScheduleConfig
 from bksdm_jax.diffusion.solver import Calls
 from tests.arrays import stand_in
 
+_quantile = functools.cache(scipy.stats.beta.ppf)  # half of the time otherwise
+
 
 def scheduler_of(file: dict[str, Any]) -> Any:
     """Diffusers' scheduler as its pipeline has it."""
     warnings.filterwarnings("ignore", category=FutureWarning)  # what it corrects in the file
-    scheduler = getattr(diffusers, file["_class_name"]).from_config(file)
+    with mock.patch.object(scipy.stats.beta, "ppf", _quantile):
+        scheduler = getattr(diffusers, file["_class_name"]).from_config(file)
     others = dict.fromkeys(("vae", "text_encoder", "tokenizer", "unet", "safety_checker", "feature_extractor"))
     return StableDiffusionPipeline(scheduler=scheduler, requires_safety_checker=False, **others).scheduler
-
-
-_quantile = functools.cache(scipy.stats.beta.ppf)  # half of the time otherwise
 
 
 def sample(
