@@ -6,8 +6,9 @@ The names are those of `bksdm_jax` itself, and do what the binaries do.
 import collections
 import dataclasses
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -48,7 +49,7 @@ class Student(Pipeline):
     plan: RemovalPlan
     facts: CardFacts
 
-    def with_denoiser(self, config: UNetConfig, params: dict) -> Pipeline:
+    def with_denoiser(self, config: UNetConfig, params: Mapping[str, Any]) -> Pipeline:
         """A copy with another U-Net, of which the model card would be untrue; raises as `Pipeline.with_denoiser`."""
         return Pipeline(**_fields(self)).with_denoiser(config, params)
 
@@ -126,10 +127,9 @@ def generate(
 ) -> Images:
     """Generates an image for each prompt.
 
-    The noise of image i depends on `seed` and i alone. What a call has compiled serves the next ones too, if no more
-    than `prompts` (in as many batches or fewer images than a batch), `seed`, `negative_prompt` and the contents of
-    `init` differ. Up to four such programs are kept, each with its pipeline's weights on the devices, for as long as
-    the pipeline exists.
+    The noise of image i depends on `seed` and i alone. The first call with some settings compiles; the next ones reuse
+    that, whatever their `prompts`, `seed`, `negative_prompt` and contents of `init`, if a batch has as many images. Up
+    to four compiled settings are kept, each with its pipeline's weights on the devices, while the pipeline exists.
 
     Args:
         pipeline: the model; its arrays must not be changed.
@@ -215,7 +215,7 @@ def save(
     return write_pipeline(folder, pipeline, config)
 
 
-def _fields(pipeline: Pipeline) -> dict:
+def _fields(pipeline: Pipeline) -> dict[str, Any]:
     return {field.name: getattr(pipeline, field.name) for field in dataclasses.fields(Pipeline)}
 
 
