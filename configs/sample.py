@@ -1,13 +1,15 @@
-"""Sampling as in the paper's evaluation: PNDM, 25 steps, guidance 7.5.
+"""Sampling, by default as the model's scheduler file has it, in 25 steps at guidance 7.5.
 
   python -m launch.sample --config=configs/sample.py --config.model=DIR --config.prompt="a red bicycle" --workdir=DIR
+  python -m launch.sample --config=configs/sample.py --config.model=DIR --config.prompts=FILE \\
+      --config.protocol=bk_sdm --workdir=DIR
 
-PNDM makes one more U-Net call than steps. All settings are explained in `SampleConfig` (bksdm_jax/sampling/run.py).
+PNDM makes one more U-Net call than steps. All settings are explained in `SampleConfig` (bksdm_jax/sampling/config.py).
 """
 
 from ml_collections import config_dict
 
-from bksdm_jax.sampling.run import SampleConfig
+from bksdm_jax.sampling.config import SampleConfig
 from launch.defaults import defaults
 
 

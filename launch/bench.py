@@ -17,6 +17,12 @@ a tenth of the widths and 32 images of 64x64 pixels, for CPUs.
 
 Prints how fast training data are read (JPEG files compared with Pillow alone, cached latents), and the memory used to
 prepare small and large folders. The data are generated in a temporary folder.
+
+  python -m launch.bench --config=configs/bench.py:deep_cache
+  python -m launch.bench --config=configs/bench.py:deep_cache --config.model=MODEL --config.guidance_scale=7.5
+
+Prints what DeepCache (`--config.deep_cache` of `launch.sample`) saves for several intervals, and how far its images are
+from the exact ones.
 """
 
 from launch.command import quiet_libraries, run_without_workdir
@@ -26,8 +32,14 @@ quiet_libraries()
 from bksdm_jax.base.errors import known_name  # noqa: E402
 from bksdm_jax.perf.bench import BenchConfig, bench, bench_update  # noqa: E402
 from bksdm_jax.perf.data_bench import bench_data  # noqa: E402
+from bksdm_jax.perf.deep_cache_bench import bench_deep_cache  # noqa: E402
 
-BENCHES = {"unet": bench, "update": bench_update, "data": lambda config: bench_data(config.resolution, config.repeats)}
+BENCHES = {
+    "unet": bench,
+    "update": bench_update,
+    "data": lambda config: bench_data(config.resolution, config.repeats),
+    "deep_cache": bench_deep_cache,
+}
 """`config.what` -> benchmark."""
 
 

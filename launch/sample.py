@@ -1,13 +1,30 @@
-"""Generates images from prompts.
+"""Generates images from prompts, and from other images.
 
   python -m launch.sample --config=configs/sample.py --config.model=DIR --config.prompts=FILE --workdir=DIR
   python -m launch.sample --config=configs/sample.py --config.model=DIR --config.prompt="a red bicycle" --workdir=DIR
 
 `model` is a pipeline folder, single file or hub id; `prompts` a `.txt` file with one prompt per line, or a `.csv` file
-with `file_name,text`. Writes `images/000000.png`, ... and `metadata.csv` (`file_name,text`) to the workdir.
+with `file_name,text`. The workdir gets
 
-The starting noise of image i depends only on `seed` and i; in float32, `batch_size` changes pixels by at most rounding.
-The same command generates only the missing images.
+  images/000000.png, ...  JPEG with --config.format=jpeg; PNG files say how they were made, as WebUIs do
+  metadata.csv            file_name,text, and source: the name in the .csv, or of the image to begin from
+  timing.json             seconds_per_image, and first_call_seconds with compiling
+  config.json             the settings
+
+More of it:
+
+  --config.protocol=bk_sdm                       the images of the paper's evaluation, in images/ and images_256/
+  --config.init=FILE or FOLDER                   images to begin from; --config.strength=0.8
+  --config.images_per_prompt=4                   image i is of prompt i // 4
+  --config.latents=FILE                          starting noise, .npy or .safetensors
+  --config.teacher=MODEL --config.switch_at=10   the first steps are made by another model
+  --config.beside="('MODEL2','MODEL3')"          more models' images of the same noise in beside_1/, beside_2/, and
+                                                 sheet_000.png, ... with a row per model, in this order
+
+An image depends only on the settings and its number; `batch_size`, the images per call and device, and the number of
+devices change pixels by rounding at most, in float32. The same command generates only the missing images. On several
+hosts, run the same command on each, with `--distributed` as for `launch.train`; each makes its share of the images, and
+all must see the same workdir.
 """
 
 from pathlib import Path
@@ -16,14 +33,17 @@ from launch.command import quiet_libraries, run
 
 quiet_libraries()
 
-from bksdm_jax.sampling.run import SampleConfig, sample  # noqa: E402
+from bksdm_jax.base.distributed import is_first  # noqa: E402
+from bksdm_jax.sampling.config import SampleConfig  # noqa: E402
+from bksdm_jax.sampling.run import sample  # noqa: E402
 
 
 def main(config: SampleConfig, workdir: Path) -> None:
-    """Generates the images and prints their folder."""
+    """Generates the images; the first process prints their folder."""
     count = sample(config, workdir)
-    print(f"{count} image(s) in {workdir / 'images'}")
+    if is_first():
+        print(f"{count} image(s) in {workdir / 'images'}")
 
 
 if __name__ == "__main__":
-    run(SampleConfig, main)
+    run(SampleConfig, main, distributed=True)

@@ -2,8 +2,10 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
 
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.sampling.run import SampleConfig, sample
@@ -85,6 +87,22 @@ def test_a_folder_with_other_things_is_not_a_workdir(settings: DistillConfig, tm
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Files that can't be used."""
+    folder = tmp_path_factory.mktemp("broken")
+    (folder / "none").mkdir()
+    (folder / "images").mkdir()
+    Image.new("RGB", (16, 16)).save(folder / "images" / "a.png")
+    (folder / "images" / "b.png").write_bytes((folder / "images" / "a.png").read_bytes()[:50])
+    Image.new("RGB", (16, 1)).save(folder / "images" / "tiny.gif")
+    (folder / "columns.csv").write_text("file_name,caption\na.jpg,a cat\n")
+    (folder / "rows.csv").write_text("file_name,text\na.jpg,a cat\nb.jpg,a cat, red\n")
+    (folder / "nul.txt").write_bytes(b"a cat\na \0 cat\n")
+    (folder / "empty.txt").write_text("\n \n")
+    return folder
+
+
 @pytest.mark.parametrize(
     ("change", "facts"),
     [
@@ -99,15 +117,55 @@ def test_a_folder_with_other_things_is_not_a_workdir(settings: DistillConfig, tm
         ({"prompt": "a cat", "guidance_scale": float("inf")}, ("guidance_scale is inf",)),
         ({"prompt": "a cat", "dtype": "half"}, ("dtype", "'half'")),
         ({"prompt": "a cat", "model": "/no/such/model"}, ("/no/such/model",)),
+        ({"prompt": "a cat", "steps": 0}, ("steps is 0",)),
+        ({"prompt": "a cat", "height": 17}, ("height: 17",)),
+        ({"prompt": "a cat", "width": 2**20}, ("width: 1048576", "4096")),
+        ({"prompt": "a cat", "eta": 1.5}, ("eta is 1.5",)),
+        ({"prompt": "a cat", "strength": 1.5}, ("strength is 1.5",)),
+        ({"prompt": "a cat", "init": "{images}", "strength": 0.0}, ("strength: 0.0",)),
+        ({"prompt": "a cat", "init": "{images}", "strength": -0.5}, ("strength is -0.5",)),
+        ({"prompt": "a cat", "init": "/no/such/image.png"}, ("/no/such/image.png",)),
+        ({"prompt": "a cat", "init": "{broken}/images"}, ("{broken}/images/b.png", "not a readable image")),
+        ({"prompt": "a cat", "init": "{broken}/images/tiny.gif"}, ("{broken}/images/tiny.gif", "height: 0")),
+        ({"prompt": "a cat", "init": "{broken}/none"}, ("init", "{broken}/none", "no images")),
+        ({"prompts": "{broken}/columns.csv"}, ("{broken}/columns.csv", "'text'")),
+        ({"prompts": "{broken}/rows.csv"}, ("{broken}/rows.csv", "line 3")),
+        ({"prompts": "{broken}/nul.txt"}, ("{broken}/nul.txt", "line 2", "NUL")),
+        ({"prompts": "{broken}/empty.txt"}, ("{broken}/empty.txt", "no prompts")),
+        ({"prompt": "a \udcff cat"}, ("prompt", "character 3")),
+        ({"prompt": "a cat", "negative_prompt": "\ud800"}, ("negative_prompt", "character 1")),
+        ({"prompt": "a cat", "negative_prompt": "b" * 70_000}, ("negative_prompt", "70000 characters")),
+        ({"prompt": "a cat", "format": "webp"}, ("format", "'webp'", "png, jpeg")),
+        ({"prompt": "a cat", "images_per_prompt": 0}, ("images_per_prompt is 0",)),
+        ({"prompt": "a cat", "images_per_prompt": 10**9}, ("images_per_prompt: 1000000000", "1000000 images")),
+        ({"prompt": "a cat", "workers": 0}, ("workers is 0",)),
+        ({"prompt": "a cat", "switch_at": 2}, ("switch_at", "teacher")),
+        ({"prompt": "a cat", "teacher": "{model}"}, ("teacher", "switch_at")),
+        ({"prompt": "a cat", "teacher": "/no/such/teacher", "switch_at": 2}, ("/no/such/teacher",)),
+        ({"prompt": "a cat", "beside": ("/no/such/student",)}, ("/no/such/student",)),
+        ({"prompt": "a cat", "beside": ("",)}, ("beside", "''")),
+        ({"prompt": "a cat", "beside": ("{model}",) * 100}, ("beside: 100 models", "64")),
+        ({"prompt": "a cat", "latents": "/no/such/noise.npy"}, ("/no/such/noise.npy",)),
+        ({"prompt": "a cat", "protocol": "bk_sdm", "height": 256}, ("height: 256", "bk_sdm", "512")),
+        ({"prompt": "a cat", "protocol": "coco"}, ("protocol", "'coco'", "bk_sdm")),
+        ({"prompt": "a cat", "vae": "/no/such/vae"}, ("/no/such/vae",)),
+        ({"prompt": "a cat", "clip_skip": 99}, ("clip_skip is 99",)),
     ],
 )
 def test_sampling_that_cannot_work_writes_nothing(
-    micro_teacher: Path, tmp_path: Path, change: dict, facts: tuple[str, ...]
+    micro_teacher: Path, photographs: Path, broken: Path, tmp_path: Path, change: dict, facts: tuple[str, ...]
 ) -> None:
-    config = SampleConfig(**{"model": str(micro_teacher)} | change)
+    places = {"model": micro_teacher, "images": photographs, "broken": broken}
+
+    def filled(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(filled, value))
+        return value.format(**places) if isinstance(value, str) else value
+
+    config = SampleConfig(**{"model": str(micro_teacher)} | {key: filled(value) for key, value in change.items()})
     with pytest.raises(InputError) as error:
         sample(config, tmp_path / "images")
-    require_one_line(error.value, facts)
+    require_one_line(error.value, filled(facts))
     assert not (tmp_path / "images").exists()
 
 

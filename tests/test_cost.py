@@ -1,5 +1,6 @@
 """What a pipeline costs: against the paper's figures, PyTorch's parameters, and formulas of its own."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from bksdm_jax.formats.clip_json import clip_text_from_transformers, clip_text_t
 from bksdm_jax.formats.unet_json import unet_from_diffusers
 from bksdm_jax.formats.vae_json import vae_from_diffusers
 from bksdm_jax.models.attention import Attention
+from bksdm_jax.perf import deep_cache_bench
 from bksdm_jax.perf.bench import BenchConfig, bench, bench_update
 from bksdm_jax.perf.cost_report import CostConfig, cost_report
 from bksdm_jax.pipelines.load import find_model
@@ -124,6 +126,19 @@ def test_bench_prints_rates(monkeypatch: pytest.MonkeyPatch) -> None:
     assert table[0].startswith("mid_block of SD v1, batch 2, float32, 16x16 pixels, on cpu")
     assert [line.split("  ")[0] for line in table[2:]] == ["U-Net call", "shallow call, cut 1", "image, 2 steps"]
     assert all(line.endswith("-") for line in table[2:])  # no peak is known
+
+
+@pytest.mark.slow
+def test_bench_prints_what_deep_cache_saves(micro_torch_teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deep_cache_bench, "_INTERVALS", (0, 2))
+    config = BenchConfig(model=str(micro_torch_teacher), steps=2, repeats=1, guidance_scale=1.0)
+    _, _, exact, cached = deep_cache_bench.bench_deep_cache(config).splitlines()
+    assert exact.split()[:2] == ["all", "-"]
+    assert [float(cell) for cell in exact.split()[-2:]] == [0, 0]
+    assert cached.startswith("1 in 2")
+    assert float(cached.split()[-2]) > 0
+    with pytest.raises(InputError, match="cut"):
+        deep_cache_bench.bench_deep_cache(dataclasses.replace(config, cut=99))
 
 
 @pytest.mark.slow

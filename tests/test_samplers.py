@@ -94,26 +94,30 @@ def require_as_diffusers(name: str, choice: dict[str, Any]) -> None:
         file[spacing] = True
     if file.get("rescale_betas_zero_snr") and file["prediction_type"] == "epsilon":
         file["prediction_type"] = "v_prediction"
-    noise, added, latents = normal(1, 2, 2, 3), normal(110, 1, 2, 2, 3), normal(1, 2, 2, 3)
+    generator = np.random.default_rng(0)
+    noise, latents = generator.standard_normal((2, 1, 2, 2, 3), np.float32)
+    added = generator.standard_normal((110, 1, 2, 2, 3), np.float32)
+    schedule = schedule_from_diffusers(file)
+
     try:
         begin = None if strength is None else first_step(steps, strength)
-        calls = sampler_calls(SCHEDULER, schedule_from_diffusers(file), steps, begin, eta)
+        calls = sampler_calls(SCHEDULER, schedule, steps, begin, eta)
     except InputError:
         calls = None
     try:
         scheduler = sampling_oracle.scheduler_of(file)
         theirs = sampling_oracle.sample(scheduler, steps, noise, added, eta, strength, latents)
     except Exception:  # of many types
-        assert calls is None, file
+        assert calls is None, (steps, strength, file)
         return
     if calls is None:
-        assert strength is not None or not np.isfinite(theirs).all(), file
+        assert strength is not None or not np.isfinite(theirs).all(), (steps, strength, file)
         return
     ours, largest = sampling_oracle.in_numpy(calls, noise, added, None if strength is None else latents)
-    if not np.isfinite(theirs).all():
-        assert (file["solver_type"], file["final_sigmas_type"]) == ("bh1", "zero")  # -inf * 0 at the end
-        return
-    sampling_oracle.require_close(ours, theirs, largest, calls, file)
+    if not np.isfinite(theirs).all():  # -inf * 0 at the end, or the root of a rounding error below 0
+        assert file.get("solver_type") == "bh1" or (eta == 1 and "DDIM" in name), (steps, strength, file)
+    elif not (largest > 1e2 and ("Heun" in name or "PNDM" in name)):  # they overshoot, and `stand_in`'s sine is chaos
+        sampling_oracle.require_close(ours, theirs, largest, schedule, calls)
 
 
 @pytest.mark.parametrize("name", CLASSES)

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 from absl import logging
 
 from bksdm_jax.base import trees
@@ -33,6 +35,7 @@ from bksdm_jax.tasks.distill.task import distill
 from bksdm_jax.training.sample_grids import SampleGridConfig
 from bksdm_jax.training.state import OptimizerConfig
 
+_CALLS = 4  # of the sampler at least, where there are images for them: the first isn't timed
 _OTHER_SPACE = 100 * 2**20  # bytes: the dataset, compiled programs, images, metrics
 
 
@@ -115,7 +118,7 @@ def compare_students(config: ComparisonConfig, experiment: Experiment, workdir: 
     examples = open_examples(data, "heldout")
     write_table(prompts, ("file_name", "text"), [(f"heldout/{i}", examples[i].texts[0]) for i in range(config.images)])
     reference = None
-    results = []
+    results, made = [], []
     for number, row in enumerate(rows, start=1):
         where = f"{number} of {len(rows)}, {row.label}"
         model = _model(config, row, data, workdir / "models" / row.name, where)
@@ -128,7 +131,11 @@ def compare_students(config: ComparisonConfig, experiment: Experiment, workdir: 
             logging.info("== %s: scoring", where)
             reference = reference or shapes_reference()
             score_folder(str(images), reference, scores)
-        results.append(_result(row, model, images, read_json(scores / "scores.json")))
+        unet = find_model(model).architectures.denoiser
+        made.append((unet, images))
+        results.append(_result(row, unet, read_json(scores / "scores.json")))
+    for (unet, _), result in zip(made, results, strict=True):
+        result["seconds_per_image"] = _seconds([images for other, images in made if other == unet])
     heading = {"title": experiment.title, "explanation": experiment.explanation}
     write_json(workdir / "report.json", heading | {"config": record, "rows": results})
     return write_page(workdir)
@@ -204,21 +211,30 @@ def _sampling(config: ComparisonConfig, model: Path, prompts: Path) -> SampleCon
         seed=config.seed,
         steps=config.sampling_steps,
         sampler="pndm",
-        batch_size=min(64, config.images),
+        batch_size=max(1, min(64, config.images // (_CALLS * jax.local_device_count()))),
         guidance_scale=config.guidance_scale,
     )
 
 
-def _result(row: Row, model: Path, images: Path, scores: dict[str, Any]) -> dict[str, Any]:
-    unet = find_model(model).architectures.denoiser
+def _result(row: Row, unet: UNetConfig, scores: dict[str, Any]) -> dict[str, Any]:
     cost = unet_cost(unet, unet.sample_size or 64).values()
-    timing = images / "timing.json"
     return {
         "name": row.name,
         "label": row.label,
         "trained": row.loss is not None,
         "unet_parameters": sum(stage.parameters for stage in cost),
         "unet_macs": sum(stage.macs for stage in cost),
-        "seconds_per_image": read_json(timing)["seconds_per_image"] if timing.exists() else None,
         "scores": scores,
     }
+
+
+def _seconds(folders: Sequence[Path]) -> float | None:
+    """Median seconds per image over all calls of rows with one architecture, whose speed their weights don't change.
+
+    None: no row has a timed call.
+    """
+    each: list[float] = []
+    for folder in folders:
+        timing = read_json(folder / "timing.json") if (folder / "timing.json").exists() else {}
+        each += timing.get("seconds_per_image_by_call", [])
+    return float(np.median(each)) if each else None

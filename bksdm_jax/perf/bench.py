@@ -38,7 +38,7 @@ class BenchConfig:
 
     Attributes:
         what: `unet`: a U-Net call and an image; `update`: a distillation update; `data`: reading data, which depends
-            on `resolution` and `repeats` only.
+            on `resolution` and `repeats` only; `deep_cache`: images of `model` with DeepCache.
         generation: `v1` or `v2`.
         student: a preset, or a comma-separated list of removed blocks; `sd`: the teacher.
         widths: channels of the U-Net's stages; empty: Stable Diffusion's.
@@ -47,7 +47,9 @@ class BenchConfig:
         resolution: pixels.
         steps: PNDM steps of the image; 0: time the U-Net only.
         guidance_scale: above 1 the U-Net processes every image twice.
-        cut: of a U-Net call with a cached deep feature (`UNet.shallow`), which is timed too; -1: none.
+        cut: of a U-Net call with a cached deep feature (`UNet.shallow`), which is timed too; -1: none, or 1 for
+            `deep_cache`.
+        model: for `deep_cache`: pipeline folder, single file, hub id, or `shapes_teacher`.
         repeats: timed calls.
         attention: of the U-Net, a key of `attention.IMPLEMENTATIONS`.
         remat: of the update, a key of `remat.POLICIES`.
@@ -63,6 +65,7 @@ class BenchConfig:
     steps: int = 25
     guidance_scale: float = 7.5
     cut: int = -1
+    model: str = "shapes_teacher"
     repeats: int = 5
     attention: str = "auto"
     remat: str = "none"

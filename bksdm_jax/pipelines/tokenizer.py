@@ -72,6 +72,11 @@ class Tokenizer:
             found = [*found[: self._max_length - 1], self._tokenizer.eos_token_id]
         return found + [self._tokenizer.pad_token_id] * (self._max_length - len(found))
 
+    def cuts(self, captions: Sequence[str]) -> list[bool]:
+        """Whether each caption has more tokens than a caption can, so that its end is left out."""
+        every = self._tokenizer(list(captions), verbose=False)["input_ids"] if captions else []
+        return [sum(len(self._vectors.get(index, (index,))) for index in ids) > self._max_length for ids in every]
+
     def vocabulary(self) -> set[str]:
         """All tokens."""
         return set(self._tokenizer.get_vocab())

@@ -135,6 +135,14 @@ class Engine:
         self._programs: dict[tuple[int, int], _Programs] = {}
         self._text(config.negative_prompt)  # refused now if it is too long
 
+    @property
+    def preview_calls(self) -> tuple[int, ...]:
+        """Numbers of the calls that have a preview."""
+        if self._previews is None:
+            return ()
+        every = self._previews.every
+        return tuple(range(every - 1, len(self._parts(self._config).calls), every))
+
     def make(self, batches: Iterable[Batch]) -> Iterator[Made]:
         """The images of each batch, in order; the next batch is begun before one is waited for."""
         running: tuple[Batch, Any, bool, float] | None = None
@@ -199,10 +207,8 @@ class Engine:
         images = programs.decode(self._params, latents)
         previews = {}
         if programs.preview is not None:
-            assert self._previews is not None
             assert estimates is not None
-            chosen = range(self._previews.every - 1, len(estimates), self._previews.every)
-            previews = {call: programs.preview(self._params, estimates[call]) for call in chosen}
+            previews = {call: programs.preview(self._params, estimates[call]) for call in self.preview_calls}
         return images, previews
 
     def _compiled(self, size: tuple[int, int], inputs: tuple[Any, ...]) -> _Programs:

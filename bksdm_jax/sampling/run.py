@@ -1,125 +1,270 @@
 """Sampling as one call: pipeline folder and prompts in, a folder of images out."""
 
+import contextlib
 import dataclasses
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
-from bksdm_jax.base.errors import InputError, whole_number
-from bksdm_jax.base.files import write_json
-from bksdm_jax.base.images import save_png
-from bksdm_jax.base.precision import cast_frozen, compute_dtype, exact_products
-from bksdm_jax.base.progress import Progress, waiting
-from bksdm_jax.base.workdir import claim, require_same, require_same_parts
-from bksdm_jax.data.tables import Prompt, read_prompts, write_table
-from bksdm_jax.diffusion.noise import image_keys
-from bksdm_jax.pipelines.families import CaptionInputs
+from bksdm_jax.base.distributed import barrier, is_first
+from bksdm_jax.base.errors import InputError
+from bksdm_jax.base.files import file_sha256, make_folder, write_json
+from bksdm_jax.base.precision import compute_dtype
+from bksdm_jax.base.progress import Progress
+from bksdm_jax.base.workdir import claim, require_same, require_same_parts, require_shared
+from bksdm_jax.data.tables import Prompt, write_table
+from bksdm_jax.pipelines.autoencoder import load_autoencoder
 from bksdm_jax.pipelines.load import load_pipeline
-from bksdm_jax.pipelines.source import ModelOptions
-from bksdm_jax.pipelines.tokenizer import MOST_LETTERS
-from bksdm_jax.sampling.text_to_image import Generate, SamplerConfig, generate_images, make_generate
+from bksdm_jax.pipelines.parts import with_parts
+from bksdm_jax.pipelines.pipeline import Architectures, Pipeline
+from bksdm_jax.pipelines.source import ModelSource
+from bksdm_jax.sampling.config import MAY_CHANGE, SampleConfig, require_settings
+from bksdm_jax.sampling.engine import Batch, Engine, Previews
+from bksdm_jax.sampling.given_latents import read_latents
+from bksdm_jax.sampling.jobs import Job, calls, images_per_call, list_jobs, read_texts
+from bksdm_jax.sampling.protocols import resized_to, with_protocol
+from bksdm_jax.sampling.sheets import write_sheets
+from bksdm_jax.sampling.text_to_image import require_sampler
+from bksdm_jax.sampling.webui import model_facts, parameters, sampler_name
+from bksdm_jax.sampling.writer import Output, Writers
 
-_MODEL = "model_sha256"
-_MAY_CHANGE = ("batch_size", "prompts")  # the texts themselves are recorded
+_SHA256 = "_sha256"
+"""The ending of keys with the identity of a model."""
+_MOST_TIMED = 1000  # calls
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SampleConfig(SamplerConfig, ModelOptions):
-    """What to sample; see `SamplerConfig` for the sampler's settings.
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """What all models of a run share; `config.resolution` is known."""
 
-    Attributes:
-        model: pipeline folder, single file, id on the hub, or `shapes_teacher`.
-        prompts, prompt: a `.txt` or `.csv` file of prompts, or a single prompt; give one of the two.
-        batch_size: images per program call; in float32 it changes an image only by rounding.
-        resolution: pixels; 0: the model's own.
-        dtype: of the networks' computations, `float32` or `bfloat16`.
-        revision, variant, tokenizer, prediction: of the model, see `ModelSource`.
-    """
+    config: SampleConfig
+    jobs: list[Job]
+    calls: list[tuple[Job, ...]]
+    noise: np.ndarray | None
+    teacher: Pipeline | None
 
-    model: str
-    prompts: str = ""
-    prompt: str = ""
-    batch_size: int = 4
-    resolution: int = 0
-    sampler: str = "scheduler"
-    dtype: str = "float32"
+    def texts(self) -> dict[int, str]:
+        """Each prompt's text by the number of its first image."""
+        return {job.index: job.prompt.text for job in self.jobs[:: self.config.images_per_prompt]}
+
+
+class _Maker(NamedTuple):
+    """A model on the devices, the sampler's name, and what its PNG files say of it."""
+
+    engine: Engine
+    sampler: str
+    facts: dict[str, str]
 
 
 def sample(config: SampleConfig, workdir: Path) -> int:
     """Writes `images/000000.png`, ... and, once all exist, `metadata.csv` (`file_name,text`).
 
-    Images of an interrupted call are kept. The `file_name` of prompts from a `.csv` becomes the table's third column,
-    `source`. `timing.json` holds `seconds_per_image`, the median over this call's program calls, without compiling.
-    Returns the number of images; raises `InputError` for a setting, file or folder that can't be used, and then writes
-    nothing.
+    Images that exist are kept; a call of which one is missing is made again as a whole, so that an interrupted run ends
+    with the files of an undisturbed one. Where prompts come from a `.csv`, or images begin from others, their names are
+    the table's third column, `source`. `timing.json` has `first_call_seconds`, for compiling and the first call of each
+    size, and `seconds_per_image`, the median over the other calls of this process (null: there was none). Images of the
+    models of `config.beside` go to `beside_1/`, ..., with a table and timing each, and then `sheet_000.png`, ... show
+    the models' images below each other, a row per model.
+
+    Every process of a distributed run must make this call, with the same settings; each makes a share of the images.
+
+    Returns the number of images of a model; raises `InputError` for a setting, file or folder that can't be used, and
+    then writes nothing.
     """
-    if bool(config.prompts) == bool(config.prompt):
-        raise InputError("prompts: give either prompts (a .txt or .csv file) or one prompt")
-    prompts = read_prompts(config.prompts) if config.prompts else [Prompt(config.prompt)]
-    longest = max(prompts, key=lambda prompt: len(prompt.text)).text
-    if len(longest) > MOST_LETTERS:
-        raise InputError(f"prompts: {longest[:40]!r}... has {len(longest)} characters; the limit is {MOST_LETTERS}")
-    dtype = compute_dtype(config.dtype)
-    whole_number("config", "batch_size", config.batch_size)
-    pipeline = load_pipeline(config.source(config.model))
-    networks = pipeline.architectures
-    sampler = dataclasses.replace(config, resolution=config.resolution or networks.resolution)
-    generate = jax.jit(make_generate(networks, sampler, dtype))
+    config = with_protocol(config)
+    require_settings(config)
+    compute_dtype(config.dtype)
+    prompts = read_texts(config)
+    teacher = load_pipeline(ModelSource(config.teacher)) if config.teacher else None
+    model = _load(config, config.model)
+    plan = _plan(config, prompts, model.architectures, teacher)
+    record = _record(plan, model)
+    models = [key for key in record if key.endswith(_SHA256)]
+    require_same(workdir, record, (*MAY_CHANGE, *models))
+    for key in models:
+        require_same_parts(workdir, key, record[key], key.removesuffix(_SHA256).replace("_", " "))
+    _log_cut_prompts(plan, model)
+    maker = _maker(plan, config.model, model, record["model_sha256"])
+    del model  # its copy of the weights
+    barrier("checked")  # a process that looks later would find a workdir that another one has begun
+    if is_first():
+        claim(workdir, record)
+    barrier("claimed")
+    require_shared(workdir)
+    outputs = [_output(plan, maker, workdir)]
+    _make(plan, maker, outputs[0])
+    del maker  # its weights on the devices
+    for number, name in enumerate(config.beside, start=1):
+        folder = workdir / f"beside_{number}"
+        outputs.append(_make_beside(plan, name, record[f"beside_{number}{_SHA256}"], folder))
+    barrier("made")
+    if is_first():
+        for output in outputs:
+            _write_table(output, plan.jobs)
+        if config.beside:
+            write_sheets(workdir, outputs, len(plan.jobs))
+    barrier("listed")
+    return len(plan.jobs)
+
+
+def _load(config: SampleConfig, name: str) -> Pipeline:
+    source = config.source(name) if name == config.model else ModelSource(name)
+    return with_parts(load_pipeline(source), config)
+
+
+def _plan(config: SampleConfig, prompts: list[Prompt], networks: Architectures, teacher: Pipeline | None) -> _Plan:
+    """Everything to make, from settings; raises `InputError`."""
+    jobs = list_jobs(config, prompts, networks)
+    own = dataclasses.replace(config, resolution=config.resolution or networks.resolution)
+    noise = None
+    if config.latents:
+        require_sampler(own, networks, config.strength_used)
+        sizes = {job.size for job in jobs}
+        if len(sizes) > 1:
+            raise InputError(f"latents: {config.latents} has one size, the images have {len(sizes)}; give resolution")
+        height, width = sizes.pop()
+        noise = read_latents(Path(config.latents).expanduser(), len(jobs), networks.latent_shape(height, width))
+    devices, processes = jax.local_device_count(), jax.process_count()
+    if devices * processes != jax.device_count():
+        raise InputError(f"--distributed: {jax.device_count()} devices in {processes} processes; expected as many each")
+    per_call = images_per_call(jobs, config.batch_size, devices, processes)
+    own = dataclasses.replace(own, batch_size=per_call // devices)
+    return _Plan(own, jobs, calls(jobs, per_call), noise, teacher)
+
+
+def _record(plan: _Plan, model: Pipeline) -> dict[str, Any]:
+    """All that decides the images, for `config.json`; opens the models of `config.beside`, one after the other."""
+    config = plan.config
     record = dataclasses.asdict(config) | {
-        "model": str(pipeline.path.resolve()),
-        _MODEL: pipeline.identity(),
-        "texts": [prompt.text for prompt in prompts],
+        "model": str(model.path.resolve()),
+        "model_sha256": model.identity(),
+        "texts": [job.prompt.text for job in plan.jobs[:: config.images_per_prompt]],
+        "sources": [job.source for job in plan.jobs[:: config.images_per_prompt]],
+        "noise": file_sha256(Path(config.latents).expanduser()) if config.latents else "",
+        "begins_from": {job.init.path.name: job.init.sha256 for job in plan.jobs if job.init},
     }
-    require_same(workdir, record, (*_MAY_CHANGE, _MODEL))
-    require_same_parts(workdir, _MODEL, record[_MODEL], "model")
-    claim(workdir, record)
-    images = workdir / "images"
-    images.mkdir(exist_ok=True)
-    missing = [(i, prompt.text) for i, prompt in enumerate(prompts) if not (images / _name(i)).exists()]
-    params, caption_inputs = jax.device_put(cast_frozen(pipeline.params, dtype)), pipeline.caption_inputs
-    del pipeline  # its copy of the weights
-    with exact_products(config.dtype):
-        if missing:
-            with waiting("compiling the sampler"):
-                generate = _compiled(generate, params, caption_inputs([""]), config.batch_size)
-        made = generate_images(generate, params, caption_inputs, sampler, missing, config.batch_size)
-        with Progress("images", len(prompts), len(prompts) - len(missing)) as progress:
-            _save(made, workdir, config.batch_size, progress)
-    _write_table(workdir / "metadata.csv", prompts)
-    return len(prompts)
+    if plan.teacher is not None:
+        record["teacher_sha256"] = plan.teacher.identity()
+    for number, name in enumerate(config.beside, start=1):
+        other = _load(config, name)
+        _require_beside(config, name, model.architectures, other.architectures)
+        record[f"beside_{number}_sha256"] = other.identity()
+    return record
 
 
-def _save(made: Iterator[tuple[int, np.ndarray]], workdir: Path, batch_size: int, progress: Progress) -> None:
-    """Writes each image as it comes, and `timing.json` after each program call."""
-    calls = []
-    last = time.perf_counter()
-    for position, (index, image) in enumerate(made):
-        if position % batch_size == 0:
-            calls.append(time.perf_counter() - last)
-            timing = {"batch_size": batch_size, "seconds_per_image": float(np.median(calls)) / batch_size}
-            write_json(workdir / "timing.json", timing)
-        save_png(workdir / "images" / _name(index), image)
-        progress.advance()
-        last = time.perf_counter()
+def _require_beside(config: SampleConfig, name: str, ours: Architectures, theirs: Architectures) -> None:
+    """Raises `InputError` unless a model can have the same noise and settings."""
+    for what, own, other in (
+        ("latents of an image of 64 x 64 pixels", ours.latent_shape(64), theirs.latent_shape(64)),
+        ("pixels per latent position", ours.factor, theirs.factor),
+    ):
+        if own != other:
+            raise InputError(f"beside: {name} has {what} {other}, the model {own}; they must be equal")
+    require_sampler(config, theirs, config.strength_used)
 
 
-def _compiled(generate: Any, params: dict[str, Any], empty: CaptionInputs, batch_size: int) -> Generate:
-    """`generate`, compiled; `empty` are the inputs of one empty caption."""
-    captions = jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype), empty)
-    keys = jax.eval_shape(image_keys, 0, jax.ShapeDtypeStruct((batch_size,), jnp.uint32))
-    return generate.lower(params, captions, empty, keys).compile()
+def _maker(plan: _Plan, name: str, model: Pipeline, identity: dict[str, str]) -> _Maker:
+    """Raises `InputError` if the settings don't fit the model."""
+    config = plan.config
+    engine = Engine(
+        model,
+        config,
+        config.dtype,
+        config.batch_size,
+        strength=config.strength_used,
+        teacher=plan.teacher,
+        previews=_previews(config),
+    )
+    facts = model_facts(name, model, identity) if config.format == "png" else {}
+    return _Maker(engine, sampler_name(config.sampler, model.schedule), facts)
 
 
-def _name(index: int) -> str:
-    return f"{index:06d}.png"
+def _previews(config: SampleConfig) -> Previews | None:
+    if not config.previews:
+        return None
+    return Previews(config.previews, load_autoencoder(config.preview_vae) if config.preview_vae else None)
 
 
-def _write_table(path: Path, prompts: list[Prompt]) -> None:
-    columns = 3 if any(prompt.source for prompt in prompts) else 2
-    rows = [(f"images/{_name(index)}", prompt.text, prompt.source) for index, prompt in enumerate(prompts)]
-    write_table(path, ("file_name", "text", "source")[:columns], [row[:columns] for row in rows])
+def _make_beside(plan: _Plan, name: str, identity: dict[str, str], folder: Path) -> Output:
+    """Makes the images of a model beside the first."""
+    logging.info("%s: images of %s", folder, name)
+    maker = _maker(plan, name, _load(plan.config, name), identity)
+    output = _output(plan, maker, make_folder(folder))
+    _make(plan, maker, output)
+    return output
+
+
+def _output(plan: _Plan, maker: _Maker, folder: Path) -> Output:
+    return Output(folder, plan.config.format, resized_to(plan.config), maker.engine.preview_calls)
+
+
+def _make(plan: _Plan, maker: _Maker, output: Output) -> None:
+    """Makes this process's share of a model's images, as far as files are missing."""
+    config, there = plan.config, output.begin()
+    own = plan.calls[jax.process_index() :: jax.process_count()]
+    missing = {job.index: set(output.names(job.index)) - there for jobs in own for job in jobs}
+    todo = [jobs for jobs in own if any(missing[job.index] for job in jobs)]
+    by_index = {job.index: job for jobs in todo for job in jobs}
+    done = sum(len(jobs) for jobs in own) - len(by_index)
+    progress = None
+    with contextlib.ExitStack() as stack, Writers(config.workers) as writers:
+        for made in maker.engine.make(_batches(todo, plan.noise)):
+            if is_first():
+                _write_timing(output.folder, config, maker.engine)
+            ended = progress.advance if progress else _not_counted
+            for i, index in enumerate(made.batch.indices):
+                job = by_index[index]
+                text = parameters(config, maker.sampler, maker.facts, job.prompt.text, index, job.size)
+                previews = {call: images[i] for call, images in made.previews.items()}
+                writers.add(ended, output.write, index, made.images[i], missing[index], text, previews)
+            if progress is None:  # from here on, since the first call was compiled
+                done += len(made.images)
+                progress = stack.enter_context(Progress("images", len(missing), done))
+
+
+def _not_counted() -> None:
+    """For images that were there when the progress began."""
+
+
+def _batches(todo: Sequence[tuple[Job, ...]], noise: np.ndarray | None) -> Iterator[Batch]:
+    for jobs in todo:
+        indices = tuple(job.index for job in jobs)
+        init = np.stack([job.init.pixels() for job in jobs if job.init]) if jobs[0].init else None
+        # A single one is shared by all images.
+        own = None if noise is None else noise[[index if len(noise) > 1 else 0 for index in indices]]
+        yield Batch(indices, tuple(job.prompt.text for job in jobs), init, own)
+
+
+def _write_timing(folder: Path, config: SampleConfig, engine: Engine) -> None:
+    path = folder / "timing.json"
+    if not engine.seconds and path.exists():
+        return  # of a call that made more
+    each = [seconds / engine.per_call for seconds in engine.seconds[-_MOST_TIMED:]]
+    timing = {
+        "batch_size": config.batch_size,
+        "devices": jax.local_device_count(),
+        "first_call_seconds": engine.first_seconds,
+        "seconds_per_image": float(np.median(each)) if each else None,
+        "seconds_per_image_by_call": each,
+    }
+    write_json(path, timing)
+
+
+def _log_cut_prompts(plan: _Plan, model: Pipeline) -> None:
+    """Logs which prompts are longer than the model reads."""
+    texts = plan.texts()
+    cut = np.zeros(len(texts), bool)
+    for tokenizer in model.tokenizers.values():
+        cut |= tokenizer.cuts(list(texts.values()))
+    for index, text in (entry for entry, is_cut in zip(texts.items(), cut, strict=True) if is_cut):
+        logging.warning("image %d: its prompt is cut, it has more tokens than the model reads: %.60r...", index, text)
+
+
+def _write_table(output: Output, jobs: Sequence[Job]) -> None:
+    columns = 3 if any(job.source for job in jobs) else 2
+    rows = [(output.name(job.index), job.prompt.text, job.source)[:columns] for job in jobs]
+    write_table(output.folder / "metadata.csv", ("file_name", "text", "source")[:columns], rows)
