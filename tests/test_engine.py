@@ -87,6 +87,17 @@ def test_images_depend_on_their_number_alone_and_previews_end_in_them(pipeline: 
     assert engine.first_seconds > 0
 
 
+def test_a_batch_can_have_its_own_seed_and_negative_prompt(pipeline: Pipeline) -> None:
+    own = dataclasses.replace(CONFIG, sampler="euler_ancestral", seed=5, negative_prompt="space")
+    engine = Engine(pipeline, dataclasses.replace(own, seed=3, negative_prompt="blue"))
+    alone, together = Batch((4,), PROMPTS[:1]), Batch((4,), PROMPTS[:1], seed=5, negative_prompt="space")
+    first, second = engine.make([alone, together])
+    (expected,) = Engine(pipeline, own).make([alone])
+    np.testing.assert_array_equal(second.images, expected.images)
+    assert np.abs(first.images.astype(int) - second.images).max() > 5
+    assert len(engine.seconds) == 1  # the other call compiled
+
+
 def test_a_teacher_begins_and_deep_features_are_reused(pipeline: Pipeline, other: Pipeline) -> None:
     config = dataclasses.replace(CONFIG, switch_at=1, deep_cache=2)
     (made,) = Engine(pipeline, config, teacher=other).make([Batch((0, 1, 2), PROMPTS)])

@@ -14,7 +14,7 @@ from bksdm_jax.models.unet_table import UNetConfig
 from bksdm_jax.pipelines.hub import is_hub_id
 from bksdm_jax.pipelines.load import find_denoiser, find_model
 from bksdm_jax.pipelines.model_card import CardFacts, parent_name
-from bksdm_jax.pipelines.pipeline import Architectures
+from bksdm_jax.pipelines.pipeline import Architectures, Pipeline
 from bksdm_jax.pipelines.save import SaveConfig, SaveOptions, require_savable, write_pipeline
 from bksdm_jax.pipelines.source import ModelOptions, ModelSource
 from bksdm_jax.pruning.presets import preset_of
@@ -125,6 +125,14 @@ def find_initial_weights(plan: RemovalPlan, options: InitOptions) -> InitialWeig
     return InitialWeights(plan, source)
 
 
+def pruned(teacher: Pipeline, start: InitialWeights, seed: int) -> Pipeline:
+    """The teacher's pipeline with the student's U-Net; raises `InputError` if the weights can't be read.
+
+    `seed` is that of random weights.
+    """
+    return teacher.with_denoiser(start.plan.student, start.read(teacher.denoiser.params, seed))
+
+
 def _require_student(plan: RemovalPlan, name: str, found: UNetConfig) -> None:
     """Checks that a U-Net to start from matches the plan's student."""
     for key in vars(plan.student):
@@ -157,8 +165,7 @@ def prune(config: PruneConfig, workdir: Path) -> tuple[RemovalPlan, Path]:
     start = find_initial_weights(plan, config)
     if is_used(workdir):
         raise InputError(f"{workdir}: exists already; choose a new folder for the student")
-    pipeline = teacher.read()
-    params = start.read(pipeline.denoiser.params, config.seed)
+    student = pruned(teacher.read(), start, config.seed)
     facts = card_facts(config.teacher, plan, config.student_init, {})
     extra = {"removal_plan.json": plan.to_json()}
-    return plan, write_pipeline(workdir, pipeline.with_denoiser(plan.student, params), save, facts, extra)
+    return plan, write_pipeline(workdir, student, save, facts, extra)

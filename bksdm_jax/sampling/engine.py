@@ -30,12 +30,15 @@ class Batch(NamedTuple):
         prompts: one each.
         init: uint8 [B, H, W, 3], to begin from.
         noise: the starting noise, float32 [B, h, w, C]; None: drawn.
+        seed, negative_prompt: instead of those of the engine's settings; nothing is compiled for them.
     """
 
     indices: tuple[int, ...]
     prompts: tuple[str, ...]
     init: np.ndarray | None = None
     noise: np.ndarray | None = None
+    seed: int | None = None
+    negative_prompt: str | None = None
 
 
 class Made(NamedTuple):
@@ -124,13 +127,13 @@ class Engine:
             params[TEACHER] = teacher.denoiser.params
         if previews and previews.autoencoder:
             params["preview"] = previews.autoencoder.params
-        whole = NamedSharding(self._mesh, PartitionSpec())
-        self._params = jax.device_put(cast_frozen(params, compute), whole)
+        self._whole = NamedSharding(self._mesh, PartitionSpec())
+        self._params = jax.device_put(cast_frozen(params, compute), self._whole)
         self._captions = pipeline.caption_inputs
         self._encode_text = jax.jit(self._parts(config).condition)
         self._states: collections.OrderedDict[str, Any] = collections.OrderedDict()
         self._programs: dict[tuple[int, int], _Programs] = {}
-        self._negative = jax.device_put(self._text(config.negative_prompt), whole)
+        self._text(config.negative_prompt)  # refused now if it is too long
 
     @property
     def preview_calls(self) -> tuple[int, ...]:
@@ -193,12 +196,14 @@ class Engine:
         states = [self._text(prompt) for prompt in batch.prompts]
         conditioning = jax.tree.map(lambda *rows: filled(np.concatenate(rows)), *states)
         numbers = jnp.asarray(filled(np.array(batch.indices, np.uint32)))
-        keys = image_keys(self._config.seed, numbers)
+        keys = image_keys(self._config.seed if batch.seed is None else batch.seed, numbers)
         noise = keys if batch.noise is None else filled(batch.noise.astype(np.float32))
         init = None if batch.init is None else filled(batch.init)
         split_arrays = jax.device_put((conditioning, keys, noise, init), split)
-        programs = self._compiled(size, split_arrays)
-        latents, estimates = programs.denoise(self._params, self._negative, *split_arrays)
+        without = self._config.negative_prompt if batch.negative_prompt is None else batch.negative_prompt
+        inputs = (self._params, jax.device_put(self._text(without), self._whole), *split_arrays)
+        programs = self._compiled(size, inputs)
+        latents, estimates = programs.denoise(*inputs)
         images = programs.decode(self._params, latents)
         previews = {}
         if programs.preview is not None:
@@ -206,7 +211,7 @@ class Engine:
             previews = {call: programs.preview(self._params, estimates[call]) for call in self.preview_calls}
         return images, previews
 
-    def _compiled(self, size: tuple[int, int], arrays: tuple[Any, ...]) -> _Programs:
+    def _compiled(self, size: tuple[int, int], inputs: tuple[Any, ...]) -> _Programs:
         if size in self._programs:
             return self._programs[size]
         height, width = size
@@ -232,7 +237,6 @@ class Engine:
         along = PartitionSpec(None, "data") if previews is not None else whole
         compiled = []
         with exact_products(self._dtype), waiting(f"compiling for images of {width} x {height}"):
-            inputs = (self._params, self._negative, *arrays)
             program = self._on_each_device(denoise, (whole, whole, split, split, split, split), (split, along))
             compiled.append(program.lower(*inputs).compile())
             latents, _ = jax.eval_shape(program, *inputs)
