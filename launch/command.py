@@ -18,6 +18,7 @@ from ml_collections import config_dict, config_flags
 import bksdm_jax
 from bksdm_jax.base.distributed import ProcessConfig, connect, is_first
 from bksdm_jax.base.errors import InputError, nearest
+from bksdm_jax.base.paths import local_path
 from bksdm_jax.base.workdir import COMPILED
 
 
@@ -44,7 +45,7 @@ def run(config_class: type, call: Callable[[Any, Path], None], distributed: bool
             connect(ProcessConfig(**{field.name: flags.FLAGS[field.name].value for field in fields}))
             if not is_first():
                 logging.set_verbosity(logging.WARNING)  # the first process logs for all
-        call(config, Path(workdir.value).expanduser())
+        call(config, local_path("--workdir", workdir.value))
 
     run_without_workdir(config_class, call_with_workdir)
 

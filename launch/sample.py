@@ -21,6 +21,9 @@ More of it:
   --config.beside="('MODEL2','MODEL3')"          more models' images of the same noise in beside_1/, beside_2/, and
                                                  sheet_000.png, ... with a row per model, in this order
 
+Other parts, text layers, sizes, samplers, DeepCache, previews and decoding: see `SampleConfig`
+(bksdm_jax/sampling/config.py) and the README.
+
 An image depends only on the settings and its number; `batch_size`, the images per call and device, and the number of
 devices change pixels by rounding at most, in float32. The same command generates only the missing images. On several
 hosts, run the same command on each, with `--distributed` as for `launch.train`; each makes its share of the images, and

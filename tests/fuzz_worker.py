@@ -40,8 +40,8 @@ from bksdm_jax.pipelines.pipeline import Pipeline
 from bksdm_jax.pipelines.single_file import SingleFileModel
 from bksdm_jax.pruning.prune import PruneConfig, prune
 from bksdm_jax.pruning.removal import plan_text
+from bksdm_jax.sampling.generate import make_generate
 from bksdm_jax.sampling.run import SampleConfig
-from bksdm_jax.sampling.text_to_image import make_generate
 from bksdm_jax.tasks.distill.config import DistillConfig
 from bksdm_jax.tasks.distill.inputs import open_inputs
 from bksdm_jax.tasks.distill.task import DistillTask

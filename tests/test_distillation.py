@@ -85,6 +85,8 @@ def require_the_twins_losses(twin: Twin, plan: RemovalPlan) -> None:
         target = torch_layout(noise)
         if prediction == "v_prediction":
             target = scheduler.get_velocity(torch_layout(latents), target, torch.from_numpy(t).long())
+        elif prediction == "sample":
+            target = torch_layout(latents)
         losses = twin.losses(noisy, torch.from_numpy(t), target, torch.from_numpy(context))
         for name, value in losses.items():
             assert float(terms[name]) == pytest.approx(value.item(), rel=1e-4), name
@@ -203,7 +205,8 @@ def test_min_snr_weighs_images_as_the_paper_and_diffusers_do() -> None:
     for prediction in TARGETS:
         alpha_bar = schedule_from_diffusers(tiny.scheduler(prediction).config).alphas_cumprod()[t]
         snr = compute_snr(tiny.scheduler(prediction), torch.from_numpy(t)).numpy()
-        expected = np.minimum(snr, 5.0) / (snr + (prediction == "v_prediction"))  # as Diffusers' training scripts
+        divisor = {"epsilon": snr, "v_prediction": snr + 1, "sample": 1}[prediction]  # as Diffusers' training scripts
+        expected = np.minimum(snr, 5.0) / divisor
         weight = min_snr_weight(5.0, prediction, jnp.asarray(alpha_bar, jnp.float32))
         np.testing.assert_allclose(weight, expected, rtol=1e-4)
     generator = np.random.default_rng()

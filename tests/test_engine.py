@@ -8,16 +8,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import logging
 
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.diffusion.guidance import combined
 from bksdm_jax.diffusion.noise import image_keys
 from bksdm_jax.models.unet import UNet
+from bksdm_jax.models.unet_table import cuts
 from bksdm_jax.pipelines.load import load_pipeline
 from bksdm_jax.pipelines.pipeline import Pipeline
+from bksdm_jax.pruning.removal import plan_removal, removed_blocks
 from bksdm_jax.sampling.engine import Batch, Engine, Previews
-from bksdm_jax.sampling.text_to_image import SamplerConfig, starting_noise, text_to_image
-from tests import sampling_oracle
+from bksdm_jax.sampling.generate import starting_noise
+from bksdm_jax.sampling.text_to_image import SamplerConfig, text_to_image
+from tests import sampling_oracle, tiny
 
 CONFIG = SamplerConfig(steps=4, guidance_scale=3.0, resolution=16, sampler="ddim", seed=3, negative_prompt="blue")
 PROMPTS = ("a photo of a cat", "the red rocket 🚀", "a cup")
@@ -141,7 +145,8 @@ def test_images_begin_from_others_of_any_size(pipeline: Pipeline) -> None:
         ({"deep_cache": 2, "deep_cache_cut": 99}, None, ("deep_cache_cut", "99")),
         ({"decode": "tile"}, None, ("decode", "tile", "tiles")),
         ({"switch_at": 2}, None, ("switch_at", "2", "teacher")),
-        ({"switch_at": 5}, None, ("switch_at", "5", "4")),
+        ({"switch_at": 4}, None, ("switch_at", "4", "3")),
+        ({"switch_at": 1}, 0.25, ("switch_at", "1", "0")),
     ],
 )
 def test_bad_settings_are_refused(
@@ -152,8 +157,32 @@ def test_bad_settings_are_refused(
     assert all(fact in str(error.value) for fact in facts), error.value
 
 
+def test_previews_that_cannot_be_made_are_refused(pipeline: Pipeline) -> None:
+    with pytest.raises(InputError, match=r"previews is 5.*4"):
+        Engine(pipeline, CONFIG, previews=Previews(5))
+    vae = pipeline.networks["vae"]
+    wider = dataclasses.replace(vae, config=dataclasses.replace(vae.config, latent_channels=16))
+    with pytest.raises(InputError, match=r"preview_vae: latent_channels is 16.*4"):
+        Engine(pipeline, CONFIG, previews=Previews(2, wider))
+
+
+def test_images_that_are_not_finite_are_told(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(logging, "warning", lambda text, *values: said.append(text % values))
+    noise = np.zeros((2, 8, 8, 4), np.float32)
+    noise[1, 0, 0, 0] = np.inf
+    list(Engine(pipeline, CONFIG).make([Batch((6, 7), PROMPTS[:2], noise=noise)]))
+    assert ["image 7" in text for text in said if text.startswith("image")] == [True]
+
+
 def test_a_teacher_that_does_not_fit_is_refused(pipeline: Pipeline, other: Pipeline) -> None:
     config = dataclasses.replace(CONFIG, switch_at=1)
     velocity = dataclasses.replace(other, schedule=dataclasses.replace(other.schedule, prediction_type="v_prediction"))
+    cached = dataclasses.replace(config, deep_cache=2, deep_cache_cut=cuts(pipeline.denoiser.config)[-1])
+    plan = plan_removal(pipeline.denoiser.config, removed_blocks(tiny.MICRO_SMALL))
+    fewer = dataclasses.replace(other.denoiser, config=plan.student)
+    small = dataclasses.replace(other, networks=dict(other.networks) | {"unet": fewer})
+    with pytest.raises(InputError, match=r"teacher: deep_cache_cut is"):
+        Engine(pipeline, cached, teacher=small)
     with pytest.raises(InputError, match=r"teacher: .*prediction type.*epsilon and v_prediction"):
         Engine(pipeline, config, teacher=velocity)

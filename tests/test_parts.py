@@ -23,7 +23,8 @@ from bksdm_jax.pipelines.parts import PartsConfig, with_parts
 from bksdm_jax.pipelines.pipeline import Pipeline
 from bksdm_jax.pipelines.save import SaveConfig, write_pipeline
 from bksdm_jax.pipelines.tokenizer import write_tokenizer
-from bksdm_jax.sampling.text_to_image import SamplerConfig, make_generate, starting_noise
+from bksdm_jax.sampling.generate import make_generate, starting_noise
+from bksdm_jax.sampling.text_to_image import SamplerConfig
 from tests import tiny
 from tests.arrays import require_close
 

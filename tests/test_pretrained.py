@@ -19,7 +19,8 @@ from bksdm_jax.metrics.score import ScoreConfig, score
 from bksdm_jax.pipelines.embedded import teacher_folder
 from bksdm_jax.pipelines.load import load_pipeline
 from bksdm_jax.pipelines.save import SaveConfig, write_pipeline
-from bksdm_jax.sampling.text_to_image import SamplerConfig, generate_images, make_generate, starting_noise
+from bksdm_jax.sampling.generate import generate_images, make_generate, starting_noise
+from bksdm_jax.sampling.text_to_image import SamplerConfig
 from bksdm_jax.shapes.reader import read_scene
 from bksdm_jax.shapes.scenes import parse_caption
 from bksdm_jax.shapes.world import example

@@ -21,8 +21,8 @@ from bksdm_jax.diffusion.schedule import ScheduleConfig, SolverOptions
 from bksdm_jax.sampling import protocols, run
 from bksdm_jax.sampling.config import SampleConfig
 from bksdm_jax.sampling.engine import Batch
+from bksdm_jax.sampling.generate import starting_noise
 from bksdm_jax.sampling.run import sample
-from bksdm_jax.sampling.text_to_image import starting_noise
 from bksdm_jax.sampling.webui import parameters, sampler_name
 from tests import tiny
 from tests.sampling_runs import PROMPTS, pixels, quick, table, use_one_device

@@ -20,7 +20,8 @@ from bksdm_jax.diffusion.samplers import SAMPLERS, SCHEDULER, sampler_calls
 from bksdm_jax.diffusion.schedule import SPACINGS, ScheduleConfig, add_noise
 from bksdm_jax.diffusion.solver import run, solve, step
 from bksdm_jax.formats.scheduler_json import schedule_from_diffusers
-from bksdm_jax.sampling.text_to_image import first_step, starting_noise
+from bksdm_jax.sampling.generate import starting_noise
+from bksdm_jax.sampling.text_to_image import first_step
 from tests import sampling_oracle, tiny
 from tests.arrays import stand_in
 

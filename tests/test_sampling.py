@@ -12,7 +12,8 @@ from diffusers import DDIMScheduler, PNDMScheduler, StableDiffusionPipeline
 
 from bksdm_jax.pipelines.load import load_pipeline
 from bksdm_jax.pipelines.pipeline import Pipeline
-from bksdm_jax.sampling.text_to_image import Generate, SamplerConfig, generate_images, make_generate, starting_noise
+from bksdm_jax.sampling.generate import Generate, generate_images, make_generate, starting_noise
+from bksdm_jax.sampling.text_to_image import SamplerConfig
 from tests import tiny
 
 PROMPTS = ["a photo of a cat", "the red rocket 🚀", "a cup", "space", "blue"]

@@ -16,7 +16,8 @@ from bksdm_jax.pipelines.families import FAMILIES, STABLE_DIFFUSION
 from bksdm_jax.pipelines.pipeline import Architectures
 from bksdm_jax.pruning.removal import plan_removal
 from bksdm_jax.pruning.weights import copy_weights
-from bksdm_jax.sampling.text_to_image import SamplerConfig, generate_images, make_generate
+from bksdm_jax.sampling.generate import generate_images, make_generate
+from bksdm_jax.sampling.text_to_image import SamplerConfig
 from bksdm_jax.tasks.distill.objective import Augmentation, Problem, make_objective
 from bksdm_jax.training.sharding import batch_to_global, make_mesh
 from bksdm_jax.training.state import OptimizerConfig, create_state, make_optimizer

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from etils import epath
 
-from bksdm_jax.base.errors import InputError, in_short
+from bksdm_jax.base.errors import InputError, in_short, shown
 
 AnyPath = Path | epath.Path
 _REMOTE = "gs"
@@ -28,6 +28,19 @@ def to_path(name: str | os.PathLike[str]) -> epath.Path:
     except Exception as error:  # the storage client raises many types
         advice = "log in with `gcloud auth application-default login`"
         raise InputError(f"{path}: can't be reached ({in_short(error)}); {advice}") from error
+    return path
+
+
+def local_path(key: str, name: object) -> Path:
+    """A user's path on this machine, with `~` expanded; it need not exist.
+
+    Raises `InputError`, with `key`, if it can't be a path.
+    """
+    try:
+        path = Path(name).expanduser()  # type: ignore[arg-type]
+        path.exists()
+    except (OSError, RuntimeError, TypeError, ValueError) as error:  # RuntimeError: no such user
+        raise InputError(f"{key}: {shown(name)} can't be a path ({in_short(error)})") from error
     return path
 
 

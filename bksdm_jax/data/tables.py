@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bksdm_jax.base.errors import InputError, nearest
 from bksdm_jax.base.files import atomic_file, read_text
-from bksdm_jax.base.paths import AnyPath
+from bksdm_jax.base.paths import AnyPath, local_path
 
 
 def read_table(path: AnyPath, columns: tuple[str, ...]) -> list[dict[str, str]]:
@@ -66,7 +66,7 @@ def read_prompts(path: str | Path) -> list[Prompt]:
 
     Raises `InputError` if the file is missing, has another ending, or has no prompts.
     """
-    path = Path(path).expanduser()
+    path = local_path("prompts", path)
     if path.suffix.lower() == ".csv":
         return [Prompt(row["text"], row["file_name"]) for row in read_table(path, ("file_name", "text"))]
     if path.suffix.lower() != ".txt":

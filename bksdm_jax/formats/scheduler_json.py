@@ -178,8 +178,8 @@ def _clip_sample(json: Mapping[str, Any], value: bool | None, name: str, source:
 
 
 def schedule_to_diffusers(config: ScheduleConfig) -> dict[str, Any]:
-    """The `scheduler_config.json` of Diffusers' `PNDMScheduler` or, for zero terminal SNR, `DDIMScheduler`."""
-    sampler = "ddim" if config.zero_snr else "pndm"
+    """The `scheduler_config.json` of Diffusers' `PNDMScheduler` or, where PNDM isn't defined, `DDIMScheduler`."""
+    sampler = "ddim" if config.zero_snr or config.prediction_type == "sample" else "pndm"
     config = config.for_sampler(sampler)
     json = {
         "_class_name": next(name for name in _IN_FLAX if SCHEDULERS[name].sampler == sampler),

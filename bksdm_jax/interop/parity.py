@@ -28,7 +28,7 @@ from bksdm_jax.base.images import grid, save_png
 from bksdm_jax.base.precision import cast_frozen, exact_products
 from bksdm_jax.base.progress import waiting
 from bksdm_jax.base.workdir import claim, require_same
-from bksdm_jax.diffusion.samplers import SAMPLERS, SCHEDULER, sampler_calls
+from bksdm_jax.diffusion.samplers import SAMPLERS, SCHEDULER, kind_of, sampler_calls
 from bksdm_jax.interop.components import (
     Difference,
     decoder_difference,
@@ -41,13 +41,8 @@ from bksdm_jax.pipelines.load import load_pipeline
 from bksdm_jax.pipelines.pipeline import Pipeline
 from bksdm_jax.pipelines.save import SaveConfig, write_pipeline
 from bksdm_jax.pipelines.source import ModelOptions
-from bksdm_jax.sampling.text_to_image import (
-    SamplerConfig,
-    generate_images,
-    make_generate,
-    require_resolution,
-    starting_noise,
-)
+from bksdm_jax.sampling.generate import generate_images, make_generate, starting_noise
+from bksdm_jax.sampling.text_to_image import SamplerConfig, require_resolution
 
 _LEVELS = 2.0  # of 255, by which a pixel may differ
 _CLASSES = {  # kind of sampler -> Diffusers' class, of those without noise in their steps
@@ -112,7 +107,8 @@ def parity(config: CompareConfig, workdir: Path) -> list[Difference]:
             seed=config.seed,
         )
         generate = jax.jit(make_generate(networks, sampler))
-        if sampler_calls(config.sampler, networks.schedule, config.steps).noisy:
+        kind = kind_of(config.sampler, networks.schedule)
+        if kind not in _CLASSES or sampler_calls(config.sampler, networks.schedule, config.steps).noisy:
             raise InputError(f"sampler: {config.sampler} adds noise of its own; compare with one that doesn't")
     record = dataclasses.asdict(config) | {"model": str(pipeline.path)}
     require_same(workdir, record, ())

@@ -24,7 +24,8 @@ from bksdm_jax.models.vae import vae_parameter_shapes
 from bksdm_jax.pipelines.pipeline import Architectures
 from bksdm_jax.pipelines.stable_diffusion import TEACHERS, stable_diffusion
 from bksdm_jax.pruning.removal import RemovalPlan, plan_removal, removed_blocks
-from bksdm_jax.sampling.text_to_image import SamplerConfig, make_generate, require_resolution
+from bksdm_jax.sampling.generate import make_generate
+from bksdm_jax.sampling.text_to_image import SamplerConfig, require_resolution
 from bksdm_jax.tasks.distill.losses import LossWeights
 from bksdm_jax.tasks.distill.objective import Problem, make_objective
 from bksdm_jax.training.sharding import make_mesh

@@ -48,11 +48,12 @@ def bench_deep_cache(config: BenchConfig) -> str:
         _ROW.format("full calls", "cut", "s per image", "speed-up", "mean diff", "largest diff"),
     ]
     exact, slowest = None, 0.0
-    batch = Batch(tuple(range(len(_PROMPTS))), _PROMPTS)
+    count = len(_PROMPTS) * jax.local_device_count()
+    batch = Batch(tuple(range(count)), _PROMPTS * jax.local_device_count())
     for interval in _INTERVALS:
         engine = Engine(pipeline, dataclasses.replace(sampler, deep_cache=interval), config.dtype, len(_PROMPTS))
         images = [made.images for made in engine.make([batch] * (1 + config.repeats))][-1].astype(int)
-        seconds = float(np.median(engine.seconds)) / len(_PROMPTS)
+        seconds = float(np.median(engine.seconds)) / count
         if exact is None:
             exact, slowest = images, seconds
         off = np.abs(images - exact)

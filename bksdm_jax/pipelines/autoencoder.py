@@ -7,6 +7,7 @@ from typing import Any
 
 from bksdm_jax.base.errors import InputError, known_name
 from bksdm_jax.base.files import read_json
+from bksdm_jax.base.paths import local_path
 from bksdm_jax.formats.infer import infer_vae
 from bksdm_jax.formats.locate import DIFFUSERS_STEMS, choose_files, weight_files
 from bksdm_jax.formats.original_names import VAE, vae_modules
@@ -54,7 +55,7 @@ def load_autoencoder(name: str) -> Network:
         return _read_folder(teacher_folder())
     if is_hub_id(name):
         return _read_folder(hub_folder(name, "", autoencoder_files))
-    path = Path(name).expanduser().absolute()
+    path = local_path("vae", name).absolute()
     if path.is_dir():
         return _read_folder(path)
     if not path.is_file():

@@ -9,6 +9,7 @@ import numpy as np
 
 from bksdm_jax.base import trees
 from bksdm_jax.base.errors import InputError, shown
+from bksdm_jax.base.paths import local_path
 from bksdm_jax.formats.safetensors_file import index_safetensors
 from bksdm_jax.formats.stored import FLOATS, StoredTensor
 from bksdm_jax.formats.torch_file import index_torch_table
@@ -65,10 +66,12 @@ def find_embedding(name: str) -> StoredEmbedding:
     Raises:
         InputError: the file can't be read or holds something else, or the token can't be one.
     """
-    token, path = "", Path(name).expanduser()
+    if not isinstance(name, str):
+        raise InputError(f"embeddings: {shown(name)}; expected FILE or TOKEN=FILE")
+    token, path = "", local_path("embeddings", name)
     if not path.is_file() and "=" in name:
         token, _, file = name.partition("=")
-        path = Path(file).expanduser()
+        path = local_path("embeddings", file)
     if not path.is_file():
         raise InputError(f"embeddings: {name!r}: no such file; expected FILE or TOKEN=FILE")
     if path.suffix.lower() == ".safetensors":

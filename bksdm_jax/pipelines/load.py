@@ -4,6 +4,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from bksdm_jax.base.errors import InputError
+from bksdm_jax.base.paths import local_path
 from bksdm_jax.pipelines.embedded import TEACHER, teacher_folder
 from bksdm_jax.pipelines.families import FAMILIES, STABLE_DIFFUSION
 from bksdm_jax.pipelines.folder import FolderModel, needed_files, open_denoiser, open_folder
@@ -78,7 +79,7 @@ def _path(source: ModelSource, extras: Extras, networks: Collection[str] | None)
         )
     if source.revision:
         raise InputError(f"{source.name}: not on the hub; revision ({source.revision!r}) applies to hub models only")
-    path = Path(source.name).expanduser()
+    path = local_path("model", source.name)
     target = path.resolve()
     # A link to a blob in the hub's cache has the suffix, the blob hasn't.
     is_blob = target.is_file() and target.suffix.lower() not in SINGLE_FILES

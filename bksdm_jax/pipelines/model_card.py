@@ -73,10 +73,13 @@ def parent_name(name: str) -> str:
     return name if is_hub_id(name) else name.rstrip("/").rpartition("/")[2]
 
 
+_PREDICTS = {"epsilon": "noise", "v_prediction": "velocity", "sample": "the noise-free latents"}
+
+
 def _architecture(pipeline: Pipeline, removed: tuple[str, ...]) -> str:
     counts = {name: f"{trees.count(network.params):,}" for name, network in pipeline.networks.items()}
     schedule, size = pipeline.schedule, pipeline.architectures.resolution
-    said = f"The U-Net predicts {'noise' if schedule.prediction_type == 'epsilon' else 'velocity'}"
+    said = f"The U-Net predicts {_PREDICTS[schedule.prediction_type]}"
     said += f" and is made for {size}x{size} pixels."
     gone = f"Removed from the parent's U-Net: {', '.join(f'`{name}`' for name in removed)}." if removed else ""
     return "\n\n".join(part for part in (_table("network", counts, "parameters"), gone, said) if part)

@@ -36,6 +36,8 @@ def require_single_file(networks: Architectures, spaced: bool) -> None:
     Such a file has no config: tools infer widths and blocks from names and shapes and assume Stable Diffusion's values
     for the rest.
     """
+    if networks.schedule.prediction_type == "sample":
+        raise InputError("format: a single file can't say that the U-Net predicts z_0; write it with safetensors")
     standard = ScheduleConfig(zero_snr=networks.schedule.zero_snr).alphas_cumprod()
     ours = networks.schedule.alphas_cumprod()
     if ours.shape != standard.shape or not np.allclose(ours, standard, rtol=1e-6):

@@ -33,10 +33,10 @@ class SampleConfig(SamplerConfig, ModelOptions, PartsConfig):
         beside: more models, whose images of the same prompts and noise go to `beside_1/`, `beside_2/`, ...; the
             settings and parts apply to all models.
         protocol: a key of `PROTOCOLS`, which then decides what it lists; empty: none.
-        format: of the files, `png` or `jpeg`.
+        format: of the images, `png` or `jpeg`; previews and sheets are PNG.
         batch_size: images per program call and device; in float32 it changes an image only by rounding.
         resolution: pixels; 0: the model's own.
-        previews: of how many U-Net calls one's estimate of the image is written to `previews/`; 0: none.
+        previews: 5 writes the estimate of the image at every fifth U-Net call to `previews/`, as PNG; 0: none.
         preview_vae: the autoencoder that decodes them, such as TAESD; empty: the model's.
         dtype: of the networks' computations, `float32` or `bfloat16`.
         workers: threads that encode and write files.

@@ -9,16 +9,19 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from bksdm_jax.base.errors import InputError
+from bksdm_jax.base.errors import InputError, whole_number
+from bksdm_jax.base.memory import explain_out_of_memory
 from bksdm_jax.base.precision import cast_frozen, exact_products
 from bksdm_jax.base.progress import waiting
 from bksdm_jax.diffusion.noise import image_keys
 from bksdm_jax.pipelines.pipeline import Architectures, Network, Pipeline
-from bksdm_jax.sampling.text_to_image import TEACHER, SamplerConfig, TextToImage, text_to_image
+from bksdm_jax.sampling.text_to_image import TEACHER, SamplerConfig, TextToImage, text_to_image, warn_of_clipping
 
 _REMEMBERED = 256  # text states
+_ADVICE = "lower batch_size or the resolution, or set decode to slices or tiles"
 _ENCODING = 2**32 - 1  # folded into an image's key for the noise of the autoencoder; steps fold in their numbers
 
 
@@ -54,7 +57,7 @@ class Previews:
     """Images of the estimates of z_0 on the way.
 
     Attributes:
-        every: of how many calls one is decoded.
+        every: 5 decodes the estimate of every fifth call.
         autoencoder: that decodes them; None: the pipeline's.
     """
 
@@ -79,6 +82,7 @@ class Engine:
 
     Attributes:
         per_call: images of a call.
+        preview_calls: numbers of the calls that have a preview.
         first_seconds: for compiling, and the first call of each size.
         seconds: of each other call.
     """
@@ -116,12 +120,19 @@ class Engine:
         self._networks = pipeline.architectures
         self._teacher = None if teacher is None else teacher.architectures
         if self._teacher is not None:
-            _require_exchangeable(self._networks, self._teacher, pipeline, teacher)
+            require_exchangeable(self._networks, self._teacher, str(pipeline.path), str(teacher.path))
         compute = jnp.dtype(dtype)
         self._parts: Callable[[SamplerConfig], TextToImage] = lambda config: text_to_image(
             self._networks, config, compute, strength, self._teacher
         )
-        self._parts(config)
+        calls = len(self._parts(config).calls)
+        warn_of_clipping(config, self._networks)
+        self.preview_calls = ()
+        if previews is not None:
+            whole_number("config", "previews", previews.every, 1, calls)
+            self.preview_calls = tuple(range(previews.every - 1, calls, previews.every))
+            if previews.autoencoder is not None:
+                _require_preview(self._networks, previews.autoencoder)
         params = dict(pipeline.params)
         if teacher is not None:
             params[TEACHER] = teacher.denoiser.params
@@ -130,18 +141,11 @@ class Engine:
         self._whole = NamedSharding(self._mesh, PartitionSpec())
         self._params = jax.device_put(cast_frozen(params, compute), self._whole)
         self._captions = pipeline.caption_inputs
+        self._finite = jax.jit(lambda latents: jnp.isfinite(latents).all(axis=(1, 2, 3)))
         self._encode_text = jax.jit(self._parts(config).condition)
         self._states: collections.OrderedDict[str, Any] = collections.OrderedDict()
         self._programs: dict[tuple[int, int], _Programs] = {}
         self._text(config.negative_prompt)  # refused now if it is too long
-
-    @property
-    def preview_calls(self) -> tuple[int, ...]:
-        """Numbers of the calls that have a preview."""
-        if self._previews is None:
-            return ()
-        every = self._previews.every
-        return tuple(range(every - 1, len(self._parts(self._config).calls), every))
 
     def make(self, batches: Iterable[Batch]) -> Iterator[Made]:
         """The images of each batch, in order; the next batch is begun before one is waited for."""
@@ -150,8 +154,13 @@ class Engine:
         for batch in batches:
             size = self._size(batch)
             first = size not in self._programs
+            if first and running is not None:  # else its time would include compiling
+                made, last = self._finish(*running, last)
+                yield made
+                running = None
             began = time.perf_counter()
-            following = (batch, self._begin(batch, size), first, began)
+            with explain_out_of_memory(_ADVICE):
+                following = (batch, self._begin(batch, size), first, began)
             if running is not None:
                 made, last = self._finish(*running, last)
                 yield made
@@ -160,7 +169,12 @@ class Engine:
             yield self._finish(*running, last)[0]
 
     def _finish(self, batch: Batch, running: Any, first: bool, began: float, last: float) -> tuple[Made, float]:
-        images, previews = jax.tree.map(lambda array: np.asarray(array)[: len(batch.indices)], running)
+        with explain_out_of_memory(_ADVICE):
+            (images, finite), previews = jax.tree.map(lambda array: np.asarray(array)[: len(batch.indices)], running)
+        for index in np.array(batch.indices)[~finite]:
+            logging.warning(
+                "image %d isn't finite, and so partly black: lower guidance_scale, or set dtype to float32", index
+            )
         now = time.perf_counter()
         if first:
             self.first_seconds += now - began
@@ -183,8 +197,8 @@ class Engine:
             self._states.popitem(last=False)
         return states
 
-    def _begin(self, batch: Batch, size: tuple[int, int]) -> tuple[jax.Array, dict[int, jax.Array]]:
-        """Dispatches a batch, padded by its last image."""
+    def _begin(self, batch: Batch, size: tuple[int, int]) -> tuple[tuple[jax.Array, jax.Array], dict[int, jax.Array]]:
+        """Dispatches a batch, padded by its last image: images, whether each is finite, and previews."""
         if len(batch.indices) > self.per_call:
             raise ValueError(f"{len(batch.indices)} images; a call makes {self.per_call}")
         missing = self.per_call - len(batch.indices)
@@ -204,7 +218,7 @@ class Engine:
         inputs = (self._params, jax.device_put(self._text(without), self._whole), *split_arrays)
         programs = self._compiled(size, inputs)
         latents, estimates = programs.denoise(*inputs)
-        images = programs.decode(self._params, latents)
+        images = programs.decode(self._params, latents), self._finite(latents)
         previews = {}
         if programs.preview is not None:
             assert estimates is not None
@@ -257,8 +271,17 @@ def _with_autoencoder(networks: Architectures, autoencoder: Network) -> Architec
     return dataclasses.replace(networks, configs=configs)
 
 
-def _require_exchangeable(student: Architectures, teacher: Architectures, ours: Pipeline, theirs: Pipeline) -> None:
-    """Raises `InputError` unless the teacher's denoiser can make the student's first steps."""
+def _require_preview(networks: Architectures, autoencoder: Network) -> None:
+    """Raises `InputError` unless the autoencoder decodes the model's latents to images of the same size."""
+    own = networks.configs[networks.kind.autoencoder]
+    for key in ("latent_channels", "factor", "out_channels"):
+        found, wanted = getattr(autoencoder.config, key), getattr(own, key)
+        if found != wanted:
+            raise InputError(f"preview_vae: {key} is {found}; expected {wanted}, as the model's own")
+
+
+def require_exchangeable(student: Architectures, teacher: Architectures, ours: str, theirs: str) -> None:
+    """Raises `InputError`, with the names of both, unless the teacher's denoiser can make the student's first steps."""
     for what, own, other in (
         ("prediction type", student.schedule.prediction_type, teacher.schedule.prediction_type),
         ("text width", student.denoiser.context_width, teacher.denoiser.context_width),
@@ -267,4 +290,4 @@ def _require_exchangeable(student: Architectures, teacher: Architectures, ours: 
     ):
         if own != other:
             shown = "differ" if isinstance(own, list) else f"are {own} and {other}"
-            raise InputError(f"teacher: the {what} of {ours.path} and {theirs.path} {shown}; they must be equal")
+            raise InputError(f"teacher: the {what} of {ours} and {theirs} {shown}; they must be equal")

@@ -11,6 +11,7 @@ from bksdm_jax.base.errors import InputError, in_short
 from bksdm_jax.base.paths import require_file
 from bksdm_jax.formats.safetensors_file import index_safetensors
 
+_MOST = 2**31  # numbers, 8 GiB in float32
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float16))
 
 
@@ -35,6 +36,8 @@ def read_latents(path: Path, count: int, shape: tuple[int, int, int]) -> np.ndar
     if not any(fits) or found[0] not in (1, count):
         wanted = " or ".join(str([count, *layout]) for layout in (shape, theirs))
         raise InputError(f"{path}: latents of shape {list(found)[:8]}; expected {wanted}, or 1 instead of {count}")
+    if math.prod(found) > _MOST:
+        raise InputError(f"{path}: {math.prod(found)} numbers; the limit is {_MOST}: split the run")
     if all(fits) and shape[0] != 1:
         raise InputError(
             f"{path}: latents of shape {list(found)} may be [N, h, w, C] or [N, C, h, w]; choose another resolution"

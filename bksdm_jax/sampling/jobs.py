@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from bksdm_jax.base.errors import InputError
-from bksdm_jax.base.paths import read_bytes
+from bksdm_jax.base.paths import local_path, read_bytes
 from bksdm_jax.data.decode import MOST_BYTES, open_image, to_rgb
 from bksdm_jax.data.tables import Prompt, read_prompts
 from bksdm_jax.pipelines.pipeline import Architectures
@@ -103,7 +103,7 @@ def find_inits(config: SampleConfig, networks: Architectures) -> list[Init]:
 
     Raises `InputError` if there are none, or one can't be decoded or has a size that the model can't make.
     """
-    place = Path(config.init).expanduser()
+    place = local_path("init", config.init)
     try:
         paths = [place]
         if place.is_dir():

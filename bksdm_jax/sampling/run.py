@@ -13,6 +13,7 @@ from absl import logging
 from bksdm_jax.base.distributed import barrier, is_first
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.files import file_sha256, make_folder, write_json
+from bksdm_jax.base.paths import local_path
 from bksdm_jax.base.precision import compute_dtype
 from bksdm_jax.base.progress import Progress
 from bksdm_jax.base.workdir import claim, require_same, require_same_parts, require_shared
@@ -20,10 +21,10 @@ from bksdm_jax.data.tables import Prompt, write_table
 from bksdm_jax.pipelines.autoencoder import load_autoencoder
 from bksdm_jax.pipelines.load import load_pipeline
 from bksdm_jax.pipelines.parts import with_parts
-from bksdm_jax.pipelines.pipeline import Architectures, Pipeline
+from bksdm_jax.pipelines.pipeline import Architectures, Network, Pipeline
 from bksdm_jax.pipelines.source import ModelSource
 from bksdm_jax.sampling.config import MAY_CHANGE, SampleConfig, require_settings
-from bksdm_jax.sampling.engine import Batch, Engine, Previews
+from bksdm_jax.sampling.engine import Batch, Engine, Previews, require_exchangeable
 from bksdm_jax.sampling.given_latents import read_latents
 from bksdm_jax.sampling.jobs import Job, calls, images_per_call, list_jobs, read_texts
 from bksdm_jax.sampling.protocols import resized_to, with_protocol
@@ -46,6 +47,7 @@ class _Plan:
     calls: list[tuple[Job, ...]]
     noise: np.ndarray | None
     teacher: Pipeline | None
+    preview: Network | None
 
     def texts(self) -> dict[int, str]:
         """Each prompt's text by the number of its first image."""
@@ -127,13 +129,14 @@ def _plan(config: SampleConfig, prompts: list[Prompt], networks: Architectures, 
         if len(sizes) > 1:
             raise InputError(f"latents: {config.latents} has one size, the images have {len(sizes)}; give resolution")
         height, width = sizes.pop()
-        noise = read_latents(Path(config.latents).expanduser(), len(jobs), networks.latent_shape(height, width))
+        noise = read_latents(local_path("latents", config.latents), len(jobs), networks.latent_shape(height, width))
     devices, processes = jax.local_device_count(), jax.process_count()
     if devices * processes != jax.device_count():
         raise InputError(f"--distributed: {jax.device_count()} devices in {processes} processes; expected as many each")
     per_call = images_per_call(jobs, config.batch_size, devices, processes)
     own = dataclasses.replace(own, batch_size=per_call // devices)
-    return _Plan(own, jobs, calls(jobs, per_call), noise, teacher)
+    preview = load_autoencoder(config.preview_vae) if config.preview_vae else None
+    return _Plan(own, jobs, calls(jobs, per_call), noise, teacher, preview)
 
 
 def _record(plan: _Plan, model: Pipeline) -> dict[str, Any]:
@@ -144,14 +147,18 @@ def _record(plan: _Plan, model: Pipeline) -> dict[str, Any]:
         "model_sha256": model.identity(),
         "texts": [job.prompt.text for job in plan.jobs[:: config.images_per_prompt]],
         "sources": [job.source for job in plan.jobs[:: config.images_per_prompt]],
-        "noise": file_sha256(Path(config.latents).expanduser()) if config.latents else "",
+        "noise": file_sha256(local_path("latents", config.latents)) if config.latents else "",
         "begins_from": {job.init.path.name: job.init.sha256 for job in plan.jobs if job.init},
     }
     if plan.teacher is not None:
         record["teacher_sha256"] = plan.teacher.identity()
+    if plan.preview is not None:
+        record["preview_vae_sha256"] = {"preview_vae": plan.preview.weights_sha256()}
     for number, name in enumerate(config.beside, start=1):
         other = _load(config, name)
         _require_beside(config, name, model.architectures, other.architectures)
+        if plan.teacher is not None:
+            require_exchangeable(other.architectures, plan.teacher.architectures, name, config.teacher)
         record[f"beside_{number}_sha256"] = other.identity()
     return record
 
@@ -177,16 +184,10 @@ def _maker(plan: _Plan, name: str, model: Pipeline, identity: dict[str, str]) ->
         config.batch_size,
         strength=config.strength_used,
         teacher=plan.teacher,
-        previews=_previews(config),
+        previews=Previews(config.previews, plan.preview) if config.previews else None,
     )
     facts = model_facts(name, model, identity) if config.format == "png" else {}
     return _Maker(engine, sampler_name(config.sampler, model.schedule), facts)
-
-
-def _previews(config: SampleConfig) -> Previews | None:
-    if not config.previews:
-        return None
-    return Previews(config.previews, load_autoencoder(config.preview_vae) if config.preview_vae else None)
 
 
 def _make_beside(plan: _Plan, name: str, identity: dict[str, str], folder: Path) -> Output:

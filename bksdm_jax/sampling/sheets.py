@@ -12,12 +12,14 @@ from bksdm_jax.data.decode import MOST_BYTES, open_image, to_rgb
 from bksdm_jax.sampling.writer import Output
 
 COLUMNS = 8
+_CELL = 512  # pixels; larger images are shrunk, so that a sheet of many models fits into memory
 
 
 def write_sheets(workdir: Path, outputs: Sequence[Output], count: int) -> None:
     """Writes `sheet_000.png`, ... in `workdir`, those that are missing: a row per output, in order.
 
-    A column is one of `count` images, `COLUMNS` of them on a sheet; smaller images stand at the top left of their cell.
+    A column is one of `count` images, `COLUMNS` of them on a sheet; images are shrunk to 512 pixels, and smaller ones
+    stand at the top left of their cell.
     Raises `InputError` if an image can't be read or a sheet can't be written.
     """
     for number, start in enumerate(range(0, count, COLUMNS)):
@@ -32,7 +34,9 @@ def write_sheets(workdir: Path, outputs: Sequence[Output], count: int) -> None:
 
 def _pixels(path: Path) -> np.ndarray:
     try:
-        return np.asarray(to_rgb(open_image(read_bytes(path, MOST_BYTES))))
+        image = to_rgb(open_image(read_bytes(path, MOST_BYTES)))
+        image.thumbnail((_CELL, _CELL))
+        return np.asarray(image)
     except ValueError as error:
         raise InputError(f"{path}: not a readable image ({error}); delete it, it is made again") from error
 

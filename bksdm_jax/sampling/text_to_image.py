@@ -1,7 +1,6 @@
 """Text to image: captions and noise in, pixels out, by functions to be jitted."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -12,7 +11,7 @@ from absl import logging
 from bksdm_jax.base.errors import InputError, finite_number, known_name, whole_number
 from bksdm_jax.base.images import to_uint8, to_unit
 from bksdm_jax.diffusion import guidance
-from bksdm_jax.diffusion.noise import as_noise, image_keys
+from bksdm_jax.diffusion.noise import as_noise
 from bksdm_jax.diffusion.samplers import sampler_calls, with_options
 from bksdm_jax.diffusion.solver import Calls, PredictWith, run
 from bksdm_jax.models.attention import require_attention
@@ -31,7 +30,8 @@ class SamplerConfig:
         steps: sampler steps as Diffusers counts them. PNDM calls the U-Net once more, or nine times more if the model's
             scheduler file doesn't skip the Runge-Kutta steps; Heun's method calls it nearly twice a step.
         guidance_scale: of classifier-free guidance; values up to 1 switch it off.
-        guidance_rescale: in how far the guided output gets the standard deviation of the unguided one, 0 to 1.
+        guidance_rescale: 0: the guided output as it is; 1: with the standard deviation of the conditional output (Lin
+            et al. 2023, section 3.4); between: a mixture.
         resolution: height and width in pixels.
         height, width: in pixels; 0: `resolution`.
         sampler: a key of `SAMPLERS`, or `scheduler`: the model's own. Another than that is made from its scheduler file
@@ -40,8 +40,8 @@ class SamplerConfig:
         seed: image number i starts from noise drawn with `fold_in(key(seed), i)`.
         negative_prompt: what guidance steers away from.
         attention: of the U-Net, a key of `attention.IMPLEMENTATIONS`.
-        switch_at: the first steps, this many of them, are made by a teacher; 0: none.
-        deep_cache: DeepCache's interval: only every call of this many runs the whole U-Net; 0 or 1: every call.
+        switch_at: the first steps, this many of those that are made, are a teacher's; 0: none.
+        deep_cache: DeepCache's interval, in U-Net calls: 3 runs the whole U-Net every third call; 0 or 1: every call.
         deep_cache_cut: the skip up to which the other calls run it; 0 is `conv_in`'s output.
         decode: of the autoencoder: `whole`, or for less memory `slices` (one image at a time) or `tiles` (of 512 pixels
             in models of Stable Diffusion, blended where they overlap).
@@ -74,11 +74,6 @@ MOST_RESOLUTION = 4096  # pixels
 _TILE = 64  # latent positions
 MOST_SEED = 2**32 - 1
 """Larger seeds would silently be cut to 32 bits."""
-EncodeCaptions = Callable[[Sequence[str]], dict[str, np.ndarray]]
-"""Captions -> the text encoders' inputs, arrays [N, ...], as `Pipeline.caption_inputs`."""
-Generate = Callable[[dict[str, Any], Any, Any, jax.Array], jax.Array]
-"""(parameters by network, caption inputs [B, ...], the negative prompt's inputs [1, ...], keys [B] or starting noise
-[B, h, w, C]) -> uint8 [B, H, W, 3]."""
 TEACHER = "teacher"
 """The teacher's denoiser among the parameters, if it makes the first steps."""
 
@@ -104,22 +99,26 @@ def require_sampler(config: SamplerConfig, networks: Architectures, strength: fl
     finite_number("config", "eta", config.eta, 0, 1)
     begin = None if strength is None else first_step(config.steps, strength)
     sampler_calls(config.sampler, networks.schedule, config.steps, begin, config.eta)
-    if with_options(networks.schedule, config.sampler).clip_sample:
-        logging.warning(
-            "sampler: %s clips its estimates of z_0, as by Diffusers' from_config, since the model's scheduler file "
-            "doesn't have clip_sample false; what launch.prune writes has it",
-            config.sampler,
-        )
     finite_number("config", "guidance_scale", config.guidance_scale, 0)
     finite_number("config", "guidance_rescale", config.guidance_rescale, 0, 1)
     whole_number("config", "seed", config.seed, 0, MOST_SEED)
-    whole_number("config", "switch_at", config.switch_at, 0, config.steps)
+    whole_number("config", "switch_at", config.switch_at, 0, config.steps - (begin or 0) - 1)
     whole_number("config", "deep_cache", config.deep_cache, 0)
     if config.deep_cache > 1:
         whole_number("config", "deep_cache_cut", config.deep_cache_cut, 0, len(cuts(networks.denoiser)) - 1)
     known_name("config", "decode", config.decode, DECODING)
     for key, pixels in zip(("height", "width"), config.size, strict=True):
         require_multiple(pixels, networks.factor, key if vars(config)[key] else "resolution")
+
+
+def warn_of_clipping(config: SamplerConfig, networks: Architectures) -> None:
+    """Logs if the sampler clips its estimates of z_0."""
+    if with_options(networks.schedule, config.sampler).clip_sample:
+        logging.warning(
+            "sampler: %s clips its estimates of z_0, as by Diffusers' from_config, since the model's scheduler file "
+            "doesn't have clip_sample false; what launch.prune writes has it",
+            config.sampler,
+        )
 
 
 def require_resolution(resolution: int, networks: Architectures) -> None:
@@ -277,47 +276,8 @@ def text_to_image(
     require_attention(config.attention, dtype)
     if bool(config.switch_at) != (teacher is not None):
         raise InputError(f"switch_at: {config.switch_at}; give it and a teacher, or neither")
+    if teacher is not None and config.deep_cache > 1:
+        whole_number("teacher", "deep_cache_cut", config.deep_cache_cut, 0, len(cuts(teacher.denoiser)) - 1)
     begin = None if strength is None else first_step(config.steps, strength)
     calls = sampler_calls(config.sampler, networks.schedule, config.steps, begin, config.eta)
     return TextToImage(networks, config, calls, dtype, teacher)
-
-
-def make_generate(networks: Architectures, config: SamplerConfig, dtype: jnp.dtype = jnp.float32) -> Generate:
-    """The function from captions to images, to be jitted; raises as `text_to_image`."""
-    parts = text_to_image(networks, config, dtype)
-
-    def generate(params: dict[str, Any], captions: Any, negative: Any, noise: jax.Array) -> jax.Array:
-        conditioning, without = parts.condition(params, captions), parts.condition(params, negative)
-        return parts.decode(params, parts.denoise(params, conditioning, without, noise)[0])
-
-    return generate
-
-
-def starting_noise(seed: int, indices: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """The noise of images `indices`, uint32 [B]: standard normal float32 [B, *shape]; an image's doesn't depend on the
-    others.
-    """
-    return as_noise(image_keys(seed, indices), shape)
-
-
-def generate_images(
-    generate: Generate,
-    params: dict[str, Any],
-    caption_inputs: EncodeCaptions,
-    config: SamplerConfig,
-    prompts: Sequence[tuple[int, str]],
-    batch_size: int,
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Makes images of `prompts`, (image number, prompt); yields (image number, uint8 [H, W, 3]) in the same order.
-
-    `generate` is from `make_generate` with the same `config`, jitted. Each call makes `batch_size` images; the last one
-    is padded with the last prompt.
-    """
-    negative = caption_inputs([config.negative_prompt])
-    for start in range(0, len(prompts), batch_size):
-        chunk = list(prompts[start : start + batch_size])
-        filled = chunk + [chunk[-1]] * (batch_size - len(chunk))
-        keys = image_keys(config.seed, np.array([index for index, _ in filled], np.uint32))
-        images = generate(params, caption_inputs([text for _, text in filled]), negative, keys)
-        for (index, _), image in zip(chunk, np.asarray(images), strict=False):
-            yield index, image

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from bksdm_jax.base.files import file_sha256
-from bksdm_jax.diffusion.samplers import SAMPLERS, SCHEDULER, kind_of, with_options
+from bksdm_jax.diffusion.samplers import SAMPLERS, kind_of, with_options
 from bksdm_jax.diffusion.schedule import ScheduleConfig
 from bksdm_jax.pipelines.pipeline import Pipeline
 from bksdm_jax.sampling.config import SampleConfig
@@ -28,16 +28,18 @@ _HASH_LETTERS = 10
 
 
 def sampler_name(sampler: str, schedule: ScheduleConfig) -> str:
-    """WebUIs' name of a sampler, or the one of `SAMPLERS`; `scheduler` is named by what the model's file makes it."""
-    if sampler == SCHEDULER:
-        kind, solver = kind_of(sampler, schedule), vars(with_options(schedule, sampler).solver)
-        fitting = [
-            (len(options), name)
-            for name, (other, options) in SAMPLERS.items()
-            if other == kind and all(solver[key] == value for key, value in options.items())
-        ]
-        sampler = max(fitting)[1] if fitting else kind
-    return NAMES.get(sampler, sampler)
+    """WebUIs' name of what a sampler is with the options of the model's file, or the one of `SAMPLERS`."""
+    kind, solver = kind_of(sampler, schedule), vars(with_options(schedule, sampler).solver)
+    spacing = solver["sigma_spacing"] or ""
+    fitting = [
+        (len(options), name)
+        for name, (other, options) in SAMPLERS.items()
+        if other == kind
+        and all(solver[key] == value for key, value in options.items())
+        and options.get("sigma_spacing", "") == spacing
+    ]
+    name = max(fitting)[1] if fitting else " ".join(filter(None, (kind, spacing)))
+    return NAMES.get(name, name)
 
 
 def model_facts(name: str, pipeline: Pipeline, identity: dict[str, str]) -> dict[str, str]:

@@ -13,7 +13,8 @@ from jax.sharding import Mesh
 from bksdm_jax.base.distributed import compiled_together, is_first
 from bksdm_jax.base.images import grid, save_png
 from bksdm_jax.pipelines.pipeline import Architectures
-from bksdm_jax.sampling.text_to_image import EncodeCaptions, Generate, SamplerConfig, generate_images, make_generate
+from bksdm_jax.sampling.generate import EncodeCaptions, Generate, generate_images, make_generate
+from bksdm_jax.sampling.text_to_image import SamplerConfig
 from bksdm_jax.training.sharding import replicated
 from bksdm_jax.training.state import TrainState
 from bksdm_jax.training.task import Evaluator

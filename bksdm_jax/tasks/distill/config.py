@@ -112,12 +112,13 @@ class DistillConfig(TrainerConfig, ModelOptions, InitOptions, SaveOptions):
     plan: PlanConfig = PlanConfig()
 
     def grid_sampler(self, schedule: ScheduleConfig) -> SamplerConfig:
-        """The sampler of the sample grids: PNDM, or DDIM for zero terminal SNR."""
+        """The sampler of the sample grids: PNDM, or DDIM where PNDM isn't defined."""
+        no_pndm = schedule.zero_snr or schedule.prediction_type == "sample"
         return SamplerConfig(
             steps=self.sheets.steps,
             guidance_scale=self.sheets.guidance_scale,
             resolution=self.resolution,
-            sampler="ddim" if schedule.zero_snr else "pndm",
+            sampler="ddim" if no_pndm else "pndm",
             seed=self.seed,
             attention=self.attention,
         )
