@@ -150,6 +150,12 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"prompt": "a cat", "protocol": "coco"}, ("protocol", "'coco'", "bk_sdm")),
         ({"prompt": "a cat", "vae": "/no/such/vae"}, ("/no/such/vae",)),
         ({"prompt": "a cat", "clip_skip": 99}, ("clip_skip is 99",)),
+        ({"prompt": "a cat", "embeddings": (1,)}, ("embeddings: 1", "FILE")),
+        ({"prompt": "a cat", "embeddings": ("a" * 5000,)}, ("embeddings",)),
+        ({"prompt": "a cat", "vae": "a" * 5000}, ("vae",)),
+        ({"prompt": "a cat", "init": "~no such user/x.png"}, ("init", "~no such user")),
+        ({"prompt": "a cat", "previews": 999}, ("previews is 999",)),
+        ({"prompt": "a cat", "previews": 1, "preview_vae": "~no such user/x"}, ("vae", "~no such user")),
     ],
 )
 def test_sampling_that_cannot_work_writes_nothing(

@@ -29,7 +29,7 @@ BEFORE = {
     "bk_small": ("up_blocks.1.attentions.0", "up_blocks.0", "up_blocks.0.resnets.0"),
 }
 STUDENTS = {"sd": "sd", "bk_base": tiny.MICRO_SMALL.replace(",mid_block", ""), "bk_small": tiny.MICRO_SMALL}
-EVERYDAY = [pytest.param("sd", marks=pytest.mark.slow), "bk_base", "bk_small"]
+EVERYDAY = [pytest.param("sd", marks=pytest.mark.slow), pytest.param("bk_base", marks=pytest.mark.slow), "bk_small"]
 
 
 def model(student: str) -> tuple[UNet2DConditionModel, UNetConfig, dict[str, Any]]:

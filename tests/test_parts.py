@@ -212,7 +212,13 @@ def test_parts_change_the_identity(pipeline: Pipeline, teacher: Path, tmp_path: 
     assert pipeline.identity() == was
 
 
-@pytest.mark.parametrize("vae", [AutoencoderKL(**OTHER_VAE), AutoencoderTiny(**TINY_VAE)], ids=["kl", "tiny"])
+VAES = [
+    pytest.param(AutoencoderKL(**OTHER_VAE), id="kl", marks=pytest.mark.slow),
+    pytest.param(AutoencoderTiny(**TINY_VAE), id="tiny"),
+]
+
+
+@pytest.mark.parametrize("vae", VAES)
 def test_images_with_all_parts_match_pytorch(pipeline: Pipeline, teacher: Path, tmp_path: Path, vae: Any) -> None:
     tiny.randomize(vae, 7).save_pretrained(tmp_path / "vae")
     path = of_a_webui(tmp_path / "file", vectors(2))

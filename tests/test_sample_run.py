@@ -278,7 +278,9 @@ def test_hostile_names_and_texts_stay_inside_the_workdir(micro_teacher: Path, tm
             assert image.text["parameters"].startswith(f"{names[index][::-1]}\nSteps: 1, ")
 
 
-def test_previews_are_the_estimates_on_the_way(micro_teacher: Path, prompts: Path, tmp_path: Path) -> None:
+def test_previews_are_the_estimates_on_the_way(
+    micro_teacher: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     vae = micro_teacher / "vae"
     config = quick(micro_teacher, prompts=str(prompts), steps=3, sampler="ddim", previews=2, preview_vae=str(vae))
     sample(config, tmp_path / "out")
@@ -290,5 +292,10 @@ def test_previews_are_the_estimates_on_the_way(micro_teacher: Path, prompts: Pat
     lost.unlink()
     sample(config, tmp_path / "out")
     assert lost.read_bytes() == before
+    own = run.load_autoencoder
+    changed = lambda name: dataclasses.replace(own(name), params={"decoder": {"bias": np.ones(3)}})  # noqa: E731
+    monkeypatch.setattr(run, "load_autoencoder", changed)
+    with pytest.raises(InputError, match="preview vae has changed"):
+        sample(config, tmp_path / "out")
     with pytest.raises(InputError, match=r"preview_vae: .*previews"):
         sample(quick(micro_teacher, preview_vae=str(vae)), tmp_path / "other")

@@ -64,6 +64,7 @@ def test_tiles_match_pytorch(module: AutoencoderKL, height: int, width: int) -> 
     assert (np.abs(plain - expected).max() > 1e-3) == (max(height, width) > TILE)
 
 
+@pytest.mark.slow
 def test_parts_take_less_memory(module: AutoencoderKL) -> None:
     decode = decoder(module)
     latents = jnp.zeros((2, 32, 32, 4))
