@@ -142,6 +142,15 @@ def test_files_that_diffusers_saves_are_read_and_copied(micro_torch_teacher: Pat
     assert again == file | {"clip_sample": False, "steps_offset": 1}
 
 
+def test_a_class_that_is_not_sampled_is_read() -> None:
+    file = FILES["SD 1.5"] | {"_class_name": "SASolverScheduler", "algorithm_type": "data_prediction"}
+    schedule = schedule_from_diffusers(file)
+    for sampler in ("ddim", "dpmpp_2m"):
+        sampler_calls(sampler, schedule, 5)
+    with pytest.raises(InputError, match="ddim"):
+        sampler_calls("scheduler", schedule, 5)
+
+
 def test_runge_kutta_needs_four_steps(micro_torch_teacher: Path, tmp_path: Path) -> None:
     model = with_scheduler(micro_torch_teacher, tmp_path / "model", FILES["Runge-Kutta"])
     networks = find_model(model).architectures

@@ -121,7 +121,10 @@ def schedule_from_diffusers(json: Mapping[str, Any], source: str = "scheduler_co
 _SPACINGS = {"use_karras_sigmas": "karras", "use_exponential_sigmas": "exponential", "use_beta_sigmas": "beta"}
 _WORDS = {
     "variance_type": ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned", "learned_range"),
-    "algorithm_type": ("dpmsolver++", "sde-dpmsolver++", "dpmsolver", "sde-dpmsolver", "deis"),
+    "algorithm_type": (
+        *("dpmsolver++", "sde-dpmsolver++", "dpmsolver", "sde-dpmsolver"),
+        *("deis", "data_prediction", "noise_prediction"),  # of DEIS and SASolver
+    ),
     "solver_type": ("midpoint", "heun", "logrho", "bh1", "bh2"),
     "final_sigmas_type": ("zero", "sigma_min"),
     "interpolation_type": ("linear", "log_linear"),
