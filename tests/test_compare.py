@@ -58,7 +58,7 @@ def test_a_flax_folder_is_converted_for_pytorch(micro_teacher: Path, tmp_path: P
     assert not (tmp_path / "out" / "images.png").exists()
 
 
-@pytest.mark.parametrize("sampler", ["scheduler", "dpmpp_2m_karras"])
+@pytest.mark.parametrize("sampler", [pytest.param("scheduler", marks=pytest.mark.slow), "dpmpp_2m_karras"])
 def test_a_named_sampler_is_the_models_own_or_made_from_it(tmp_path: Path, sampler: str) -> None:
     """A DDIM file that leaves open what the pipeline sets, and Diffusers' class doesn't have by default."""
     options = {key: value for key, value in tiny.MICRO.items() if key != "norm_num_groups"}

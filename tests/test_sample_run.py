@@ -165,6 +165,7 @@ def test_models_beside_each_other_share_noise_and_sheets(
         assert np.array_equal(second[4 + 20 * row :][:16, 4:20], pixels(folder, 8))
 
 
+@pytest.mark.slow
 def test_the_same_teacher_changes_nothing_and_another_does(
     micro_teacher: Path, other_model: Path, tmp_path: Path
 ) -> None:

@@ -78,6 +78,7 @@ def test_images_of_guided_pndm_from_keys_match_pytorch(pndm: Sampler, micro_torc
     assert np.abs(ours / 255.0 - pytorchs_images(micro_torch_teacher, PNDMScheduler, 7.5)).max() <= 1.5 / 255
 
 
+@pytest.mark.slow
 def test_images_of_ddim_from_starting_noise_match_pytorch(micro_torch_teacher: Path) -> None:
     pipeline, _, generate = make_sampler(micro_torch_teacher, "ddim", 1.0)
     captions, empty = pipeline.caption_inputs(PROMPTS[:2]), pipeline.caption_inputs([""])

@@ -88,7 +88,7 @@ def test_matches_pytorch(teachers: dict[str, UNet2DConditionModel], generation: 
 @pytest.mark.parametrize(
     ("student", "size"),
     [
-        ("sd", (9, 13)),
+        pytest.param("sd", (9, 13), marks=pytest.mark.slow),
         ("bk_tiny", (10, 7)),
         pytest.param(surgery.ONE_STAGE, (1, 8), marks=pytest.mark.slow),
         pytest.param("no_mid", (16, 11), marks=pytest.mark.slow),
