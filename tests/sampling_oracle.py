@@ -66,7 +66,10 @@ def sample(
 def rounding(schedule: ScheduleConfig, calls: Calls) -> float:
     """By how much Diffusers' float32 may be off, for latents of some units: it divides by sqrt(abar) and 1 - abar."""
     last = schedule.train_steps - 1
-    at = np.append(calls.timesteps, [last] if calls.weights.shape[1] == 6 else [])  # PNDM may go back to the noisiest
+    solver = schedule.solver
+    spread = solver.sigma_spacing or solver.interpolation_type == "log_linear"  # from the levels at both ends
+    ends = [0, last] if spread else [last] if calls.weights.shape[1] == 6 else []  # PNDM may go back to the noisiest
+    at = np.append(calls.timesteps, ends)
     abar = schedule.alphas_cumprod()[np.clip(at, 0, last).astype(int)]
     abar = np.clip(abar, 1e-10, 1 - 1e-10)
     worst = max((1 / np.sqrt(abar[abar > 1e-10])).max(initial=1), (1 / (1 - abar)).max())
