@@ -1,17 +1,43 @@
-"""Attribute accuracy, CLIP score and Frechet distance of images of the shapes world; takes seconds on a CPU.
+"""Scores of a folder of images.
 
-  python -m launch.score --config=configs/score.py --config.images=DIR --workdir=DIR
+  python -m launch.score --config=configs/score.py:shapes --config.images=DIR --workdir=DIR
+  python -m launch.score --config=configs/score.py:bk_sdm --config.images=DIR --config.reference=DIR \
+    --config.inception=pt_inception-2015-12-05-6726825d.pth --workdir=DIR
 
-`make demo` scores the bundled teacher and its students side by side. All settings are explained in `ScoreConfig`
-(bksdm_jax/metrics/score.py).
+Variants:
+  bk_sdm     FID (pytorch-fid), Inception score, CLIP score with ViT-g/14: the paper's
+  mlperf_sd  FID (pytorch-fid), CLIP score with ViT-H/14: MLPerf's
+  modern     CMMD, and Frechet distance, precision, recall, density and coverage on DINOv2's features
+  subjects   DINO, CLIP-I, CLIP-T of DreamBooth; images and reference need subjects
+  shapes     attribute accuracy, CLIP score and Frechet distance of the shapes world; seconds on a CPU
+
+Without a variant, name metrics: --config.metrics="('fid_clean','kid_clean')". All settings are explained in
+`ScoreConfig` (bksdm_jax/evaluation/config.py) and `MetricsConfig` (bksdm_jax/metrics/config.py).
 """
 
 from ml_collections import config_dict
 
-from bksdm_jax.metrics.score import ScoreConfig
+from bksdm_jax.evaluation.config import ScoreConfig
+from bksdm_jax.evaluation.protocols import SCORING
 from launch.defaults import defaults
 
+VARIANTS = {
+    "bk_sdm": {"metrics": SCORING["bk_sdm"].metrics, "protocol": "bk_sdm"},
+    "mlperf_sd": {
+        "metrics": SCORING["mlperf_sd"].metrics,
+        "protocol": "mlperf_sd",
+        "clip": "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
+    },
+    "modern": {"metrics": ("cmmd", "fd_dinov2", "manifolds_dinov2")},
+    "subjects": {"metrics": ("dino", "clip_i", "clip_t")},
+    "shapes": {"metrics": ("attribute_accuracy", "clip_score_shapes", "fd_clip_shapes"), "reference": "shapes"},
+}
 
-def get_config() -> config_dict.ConfigDict:
-    """The defaults of `launch.score`."""
-    return defaults(ScoreConfig)
+
+def get_config(variant: str = "") -> config_dict.ConfigDict:
+    """The settings of a variant."""
+    if variant and variant not in VARIANTS:
+        raise ValueError(f"unknown variant {variant!r}; known: {', '.join(VARIANTS)}")
+    config = defaults(ScoreConfig)
+    config.update(VARIANTS.get(variant, {}))
+    return config

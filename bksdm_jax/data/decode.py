@@ -10,6 +10,8 @@ from bksdm_jax.base.errors import in_short
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 """Formats that only hold pixels; some that Pillow opens, such as EPS, are programs."""
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm")
+"""Of the names of their files, in lower case."""
 MOST_BYTES = 2**28
 """Bytes of an image file."""
 MOST_PIXELS = 89_478_485

@@ -12,8 +12,10 @@ from bksdm_jax.base.files import atomic_file, read_text
 from bksdm_jax.base.paths import AnyPath, local_path
 
 
-def read_table(path: AnyPath, columns: tuple[str, ...]) -> list[dict[str, str]]:
+def read_table(path: AnyPath, columns: tuple[str, ...], optional: tuple[str, ...] = ()) -> list[dict[str, str]]:
     """The rows of a `.csv` file whose header has at least `columns`, in any encoding that `read_text` knows.
+
+    Columns of `optional` are in the rows if they are in the header.
 
     Raises `InputError` if it can't be read, a column is missing, a row is too long or short, or there are no rows.
     """
@@ -26,6 +28,7 @@ def read_table(path: AnyPath, columns: tuple[str, ...]) -> list[dict[str, str]]:
                 found = ", ".join(header) or "nothing"
                 raise InputError(f"{path}: no column {column!r}{nearest(column, header)}; its first line has {found}")
         rows = []
+        columns = (*columns, *(column for column in optional if column in header))
         for row in reader:
             short = [column for column in columns if row[column] is None]
             if short:

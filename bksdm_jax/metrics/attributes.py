@@ -1,26 +1,46 @@
 """Attribute accuracy: the share of a shapes-world caption's facts that its image shows."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from bksdm_jax.metrics.bootstrap import Score, bootstrap
+from bksdm_jax.shapes.codes import decode
 from bksdm_jax.shapes.scenes import KINDS, Scene, agreeing_facts
 
 _SHIFTS = 20  # other captions that each image is compared with to estimate chance
 
 
 @dataclasses.dataclass(frozen=True)
-class AttributeScore:
-    """The share of facts shown, its chance level, and the number of facts."""
+class GroupScore(Score):
+    """The share of a group's facts that are shown, its chance level, and the number of facts."""
 
-    accuracy: Score
-    chance: float
-    facts: int
+    chance: float = 0.0
+    facts: int = 0
 
 
-def attribute_scores(asked: Sequence[Scene], shown: Sequence[Scene]) -> dict[str, AttributeScore]:
+@dataclasses.dataclass(frozen=True)
+class AttributeScore(GroupScore):
+    """The share of all facts.
+
+    Attributes:
+        unreadable: share of the images in which the reader couldn't recognise some fact, or any object.
+        groups: the shares of groups of facts.
+    """
+
+    unreadable: float = 0.0
+    groups: Mapping[str, GroupScore] = dataclasses.field(default_factory=dict)
+
+
+def attribute_score(scenes: np.ndarray) -> AttributeScore:
+    """The accuracy over codes of the scenes that were asked for and are shown, uint8 [N, 2, WIDTH]."""
+    asked, shown = ([decode(row) for row in scenes[:, side]] for side in (0, 1))
+    groups = attribute_scores(asked, shown)
+    return AttributeScore(**vars(groups["all"]), unreadable=unreadable_share(shown), groups=groups)
+
+
+def attribute_scores(asked: Sequence[Scene], shown: Sequence[Scene]) -> dict[str, GroupScore]:
     """The accuracy of all facts (`all`), by kind of fact, and by the number of objects (`one object`, `two objects`).
 
     A fact that the reader can't recognise counts as not shown. Chance is the accuracy that correct pictures of other
@@ -63,7 +83,7 @@ def _tallies(asked: Sequence[Scene], shown: Sequence[Scene]) -> np.ndarray:
     return tallies
 
 
-def _share(answers: np.ndarray, guesses: np.ndarray, chosen: np.ndarray) -> AttributeScore:
+def _share(answers: np.ndarray, guesses: np.ndarray, chosen: np.ndarray) -> GroupScore:
     """The accuracy over all facts in tallies [N, kinds, 2] of the chosen images; bootstrapped over images."""
 
     def ratio(rows: np.ndarray) -> float:
@@ -71,4 +91,5 @@ def _share(answers: np.ndarray, guesses: np.ndarray, chosen: np.ndarray) -> Attr
         return float(shown / wanted) if wanted else float("nan")
 
     rows, guessed = answers[chosen].sum(axis=1), guesses[chosen].sum(axis=1)  # [N, 2]
-    return AttributeScore(bootstrap(lambda some: ratio(rows[some]), len(rows)), ratio(guessed), int(rows[:, 1].sum()))
+    accuracy = bootstrap(lambda some: ratio(rows[some]), len(rows))
+    return GroupScore(**vars(accuracy), chance=ratio(guessed), facts=int(rows[:, 1].sum()))

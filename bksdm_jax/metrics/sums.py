@@ -1,8 +1,12 @@
 """Running float64 sums over features, for means and Frechet distances."""
 
 import dataclasses
+import zipfile
+from pathlib import Path
 
 import numpy as np
+
+from bksdm_jax.base.errors import InputError, in_short
 
 _ROWS = 1024  # rows converted to float64 at a time
 
@@ -43,3 +47,24 @@ class FeatureSums:
     def covariance(self) -> np.ndarray:
         """Unbiased covariance [D, D] of at least two features."""
         return self.scatter / (self.count - 1)
+
+
+def write_sums(path: Path, sums: FeatureSums) -> None:
+    """Writes sums as `.npz`."""
+    with path.open("wb") as file:
+        np.savez(file, count=sums.count, mean=sums.mean, scatter=sums.scatter)
+
+
+def read_sums(path: Path) -> FeatureSums:
+    """Reads what `write_sums` has written; raises `InputError` if it is damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return FeatureSums(int(file["count"]), file["mean"], file["scatter"])
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: damaged ({in_short(error)}); delete the folder it is in") from error
+
+
+def sums_of_moments(mean: np.ndarray, covariance: np.ndarray, count: int | None) -> FeatureSums:
+    """Sums with this mean [D] and unbiased covariance [D, D]; where the count is unknown, as many as full rank needs."""
+    known = len(mean) + 1 if count is None else count
+    return FeatureSums(known, mean, covariance * (known - 1))

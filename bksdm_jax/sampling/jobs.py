@@ -10,7 +10,7 @@ from PIL import Image
 
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.paths import local_path, read_bytes
-from bksdm_jax.data.decode import MOST_BYTES, open_image, to_rgb
+from bksdm_jax.data.decode import ENDINGS, MOST_BYTES, open_image, to_rgb
 from bksdm_jax.data.tables import Prompt, read_prompts
 from bksdm_jax.pipelines.pipeline import Architectures
 from bksdm_jax.sampling.config import SampleConfig, require_text
@@ -18,7 +18,6 @@ from bksdm_jax.sampling.text_to_image import require_multiple
 
 MOST_IMAGES = 10**6
 """As many as there are names of six digits."""
-_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,11 +107,11 @@ def find_inits(config: SampleConfig, networks: Architectures) -> list[Init]:
         paths = [place]
         if place.is_dir():
             found = sorted(place.iterdir(), key=lambda path: path.name)
-            paths = [path for path in found if path.suffix.lower() in _ENDINGS and not path.name.startswith(".")]
+            paths = [path for path in found if path.suffix.lower() in ENDINGS and not path.name.startswith(".")]
     except (OSError, ValueError) as error:
         raise InputError(f"init: {config.init!r} can't be read ({error})") from error
     if not paths:
-        raise InputError(f"init: no images in {place}; expected files of {', '.join(_ENDINGS)}")
+        raise InputError(f"init: no images in {place}; expected files of {', '.join(ENDINGS)}")
     inits = []
     for path in paths:
         image, sha256 = _decoded(path)

@@ -1,0 +1,82 @@
+"""How published scores were taken, and where a score departs from that."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bksdm_jax.sampling.protocols import PROTOCOLS
+
+
+@dataclasses.dataclass(frozen=True)
+class Scoring:
+    """What is scored, with what; the images' own settings are in `sampling.protocols`.
+
+    Attributes:
+        images: their number.
+        size: their height and width in pixels when they are scored.
+        metrics: the published ones.
+        clip: architecture of the CLIP of `clip_score`.
+        reference: number of real images, and what they are.
+    """
+
+    images: int
+    size: int
+    metrics: tuple[str, ...]
+    clip: str
+    reference: int
+
+
+SCORING = {
+    "bk_sdm": Scoring(30_000, 256, ("fid_pytorch_fid", "inception_score", "clip_score"), "ViT-g-14", 40_504),
+    "mlperf_sd": Scoring(30_000, 512, ("fid_pytorch_fid", "clip_score"), "ViT-H-14", 30_000),
+}
+"""By the names of `PROTOCOLS`."""
+
+
+def departures(
+    name: str,
+    images: int,
+    size: tuple[int, int] | None,
+    settings: Mapping[str, Any] | None,
+    facts: Mapping[str, Any],
+    metrics: Sequence[str],
+) -> list[str]:
+    """Each step in which scores depart from a protocol, or of which nothing is known, in words.
+
+    Args:
+        name: a key of `SCORING`.
+        images: their number.
+        size: width and height in pixels; None: they differ.
+        settings: of the `launch.sample` that made them; None: unknown.
+        facts: `Scorer.facts`.
+        metrics: that were computed.
+    """
+    wanted, found = SCORING[name], []
+    if images != wanted.images:
+        found.append(f"{images:,} images, not {wanted.images:,}")
+    if size != (wanted.size, wanted.size):
+        own = f"{size[0]} x {size[1]}" if size else "several sizes"
+        found.append(f"{own} pixels, not {wanted.size} x {wanted.size}")
+    if settings is None:
+        found.append("how the images were made is unknown")
+    else:
+        for key, value in PROTOCOLS[name].settings.items():
+            if settings.get(key) != value:
+                found.append(f"{key} {settings.get(key)!r}, not {value!r}")
+        if settings.get("images_per_prompt", 1) != 1:
+            found.append(f"{settings['images_per_prompt']} images of each prompt, not 1")
+    reference = facts.get("reference")
+    if reference and reference["images"] != wanted.reference:
+        count = "unknown" if reference["images"] is None else f"{reference['images']:,}"
+        found.append(f"number of reference images {count}, not {wanted.reference:,}")
+    clip = facts["extractors"].get("clip")
+    if clip and clip.get("architecture") != wanted.clip:
+        found.append(f"CLIP {clip.get('architecture') or 'of unknown architecture'}, not {wanted.clip}")
+    found += [
+        f"{extractor} in {own['dtype']}" for extractor, own in facts["extractors"].items()
+        if own.get("dtype", "float32") != "float32"
+    ]
+    others = [metric for metric in metrics if metric not in wanted.metrics]
+    if others:
+        found.append(f"not among its metrics: {', '.join(others)}")
+    return found

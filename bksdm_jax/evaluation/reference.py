@@ -1,0 +1,177 @@
+"""What metrics compare with: features of real images, cached by content, or statistics from a file."""
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from absl import logging
+
+from bksdm_jax.base.errors import InputError
+from bksdm_jax.base.files import make_folder
+from bksdm_jax.base.paths import local_path
+from bksdm_jax.base.progress import Progress
+from bksdm_jax.evaluation.images import open_images
+from bksdm_jax.metrics.config import MetricsConfig
+from bksdm_jax.metrics.gather import Extracts, Features, Pass
+from bksdm_jax.metrics.statistics_file import read_statistics
+from bksdm_jax.metrics.store import Need
+from bksdm_jax.metrics.sums import sums_of_moments
+from bksdm_jax.metrics.table import METRICS
+from bksdm_jax.models.inception import POOL_WIDTH
+from bksdm_jax.pipelines.embedded import pretrained_identity
+from bksdm_jax.shapes.world import example
+
+SHAPES = "shapes"
+"""The reference of rendered pictures."""
+_STATISTICS = ".npz"
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """Features of reference images.
+
+    Attributes:
+        features: by need.
+        subjects: of each image, where their rows are kept; None: unknown.
+        facts: for `scores.json`: `name`, `images` (None: unknown), `sha256`.
+    """
+
+    features: Features
+    subjects: tuple[str, ...] | None
+    facts: Mapping[str, Any]
+
+
+class _Source(Protocol):
+    """Reference images."""
+
+    sha256: str
+    subjects: tuple[str, ...] | None
+    unreadable: tuple[int, ...]
+
+    def __len__(self) -> int:
+        """Their number."""
+
+    def batches(self, first: int, count: int, what: str) -> Iterator[list[np.ndarray | None]]:
+        """See `ImageSet.batches`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rendered:
+    """The first held-out pictures of the shapes world."""
+
+    count: int
+    subjects: tuple[str, ...] | None = None
+    unreadable: tuple[int, ...] = ()
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(f"shapes world, {pretrained_identity()}, held-out {self.count}".encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return self.count
+
+    def batches(self, first: int, count: int, what: str) -> Iterator[list[np.ndarray | None]]:
+        with Progress(what, self.count, first) as progress:
+            for start in range(first, self.count, count):
+                numbers = range(start, min(start + count, self.count))
+                yield [example("heldout", number)[0] for number in numbers]
+                progress.advance(len(numbers))
+
+
+def cache_folder(name: str) -> Path:
+    """The folder for what is computed of references; `name`: the setting."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return local_path("cache", name or f"{base}/bksdm_jax")
+
+
+def gather_reference(
+    config: MetricsConfig, needs: Collection[Need], extractors: Mapping[str, Callable[[], Extracts]]
+) -> Reference | None:
+    """The reference's features; None: no metric needs any.
+
+    Raises `InputError` if the reference is missing, can't be used, or doesn't have what the metrics need.
+    """
+    if not needs:
+        return None
+    wanting = [name for name in config.metrics if METRICS[name].reference]
+    if not config.reference:
+        raise InputError(
+            f"reference: empty, but {wanting[0]} compares with real images; give a folder of images"
+            f"{' or a .npz file of statistics' if METRICS[wanting[0]].summable else ''}"
+        )
+    if config.reference == SHAPES:
+        return _gather(config, needs, extractors, _Rendered(config.reference_count))
+    path = local_path("reference", config.reference)
+    if path.suffix == _STATISTICS and not path.is_dir():
+        return _from_file(path, wanting, needs, extractors)
+    subjects = any(METRICS[name].subjects for name in config.metrics)
+    images = open_images(path, "reference", subjects=subjects, one_size=False)
+    if images.unreadable:
+        raise InputError(f"{images.paths[images.unreadable[0]]}: not a readable image; a reference must be whole")
+    return _gather(config, needs, extractors, images)
+
+
+def _gather(
+    config: MetricsConfig, needs: Collection[Need], extractors: Mapping[str, Callable[[], Extracts]], source: _Source
+) -> Reference:
+    """From images, or what an earlier call has computed of the same ones."""
+    found: dict[Need, Any] = {}
+    for name in sorted({need.extractor for need in needs}):
+        own = sorted(need for need in needs if need.extractor == name)
+        record = {"images": source.sha256, "needs": own, "extractor": dict(extractors[name]().facts)}
+        key = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:32]
+        folder = make_folder(cache_folder(config.cache) / "references" / key)
+        with _locked(folder):
+            gathered = Pass(folder, own, extractors, {"images": source.sha256}, config.scoring_batch_size)
+            done, what = gathered.done, f"reference, {name}"
+            if done < len(source):
+                for batch in source.batches(done, config.scoring_batch_size, what):
+                    missing = [number for number, image in enumerate(batch) if image is None]
+                    if missing:
+                        raise InputError(f"reference: image {done + missing[0] + 1} of {what} can't be decoded; replace it")
+                    gathered.add(done, batch)
+                    done += len(batch)
+                gathered.commit()
+            found |= gathered.read()
+    facts = {"name": config.reference, "images": len(source), "sha256": source.sha256}
+    return Reference(found, source.subjects, facts)
+
+
+def _from_file(
+    path: Path, wanting: Sequence[str], needs: Collection[Need], extractors: Mapping[str, Callable[[], Extracts]]
+) -> Reference:
+    more = [name for name in wanting if METRICS[name].reference.kept]  # type: ignore[union-attr]
+    if more:
+        raise InputError(f"reference: {path}: statistics, but {more[0]} needs the images; give their folder")
+    if len(needs) > 1:
+        names = ", ".join(wanting)
+        raise InputError(f"reference: {path} holds statistics of one extractor; {names} need {len(needs)}: score apart")
+    (need,) = needs
+    facts = extractors[need.extractor]().facts
+    width = POOL_WIDTH if need.feature == "pool" else facts["width"]
+    wanted = {"extractor": need.extractor, "resize": facts["resize"]}
+    statistics = read_statistics(path, width, wanted)
+    images = statistics.facts.get("images")
+    sums = sums_of_moments(statistics.mean, statistics.covariance, images)
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return Reference({need: sums}, None, {"name": str(path), "images": images, "sha256": sha256})
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Waits for another program that computes the same."""
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            logging.info("%s: another program computes the same reference; waiting for it", folder)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

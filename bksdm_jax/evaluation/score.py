@@ -1,0 +1,161 @@
+"""Scores of a folder of images: `scores.json`, and a printed table."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bksdm_jax.base.errors import InputError, known_name, whole_number
+from bksdm_jax.base.files import read_json, write_json
+from bksdm_jax.base.paths import MOST_READ, local_path
+from bksdm_jax.base.workdir import claim, require_same
+from bksdm_jax.cost.counts import unet_cost
+from bksdm_jax.evaluation.config import MAY_CHANGE, ScoreConfig
+from bksdm_jax.evaluation.images import ImageSet, open_images, require_readable
+from bksdm_jax.evaluation.protocols import SCORING, departures
+from bksdm_jax.evaluation.scorer import Scorer
+from bksdm_jax.metrics.config import require_metrics
+from bksdm_jax.metrics.table import METRICS
+from bksdm_jax.pipelines.load import find_model
+from bksdm_jax.sampling.protocols import PROTOCOLS
+
+SCORES = "scores.json"
+_SETTINGS = ("sampler", "steps", "guidance_scale", "seed", "resolution", "dtype", "protocol")
+
+
+def score(config: ScoreConfig, workdir: Path) -> dict[str, Any]:
+    """Scores a folder of images and writes `scores.json`; the same call continues an interrupted one.
+
+    Features are gathered in `features/` in the workdir, in one pass over the images.
+
+    Returns:
+        what was written: `scores` by name, each with `value`, `low`, `high` and `interval`; `images` (their number),
+        `unreadable`, `images_sha256`, `protocol` with its `departures`, `reference`, `extractors` with hashes of their
+        weights, `model`, `versions`.
+
+    Raises:
+        InputError: a setting, folder, table, image, file of weights or reference can't be used.
+    """
+    require_metrics(config, tuple(METRICS))
+    whole_number("config", "most_unreadable", config.most_unreadable, 0)
+    if config.protocol:
+        known_name("config", "protocol", config.protocol, SCORING)
+    place = local_path("images", config.images)
+    settings = _settings_of(place) or _settings_of(place.parent)
+    images = _open(config, place, settings)
+    record = dataclasses.asdict(config) | {"images_sha256": images.sha256}
+    require_same(workdir, record, MAY_CHANGE)
+    scorer = Scorer(config, workdir / "features", {"images": images.sha256})
+    claim(workdir, record)
+    _feed(scorer, images, config)
+    readable = [i for i in range(len(images.paths)) if i not in set(scorer.skipped)]
+    subjects = None if images.subjects is None else [images.subjects[i] for i in readable]
+    protocol = config.protocol or (settings or {}).get("protocol", "")
+    found = {
+        "scores": scorer.scores(subjects),
+        "images": len(readable),
+        "unreadable": len(scorer.skipped),
+        "folder": str(images.folder.resolve()),
+        "images_sha256": images.sha256,
+        "protocol": {"name": protocol, "departures": []},
+        "model": None if settings is None else _model(place, settings),
+        **scorer.facts,
+    }
+    if protocol in SCORING:
+        found["protocol"]["departures"] = departures(
+            protocol, len(readable), images.size, settings, scorer.facts, config.metrics
+        )
+    write_json(workdir / SCORES, found)
+    return found
+
+
+def score_table(found: Mapping[str, Any]) -> str:
+    """The scores as lines of text."""
+    lines = [f"{found['images']:,} images; 95% intervals", ""]
+    for name, entry in found["scores"].items():
+        lines.append(_line(name, entry))
+        for group, own in entry.get("groups", {}).items():
+            if group != "all":
+                lines.append(_line(f"  {group}", own))
+        for subject, value in entry.get("subjects", {}).items():
+            lines.append(f"  {subject:32} {value:>10.4f}")
+        if "unreadable" in entry:
+            lines.append(f"{'  not wholly readable':34} {entry['unreadable']:>10.4f}")
+    reference, protocol = found["reference"], found["protocol"]
+    lines.append("")
+    if reference:
+        count = "an unknown number of" if reference["images"] is None else f"{reference['images']:,}"
+        lines.append(f"reference: {reference['name']}, {count} images")
+    if found["unreadable"]:
+        lines.append(f"left out: {found['unreadable']} unreadable image(s)")
+    if protocol["name"]:
+        departs = protocol["departures"]
+        lines.append(f"protocol {protocol['name']}: {'departs from it' if departs else 'followed'}")
+        lines += [f"  {step}" for step in departs]
+    return "\n".join(lines).rstrip()
+
+
+def _line(name: str, entry: Mapping[str, Any]) -> str:
+    digits = 3 if abs(entry["value"]) >= 10 else 4
+    interval = "no interval"
+    if entry["low"] is not None:
+        interval = f"[{entry['low']:.{digits}f}, {entry['high']:.{digits}f}]  {entry['interval']}"
+    more = f"; chance {entry['chance']:.4f}, {entry['facts']} facts" if "chance" in entry else ""
+    return f"{name:34} {entry['value']:>10.{digits}f}   {interval}{more}"
+
+
+def _open(config: ScoreConfig, place: Path, settings: Mapping[str, Any] | None) -> ImageSet:
+    protocol = (settings or {}).get("protocol", "")
+    resized = PROTOCOLS[protocol].resized if protocol in PROTOCOLS else 0
+    if resized and (place / f"images_{resized}").is_dir():
+        place = place / f"images_{resized}"
+    images = open_images(
+        place,
+        "images",
+        captions=str(local_path("captions", config.captions)) if config.captions else "",
+        named=any(METRICS[name].captions for name in config.metrics),
+        subjects=any(METRICS[name].subjects for name in config.metrics),
+    )
+    require_readable(images, images.unreadable, config.most_unreadable)
+    return images
+
+
+def _feed(scorer: Scorer, images: ImageSet, config: ScoreConfig) -> None:
+    first, total = scorer.done, len(images.paths)
+    require_readable(images, scorer.skipped, config.most_unreadable)
+    for batch in images.batches(first, config.scoring_batch_size, "scoring"):
+        captions = None if images.captions is None else images.captions[first : first + len(batch)]
+        missing = [first + i for i, image in enumerate(batch) if image is None]
+        require_readable(images, [*scorer.skipped, *missing], config.most_unreadable)
+        scorer.add(first, batch, captions, last=first + len(batch) == total)
+        first += len(batch)
+
+
+def _settings_of(folder: Path) -> dict[str, Any] | None:
+    """The settings of the `launch.sample` whose workdir this is; None: it isn't one."""
+    path = folder / "config.json"
+    if not path.is_file():
+        return None
+    try:
+        settings = read_json(path, MOST_READ)
+    except InputError:
+        return None
+    return settings if "guidance_scale" in settings and "model" in settings else None
+
+
+def _model(place: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What is known of the model that made the images."""
+    facts: dict[str, Any] = {"name": settings["model"], "settings": {key: settings.get(key) for key in _SETTINGS}}
+    for folder in (place, place.parent):
+        if (folder / "timing.json").is_file():
+            facts["seconds_per_image"] = read_json(folder / "timing.json").get("seconds_per_image")
+            break
+    try:
+        unet = find_model(settings["model"]).architectures.denoiser
+    except InputError:  # it may have been moved since
+        return facts
+    cost = unet_cost(unet, unet.sample_size or 64).values()
+    return facts | {
+        "unet_parameters": sum(stage.parameters for stage in cost),
+        "unet_macs": sum(stage.macs for stage in cost),
+    }

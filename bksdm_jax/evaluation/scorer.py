@@ -1,0 +1,99 @@
+"""The scores of one list of images, fed batch by batch."""
+
+import dataclasses
+import functools
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import PIL
+import scipy
+
+import bksdm_jax
+from bksdm_jax.base.errors import InputError
+from bksdm_jax.evaluation.reference import gather_reference
+from bksdm_jax.metrics.config import FEWEST, MetricsConfig, require_metrics
+from bksdm_jax.metrics.extractors import EXTRACTORS
+from bksdm_jax.metrics.gather import Pass
+from bksdm_jax.metrics.table import METRICS, Evidence, image_needs, reference_needs
+
+
+class Scorer:
+    """Gathers features of images in a folder, and scores them.
+
+    Attributes:
+        done: images from the beginning that needn't be fed again.
+        skipped: numbers of those that couldn't be read.
+        facts: `extractors`, `reference`, `versions`, for `scores.json`.
+    """
+
+    def __init__(self, config: MetricsConfig, folder: Path, record: Mapping[str, Any]) -> None:
+        """Loads the networks and the reference.
+
+        Args:
+            config: what to measure.
+            folder: for the features; an interrupted pass over the same images continues.
+            record: identifies the images.
+
+        Raises:
+            InputError: a setting, a file of weights or the reference can't be used.
+        """
+        require_metrics(config, tuple(METRICS))
+        self._config = config
+        load = {name: functools.cache(functools.partial(build, config)) for name, build in EXTRACTORS.items()}
+        needs = image_needs(config.metrics, config.intervals)
+        theirs = reference_needs(config.metrics)
+        for name in sorted({need.extractor for need in (*needs, *theirs)}):
+            load[name]()  # wrong weights are refused before anything slow
+        self._reference = gather_reference(config, theirs, load)
+        self._pass = Pass(folder, needs, load, record, config.scoring_batch_size)
+        self.facts = {
+            "extractors": self._pass.facts(),
+            "reference": self._reference and dict(self._reference.facts),
+            "versions": versions(),
+        }
+
+    @property
+    def done(self) -> int:  # noqa: D102
+        return self._pass.done
+
+    @property
+    def skipped(self) -> list[int]:  # noqa: D102
+        return self._pass.skipped
+
+    def add(
+        self, first: int, images: Sequence[np.ndarray | None], captions: Sequence[str] | None, last: bool = False
+    ) -> None:
+        """Feeds the images from number `first` on; see `Pass.add`."""
+        self._pass.add(first, images, captions, last)
+
+    def scores(self, subjects: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
+        """The scores of all images so far by name: `value`, `low`, `high`, `interval` and what a metric adds.
+
+        `subjects` are of the images that could be read, in their order.
+        """
+        count = self._pass.done - len(self._pass.skipped)
+        if count < FEWEST:
+            raise InputError(f"images: {count}; scores need at least {FEWEST}")
+        reference = self._reference
+        evidence = Evidence(
+            self._pass.read(),
+            reference.features if reference else {},
+            subjects,
+            reference.subjects if reference else None,
+            self._config.kid_subset_size,
+        )
+        found: dict[str, dict[str, Any]] = {}
+        for name in self._config.metrics:
+            scores = METRICS[name].scores(evidence)
+            found |= {key: dataclasses.asdict(score) for key, score in scores.items()}
+        return found
+
+
+def versions() -> dict[str, str]:
+    """Of everything that scores depend on."""
+    modules = {"bksdm_jax": bksdm_jax, "jax": jax, "numpy": np, "scipy": scipy, "pillow": PIL}
+    return {name: module.__version__ for name, module in modules.items()} | {"python": platform.python_version()}
