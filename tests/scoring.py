@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageEnhance
 from safetensors.torch import save_file
 
+from bksdm_jax.data.decode import to_rgb
 from bksdm_jax.formats import names
 from bksdm_jax.models.inception import inception_parameter_shapes
 
@@ -19,6 +20,22 @@ State = dict[str, torch.Tensor]
 def photograph(name: str) -> np.ndarray:
     """One of scikit-image's, as it is stored."""
     return getattr(skimage.data, name)()
+
+
+def rgb_photographs() -> dict[str, np.ndarray]:
+    """By name, uint8 [H, W, 3]: large and small, upright and wide, and from files of other kinds of pixels."""
+    chelsea, camera = Image.fromarray(photograph("chelsea")), photograph("camera")
+    deep = Image.fromarray(camera[:200].astype(np.uint16) * 257)
+    images = {name: Image.fromarray(photograph(name)) for name in ("astronaut", "coffee", "hubble_deep_field")}
+    images |= {
+        "small": Image.fromarray(photograph("coffee")[100:160, 200:247]),
+        "grey": Image.fromarray(camera),
+        "alpha": Image.fromarray(photograph("logo")),
+        "palette": chelsea.quantize(64),
+        "16-bit": deep,
+    }
+    assert [images[name].mode for name in ("grey", "alpha", "palette", "16-bit")] == ["L", "RGBA", "P", "I;16"]
+    return {name: np.asarray(to_rgb(image)) for name, image in images.items()}
 
 
 def image_sets(count: int, size: int = 64, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

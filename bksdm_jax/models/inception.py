@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from bksdm_jax.models.abstract import parameter_shapes_of
@@ -144,10 +145,14 @@ class BatchNorm(nn.Module):
 
 
 class ConvNorm(nn.Module):
-    """A convolution without bias, batch normalisation, ReLU."""
+    """A convolution without bias, batch normalisation, ReLU; `average`: over 3x3 pixels after the convolution.
+
+    An average before a 1x1 convolution, as in the original, is the same, but of more channels.
+    """
 
     shape: _Conv
     dtype: jnp.dtype
+    average: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -156,7 +161,7 @@ class ConvNorm(nn.Module):
         options = {"strides": (stride, stride), "padding": padding, "use_bias": False, "dtype": self.dtype}
         options["conv_general_dilated"] = _convolve
         x = nn.Conv(self.shape.features, kernel, name="conv", **options)(x)
-        return BatchNorm(self.dtype, name="bn")(x)
+        return BatchNorm(self.dtype, name="bn")(_average_pool(x) if self.average else x)
 
 
 class Mixed(nn.Module):
@@ -182,8 +187,9 @@ class Mixed(nn.Module):
             ]
             maps += ends or [h]
         if self.shape.projection:
-            pool = _max_pool(x, 1) if self.shape.maximum else _average_pool(x)
-            maps.append(layer(_Conv(self.shape.projection), "branch_pool", pool))
+            pool = _max_pool(x, 1) if self.shape.maximum else x
+            project = ConvNorm(_Conv(self.shape.projection), self.dtype, not self.shape.maximum, name="branch_pool")
+            maps.append(project(pool))
         else:
             maps.append(_max_pool(x, 2))
         return jnp.concatenate(maps, axis=-1)
@@ -253,5 +259,13 @@ def _max_pool(x: jax.Array, stride: int) -> jax.Array:
 
 
 def _average_pool(x: jax.Array) -> jax.Array:
-    """Mean over those of 3x3 pixels that are in the map."""
-    return nn.avg_pool(x, (3, 3), (1, 1), "SAME", count_include_pad=False)
+    """Mean over those of 3x3 pixels that are in the map, float32."""
+    x = x.astype(jnp.float32)
+    for axis in (1, 2):
+        length = x.shape[axis]
+        counts = np.full(length, 3, np.float32)
+        counts[0] = counts[-1] = 2
+        padded = jnp.pad(x, [(int(i == axis),) * 2 for i in range(4)])
+        total = sum(jax.lax.slice_in_dim(padded, i, i + length, axis=axis) for i in range(3))
+        x = total / np.expand_dims(counts, tuple(i for i in range(4) if i != axis))
+    return x
