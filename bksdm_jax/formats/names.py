@@ -14,7 +14,10 @@ from bksdm_jax.base import trees
 from bksdm_jax.formats.stored import empty
 from bksdm_jax.models.unet import dotted
 
-_LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
+_LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"} | {
+    "mean": "running_mean",  # of batch normalisation
+    "var": "running_var",
+}
 _VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _CLIP_PREFIX = "text_model."
 _CLIP_HEADS = ("embeddings.", "encoder.layers.", "final_layer_norm.")

@@ -50,7 +50,7 @@ class Extractor:
         Raises:
             InputError: images of a size that the extractor doesn't take.
         """
-        each, count, found = batch_size * len(_mesh().devices), len(images), []
+        each, count, found = batch_size * len(mesh().devices), len(images), []
         with exact_products(self.dtype), concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
             for start in range(0, count, each):
                 chosen = np.arange(start, start + each).clip(max=count - 1)
@@ -67,13 +67,13 @@ class Extractor:
 
 
 @functools.cache
-def _mesh() -> Mesh:
+def mesh() -> Mesh:
     """The devices of this process: each computes its own images."""
     return Mesh(np.array(jax.local_devices()), ("data",))
 
 
 def _sharding(*axes: str) -> NamedSharding:
-    return NamedSharding(_mesh(), PartitionSpec(*axes))
+    return NamedSharding(mesh(), PartitionSpec(*axes))
 
 
 def exact(image: np.ndarray, size: int) -> np.ndarray:
