@@ -31,7 +31,7 @@ class Contents:
     start: Callable[[Storage], int]
 
 
-class _Bounded:
+class Bounded:
     """A file that refuses to read much at once: `zipfile` trusts the sizes in the file."""
 
     def __init__(self, file: BinaryIO) -> None:
@@ -51,7 +51,7 @@ def read_zip(path: Path, file: BinaryIO) -> Contents:
         Unsupported: the pickle isn't supported.
         Exception: the file is damaged; `zipfile` and `pickletools` raise many types.
     """
-    with zipfile.ZipFile(_Bounded(file)) as archive:  # type: ignore[arg-type]
+    with zipfile.ZipFile(Bounded(file)) as archive:  # type: ignore[arg-type]
         entries = {info.filename: info for info in archive.infolist()}
         if len(entries) != len(archive.infolist()):
             raise InputError(f"{path}: two entries with one name inside; download it again")
