@@ -38,6 +38,7 @@ class Bounded:
         self.seek, self.tell, self.seekable, self._read = file.seek, file.tell, file.seekable, file.read
 
     def read(self, size: int = -1) -> bytes:
+        """The next bytes; raises `ValueError` for more than 4 MiB at once."""
         if size > _MOST_DIRECTORY:
             raise ValueError(f"{size} bytes of directory or pickle")
         return self._read(size if size >= 0 else _MOST_DIRECTORY)
