@@ -14,10 +14,10 @@ from bksdm_jax.data.tables import write_table
 from bksdm_jax.metrics import score as scoring
 from bksdm_jax.metrics.attributes import attribute_scores, unreadable_share
 from bksdm_jax.metrics.bootstrap import RESAMPLES, Score, bootstrap
-from bksdm_jax.metrics.evaluate import Metric, evaluate, frechet_score, mean_score, reference_statistics
+from bksdm_jax.metrics.evaluate import Metric, evaluate, mean_score, reference_statistics
 from bksdm_jax.metrics.extractors import Extractor
 from bksdm_jax.metrics.features import Batch, FeatureFile, Need
-from bksdm_jax.metrics.frechet import fit_normal, frechet_distance
+from bksdm_jax.metrics.frechet import fit_normal, frechet_distance, frechet_score
 from bksdm_jax.metrics.score import ScoreConfig, score, score_batches, score_folder, shapes_reference
 from bksdm_jax.metrics.sums import FeatureSums
 from bksdm_jax.shapes.reader import read_scene

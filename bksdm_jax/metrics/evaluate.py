@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from bksdm_jax.metrics.bootstrap import Score, bootstrap
+from bksdm_jax.metrics.bootstrap import Score, bootstrap_mean
 from bksdm_jax.metrics.extractors import EXTRACTORS, Extractor
 from bksdm_jax.metrics.features import Batch, FeatureFile, Need, gather
-from bksdm_jax.metrics.frechet import fit_normal, frechet_distance
+from bksdm_jax.metrics.frechet import frechet_score
 from bksdm_jax.metrics.sums import FeatureSums
 
 
@@ -31,19 +31,7 @@ class Metric:
 
 def mean_score(features: np.ndarray, _: None) -> Score:
     """Mean of one number per image, [N], with its interval."""
-    return bootstrap(lambda chosen: float(features[chosen].mean(dtype=np.float64)), len(features))
-
-
-def frechet_score(features: np.ndarray, reference: FeatureSums) -> Score:
-    """Frechet distance between features [N, D] and the reference, with its interval."""
-    normal = fit_normal(reference)
-
-    def distance(chosen: np.ndarray) -> float:
-        sums = FeatureSums()
-        sums.add(features, chosen)
-        return frechet_distance(sums, normal)
-
-    return bootstrap(distance, len(features), centred=True)
+    return bootstrap_mean(features)
 
 
 METRICS = {
