@@ -6,18 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import scipy.linalg
 
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.images import save_png
 from bksdm_jax.data.tables import write_table
 from bksdm_jax.metrics import score as scoring
 from bksdm_jax.metrics.attributes import attribute_scores, unreadable_share
-from bksdm_jax.metrics.bootstrap import RESAMPLES, Score, bootstrap
-from bksdm_jax.metrics.evaluate import Metric, evaluate, frechet_score, mean_score, reference_statistics
+from bksdm_jax.metrics.bootstrap import Score
+from bksdm_jax.metrics.evaluate import Metric, evaluate, mean_score, reference_statistics
 from bksdm_jax.metrics.extractors import Extractor
 from bksdm_jax.metrics.features import Batch, FeatureFile, Need
-from bksdm_jax.metrics.frechet import fit_normal, frechet_distance
+from bksdm_jax.metrics.frechet import fit_normal, frechet_distance, frechet_score
 from bksdm_jax.metrics.score import ScoreConfig, score, score_batches, score_folder, shapes_reference
 from bksdm_jax.metrics.sums import FeatureSums
 from bksdm_jax.shapes.reader import read_scene
@@ -55,21 +54,6 @@ def random_batches(count: int, size: int, seed: int = 0, pixels: int = 8) -> Ite
     images = np.random.default_rng(seed).integers(0, 256, (count, pixels, pixels, 3), np.uint8)
     for start in range(0, count, size):
         yield images[start : start + size], None
-
-
-def test_sums_of_parts_are_those_of_the_whole() -> None:
-    features = np.random.default_rng().normal(1e4, 1.0, size=(2500, 5))  # raw second moments would cancel
-    whole, chosen = sums_of(features, parts=7), np.random.default_rng().integers(2500, size=2000)
-    np.testing.assert_allclose(whole.mean, features.mean(axis=0), rtol=1e-13)
-    np.testing.assert_allclose(whole.covariance(), np.cov(features, rowvar=False), atol=1e-9)
-    left, right = sums_of(features[:100]), sums_of(features[100:])
-    left.merge(FeatureSums())
-    left.merge(right)
-    assert left.count == 2500
-    np.testing.assert_allclose(left.covariance(), whole.covariance(), atol=1e-9)
-    drawn = FeatureSums()
-    drawn.add(features, chosen)
-    np.testing.assert_allclose(drawn.covariance(), np.cov(features[chosen], rowvar=False), atol=1e-9)
 
 
 def test_features_come_back_from_their_file(tmp_path: Path) -> None:
@@ -131,49 +115,6 @@ def test_memory_does_not_grow_with_the_images(monkeypatch: pytest.MonkeyPatch) -
         return most
 
     assert peak(20_000) == pytest.approx(peak(2_000), rel=0.1)
-
-
-def test_frechet_distance_is_that_of_the_matrix_square_root() -> None:
-    rng = np.random.default_rng()
-    ours, theirs = rng.normal(size=(300, 12)) @ rng.normal(size=(12, 12)), rng.normal(0.3, 2.0, size=(250, 12))
-    cov1, cov2 = np.cov(ours, rowvar=False), np.cov(theirs, rowvar=False)
-    root = scipy.linalg.sqrtm(cov1 @ cov2).real
-    wanted = np.sum((ours.mean(0) - theirs.mean(0)) ** 2) + np.trace(cov1 + cov2 - 2 * root)
-    assert frechet_distance(sums_of(ours), fit_normal(sums_of(theirs))) == pytest.approx(wanted, rel=1e-8)
-    assert frechet_distance(sums_of(ours), fit_normal(sums_of(ours))) == pytest.approx(0, abs=1e-8)
-
-
-def test_interval_of_a_mean_is_its_standard_error() -> None:
-    values = np.random.default_rng(1).normal(2.0, 3.0, 400)
-    score = bootstrap(lambda chosen: float(values[chosen].mean()), len(values))
-    error = 1.96 * values.std() / np.sqrt(len(values))
-    assert score.value == pytest.approx(values.mean())
-    assert score.high - score.value == pytest.approx(error, rel=0.15)
-    assert score.value - score.low == pytest.approx(error, rel=0.15)
-
-
-def test_interval_surrounds_a_biased_statistic() -> None:
-    values = np.random.default_rng(2).normal(size=(60, 8))
-    normal = fit_normal(sums_of(values))
-    score = frechet_score(values, sums_of(values))
-    assert score.low < score.value < score.high
-    beside = bootstrap(lambda chosen: frechet_distance(sums_of(values[chosen]), normal), len(values))
-    assert beside.low > beside.value  # what centring is for
-    assert score.high - score.low == pytest.approx(beside.high - beside.low)
-
-
-def test_resamples_are_those_of_published_scores() -> None:
-    """The numbers of NumPy's generator with seed 0, drawn image by image."""
-    values, rng = np.random.default_rng(3).normal(size=37), np.random.default_rng(0)
-    drawn = [values[rng.integers(37, size=37)].mean() for _ in range(RESAMPLES)]
-    score = bootstrap(lambda chosen: float(values[chosen].mean()), 37)
-    assert [score.low, score.high] == pytest.approx(np.percentile(drawn, [2.5, 97.5]), rel=1e-12)
-
-
-@pytest.mark.filterwarnings("error")
-def test_an_undefined_value_has_no_interval() -> None:
-    score = bootstrap(lambda chosen: float("nan"), 5)
-    assert (score.low, score.high) == (None, None)
 
 
 def test_attribute_accuracy_of_right_wrong_and_empty_pictures() -> None:

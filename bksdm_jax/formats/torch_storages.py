@@ -31,13 +31,14 @@ class Contents:
     start: Callable[[Storage], int]
 
 
-class _Bounded:
+class Bounded:
     """A file that refuses to read much at once: `zipfile` trusts the sizes in the file."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.seek, self.tell, self.seekable, self._read = file.seek, file.tell, file.seekable, file.read
 
     def read(self, size: int = -1) -> bytes:
+        """The next bytes; raises `ValueError` for more than 4 MiB at once."""
         if size > _MOST_DIRECTORY:
             raise ValueError(f"{size} bytes of directory or pickle")
         return self._read(size if size >= 0 else _MOST_DIRECTORY)
@@ -51,7 +52,7 @@ def read_zip(path: Path, file: BinaryIO) -> Contents:
         Unsupported: the pickle isn't supported.
         Exception: the file is damaged; `zipfile` and `pickletools` raise many types.
     """
-    with zipfile.ZipFile(_Bounded(file)) as archive:  # type: ignore[arg-type]
+    with zipfile.ZipFile(Bounded(file)) as archive:  # type: ignore[arg-type]
         entries = {info.filename: info for info in archive.infolist()}
         if len(entries) != len(archive.infolist()):
             raise InputError(f"{path}: two entries with one name inside; download it again")

@@ -44,6 +44,14 @@ class FeatureSums:
         self.scatter = self.scatter + other.scatter + between
         self.count = count
 
+    def without(self, other: "FeatureSums") -> "FeatureSums":
+        """The sums over the images that aren't in `other`, the sums over some of the images; at least one is left."""
+        count = self.count - other.count
+        mean = self.mean + (self.mean - other.mean) * (other.count / count)
+        difference = other.mean - mean
+        between = np.multiply.outer(difference, difference) * (count * other.count / self.count)
+        return FeatureSums(count, mean, self.scatter - other.scatter - between)
+
     def covariance(self) -> np.ndarray:
         """Unbiased covariance [D, D] of at least two features."""
         return self.scatter / (self.count - 1)
