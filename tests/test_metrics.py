@@ -1,5 +1,6 @@
 """Scores against independent formulas; one pass over batches, from files or a sampler, in bounded memory."""
 
+import functools
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from bksdm_jax.metrics import score as scoring
 from bksdm_jax.metrics.attributes import attribute_scores, unreadable_share
 from bksdm_jax.metrics.bootstrap import RESAMPLES, Score, bootstrap
 from bksdm_jax.metrics.evaluate import Metric, evaluate, frechet_score, mean_score, reference_statistics
-from bksdm_jax.metrics.extractors import Extractor
+from bksdm_jax.metrics.extractor import Extractor, exact
 from bksdm_jax.metrics.features import Batch, FeatureFile, Need
 from bksdm_jax.metrics.frechet import fit_normal, frechet_distance
 from bksdm_jax.metrics.score import ScoreConfig, score, score_batches, score_folder, shapes_reference
@@ -36,10 +37,10 @@ def stand_in() -> Extractor:
     """Mean colours of 8x8 images, and the mean of these."""
 
     def program(params: float, images: np.ndarray, text: None) -> dict[str, np.ndarray]:
-        colours = (images / np.float32(255)).mean(axis=(1, 2)) * params
+        colours = (np.asarray(images) / np.float32(255)).mean(axis=(1, 2)) * params
         return {"colours": colours, "mean": colours.mean(axis=-1)}
 
-    return Extractor(8, "exact", np.float32(2), program)
+    return Extractor(functools.partial(exact, size=8), np.float32(2), program)
 
 
 COLOURS = Need("stand_in", "colours")
@@ -113,7 +114,8 @@ def test_memory_does_not_grow_with_the_images(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("bksdm_jax.metrics.bootstrap.RESAMPLES", 2)
     rows = {"colours": lambda images: images[:, ::16, ::16].reshape(len(images), 48) / np.float32(255)}
     rows["mean"] = lambda images: (images.astype(np.float32) / 255).mean(axis=(1, 2, 3))
-    extractor = Extractor(64, "exact", rows, lambda params, images, _: {name: params[name](images) for name in params})
+    prepare = functools.partial(exact, size=64)
+    extractor = Extractor(prepare, None, lambda _, images, __: {name: rows[name](np.asarray(images)) for name in rows})
     pictures = np.random.default_rng(0).integers(0, 256, (160, 64, 64, 3), np.uint8)
 
     def sampler(count: int) -> Iterator[Batch]:

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from bksdm_jax.metrics.bootstrap import Score, bootstrap
-from bksdm_jax.metrics.extractors import EXTRACTORS, Extractor
+from bksdm_jax.metrics.extractor import Extractor
+from bksdm_jax.metrics.extractors import EXTRACTORS
 from bksdm_jax.metrics.features import Batch, FeatureFile, Need, gather
 from bksdm_jax.metrics.frechet import fit_normal, frechet_distance
 from bksdm_jax.metrics.sums import FeatureSums

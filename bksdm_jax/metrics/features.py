@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bksdm_jax.base.errors import InputError
-from bksdm_jax.metrics.extractors import Extractor
+from bksdm_jax.metrics.extractor import Extractor
 from bksdm_jax.metrics.sums import FeatureSums
 
 FEWEST = 2
