@@ -1,5 +1,6 @@
 """Tests run offline, on eight fake CPU devices, with strict dtype promotion and quick compilation."""
 
+import importlib.util
 import os
 import socket
 from pathlib import Path
@@ -16,6 +17,8 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+if importlib.util.find_spec("torchvision"):  # `make oracles`; the original libraries import it
+    import tests.oracles.operators  # noqa: F401
 from tests import single_files, tiny  # noqa: E402
 
 pytest_plugins = ["tests.thirds"]

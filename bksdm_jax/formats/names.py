@@ -19,10 +19,8 @@ _VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": 
 _CLIP_PREFIX = "text_model."
 _CLIP_HEADS = ("embeddings.", "encoder.layers.", "final_layer_norm.")
 _TILE = 128
-_BUFFERS = (
-    "embeddings.position_ids",
-    "vision_model.embeddings.position_ids",
-)  # written by older Transformers; holds 0, 1, 2, ...
+_BUFFERS = ("embeddings.position_ids", "vision_model.embeddings.position_ids")
+"""Written by older Transformers; they hold 0, 1, 2, ..."""
 
 
 def torch_name(path: str) -> str:

@@ -3,7 +3,9 @@
 import numpy as np
 from PIL import Image
 
+from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.resampling import bicubic_taps
+from bksdm_jax.data.decode import MOST_PIXELS
 
 BICUBIC, BILINEAR = Image.Resampling.BICUBIC, Image.Resampling.BILINEAR
 
@@ -19,10 +21,18 @@ def short_side_crop(image: np.ndarray, short: int, crop: int, resample: Image.Re
 
     Returns:
         uint8 [crop, crop, 3].
+
+    Raises:
+        InputError: the resized image would have more than `MOST_PIXELS`.
     """
     height, width = image.shape[:2]
     shorter = min(height, width)
     sizes = [int(short * side / shorter) for side in (width, height)]
+    if sizes[0] * sizes[1] > MOST_PIXELS:
+        raise InputError(
+            f"images: {width} x {height} pixels, enlarged to {sizes[0]} x {sizes[1]}; "
+            f"expected at most {MOST_PIXELS} in all"
+        )
     left, top = (round((side - crop) / 2) for side in sizes)
     picture = Image.fromarray(image).resize(sizes, resample)
     return np.asarray(picture.crop((left, top, left + crop, top + crop)))

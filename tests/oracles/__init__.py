@@ -1,0 +1,1 @@
+"""Tests against the tools that published scores come from: `make oracles`."""
