@@ -9,7 +9,7 @@ from transformers import CLIPModel
 
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.formats.clip_json import clip_from_transformers, clip_to_transformers
-from bksdm_jax.metrics.extractors import clip_extractor
+from bksdm_jax.metrics.clip import clip_extractor
 from bksdm_jax.models.clip_pair import CLIP
 from bksdm_jax.pipelines.clip_folder import load_clip, write_clip
 from bksdm_jax.pipelines.tokenizer import load_tokenizer, write_tokenizer
@@ -54,13 +54,13 @@ def test_folder_goes_out_and_in_and_fits_transformers(theirs: CLIPModel, tmp_pat
 
     images = np.random.default_rng().integers(0, 256, (5, 32, 32, 3), np.uint8)
     captions = ["a cat", "", "the red cup", "a photo of a woman", "space"]
-    extractor = clip_extractor(loaded)
+    extractor = clip_extractor(loaded, "shapes")
     found = extractor(images, captions, batch_size=2)  # the last call is filled up
     whole = extractor(images, captions, batch_size=5)
     for name, shape in {"features": (5, config.vision.width), "clip_cosine": (5,)}.items():
         assert found[name].shape == shape
         np.testing.assert_allclose(found[name], whole[name], rtol=1e-4, atol=1e-5)
-    assert extractor(images).keys() == {"features"}  # without captions
+    assert extractor(images).keys() == {"features", "image"}  # without captions
     cosines = found["clip_cosine"]
     tokens = loaded.tokenizer(captions)
     with torch.inference_mode():

@@ -20,8 +20,12 @@ def compute_dtype(name: str) -> jnp.dtype:
 
 
 def cast_frozen(params: Any, dtype: jnp.dtype) -> Any:
-    """Frozen parameters as numpy arrays: matrices and kernels in `dtype`, vectors in float32."""
-    return jax.tree.map(lambda leaf: np.asarray(leaf).astype(dtype if leaf.ndim > 1 else np.float32), params)
+    """Frozen parameters as numpy arrays: matrices and kernels in `dtype`, vectors in float32; copied only if cast."""
+
+    def cast(leaf: Any) -> np.ndarray:
+        return np.asarray(leaf).astype(dtype if leaf.ndim > 1 else np.float32, copy=False)
+
+    return jax.tree.map(cast, params)
 
 
 def exact_products(name: str) -> AbstractContextManager[None]:

@@ -19,12 +19,11 @@ from bksdm_jax.base.paths import local_path
 from bksdm_jax.base.progress import Progress
 from bksdm_jax.evaluation.images import open_images
 from bksdm_jax.metrics.config import MetricsConfig
+from bksdm_jax.metrics.frechet import make_normal
 from bksdm_jax.metrics.gather import Extracts, Features, Pass
 from bksdm_jax.metrics.statistics_file import read_statistics
 from bksdm_jax.metrics.store import Need
-from bksdm_jax.metrics.sums import sums_of_moments
 from bksdm_jax.metrics.table import METRICS
-from bksdm_jax.models.inception import POOL_WIDTH
 from bksdm_jax.pipelines.embedded import pretrained_identity
 from bksdm_jax.shapes.world import example
 
@@ -155,14 +154,13 @@ def _from_file(
         raise InputError(f"reference: {path} holds statistics of one extractor; {names} need {len(needs)}: score apart")
     (need,) = needs
     facts = extractors[need.extractor]().facts
-    width = POOL_WIDTH if need.feature == "pool" else facts["width"]
     wanted = {"extractor": need.extractor, "resize": facts["resize"]}
-    statistics = read_statistics(path, width, wanted)
+    statistics = read_statistics(path, facts["width"], wanted)
     images = statistics.facts.get("images")
-    sums = sums_of_moments(statistics.mean, statistics.covariance, images)
+    normal = make_normal(statistics.mean, statistics.covariance, images)
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return Reference({need: sums}, None, {"name": str(path), "images": images, "sha256": sha256})
+    return Reference({need: normal}, None, {"name": str(path), "images": images, "sha256": sha256})
 
 
 @contextlib.contextmanager

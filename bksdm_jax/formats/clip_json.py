@@ -25,6 +25,14 @@ _TEXT_DEFAULTS = {
     "max_position_embeddings": 77,
 }
 _VISION = _TOWER | {"image_size": "image_size", "patch_size": "patch_size"}
+_VISION_DEFAULTS = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "image_size": 224,
+    "patch_size": 32,
+}
 
 
 def clip_text_from_transformers(json: Mapping[str, Any], source: str = "config.json") -> CLIPTextConfig:
@@ -68,16 +76,22 @@ def loaded_in_float32(json: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def clip_from_transformers(json: Mapping[str, Any], source: str = "config.json") -> CLIPConfig:
-    """Reads `config.json` of Transformers' `CLIPModel`; raises `InputError` for missing and unsupported values."""
-    for part in ("text_config", "vision_config"):
+    """Reads `config.json` of Transformers' `CLIPModel`; missing numbers take Transformers' defaults.
+
+    Raises `InputError` for a missing tower and for unsupported values.
+    """
+    towers = {}
+    for part, defaults in (("text_config", _TEXT_DEFAULTS), ("vision_config", _VISION_DEFAULTS)):
         if not isinstance(json.get(part), Mapping):
-            raise InputError(f"{source}: {part} is {shown(json.get(part))}; expected an object")
-    vision = CLIPVisionConfig(**_fields(json["vision_config"], _VISION, f"{source}: vision_config"))
+            raise InputError(f"{source}: {part} is {shown(json.get(part))}; expected an object, as a CLIPModel has")
+        older = json.get(f"{part}_dict")  # as in Transformers, it goes before, with defaults for what it lacks
+        towers[part] = defaults | dict(json[part]) | (defaults | dict(older) if isinstance(older, Mapping) else {})
+    vision = CLIPVisionConfig(**_fields(towers["vision_config"], _VISION, f"{source}: vision_config"))
     if vision.image_size % vision.patch_size:
         raise InputError(
             f"{source}: vision_config: image_size {vision.image_size} isn't divisible by patch_size {vision.patch_size}"
         )
-    text = clip_text_from_transformers(json["text_config"], f"{source}: text_config")
+    text = clip_text_from_transformers(towers["text_config"], f"{source}: text_config")
     projection = whole_number(source, "projection_dim", json.get("projection_dim", 512), 1, MOST_CHANNELS)
     return CLIPConfig(text, vision, projection)
 

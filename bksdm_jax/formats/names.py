@@ -22,13 +22,14 @@ _VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": 
 _CLIP_PREFIX = "text_model."
 _CLIP_HEADS = ("embeddings.", "encoder.layers.", "final_layer_norm.")
 _TILE = 128
-_BUFFERS = ("embeddings.position_ids",)  # written by older Transformers; holds 0, 1, 2, ...
+_BUFFERS = ("embeddings.position_ids", "vision_model.embeddings.position_ids")
+"""Written by older Transformers; they hold 0, 1, 2, ..."""
 
 
 def torch_name(path: str) -> str:
     """`down_blocks_0/attentions_0/proj_in/kernel` -> `down_blocks.0.attentions.0.proj_in.weight`."""
     *parts, leaf = path.split("/")
-    return ".".join([*(_VAE_ATTENTION.get(part, dotted(part)) for part in parts), _LEAVES[leaf]])
+    return ".".join([*(_VAE_ATTENTION.get(part, dotted(part)) for part in parts), _LEAVES.get(leaf, leaf)])
 
 
 def torch_shapes(params: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -92,6 +92,11 @@ class StoredTensor:
         strides = None if self.strides is None else self.strides[:-count]
         return dataclasses.replace(self, shape=self.shape[:-count], strides=strides)
 
+    def turned(self) -> "StoredTensor":
+        """A matrix's transpose."""
+        strides = (self.shape[1], 1) if self.strides is None else self.strides
+        return dataclasses.replace(self, shape=self.shape[::-1], strides=strides[::-1])
+
     def read(self, buffer: np.ndarray | None = None) -> np.ndarray:
         """Reads the tensor, and nothing else of the file.
 

@@ -7,12 +7,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from bksdm_jax.metrics.frechet import Normal
 from bksdm_jax.metrics.store import FeatureStore, Need
 from bksdm_jax.metrics.sums import FeatureSums
 
 _COMMIT_SECONDS = 60.0
-Features = Mapping[Need, np.ndarray | FeatureSums]
-"""By need: rows [N, ...] of what is kept, sums of the rest."""
+Features = Mapping[Need, np.ndarray | FeatureSums | Normal]
+"""By need: rows [N, ...] of what is kept; of the rest sums, or the normal distribution of a file of statistics."""
 
 
 class Extracts(Protocol):

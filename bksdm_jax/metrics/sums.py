@@ -71,8 +71,3 @@ def read_sums(path: Path) -> FeatureSums:
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: damaged ({in_short(error)}); delete the folder it is in") from error
 
-
-def sums_of_moments(mean: np.ndarray, covariance: np.ndarray, count: int | None) -> FeatureSums:
-    """Sums with this mean [D] and unbiased covariance [D, D]; where the count is unknown, as many as full rank needs."""
-    known = len(mean) + 1 if count is None else count
-    return FeatureSums(known, mean, covariance * (known - 1))

@@ -130,7 +130,7 @@ METRICS: dict[str, Metric] = {
     ),
     "kid_torch_fidelity": _kid("kid_torch_fidelity", "inception_torch_fidelity"),
     "kid_clean": _kid("kid_clean", "inception_clean"),
-    "clip_score": _mean("clip_score", "clip", "cosine"),
+    "clip_score": _mean("clip_score", "clip", "clip_cosine"),
     "cmmd": _pair("cmmd", "clip_336", "image", cmmd_score),
     "fd_dinov2": _frechet("fd_dinov2", "dinov2", "cls"),
     "manifolds_inception": _manifolds(
@@ -139,14 +139,14 @@ METRICS: dict[str, Metric] = {
     "manifolds_dinov2": _manifolds({name: f"{name}_dinov2" for name in _LIKENESS}, "dinov2", "cls"),
     "dino": _subjects("dino", "dino", "cls"),
     "clip_i": _subjects("clip_i", "clip", "image"),
-    "clip_t": _mean("clip_t", "clip", "cosine"),
+    "clip_t": _mean("clip_t", "clip", "clip_cosine"),
     "attribute_accuracy": Metric(
         lambda evidence: {"attribute_accuracy": attribute_score(evidence.images[_SCENES])},
         _SCENES,
         captions=True,
         better="higher",
     ),
-    "clip_score_shapes": _mean("clip_score_shapes", "clip_shapes", "cosine"),
+    "clip_score_shapes": _mean("clip_score_shapes", "clip_shapes", "clip_cosine"),
     "fd_clip_shapes": _frechet("fd_clip_shapes", "clip_shapes", "features"),
 }
 """By name. Precision, recall, density and coverage are computed together: `manifolds_...`."""

@@ -91,12 +91,16 @@ class CLIP(nn.Module):
         return self.text_projection(last)
 
     def embed_images(self, images: jax.Array) -> jax.Array:
-        """[B, image_size, image_size, 3] in [-1, 1] -> [B, projection]."""
-        return self.visual_projection(self.image_features(images))
+        """[B, image_size, image_size, 3], normalised -> [B, projection]."""
+        return self.project_images(self.image_features(images))
 
     def image_features(self, images: jax.Array) -> jax.Array:
-        """[B, image_size, image_size, 3] in [-1, 1] -> features before the projection, [B, width]."""
+        """[B, image_size, image_size, 3], normalised -> features before the projection, [B, width]."""
         return self.vision_model(images.astype(self.dtype))
+
+    def project_images(self, features: jax.Array) -> jax.Array:
+        """`image_features` [B, width] -> [B, projection]."""
+        return self.visual_projection(features)
 
 
 def unit_length(vectors: jax.Array) -> jax.Array:

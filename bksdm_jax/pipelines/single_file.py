@@ -67,7 +67,7 @@ class SingleFileModel:
             InputError: weights are damaged or missing, or the tokenizer can't be read.
         """
         text, kind = self.architectures.configs["text_encoder"], self.architectures.kind
-        folder = _tokenizer_folder(self.path, self.tokenizer)
+        folder = tokenizer_folder(self.path, self.tokenizer)
         pad = _SECOND_PAD if is_second(text) else ""
         length = caption_length(folder, text.positions)
         found = {name: self._network(name, networks is None or name in networks) for name in kind.networks}
@@ -93,7 +93,11 @@ class SingleFileModel:
         return Network(config, read_tensors(source, self.tables[name], shapes) if weights else {}, kind.to_json(config))
 
 
-def _tokenizer_folder(path: Path, tokenizer: str) -> Path:
+def tokenizer_folder(path: Path, tokenizer: str) -> Path:
+    """The folder of the tokenizer for weights without one, at `path`; `tokenizer` is as in `SingleFileModel`.
+
+    Raises `InputError` if it can't be had.
+    """
     name = tokenizer or DEFAULT_TOKENIZER
     try:
         if is_hub_id(name):
@@ -103,9 +107,7 @@ def _tokenizer_folder(path: Path, tokenizer: str) -> Path:
             if not folder.is_dir():
                 raise InputError(f"{folder}: no such folder")
     except InputError as error:
-        raise InputError(
-            f"{path}: a single file has no tokenizer; set tokenizer to a folder or hub id ({error})"
-        ) from error
+        raise InputError(f"{path}: no tokenizer; set tokenizer to a folder or hub id ({error})") from error
     return folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder
 
 
