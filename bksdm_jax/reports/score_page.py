@@ -245,12 +245,6 @@ def _published_curves(rows: Sequence[paper.Published], metric: str, key: str) ->
 
 def _figure(axes: Axes, unit: float = 1.0) -> dict[str, Any]:
     """A figure as a data URI for each theme, and what it shows in words."""
-    arrow = {"lower": " (lower is better)", "higher": " (higher is better)", "": ""}[tables.better(axes.y_label)]
-    plots = {
-        theme: data_uri(
-            curve_plot(axes.curves, axes.x_label, f"{axes.y_label}{arrow}", theme, axes.log_x, unit).encode(),
-            "image/svg+xml",
-        )
-        for theme in INK
-    }
-    return plots | {"title": f"{axes.y_label} over {axes.x_label}"}
+    svgs = {theme: curve_plot(axes.curves, axes.x_label, axes.y_label, theme, axes.log_x, unit) for theme in INK}
+    plots = {theme: data_uri(svg.encode(), "image/svg+xml") for theme, svg in svgs.items()}
+    return plots | {"title": f"{axes.y_label} over {axes.x_label}", "better": tables.better(axes.y_label)}
