@@ -93,8 +93,9 @@ def curve_plot(
             axes.set_xscale("log")
         axes.margins(0.12)
         _describe(axes, _plain(x_label), _plain(y_label))
-        figure.draw_without_rendering()  # lays the axes out, so that places on the page are known
-        _write_names(axes, curves, scale)
+        if any(curve.names for curve in curves):
+            figure.draw_without_rendering()  # lays the axes out, so that places on the page are known
+            _write_names(axes, curves, scale)
         return _svg(figure)
 
 
