@@ -1,10 +1,5 @@
 """The report page in headless Chromium: whole, self-contained, readable on a phone and on a desktop."""
 
-import base64
-import os
-import re
-import shutil
-
 import numpy as np
 import pytest
 
@@ -12,8 +7,8 @@ from bksdm_jax.base.files import write_json
 from bksdm_jax.base.images import save_png
 from bksdm_jax.metrics.bootstrap import Score
 from bksdm_jax.reports.page import write_page
+from tests.pages import SCHEMES, WIDTHS, chromium, names_outside, opened
 
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 LABELS = ("teacher", "student, not trained", "student, trained without KD", "student, trained with KD")
 HOSTILE = "<script>throw 'run'</script> a small red circle"
 
@@ -66,57 +61,28 @@ def page_file(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    playwright = pytest.importorskip("playwright.sync_api")
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine; .ci/run installs one")
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
-@pytest.mark.parametrize("width", [360, 1280])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("scheme", SCHEMES)
 def test_page_loads_whole(page_file, browser, width: int, scheme: str) -> None:
-    context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme, offline=True)
-    page = context.new_page()
-    problems: list[str] = []
-    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on(
-        "request", lambda request: None if request.url.startswith(("file:", "data:")) else problems.append(request.url)
-    )
-    page.goto(page_file.as_uri())
-    assert not problems
-    assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
-    assert page.evaluate("document.documentElement.scrollWidth") <= width  # wide tables scroll inside their own box
-    assert page.locator("#results tbody th").all_inner_texts() == list(LABELS)
-    assert page.locator("#results tbody tr").nth(3).locator("td").all_inner_texts() == [
-        "5.00 M",
-        "97.00 M",
-        "0.200",
-        "0.800\n[0.790, 0.810]",
-        "0.250\n[0.240, 0.260]",
-        "12.500\n[12.490, 12.510]",
-    ]
-    assert page.locator("#facts tbody tr").count() == len(LABELS) + 1
-    assert page.locator("#images tbody img").count() == 8 * len(LABELS)
-    assert page.locator("#images thead th").nth(1).inner_text() == f"{HOSTILE} 0"
-    assert page.locator("figure img").count() == 2
-    ink, paper = (
-        page.evaluate(f"parseInt(getComputedStyle(document.body).{name}.slice(4))")  # the red of rgb(...)
-        for name in ("color", "backgroundColor")
-    )
-    assert (ink < paper) == (scheme == "light")
-    context.close()
+    with opened(browser, page_file, width, scheme) as page:
+        assert page.locator("#results tbody th").all_inner_texts() == list(LABELS)
+        assert page.locator("#results tbody tr").nth(3).locator("td").all_inner_texts() == [
+            "5.00 M",
+            "97.00 M",
+            "0.200",
+            "0.800\n[0.790, 0.810]",
+            "0.250\n[0.240, 0.260]",
+            "12.500\n[12.490, 12.510]",
+        ]
+        assert page.locator("#facts tbody tr").count() == len(LABELS) + 1
+        assert page.locator("#images tbody img").count() == 8 * len(LABELS)
+        assert page.locator("#images thead th").nth(1).inner_text() == f"{HOSTILE} 0"
+        assert page.locator("figure img").count() == 2
 
 
 def test_page_names_nothing_outside(page_file) -> None:
-    text = page_file.read_text(encoding="utf-8")
-    drawings = [base64.b64decode(code).decode() for code in re.findall(r"data:image/svg\+xml;base64,([^\"]+)", text)]
-    assert drawings
-    named = re.findall(
-        r"""(?:src|href)\s*=\s*["']([^"']*)|url\(([^)]*)\)|@import\s+(\S+)""", "\n".join([text, *drawings])
-    )
-    outside = {name for names in named for name in names if name and not name.startswith(("data:", "#"))}
-    assert not outside
+    assert not names_outside(page_file)

@@ -100,3 +100,30 @@ PUBLISHED = {
     "v2_base,bk_small,lr_2.5e-4": Scores(18.93, 28.90, 0.2775),
 }
 """Variants of `configs/distill.py` -> scores after `UPDATES`; batch size 256 (v1) or 128 (v2_base) unless named."""
+
+
+class Chosen(NamedTuple):
+    """A v1 student whose blocks a score chose: its size as the paper rounds it, and scores of one training.
+
+    `macs` and `inception_score` are None where not reported.
+    """
+
+    criterion: str
+    trained: str
+    parameters: int
+    macs: int | None
+    fid: float
+    inception_score: float | None
+    clip_score: float
+
+
+CHOSEN = (
+    Chosen("Small's own list", "without KD", 482_300_000, 217_700_000_000, 22.97, None, 0.2287),
+    Chosen("Taylor", "without KD", 493_400_000, 305_400_000_000, 18.85, None, 0.2429),
+    Chosen("Taylor", "with KD", 493_400_000, 305_400_000_000, 16.73, None, 0.2749),
+    Chosen("CLIP score", "without KD", 496_800_000, 204_800_000_000, 32.93, None, 0.1936),
+    Chosen("CLIP score, 15 blocks", "with KD", 606_000_000, None, 14.06, 30.91, 0.2787),
+    Chosen("CLIP score, 17 blocks", "with KD", 540_000_000, None, 17.65, 27.06, 0.2553),
+    Chosen("CLIP score, 19 blocks", "with KD", 496_800_000, 204_800_000_000, 21.86, 22.01, 0.2283),
+)
+"""Tables 5 and 12; Small with KD is `v1,bk_small,batch_128`. Of the magnitude criterion only FID > 150 is stated."""
