@@ -187,7 +187,9 @@ def _tell_others(folder: Path, paths: Sequence[Path]) -> None:
         logging.warning("%s: %d other file(s) not scored: %s%s", folder, len(names), ", ".join(names[:_SHOWN]), more)
 
 
-def _require_all(folder: Path, table: Path | None, paths: Sequence[Path], values: Sequence[str] | None, what: str) -> None:
+def _require_all(
+    folder: Path, table: Path | None, paths: Sequence[Path], values: Sequence[str] | None, what: str
+) -> None:
     if values is None:
         raise InputError(f"{folder}: no {what}s; expected a {TABLE} with file_name,text, or --config.captions=FILE")
     for path, value in zip(paths, values, strict=True):

@@ -73,7 +73,8 @@ def departures(
     if clip and clip.get("architecture") != wanted.clip:
         found.append(f"CLIP {clip.get('architecture') or 'of unknown architecture'}, not {wanted.clip}")
     found += [
-        f"{extractor} in {own['dtype']}" for extractor, own in facts["extractors"].items()
+        f"{extractor} in {own['dtype']}"
+        for extractor, own in facts["extractors"].items()
         if own.get("dtype", "float32") != "float32"
     ]
     others = [metric for metric in metrics if metric not in wanted.metrics]

@@ -134,7 +134,9 @@ def _gather(
                 for batch in source.batches(done, config.scoring_batch_size, what):
                     missing = [number for number, image in enumerate(batch) if image is None]
                     if missing:
-                        raise InputError(f"reference: image {done + missing[0] + 1} of {what} can't be decoded; replace it")
+                        raise InputError(
+                            f"reference: image {done + missing[0] + 1} of {what} can't be decoded; replace it"
+                        )
                     gathered.add(done, batch)
                     done += len(batch)
                 gathered.commit()

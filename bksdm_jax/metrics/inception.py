@@ -13,7 +13,7 @@ from bksdm_jax.base.errors import one_of
 from bksdm_jax.base.precision import cast_frozen, compute_dtype
 from bksdm_jax.metrics import resize as resizers
 from bksdm_jax.metrics.extractor import Extractor, mesh
-from bksdm_jax.models.inception import SIZE, WIDTH, Inception
+from bksdm_jax.models.inception import FEATURES, SIZE, Inception
 from bksdm_jax.pipelines.inception_file import LoadedInception
 
 
@@ -58,7 +58,7 @@ def inception_extractor(loaded: LoadedInception, resize: str, dtype: str = "floa
     if resize not in _RULES:
         raise one_of("resize", resize, RESIZES)
     prepare, pixels = _RULES[resize]
-    facts = {"weights": loaded.path, "sha256": loaded.sha256, "resize": resize, "dtype": dtype, "width": WIDTH}
+    facts = {"weights": loaded.path, "sha256": loaded.sha256, "resize": resize, "dtype": dtype, "width": FEATURES}
     params = cast_frozen(loaded.params, compute_dtype(dtype))
     return Extractor(prepare, params, functools.partial(_features, pixels, dtype), dtype=dtype, facts=facts)
 

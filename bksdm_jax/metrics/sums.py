@@ -70,4 +70,3 @@ def read_sums(path: Path) -> FeatureSums:
             return FeatureSums(int(file["count"]), file["mean"], file["scatter"])
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: damaged ({in_short(error)}); delete the folder it is in") from error
-
