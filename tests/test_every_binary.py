@@ -88,11 +88,12 @@ def test_score_of_the_shapes_themselves(tmp_path: Path) -> None:
         save_png(tmp_path / f"{index}.png", image)
         rows.append(f'{index}.png,"{caption}"')
     (tmp_path / "metadata.csv").write_text("\n".join(rows) + "\n")
-    small = {"images": tmp_path, "reference_count": 4, "batch_size": 4}
-    assert "attribute_accuracy" in succeed("score", settings("score.py", tmp_path / "out", **small))
-    scores = read_json(tmp_path / "out" / "scores.json")
-    assert scores["images"] == 4
-    assert scores["attribute_accuracy"]["all"]["value"] == 1
+    small = {"images": tmp_path, "reference_count": 4, "scoring_batch_size": 4, "cache": tmp_path / "cache"}
+    assert "attribute_accuracy" in succeed("score", settings("score.py:shapes", tmp_path / "out", **small))
+    found = read_json(tmp_path / "out" / "scores.json")
+    scores = found["scores"]
+    assert found["images"] == 4
+    assert scores["attribute_accuracy"]["value"] == 1
     assert scores["fd_clip_shapes"]["value"] == pytest.approx(0, abs=1e-3)
 
 

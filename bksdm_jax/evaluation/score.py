@@ -76,7 +76,7 @@ def score_table(found: Mapping[str, Any]) -> str:
         lines.append(_line(name, entry))
         for group, own in entry.get("groups", {}).items():
             if group != "all":
-                lines.append(_line(f"  {group}", own))
+                lines.append(_line(f"  {group}", own | {"interval": ""}))
         for subject, value in entry.get("subjects", {}).items():
             lines.append(f"  {subject:32} {value:>10.4f}")
         if "unreadable" in entry:
@@ -101,7 +101,7 @@ def _line(name: str, entry: Mapping[str, Any]) -> str:
     if entry["low"] is not None:
         interval = f"[{entry['low']:.{digits}f}, {entry['high']:.{digits}f}]  {entry['interval']}"
     more = f"; chance {entry['chance']:.4f}, {entry['facts']} facts" if "chance" in entry else ""
-    return f"{name:34} {entry['value']:>10.{digits}f}   {interval}{more}"
+    return f"{name:34} {entry['value']:>10.{digits}f}   {interval}".rstrip() + more
 
 
 def _open(config: ScoreConfig, place: Path, settings: Mapping[str, Any] | None) -> ImageSet:
