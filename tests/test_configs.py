@@ -20,6 +20,7 @@ from bksdm_jax.pipelines.stable_diffusion import GENERATIONS, TEACHERS, stable_d
 from bksdm_jax.pruning.presets import PRESETS, PUBLISHED, UNTRAINED, UPDATES
 from bksdm_jax.pruning.prune import PruneConfig
 from bksdm_jax.pruning.removal import plan_removal, removed_blocks
+from bksdm_jax.reports.score_page import ReportConfig
 from bksdm_jax.sampling.run import SampleConfig
 from bksdm_jax.shapes_teacher.make import TeacherConfig
 from bksdm_jax.tasks.distill.config import DistillConfig, require_generation, require_settings
@@ -33,7 +34,7 @@ from launch.runs import SweepConfig, read_run
 
 SETTINGS = (
     *(BenchConfig, ComparisonConfig, CostConfig, PrepareConfig, PruneConfig, SampleConfig, ScoreConfig),
-    *(SweepConfig, TeacherConfig, DistillConfig),
+    *(SweepConfig, TeacherConfig, DistillConfig, ReportConfig),
 )
 NAMED = ("teacher=DIR", "data=DIR")
 
