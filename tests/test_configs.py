@@ -10,9 +10,10 @@ import pytest
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.data.prepare.prepare import PrepareConfig
 from bksdm_jax.diffusion.schedule import ScheduleConfig
+from bksdm_jax.evaluation.config import ScoreConfig
+from bksdm_jax.evaluation.live import SampleAndScoreConfig
 from bksdm_jax.experiments.comparison import ComparisonConfig
 from bksdm_jax.formats.unet_json import unet_from_diffusers
-from bksdm_jax.metrics.score import ScoreConfig
 from bksdm_jax.perf.bench import BenchConfig
 from bksdm_jax.perf.cost_report import CostConfig
 from bksdm_jax.pipelines.load import find_model
@@ -21,7 +22,6 @@ from bksdm_jax.pruning.presets import PRESETS, PUBLISHED, UNTRAINED, UPDATES
 from bksdm_jax.pruning.prune import PruneConfig
 from bksdm_jax.pruning.removal import plan_removal, removed_blocks
 from bksdm_jax.reports.score_page import ReportConfig
-from bksdm_jax.sampling.run import SampleConfig
 from bksdm_jax.shapes_teacher.make import TeacherConfig
 from bksdm_jax.tasks.distill.config import DistillConfig, require_generation, require_settings
 from bksdm_jax.tasks.distill.losses import weighted_pairs
@@ -33,7 +33,7 @@ from launch.defaults import defaults
 from launch.runs import SweepConfig, read_run
 
 SETTINGS = (
-    *(BenchConfig, ComparisonConfig, CostConfig, PrepareConfig, PruneConfig, SampleConfig, ScoreConfig),
+    *(BenchConfig, ComparisonConfig, CostConfig, PrepareConfig, PruneConfig, SampleAndScoreConfig, ScoreConfig),
     *(SweepConfig, TeacherConfig, DistillConfig, ReportConfig),
 )
 NAMED = ("teacher=DIR", "data=DIR")

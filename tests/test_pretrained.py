@@ -13,10 +13,10 @@ from diffusers import FlaxAutoencoderKL, FlaxUNet2DConditionModel, StableDiffusi
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.images import save_png
 from bksdm_jax.data.tables import write_table
-from bksdm_jax.experiments.comparison import ComparisonConfig
-from bksdm_jax.metrics.attributes import attribute_scores
 from bksdm_jax.evaluation.config import ScoreConfig
 from bksdm_jax.evaluation.score import score
+from bksdm_jax.experiments.comparison import ComparisonConfig
+from bksdm_jax.metrics.attributes import attribute_scores
 from bksdm_jax.pipelines.embedded import teacher_folder
 from bksdm_jax.pipelines.load import load_pipeline
 from bksdm_jax.pipelines.save import SaveConfig, write_pipeline

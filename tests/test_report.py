@@ -50,7 +50,13 @@ def page_file(tmp_path_factory):
         rows.append(row)
     keys = ("student", "steps", "batch_size", "learning_rate", "warmup_steps", "images", "sampling_steps")
     config = dict.fromkeys((*keys, "guidance_scale", "seed", "dataset"), 1)
-    report = {"title": "A comparison", "explanation": "One & the same start.", "reference_images": 1000, "config": config, "rows": rows}
+    report = {
+        "title": "A comparison",
+        "explanation": "One & the same start.",
+        "reference_images": 1000,
+        "config": config,
+        "rows": rows,
+    }
     write_json(workdir / "report.json", report)
     for row in rows:
         timing = {"batch_size": 64, "seconds_per_image": 0.2}

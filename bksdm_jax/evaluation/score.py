@@ -58,7 +58,7 @@ def score(config: ScoreConfig, workdir: Path) -> dict[str, Any]:
         "folder": str(images.folder.resolve()),
         "images_sha256": images.sha256,
         "protocol": {"name": protocol, "departures": []},
-        "model": None if settings is None else _model(place, settings),
+        "model": None if settings is None else model_facts(place, settings),
         **scorer.facts,
     }
     if protocol in SCORING:
@@ -143,8 +143,8 @@ def _settings_of(folder: Path) -> dict[str, Any] | None:
     return settings if "guidance_scale" in settings and "model" in settings else None
 
 
-def _model(place: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What is known of the model that made the images."""
+def model_facts(place: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What is known of the model that made the images in a folder with these settings of `launch.sample`."""
     facts: dict[str, Any] = {"name": settings["model"], "settings": {key: settings.get(key) for key in _SETTINGS}}
     for folder in (place, place.parent):
         if (folder / "timing.json").is_file():
