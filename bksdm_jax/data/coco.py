@@ -13,9 +13,9 @@ from bksdm_jax.base.paths import local_path
 from bksdm_jax.data.tables import Prompt, read_prompts, read_table
 
 RULE = (
-    "of the images with captions, in the order of their ids, and each image's captions, in the order of theirs: "
-    "u, v = numpy.random.default_rng(seed).random((2, images)); prompts are of the images with the smallest u, ascending "
-    "in u, and of each image the caption of number int(v * captions)"
+    "of the images with captions, in the order of their ids, and of each one's captions, in the order of theirs: "
+    "u, v = numpy.random.default_rng(seed).random((2, images)); the images with the smallest u, ascending in u, and of "
+    "each the caption number int(v * captions)"
 )
 """How `choose_prompts` chooses."""
 _MOST_JSON = 2**26  # bytes; captions_val2014.json has 32 MB, captions_train2014.json 67 MB
@@ -134,6 +134,8 @@ def _value(path: Path, where: str, entry: Mapping[str, Any], key: str, kind: typ
     if not isinstance(value, kind) or isinstance(value, bool):
         what = "missing" if key not in entry else shown(value)
         raise InputError(f"{path}: {where}: {key} is {what}; expected {'text' if kind is str else 'a whole number'}")
+    if kind is str and ("\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value)):
+        raise InputError(f"{path}: {where}: {key} {shown(value)} isn't Unicode text; correct the file")
     return value
 
 
