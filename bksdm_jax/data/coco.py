@@ -1,6 +1,7 @@
 """Captions of COCO, a seeded choice of prompts among them, and lists of prompts that others have chosen."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -53,6 +54,9 @@ def read_coco(path: Path) -> Coco:
         if not _is_plain(name):
             raise InputError(f"{path}: {where}: file_name is {shown(name)}; expected a name without folders")
         names[own] = name
+    twice = [name for name, count in Counter(names.values()).items() if count > 1]
+    if twice:
+        raise InputError(f"{path}: {twice[0]} is the file_name of several images; expected each once")
     captions: dict[int, list[tuple[int, str]]] = {}
     seen: set[int] = set()
     for where, annotation in _entries(path, found, "annotations"):

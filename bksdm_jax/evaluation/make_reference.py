@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from bksdm_jax.base.paths import local_path
 from bksdm_jax.base.workdir import claim, require_same
 from bksdm_jax.data.coco import RULE, Coco, choose_prompts, read_coco, read_prompt_list
 from bksdm_jax.data.tables import Prompt, write_table
-from bksdm_jax.evaluation.images import open_images
+from bksdm_jax.evaluation.images import ImageSet, open_images
 from bksdm_jax.evaluation.protocols import SCORING
 from bksdm_jax.evaluation.reference import gather_reference
 from bksdm_jax.evaluation.scorer import versions
@@ -26,8 +26,14 @@ from bksdm_jax.metrics.sums import FeatureSums
 from bksdm_jax.metrics.table import METRICS, reference_needs
 from bksdm_jax.sampling.jobs import MOST_IMAGES
 
-MAY_CHANGE = ("images", "captions", "prompts", "scoring_batch_size", "cache")
-"""Keys that may differ when a run continues: what they name is recorded too, or they change features by rounding."""
+MAY_CHANGE = (
+    *("images", "captions", "prompts", "metrics", "scoring_batch_size", "cache"),
+    *(field.name for field in dataclasses.fields(ScoringNetworks)),
+)
+"""Keys that may differ when a run continues: what they name is recorded too, or they don't change images and prompts.
+
+So statistics can be added to a run without weights.
+"""
 FACTS, PROMPTS, IMAGES = "reference.json", "prompts.csv", "images"
 _FID = "fid_pytorch_fid"
 STATISTICS = f"{_FID}.npz"
@@ -101,16 +107,7 @@ def make_reference(config: ReferenceConfig, workdir: Path) -> dict[str, Any]:
     features, images_sha256 = _features(config, scored, workdir, load)
     found = {
         "prompts": {"count": len(prompts), "sha256": file_sha256(workdir / PROMPTS), **told},
-        "images": {
-            "count": len(names),
-            "sha256": images_sha256,
-            "size": config.size,
-            "source": str(source.folder.resolve()),
-            "source_count": len(source.paths),
-            "source_sha256": source.sha256,
-            "without_captions": sum(path.name not in set(coco.names.values()) for path in source.paths) if coco else 0,
-            "missing": len(set(coco.names.values()) - {path.name for path in source.paths}) if coco else 0,
-        },
+        "images": {"count": len(names), "sha256": images_sha256, "size": config.size, **_source_facts(source, coco)},
         "captions_sha256": record["captions_sha256"],
         "extractors": {name: dict(load[name]().facts) for name in sorted({need.extractor for need in features})},
         "statistics": STATISTICS if _FID in scored else None,
@@ -172,8 +169,19 @@ def _of_prompts(names: Mapping[str, Path], prompts: Sequence[Prompt]) -> dict[st
     return dict(sorted(by_name[name] for name in wanted))
 
 
+def _source_facts(source: ImageSet, coco: Coco | None) -> dict[str, Any]:
+    ours, theirs = {path.name for path in source.paths}, set(coco.names.values()) if coco else None
+    return {
+        "source": str(source.folder.resolve()),
+        "source_count": len(ours),
+        "source_sha256": source.sha256,
+        "not_in_captions": 0 if theirs is None else len(ours - theirs),
+        "missing": 0 if theirs is None else len(theirs - ours),
+    }
+
+
 def _features(
-    config: ReferenceConfig, scored: Sequence[str], workdir: Path, load: Mapping[str, functools._lru_cache_wrapper]
+    config: ReferenceConfig, scored: Sequence[str], workdir: Path, load: Mapping[str, Callable[[], Extracts]]
 ) -> tuple[Features, str]:
     """Features of the images that were made, by the cache that `launch.score` uses, and the images' checksum."""
     folder = workdir / IMAGES
@@ -226,10 +234,10 @@ def reference_lines(found: Mapping[str, Any], workdir: Path, config: ReferenceCo
     if "rule" in prompts:
         lines.append(f"  chosen {prompts['rule']}")
     lines.append(f"{workdir / IMAGES}: {images['count']:,} images of {images['size']} x {images['size']} pixels")
-    if images["without_captions"] or images["missing"]:
+    if images["not_in_captions"] or images["missing"]:
         lines.append(
-            f"  {images['source_count']:,} in {images['source']}, of which {images['without_captions']:,} aren't in the "
-            f"captions file, and {images['missing']:,} of that file are missing"
+            f"  {images['source_count']:,} in {images['source']}: {images['not_in_captions']:,} of them aren't in the "
+            f"captions file, {images['missing']:,} of that file are missing"
         )
     if found["statistics"]:
         lines.append(f"{workdir / STATISTICS}: mean and covariance of {images['count']:,} images, as pytorch-fid's")
