@@ -329,8 +329,9 @@ def test_images_that_cant_be_read_are_counted(coco: Path, tmp_path: Path) -> Non
 class Colours:
     """Features that anyone can compute: means over quarters of the image."""
 
-    facts = {"weights": "w", "sha256": "ab", "resize": "pytorch_fid", "dtype": "float32", "width": 6}
-    seen = 0
+    def __init__(self) -> None:
+        self.facts = {"weights": "w", "sha256": "ab", "resize": "pytorch_fid", "dtype": "float32", "width": 6}
+        self.seen = 0
 
     def __call__(self, images: list[np.ndarray], captions: object, batch_size: int) -> dict[str, np.ndarray]:
         self.seen += len(images)
