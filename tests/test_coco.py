@@ -147,9 +147,9 @@ def test_only_the_images_of_the_prompts(coco: Path, tmp_path: Path) -> None:
     found = make_reference(config, tmp_path / "out")
     names = {name for name, _ in chosen(3, 0)}
     assert {path.name for path in (tmp_path / "out" / "images").iterdir()} == names
-    assert len(found["protocol"]["departures"]) == 3
+    assert len(found["protocol"]["departures"]) == 4
     printed = reference_lines(found, tmp_path / "out", config)
-    assert "3 real images, not 30,000" in printed
+    assert all(step in printed for step in ("3 real images, not 30,000", "3 prompts, not 30,000", "seed 0, not"))
     assert f"--config.reference={tmp_path / 'out' / 'images'}" in printed.splitlines()[-1]
 
 

@@ -14,7 +14,7 @@ from bksdm_jax.base.paths import local_path
 from bksdm_jax.data.tables import Prompt, read_prompts, read_table
 
 RULE = (
-    "of the images with captions, in the order of their ids, and of each one's captions, in the order of theirs: "
+    "images with captions ascending in id, captions of each ascending in id; "
     "u, v = numpy.random.default_rng(seed).random((2, images)); the images with the smallest u, ascending in u, and of "
     "each the caption number int(v * captions)"
 )

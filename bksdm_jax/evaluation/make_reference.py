@@ -213,7 +213,8 @@ def _write_statistics(path: Path, features: Features, found: Mapping[str, Any]) 
 def _departures(config: ReferenceConfig, prompts: int, images: int) -> list[str]:
     if not config.protocol:
         return []
-    wanted, found = SCORING[config.protocol], []
+    wanted = SCORING[config.protocol]
+    found = [] if config.prompts else [f"prompts chosen with seed {config.seed}, not the published list"]
     for own, theirs, what in (
         (prompts, wanted.images, "prompts"),
         (images, wanted.reference, "real images"),
@@ -232,7 +233,7 @@ def reference_lines(found: Mapping[str, Any], workdir: Path, config: ReferenceCo
         how = f"seed {prompts['seed']}, {prompts['of']:,} images to choose from"
     lines = [f"{workdir / PROMPTS}: {prompts['count']:,} prompts, {how}"]
     if "rule" in prompts:
-        lines.append(f"  chosen {prompts['rule']}")
+        lines.append(f"  rule: {prompts['rule']}")
     lines.append(f"{workdir / IMAGES}: {images['count']:,} images of {images['size']} x {images['size']} pixels")
     if images["not_in_captions"] or images["missing"]:
         lines.append(
