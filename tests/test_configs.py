@@ -12,6 +12,8 @@ from bksdm_jax.data.prepare.prepare import PrepareConfig
 from bksdm_jax.diffusion.schedule import ScheduleConfig
 from bksdm_jax.evaluation.config import ScoreConfig
 from bksdm_jax.evaluation.live import SampleAndScoreConfig
+from bksdm_jax.evaluation.make_reference import ReferenceConfig
+from bksdm_jax.evaluation.protocols import SCORING
 from bksdm_jax.experiments.comparison import ComparisonConfig
 from bksdm_jax.formats.unet_json import unet_from_diffusers
 from bksdm_jax.perf.bench import BenchConfig
@@ -27,6 +29,7 @@ from bksdm_jax.tasks.distill.config import DistillConfig, require_generation, re
 from bksdm_jax.tasks.distill.losses import weighted_pairs
 from configs import bench as benchmarks
 from configs import distill as runs
+from configs import reference as references
 from configs import sweep as sweeps
 from launch.command import to_dataclass
 from launch.defaults import defaults
@@ -34,7 +37,7 @@ from launch.runs import SweepConfig, read_run
 
 SETTINGS = (
     *(BenchConfig, ComparisonConfig, CostConfig, PrepareConfig, PruneConfig, SampleAndScoreConfig, ScoreConfig),
-    *(SweepConfig, TeacherConfig, DistillConfig, ReportConfig),
+    *(ReferenceConfig, ReportConfig, SweepConfig, TeacherConfig, DistillConfig),
 )
 NAMED = ("teacher=DIR", "data=DIR")
 
@@ -141,6 +144,15 @@ def test_no_such_benchmark(variants: str, facts: tuple[str, ...]) -> None:
     with pytest.raises(ValueError) as error:  # noqa: PT011 what it names is looked at
         benchmarks.get_config(variants)
     assert all(fact in str(error.value) for fact in facts), error.value
+
+
+def test_references_are_those_of_the_protocols() -> None:
+    assert set(references.VARIANTS) == set(SCORING)
+    for name, wanted in SCORING.items():
+        config = to_dataclass(ReferenceConfig, references.get_config(name), may_be_empty=("images",))
+        assert (config.protocol, config.count, config.size) == (name, wanted.images, wanted.size)
+        assert config.of_prompts == (wanted.reference == wanted.images)
+        assert name in references.__doc__
 
 
 def test_a_benchmark_is_what_it_is_called() -> None:

@@ -1,5 +1,6 @@
 """Each binary starts, explains itself, and does its work on networks that are as small as can be."""
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -95,6 +96,20 @@ def test_score_of_the_shapes_themselves(tmp_path: Path) -> None:
     assert found["images"] == 4
     assert scores["attribute_accuracy"]["value"] == 1
     assert scores["fd_clip_shapes"]["value"] == pytest.approx(0, abs=1e-3)
+
+
+def test_reference_makes_images_and_prompts(photographs: Path, tmp_path: Path) -> None:
+    names = sorted(path.name for path in photographs.glob("*.png"))
+    images = [{"id": i, "file_name": name} for i, name in enumerate(names)]
+    captions = [{"id": i, "image_id": i, "caption": f"A photograph, {name}"} for i, name in enumerate(names)]
+    (tmp_path / "captions.json").write_text(json.dumps({"images": images, "annotations": captions}))
+    small = {"images": photographs, "captions": tmp_path / "captions.json", "count": 2, "size": 16}
+    printed = succeed("reference", settings("reference.py:bk_sdm", tmp_path / "out", **small)).splitlines()
+    assert "  2 prompts, not 30,000" in printed
+    assert f"--config.reference={tmp_path / 'out' / 'images'}" in printed[-1]
+    assert len((tmp_path / "out" / "prompts.csv").read_text().splitlines()) == 3
+    assert len(list((tmp_path / "out" / "images").glob("*.jpg"))) == len(names)
+    assert "'mlperf'" in fail("reference", settings("reference.py:mlperf", tmp_path / "other", **small))
 
 
 @pytest.mark.parametrize("verb", ["demo", "ablation"])
