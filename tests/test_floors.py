@@ -18,7 +18,7 @@ FLOORS = (  # from the ground up; packages of one row are siblings
     ("data.prepare",),
     ("reports",),
     ("sampling", "metrics"),
-    ("api",),
+    ("api", "evaluation"),
     ("training",),
     ("tasks",),
     ("analysis",),

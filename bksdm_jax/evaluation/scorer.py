@@ -43,8 +43,10 @@ class Scorer:
         """
         require_metrics(config, tuple(METRICS))
         self._config = config
-        load = {name: functools.cache(functools.partial(build, config)) for name, build in EXTRACTORS.items()}
-        needs = image_needs(config.metrics, config.intervals)
+        self._load = load = {
+            name: functools.cache(functools.partial(build, config)) for name, build in EXTRACTORS.items()
+        }
+        self._needs = needs = image_needs(config.metrics, config.intervals)
         theirs = reference_needs(config.metrics)
         for name in sorted({need.extractor for need in (*needs, *theirs)}):
             load[name]()  # wrong weights are refused before anything slow
@@ -63,6 +65,10 @@ class Scorer:
     @property
     def skipped(self) -> list[int]:  # noqa: D102
         return self._pass.skipped
+
+    def restart(self, folder: Path, record: Mapping[str, Any]) -> None:
+        """Scores other images from here on, with the same networks and reference; arguments as of `__init__`."""
+        self._pass = Pass(folder, self._needs, self._load, record, self._config.scoring_batch_size)
 
     def add(
         self, first: int, images: Sequence[np.ndarray | None], captions: Sequence[str] | None, last: bool = False
