@@ -43,15 +43,14 @@ class Scorer:
         """
         require_metrics(config, tuple(METRICS))
         self._config = config
-        self._load = load = {
-            name: functools.cache(functools.partial(build, config)) for name, build in EXTRACTORS.items()
-        }
-        self._needs = needs = image_needs(config.metrics, config.intervals)
+        load = {name: functools.cache(functools.partial(build, config)) for name, build in EXTRACTORS.items()}
+        needs = image_needs(config.metrics, config.intervals)
         theirs = reference_needs(config.metrics)
         for name in sorted({need.extractor for need in (*needs, *theirs)}):
             load[name]()  # wrong weights are refused before anything slow
         self._reference = gather_reference(config, theirs, load)
-        self._pass = Pass(folder, needs, load, record, config.scoring_batch_size)
+        self._load, self._needs = load, needs
+        self.restart(folder, record)
         self.facts = {
             "extractors": self._pass.facts(),
             "reference": self._reference and dict(self._reference.facts),

@@ -12,7 +12,7 @@ class ScoringNetworks:
     """Weights of the networks that metrics need; only those that are needed are read.
 
     Attributes:
-        inception: the file `pt_inception-2015-12-05-6726825d.pth`, which pytorch-fid downloads, or its safetensors twin.
+        inception: the file `pt_inception-2015-12-05-6726825d.pth`, which pytorch-fid downloads, or as safetensors.
         clip: for `clip_score`, `clip_i` and `clip_t`: folder, file or hub id of a CLIP; the default is the paper's.
         clip_336: for `cmmd`, which is defined with OpenAI's ViT-L/14 for 336 pixels.
         dino: for `dino`.

@@ -19,16 +19,8 @@ from bksdm_jax.training.config import TrainerConfig, require_trainer_settings
 from bksdm_jax.training.sample_grids import SampleGridConfig
 from bksdm_jax.training.scoring import ScoringConfig, require_scoring
 
-_WATCHED = (
-    "log_every",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "profile_step",
-    "sheets",
-    "validation",
-    "evaluators",
-    "scoring",
-)
+_EVALUATED = ("sheets", "validation", "evaluators", "scoring")
+_WATCHED = ("log_every", "checkpoint_every", "keep_checkpoints", "profile_step", *_EVALUATED)
 _COMPUTED = ("accumulation", "fsdp", "attention", "remat", "workers", "topology", "plan")
 _SAVED = ("format", "save_dtype", "save_weights", "safety_checker")
 MAY_CHANGE = ("steps", *_WATCHED, *_COMPUTED, *_SAVED, "revision")  # the teacher's folder is recorded, with its commit
