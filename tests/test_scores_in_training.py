@@ -136,7 +136,7 @@ def test_images_are_the_moving_averages(micro_teacher: Path, brightness: list[Br
         params = {name: network.params for name, network in pipeline.networks.items()}
         raw = jax.tree.map(lambda leaf: 2 * leaf, params["unet"])
         evaluator.run(1, SimpleNamespace(ema=params["unet"], params=raw), {**params, "teacher": raw})
-    from bksdm_jax.api import generate  # noqa: PLC0415
+    from bksdm_jax.api import generate
 
     expected = generate(pipeline, list(PROMPTS), steps=2, seed=3, sampler="pndm", resolution=16)
     made = [np.concatenate([np.stack(part) for part in brightness[0].seen[1:]])]
