@@ -26,16 +26,8 @@ from bksdm_jax.sampling.run import sample
 from bksdm_jax.sampling.text_to_image import require_sampler
 
 GUIDANCE, STEPS = "guidance_scale", "steps"
-_MAY_CHANGE = (
-    "models",
-    "labels",
-    "over_guidance",
-    "over_steps",
-    "prompts",
-    "batch_size",
-    "scoring_batch_size",
-    "cache",
-)
+_LISTS = ("models", "labels", "over_guidance", "over_steps")
+_MAY_CHANGE = (*_LISTS, "prompts", "columns", "batch_size", "scoring_batch_size", "cache")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -116,9 +108,8 @@ def _models(config: TradeoffConfig) -> dict[str, str]:
         raise InputError(f"{given}, --config.models=\"('DIR','DIR2')\"")
     if config.labels and len(config.labels) != len(config.models):
         raise InputError(f"labels: {len(config.labels)} for {len(config.models)} models; give one per model, or none")
-    labels = [
-        re.sub(r"[^\w.-]+", "_", name) for name in config.labels or [Path(str(one)).name for one in config.models]
-    ]
+    names = config.labels or [Path(str(model)).name for model in config.models]
+    labels = [re.sub(r"[^\w.-]+", "_", str(name)) for name in names]
     for label in labels:
         if not label.strip("._") or len(label) > 40 or labels.count(label) > 1:
             raise InputError(f"labels: {label!r} is empty, longer than 40 characters or not the only one; give others")
