@@ -10,6 +10,8 @@ from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.files import write_json
 from bksdm_jax.experiments import sweep as module
 from bksdm_jax.experiments.sweep import PLOT, read_sweep, sweep
+from bksdm_jax.experiments.sweep_scores import score_points
+from bksdm_jax.reports.curves import read_points
 from bksdm_jax.tasks.distill.config import DistillConfig, require_settings
 from launch.runs import read_run
 
@@ -18,6 +20,8 @@ RUNS = {
     name: dataclasses.replace(read_run(f"shapes,{name}", ()), optimizer=CONSTANT)
     for name in ("bk_base", "bk_small", "bk_tiny")
 }
+
+SCORE = "fid_pytorch_fid"
 
 
 class Trainer:
@@ -37,6 +41,9 @@ class Trainer:
         done = config.steps // 2 if workdir.name in self.interrupted else config.steps
         rows = "".join(f"{step},{1 / step},0.5,7\n" for step in range(1, done + 1))
         (workdir / "metrics.csv").write_text(f"step,loss_task,loss_output,loss_feature\n{rows}")
+        if config.evaluators:
+            ended = f"{done},{10 + config.optimizer.learning_rate},,\n"
+            (workdir / "scores.csv").write_text(f"step,{SCORE},{SCORE}/low,{SCORE}/high\n1,20,19,21\n{ended}")
         if done < config.steps:
             return None
         (workdir / "model").mkdir(exist_ok=True)
@@ -147,3 +154,46 @@ def test_a_bad_setting_names_its_run(trainer: Trainer, tmp_path: Path) -> None:
         sweep({}, tmp_path / "runs")
     assert not trainer.made
     assert not (tmp_path / "runs").exists()
+
+
+def test_scores_are_in_the_table_and_drawn_over_what_differs(trainer: Trainer, tmp_path: Path) -> None:
+    runs = {rate: read_run(f"shapes,bk_small,lr_{rate}", ()) for rate in ("1e-5", "1e-4", "2.5e-4")}
+    runs = {name: dataclasses.replace(run, evaluators=(SCORE,)) for name, run in runs.items()}
+    runs |= {"1e-4 on less": dataclasses.replace(runs["1e-4"], examples=250), "unscored": RUNS["bk_tiny"]}
+    trainer.interrupted = {"2.5e-4"}
+    assert sweep(runs, tmp_path / "runs") is None
+    trainer.interrupted = set()
+    sweep(runs, tmp_path / "runs")
+    rows = read_sweep(tmp_path / "runs/sweep.csv")
+    rates = [run.optimizer.learning_rate for run in runs.values()]
+    assert [row[SCORE] for row in rows] == [*(str(10 + rate) for rate in rates[:4]), ""]
+    assert rows[0][f"{SCORE}/low"] == ""
+    points = read_points(tmp_path / "runs/curves.csv")
+    updates = [(p.curve, p.x, p.low) for p in points if p.x_name == "updates"]
+    assert updates[:2] == [("1e-5", 1, 19), ("1e-5", runs["1e-5"].steps, None)]
+    assert len(updates) == 2 * 4
+    ours = [(p.x, p.value) for p in points if p.x_name == "learning_rate" and not p.published]
+    assert ours == [(rate, 10 + rate) for rate in rates[:3]]
+    theirs = {p.x: p.value for p in points if p.published}
+    assert theirs == {1e-5: 15.24, 2.5e-5: 15.69, 5e-5: 16.61, 1e-4: 17.43, 2.5e-4: 18.93}  # Table 13
+    drawn = (tmp_path / "runs/curves.svg").read_text()
+    assert all(part in drawn for part in ("(published)", "learning_rate", "updates", "shapes_teacher: bk_small"))
+    sweep({"unscored": runs["unscored"]}, tmp_path / "runs")  # keeps the others' columns
+    assert {row["run"]: row[SCORE] for row in read_sweep(tmp_path / "runs/sweep.csv")}["1e-5"] == str(10 + rates[0])
+
+
+def test_runs_without_scores_draw_none(trainer: Trainer, tmp_path: Path) -> None:
+    sweep(RUNS, tmp_path / "runs")
+    assert not list((tmp_path / "runs").glob("curves.*"))
+    assert SCORE not in read_sweep(tmp_path / "runs/sweep.csv")[0]
+
+
+def test_curves_are_of_runs_that_differ_in_nothing_else(tmp_path: Path) -> None:
+    runs = {name: read_run(f"shapes,{name}", ()) for name in ("bk_small,batch_64", "bk_small,batch_128", "bk_tiny")}
+    runs |= {name: read_run(f"shapes,bk_small,{name}", ()) for name in ("pairs_11k", "pairs_2.3m")}
+    for name in runs:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "scores.csv").write_text("step,clip_score_shapes\n7,0.5\n")
+    points = score_points(runs, set(runs) - {"bk_tiny"}, tmp_path)
+    found = {(p.x_name, p.x) for p in points if p.x_name != "updates"}
+    assert found == {("batch_size", 8.0), ("batch_size", 16.0), ("pairs", 250.0), ("pairs", 4000.0)}

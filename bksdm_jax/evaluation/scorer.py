@@ -46,7 +46,8 @@ class Scorer:
         for name in sorted({need.extractor for need in (*needs, *theirs)}):
             load[name]()  # wrong weights are refused before anything slow
         self._reference = gather_reference(config, theirs, load)
-        self._pass = Pass(folder, needs, load, record, config.scoring_batch_size)
+        self._load, self._needs = load, needs
+        self.restart(folder, record)
         self.facts = {
             "extractors": self._pass.facts(),
             "reference": self._reference and dict(self._reference.facts),
@@ -60,6 +61,10 @@ class Scorer:
     @property
     def skipped(self) -> list[int]:  # noqa: D102
         return self._pass.skipped
+
+    def restart(self, folder: Path, record: Mapping[str, Any]) -> None:
+        """Scores other images from here on, with the same networks and reference; arguments as of `__init__`."""
+        self._pass = Pass(folder, self._needs, self._load, record, self._config.scoring_batch_size)
 
     def add(
         self, first: int, images: Sequence[np.ndarray | None], captions: Sequence[str] | None, last: bool = False

@@ -1,4 +1,4 @@
-"""Several distillations one after the other, with a table and a plot of their results."""
+"""Several distillations one after the other, with a table and plots of their results."""
 
 import csv
 import dataclasses
@@ -16,12 +16,16 @@ from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.files import atomic_file, read_json
 from bksdm_jax.base.workdir import claim, require_same
 from bksdm_jax.data.tables import write_table
+from bksdm_jax.experiments.sweep_scores import last_scores, score_points
+from bksdm_jax.reports.score_curves import write_points, write_score_plot
 from bksdm_jax.tasks.distill.config import MAY_CHANGE, DistillConfig
 from bksdm_jax.tasks.distill.inputs import open_inputs
 from bksdm_jax.tasks.distill.task import distill
 
 TABLE, PLOT = "sweep.csv", "sweep.png"
 """Files of a sweep's workdir."""
+CURVES, CURVES_PLOT = "curves.csv", "curves.svg"
+"""More of them, if runs have scores: points for `launch.report`, and a figure."""
 _LOSSES = ("loss_task", "loss_output", "loss_feature")
 _WRITTEN = ("format", "save_dtype", "save_weights", "safety_checker")  # settings of the final model
 _COLUMNS = ("run", "status", "updates", *_LOSSES, "held_out_loss", "held_out_loss_task")
@@ -29,6 +33,9 @@ _COLUMNS = ("run", "status", "updates", *_LOSSES, "held_out_loss", "held_out_los
 
 def sweep(runs: Mapping[str, DistillConfig], workdir: Path) -> Path | None:
     """Starts or continues every run in a folder of its name in `workdir`, and writes `TABLE` and `PLOT`.
+
+    Where runs have `evaluators`, the table has their last scores, and `CURVES` and `CURVES_PLOT` have them over updates
+    and over the learning rate, batch size or number of pairs in which runs differ, beside the paper's.
 
     A run that fails is noted in the table and the sweep goes on; with several processes it ends the sweep, since the
     others may not know of the error. Later calls may add runs to a workdir.
@@ -100,19 +107,27 @@ def _write(runs: Mapping[str, DistillConfig], workdir: Path, problems: Mapping[s
     if not is_first():
         return
     histories = {name: _history(workdir / name / "metrics.csv") for name in runs}
-    rows = []
+    others = [row for row in _history(workdir / TABLE) if row["run"] not in runs]
+    scores = {name: last_scores(workdir / name) for name in (*runs, *(row["run"] for row in others))}
+    columns = tuple(dict.fromkeys(column for own in scores.values() for column in own))
+    rows, finished = [], set()
     for name, config in runs.items():
         last = histories[name][-1] if histories[name] else {}
         held_out = (_history(workdir / name / "validation.csv") or [{}])[-1]
         status = problems.get(name, "under way" if last else "not begun")
         if _is_made(workdir / name, config):
             status = "done"
+            finished.add(name)
         values = [last.get(key, "") for key in ("step", *_LOSSES)]
         rows.append([name, status, *values, held_out.get("loss", ""), held_out.get("loss_task", "")])
-    others = [row for row in _history(workdir / TABLE) if row["run"] not in runs]
-    write_table(workdir / TABLE, _COLUMNS, [*rows, *([row[key] for key in _COLUMNS] for row in others)])
+    rows += [[row[key] for key in _COLUMNS] for row in others]
+    scored = [[*row, *(scores[row[0]].get(column, "") for column in columns)] for row in rows]
+    write_table(workdir / TABLE, (*_COLUMNS, *columns), scored)
     histories |= {row["run"]: _history(workdir / row["run"] / "metrics.csv") for row in others}
     _plot({name: rows for name, rows in histories.items() if rows}, workdir / PLOT)
+    if points := score_points(runs, finished, workdir):
+        write_points(workdir / CURVES, points)
+        write_score_plot(workdir / CURVES_PLOT, points)
 
 
 def _history(path: Path) -> list[dict[str, str]]:

@@ -7,6 +7,7 @@ import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import matplotlib
 import numpy as np
@@ -83,20 +84,47 @@ def curve_plot(
         scale: x and its ticks are in units of this.
     """
     labels = list(dict.fromkeys(_legend(curve) for curve in curves))
-    colours = list(dict.fromkeys(curve.label for curve in curves))
     with _options(theme):
         figure, axes = _figure(labels)
-        for curve in curves:
-            index = colours.index(curve.label)
-            _draw(axes, curve, _STYLES[index % len(_STYLES)], _MARKERS[index % len(_MARKERS)], scale)
-        if log_x:
-            axes.set_xscale("log")
-        axes.margins(0.12)
+        _draw_all(axes, curves, log_x, scale)
         _describe(axes, _plain(x_label), _plain(y_label))
         if any(curve.names for curve in curves):
             figure.draw_without_rendering()  # lays the axes out, so that places on the page are known
             _write_names(axes, curves, scale)
         return _svg(figure)
+
+
+class Panel(Protocol):
+    """A figure among others, see `curve_plot`."""
+
+    x_label: str
+    y_label: str
+    curves: Sequence[PlottedCurve]
+    log_x: bool
+
+
+def panel_plot(panels: Sequence[Panel]) -> str:
+    """Several figures of curves beneath each other, on white, as an SVG document; points have no names."""
+    with _options("light"):
+        figure = Figure(figsize=(6.4, 3.2 * len(panels)), layout="constrained")
+        for axes, panel in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
+            _draw_all(axes, panel.curves, panel.log_x, 1.0)
+            axes.set_xlabel(_plain(panel.x_label))
+            axes.set_ylabel(_plain(panel.y_label))
+            axes.grid(alpha=0.25)
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+        return _svg(figure, transparent=False)
+
+
+def _draw_all(axes: Axes, curves: Sequence[PlottedCurve], log_x: bool, scale: float) -> None:
+    colours = list(dict.fromkeys(curve.label for curve in curves))
+    for curve in curves:
+        index = colours.index(curve.label)
+        _draw(axes, curve, _STYLES[index % len(_STYLES)], _MARKERS[index % len(_MARKERS)], scale)
+    if log_x:
+        axes.set_xscale("log")
+    axes.margins(0.12)
 
 
 def _legend(curve: PlottedCurve) -> str:
@@ -208,7 +236,7 @@ def _describe(axes: Axes, x_label: str, y_label: str) -> None:
     axes.figure.legend(handles, labels, frameon=False, fontsize=9, ncols=columns, loc="outside upper left")
 
 
-def _svg(figure: Figure) -> str:
+def _svg(figure: Figure, transparent: bool = True) -> str:
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    figure.savefig(buffer, format="svg", transparent=transparent, metadata={"Date": None})
     return buffer.getvalue()

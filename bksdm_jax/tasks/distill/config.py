@@ -17,8 +17,10 @@ from bksdm_jax.sampling.text_to_image import SamplerConfig
 from bksdm_jax.tasks.distill.losses import LossWeights
 from bksdm_jax.training.config import TrainerConfig, require_trainer_settings
 from bksdm_jax.training.sample_grids import SampleGridConfig
+from bksdm_jax.training.scoring import ScoringConfig, require_scoring
 
-_WATCHED = ("log_every", "checkpoint_every", "keep_checkpoints", "sheets", "validation", "profile_step")
+_EVALUATED = ("sheets", "validation", "evaluators", "scoring")
+_WATCHED = ("log_every", "checkpoint_every", "keep_checkpoints", "profile_step", *_EVALUATED)
 _COMPUTED = ("accumulation", "fsdp", "attention", "remat", "workers", "topology", "plan")
 _SAVED = ("format", "save_dtype", "save_weights", "safety_checker")
 MAY_CHANGE = ("steps", *_WATCHED, *_COMPUTED, *_SAVED, "revision")  # the teacher's folder is recorded, with its commit
@@ -80,7 +82,9 @@ class DistillConfig(TrainerConfig, ModelOptions, InitOptions, SaveOptions):
         attention: of the U-Nets, a key of `attention.IMPLEMENTATIONS`.
         remat: what the backward pass recomputes, a key of `remat.POLICIES`.
         topology: TPUs to plan for, such as `v4:2x2x4`; empty: this machine's devices. For `launch.plan` only.
-        loss, validation, sheets, plan: see `LossWeights`, `ValidationConfig`, `SampleGridConfig`, `PlanConfig`.
+        evaluators: metrics of the images that the moving average makes, keys of `METRICS`; they go to `scores.csv`.
+        loss, validation, sheets, scoring, plan: see `LossWeights`, `ValidationConfig`, `SampleGridConfig`,
+            `ScoringConfig`, `PlanConfig`.
         revision, variant, tokenizer, prediction: of the teacher, see `ModelSource`.
         student_init, init_revision, init_variant: the student's initial weights, see `InitOptions`.
         format, save_dtype, safety_checker: of the final `model/`, see `SaveConfig`.
@@ -108,20 +112,36 @@ class DistillConfig(TrainerConfig, ModelOptions, InitOptions, SaveOptions):
     attention: str = "auto"
     remat: str = "none"
     validation: ValidationConfig = ValidationConfig()
+    evaluators: tuple[str, ...] = ()
+    scoring: ScoringConfig = ScoringConfig()
     topology: str = ""
     plan: PlanConfig = PlanConfig()
 
     def grid_sampler(self, schedule: ScheduleConfig) -> SamplerConfig:
         """The sampler of the sample grids: PNDM, or DDIM where PNDM isn't defined."""
-        no_pndm = schedule.zero_snr or schedule.prediction_type == "sample"
         return SamplerConfig(
             steps=self.sheets.steps,
             guidance_scale=self.sheets.guidance_scale,
             resolution=self.resolution,
-            sampler="ddim" if no_pndm else "pndm",
+            sampler=_usual_sampler(schedule),
             seed=self.seed,
             attention=self.attention,
         )
+
+    def scoring_sampler(self, schedule: ScheduleConfig) -> SamplerConfig:
+        """The sampler of the images that `evaluators` score."""
+        return SamplerConfig(
+            steps=self.scoring.steps,
+            guidance_scale=self.scoring.guidance_scale,
+            resolution=self.resolution,
+            sampler=self.scoring.sampler or _usual_sampler(schedule),
+            seed=self.scoring.seed,
+            attention=self.attention,
+        )
+
+
+def _usual_sampler(schedule: ScheduleConfig) -> str:
+    return "ddim" if schedule.zero_snr or schedule.prediction_type == "sample" else "pndm"
 
 
 def require_settings(config: DistillConfig) -> None:
@@ -137,6 +157,7 @@ def require_settings(config: DistillConfig) -> None:
     if any(not isinstance(prompt, str) for prompt in config.sheets.prompts):
         raise InputError(f"sheets.prompts: {config.sheets.prompts}; expected strings")
     config.loss.require_valid()
+    require_scoring(config.scoring, config.evaluators)
     finite_number("config", "caption_dropout", config.caption_dropout, 0, 1)
     finite_number("config", "noise_offset", config.noise_offset, 0)
 

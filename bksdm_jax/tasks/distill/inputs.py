@@ -8,6 +8,8 @@ from etils import epath
 from bksdm_jax.base.errors import InputError, known_name
 from bksdm_jax.data.latents import CachedExample
 from bksdm_jax.data.sources import Example, First, data_folder, is_cached, open_examples, splits_of
+from bksdm_jax.data.tables import read_prompts
+from bksdm_jax.metrics.config import FEWEST
 from bksdm_jax.pipelines.load import Model, find_model
 from bksdm_jax.pruning.prune import InitialWeights, find_initial_weights, plan_student
 from bksdm_jax.pruning.removal import RemovalPlan
@@ -32,6 +34,7 @@ class Inputs:
         examples: the training examples.
         held_out: the validation examples; may be empty.
         cached: whether the examples are cached latents.
+        prompts: of the images to score; empty: none are.
     """
 
     teacher: Model
@@ -41,6 +44,7 @@ class Inputs:
     examples: Sequence[Example | CachedExample]
     held_out: Sequence[Example | CachedExample]
     cached: bool
+    prompts: tuple[str, ...] = ()
 
 
 def open_inputs(config: DistillConfig) -> Inputs:
@@ -56,6 +60,8 @@ def open_inputs(config: DistillConfig) -> Inputs:
     require_resolution(config.resolution, networks)
     if config.sheets.steps:
         require_sampler(config.grid_sampler(networks.schedule), networks)
+    if config.evaluators:
+        require_sampler(config.scoring_sampler(networks.schedule), networks)
     require_whole_batches(config, make_mesh(config.fsdp).size)
     data = data_folder(config.data)
     examples = open_examples(data, config.split)
@@ -63,7 +69,24 @@ def open_inputs(config: DistillConfig) -> Inputs:
     if config.examples > len(examples):
         raise InputError(f"examples: {config.examples}, but {data} has {len(examples)}")
     first = First(examples, config.examples) if config.examples else examples
-    return Inputs(teacher, plan, start, data, first, held_out, is_cached(examples))
+    prompts = _prompts(config, held_out) if config.evaluators else ()
+    return Inputs(teacher, plan, start, data, first, held_out, is_cached(examples), prompts)
+
+
+def _prompts(config: DistillConfig, held_out: Sequence[Example | CachedExample]) -> tuple[str, ...]:
+    """The prompts of the images to score."""
+    most = config.scoring.images
+    if config.scoring.prompts:
+        found = tuple(prompt.text for prompt in read_prompts(config.scoring.prompts)[:most])
+    else:
+        found = tuple(held_out[index].texts[0] for index in range(min(most, len(held_out))))
+    if len(found) < FEWEST:
+        source = config.scoring.prompts or "held-out images"
+        raise InputError(
+            f"scoring.prompts: {len(found)} from {source}, but evaluators need at least {FEWEST}; "
+            "give a .txt or .csv file of prompts"
+        )
+    return found
 
 
 def _held_out(

@@ -21,12 +21,14 @@ from bksdm_jax.pipelines.pipeline import Architectures
 from bksdm_jax.pipelines.save import write_pipeline
 from bksdm_jax.pruning.prune import card_facts
 from bksdm_jax.pruning.removal import FeaturePair, RemovalPlan
+from bksdm_jax.reports.score_curves import points_over_updates, write_score_plot
 from bksdm_jax.tasks.distill.config import MAY_CHANGE, DistillConfig
 from bksdm_jax.tasks.distill.inputs import Inputs, open_inputs
 from bksdm_jax.tasks.distill.losses import shares, weighted_pairs
 from bksdm_jax.tasks.distill.objective import Augmentation, Problem, make_batch_loss, make_objective
 from bksdm_jax.training.config import WEIGHTS
 from bksdm_jax.training.sample_grids import sample_grids
+from bksdm_jax.training.scoring import SCORES, scoring
 from bksdm_jax.training.sharding import own_rows
 from bksdm_jax.training.task import Evaluator, Task
 from bksdm_jax.training.train_step import Objective
@@ -117,10 +119,12 @@ class DistillTask(Task):
         return training_batches(self._inputs.examples, self._pipeline.caption_inputs, loader, step, rows)
 
     def evaluators(self, mesh: Mesh, workdir: Path) -> Mapping[str, Evaluator]:
-        """`validation`, if there are held-out images, and `samples`."""
+        """`validation`, if there are held-out images, `scores`, if there are metrics, and `samples`."""
         found = {}
         if self._inputs.held_out:
             found["validation"] = self._validation(mesh)
+        if self._config.evaluators:
+            found[SCORES] = self._scores(mesh)
         if self._config.sheets.steps:
             found["samples"] = self._samples(mesh, workdir / "samples")
         return found
@@ -130,7 +134,12 @@ class DistillTask(Task):
         return shares(self._pairs, metrics)
 
     def write(self, params: Any, workdir: Path) -> Path:
-        """Writes the student's pipeline, removal plan and model card to `model/`, and returns its path."""
+        """Writes the student's pipeline, removal plan and model card to `model/`, and returns its path.
+
+        The scores over the updates, if there are any, are drawn in `scores.svg`.
+        """
+        if points := points_over_updates(workdir / f"{SCORES}.csv", self._config.student):
+            write_score_plot(workdir / f"{SCORES}.svg", points)
         config, plan = self._config, self._inputs.plan
         facts = card_facts(config.teacher, plan, config.student_init, self._training_facts())
         student = self._pipeline.with_denoiser(plan.student, params)
@@ -160,6 +169,13 @@ class DistillTask(Task):
         count, rows = -(-min(config.validation.images, len(held_out)) // images), own_rows(mesh, images)
         batches = functools.partial(training_batches, held_out, self._pipeline.caption_inputs, loader, 0, rows)
         return validation(self._plain_loss, batches, count, config.validation.every, config.seed, mesh)
+
+    def _scores(self, mesh: Mesh) -> Evaluator:
+        """Scores of the student's moving average."""
+        config, student = self._config, self._networks.with_denoiser(self._inputs.plan.student)
+        captions, sampler = self._pipeline.caption_inputs, config.scoring_sampler(self._networks.schedule)
+        how, dtype = (config.scoring, config.evaluators), compute_dtype(config.dtype)
+        return scoring(*how, captions, self._inputs.prompts, sampler, student, dtype, mesh)
 
     def _samples(self, mesh: Mesh, folder: Path) -> Evaluator:
         """Sample grids: teacher, the student's moving average, the student's weights."""

@@ -1,0 +1,197 @@
+"""Scores of models over guidance scales and numbers of sampling steps, as curves on one page."""
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from absl import logging
+
+from bksdm_jax.base.errors import InputError, finite_number, whole_number
+from bksdm_jax.base.files import read_json
+from bksdm_jax.base.paths import MOST_READ
+from bksdm_jax.base.workdir import claim, require_same
+from bksdm_jax.data.tables import read_prompts
+from bksdm_jax.evaluation.config import ScoreConfig
+from bksdm_jax.evaluation.score import SCORES, score
+from bksdm_jax.metrics.config import MetricsConfig, require_metrics
+from bksdm_jax.metrics.table import METRICS
+from bksdm_jax.pipelines.load import find_model
+from bksdm_jax.reports.curves import Point
+from bksdm_jax.reports.score_files import read_scores
+from bksdm_jax.reports.score_page import MOST_IMAGES, MOST_MODELS, write_score_page
+from bksdm_jax.sampling.config import SampleConfig, require_settings
+from bksdm_jax.sampling.run import sample
+from bksdm_jax.sampling.text_to_image import require_sampler
+
+GUIDANCE, STEPS = "guidance_scale", "steps"
+_LISTS = ("models", "labels", "over_guidance", "over_steps")
+_MAY_CHANGE = (*_LISTS, "prompts", "columns", "batch_size", "scoring_batch_size", "cache")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TradeoffConfig(MetricsConfig):
+    """What to sample and score; see `MetricsConfig` for metrics, reference and networks.
+
+    Attributes:
+        models: pipeline folders, single files, ids on the hub, or `shapes_teacher`; up to 16.
+        labels: of the models, names of their folders; empty: the models' own names.
+        prompts: a `.txt` or `.csv` file.
+        over_guidance: guidance scales, all with `steps`; empty: no curve over guidance.
+        over_steps: numbers of sampling steps, all with `guidance_scale`; empty: no curve over steps.
+        steps, guidance_scale, sampler, seed, resolution, dtype, batch_size: of sampling, see `SampleConfig`.
+        columns: of the page's image grid; 0: none.
+    """
+
+    models: tuple[str, ...]
+    prompts: str
+    labels: tuple[str, ...] = ()
+    over_guidance: tuple[float, ...] = (2.0, 3.0, 4.0, 5.0, 6.0, 7.5, 9.0)
+    over_steps: tuple[int, ...] = ()
+    steps: int = 25
+    guidance_scale: float = 7.5
+    sampler: str = "scheduler"
+    seed: int = 0
+    resolution: int = 0
+    dtype: str = "float32"
+    batch_size: int = 4
+    columns: int = 8
+
+
+class _Setting(NamedTuple):
+    """Where on the curves a model's images are."""
+
+    guidance: float
+    steps: int
+
+    @property
+    def name(self) -> str:
+        return f"guidance_{self.guidance:g}_steps_{self.steps}"
+
+
+def tradeoff(config: TradeoffConfig, workdir: Path) -> Path:
+    """Samples and scores every model at every setting, and writes `report.html` with the curves; returns its path.
+
+    `workdir/LABEL/guidance_G_steps_N/` has the images, as of `launch.sample`, and `..._scores/` beside it the scores,
+    as of `launch.score`; `curves.csv` has all points. The same call continues where an earlier one stopped, and models
+    and settings may be added. What has scores is neither sampled nor scored again.
+
+    Raises:
+        InputError: a setting, model or file can't be used, found before the first image where no weights are needed; or
+            as `sample` and `score`.
+    """
+    models, settings = _models(config), _settings(config)
+    texts = [prompt.text for prompt in read_prompts(config.prompts)]
+    _require_usable(config, models, settings)
+    _claim(config, models, texts, workdir)
+    jobs = [(label, setting) for label in models for setting in settings]
+    for number, (label, setting) in enumerate(jobs, start=1):
+        scores = _folder(workdir, label, setting, "_scores")
+        if (scores / SCORES).is_file():
+            continue
+        logging.info("== %d of %d, %s, %s", number, len(jobs), label, setting.name)
+        images = _folder(workdir, label, setting)
+        sample(_sampling(config, models[label], setting), images)
+        score(ScoreConfig(images=str(images), **_fields_of(config, MetricsConfig)), scores)
+    points = [point for label, setting in jobs for point in _points(config, workdir, label, setting)]
+    shown = jobs if len(jobs) <= MOST_MODELS else [(label, _nearest(config, settings)) for label in models]
+    folders = [_folder(workdir, label, setting, "_scores") for label, setting in shown]
+    names = [f"{label}, guidance {setting.guidance:g}, {setting.steps} steps" for label, setting in shown]
+    return write_score_page(folders, workdir, names, config.columns, False, points)
+
+
+def _models(config: TradeoffConfig) -> dict[str, str]:
+    """Label -> model."""
+    if not 0 < len(config.models) <= MOST_MODELS:
+        given = f"models: {len(config.models)}; expected 1 to {MOST_MODELS}"
+        raise InputError(f"{given}, --config.models=\"('DIR','DIR2')\"")
+    if config.labels and len(config.labels) != len(config.models):
+        raise InputError(f"labels: {len(config.labels)} for {len(config.models)} models; give one per model, or none")
+    names = config.labels or [Path(str(model)).name for model in config.models]
+    labels = [re.sub(r"[^\w.-]+", "_", str(name)) for name in names]
+    for label in labels:
+        if not label.strip("._") or len(label) > 40 or labels.count(label) > 1:
+            raise InputError(f"labels: {label!r} is empty, longer than 40 characters or not the only one; give others")
+    return dict(zip(labels, config.models, strict=True))
+
+
+def _settings(config: TradeoffConfig) -> list[_Setting]:
+    """What to sample, each once."""
+    for scale in config.over_guidance:
+        finite_number("config", "over_guidance", scale, 0)
+    for count in config.over_steps:
+        whole_number("config", "over_steps", count)
+    found = [_Setting(float(scale), config.steps) for scale in config.over_guidance]
+    found += [_Setting(config.guidance_scale, count) for count in config.over_steps]
+    if not found:
+        raise InputError('over_guidance: empty, as is over_steps; give --config.over_guidance="(2.0,7.5)"')
+    return list(dict.fromkeys(found))
+
+
+def _require_usable(config: TradeoffConfig, models: Mapping[str, str], settings: Sequence[_Setting]) -> None:
+    """Checks what needs no weights."""
+    require_metrics(config, tuple(METRICS))
+    whole_number("config", "columns", config.columns, 0, MOST_IMAGES)
+    for name in config.metrics:
+        if METRICS[name].subjects:
+            raise InputError(f"metrics: {name} needs subjects, which prompts don't have; use launch.score for it")
+        if METRICS[name].reference and not config.reference:
+            raise InputError(f"reference: empty, but {name} compares with real images; give a folder of images")
+    for model in models.values():
+        networks = find_model(model).architectures
+        for setting in settings:
+            own = _sampling(config, model, setting)
+            require_settings(own)
+            require_sampler(dataclasses.replace(own, resolution=own.resolution or networks.resolution), networks)
+
+
+def _claim(config: TradeoffConfig, models: Mapping[str, str], texts: Sequence[str], workdir: Path) -> None:
+    """Records the settings, and where each label's model lies; keeps the record of models of earlier calls."""
+    record = dataclasses.asdict(config) | {"texts": list(texts), "program": "launch.tradeoff"}
+    record |= {f"model.{label}": str(find_model(model).path.resolve()) for label, model in models.items()}
+    path = workdir / "config.json"
+    former: dict[str, Any] = read_json(path, MOST_READ) if path.is_file() else {}
+    others = {key for key in former.keys() ^ record.keys() if key.startswith("model.")}
+    require_same(workdir, record, {*_MAY_CHANGE, *others})
+    claim(workdir, former | record)
+
+
+def _sampling(config: TradeoffConfig, model: str, setting: _Setting) -> SampleConfig:
+    return SampleConfig(
+        model=model,
+        prompts=config.prompts,
+        guidance_scale=setting.guidance,
+        steps=setting.steps,
+        sampler=config.sampler,
+        seed=config.seed,
+        resolution=config.resolution,
+        dtype=config.dtype,
+        batch_size=config.batch_size,
+    )
+
+
+def _fields_of(config: TradeoffConfig, cls: type) -> dict[str, Any]:
+    return {field.name: getattr(config, field.name) for field in dataclasses.fields(cls)}
+
+
+def _folder(workdir: Path, label: str, setting: _Setting, more: str = "") -> Path:
+    return workdir / label / f"{setting.name}{more}"
+
+
+def _points(config: TradeoffConfig, workdir: Path, label: str, setting: _Setting) -> Iterator[Point]:
+    """A setting's scores on the curves on which it lies."""
+    places = {}
+    if setting.guidance in config.over_guidance and setting.steps == config.steps:
+        places[GUIDANCE] = setting.guidance
+    if setting.steps in config.over_steps and setting.guidance == config.guidance_scale:
+        places[STEPS] = float(setting.steps)
+    found = read_scores(_folder(workdir, label, setting, "_scores")).scores
+    for x_name, x in places.items():
+        for metric, entry in found.items():
+            yield Point(label, x_name, x, metric, entry.value, entry.low, entry.high)
+
+
+def _nearest(config: TradeoffConfig, settings: Sequence[_Setting]) -> _Setting:
+    """The setting that stands for a model where there isn't room for all."""
+    return min(settings, key=lambda one: (abs(one.guidance - config.guidance_scale), abs(one.steps - config.steps)))
