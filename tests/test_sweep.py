@@ -13,6 +13,7 @@ from bksdm_jax.experiments.sweep import PLOT, read_sweep, sweep
 from bksdm_jax.experiments.sweep_scores import score_points
 from bksdm_jax.reports.curves import read_points
 from bksdm_jax.tasks.distill.config import DistillConfig, require_settings
+from bksdm_jax.training.scoring import ScoringConfig
 from launch.runs import read_run
 
 CONSTANT = dataclasses.replace(read_run("shapes", ()).optimizer, cosine_steps=0)  # so that runs can be prolonged
@@ -21,7 +22,7 @@ RUNS = {
     for name in ("bk_base", "bk_small", "bk_tiny")
 }
 
-SCORE = "fid_pytorch_fid"
+SCORE, SCORING = "fid_pytorch_fid", ScoringConfig(reference="a folder")
 
 
 class Trainer:
@@ -158,7 +159,7 @@ def test_a_bad_setting_names_its_run(trainer: Trainer, tmp_path: Path) -> None:
 
 def test_scores_are_in_the_table_and_drawn_over_what_differs(trainer: Trainer, tmp_path: Path) -> None:
     runs = {rate: read_run(f"shapes,bk_small,lr_{rate}", ()) for rate in ("1e-5", "1e-4", "2.5e-4")}
-    runs = {name: dataclasses.replace(run, evaluators=(SCORE,)) for name, run in runs.items()}
+    runs = {name: dataclasses.replace(run, evaluators=(SCORE,), scoring=SCORING) for name, run in runs.items()}
     runs |= {"1e-4 on less": dataclasses.replace(runs["1e-4"], examples=250), "unscored": RUNS["bk_tiny"]}
     trainer.interrupted = {"2.5e-4"}
     assert sweep(runs, tmp_path / "runs") is None
