@@ -19,6 +19,7 @@ from bksdm_jax.base.paths import local_path
 from bksdm_jax.base.progress import Progress
 from bksdm_jax.evaluation.images import open_images
 from bksdm_jax.metrics.config import MetricsConfig
+from bksdm_jax.metrics.extractor import images_per_call
 from bksdm_jax.metrics.frechet import make_normal
 from bksdm_jax.metrics.gather import Extracts, Features, Pass
 from bksdm_jax.metrics.statistics_file import read_statistics
@@ -131,7 +132,7 @@ def _gather(
             gathered = Pass(folder, own, extractors, {"images": source.sha256}, config.scoring_batch_size)
             done, what = gathered.done, f"reference, {name}"
             if done < len(source):
-                for batch in source.batches(done, config.scoring_batch_size, what):
+                for batch in source.batches(done, images_per_call(config.scoring_batch_size), what):
                     missing = [number for number, image in enumerate(batch) if image is None]
                     if missing:
                         raise InputError(

@@ -15,6 +15,7 @@ from bksdm_jax.evaluation.images import ImageSet, open_images, require_readable
 from bksdm_jax.evaluation.protocols import SCORING, departures
 from bksdm_jax.evaluation.scorer import Scorer
 from bksdm_jax.metrics.config import require_metrics
+from bksdm_jax.metrics.extractor import images_per_call
 from bksdm_jax.metrics.table import METRICS
 from bksdm_jax.pipelines.load import find_model
 from bksdm_jax.sampling.protocols import PROTOCOLS
@@ -123,7 +124,7 @@ def _open(config: ScoreConfig, place: Path, settings: Mapping[str, Any] | None) 
 def _feed(scorer: Scorer, images: ImageSet, config: ScoreConfig) -> None:
     first, total = scorer.done, len(images.paths)
     require_readable(images, scorer.skipped, config.most_unreadable)
-    for batch in images.batches(first, config.scoring_batch_size, "scoring"):
+    for batch in images.batches(first, images_per_call(config.scoring_batch_size), "scoring"):
         captions = None if images.captions is None else images.captions[first : first + len(batch)]
         missing = [first + i for i, image in enumerate(batch) if image is None]
         require_readable(images, [*scorer.skipped, *missing], config.most_unreadable)

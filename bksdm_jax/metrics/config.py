@@ -29,11 +29,10 @@ class ScoringNetworks:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MetricsConfig(ScoringNetworks):
-    """Which metrics.
+class ScoringOptions(ScoringNetworks):
+    """How metrics are taken.
 
     Attributes:
-        metrics: keys of `METRICS`.
         reference: of metrics that compare with real images: a folder of images; for Frechet distances also a `.npz`
             file of statistics; `shapes`: rendered held-out pictures of the shapes world.
         reference_count: number of rendered pictures.
@@ -43,13 +42,23 @@ class MetricsConfig(ScoringNetworks):
         cache: folder for what is computed of reference images; empty: `~/.cache/bksdm_jax`.
     """
 
-    metrics: tuple[str, ...] = ()
     reference: str = ""
     reference_count: int = 1000
     kid_subset_size: int = 1000
     intervals: bool = True
     scoring_batch_size: int = 32
     cache: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MetricsConfig(ScoringOptions):
+    """Which metrics, and how.
+
+    Attributes:
+        metrics: keys of `METRICS`.
+    """
+
+    metrics: tuple[str, ...] = ()
 
 
 FEWEST = 2

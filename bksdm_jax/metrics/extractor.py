@@ -50,12 +50,13 @@ class Extractor:
         Raises:
             InputError: images of a size that the extractor doesn't take.
         """
-        each, count, found = batch_size * len(mesh().devices), len(images), []
+        each, count, found = images_per_call(batch_size), len(images), []
         with exact_products(self.dtype), concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
             for start in range(0, count, each):
                 chosen = np.arange(start, start + each).clip(max=count - 1)
-                own = np.stack(list(pool.map(self.prepare, images[start : start + each])))
-                own = own[chosen - start]
+                prepared = list(pool.map(self.prepare, images[start : start + each]))
+                _require_one_size(prepared)
+                own = np.stack(prepared)[chosen - start]
                 text = None if captions is None else self.text([captions[i] for i in chosen])
                 features = self.program(self._params, *jax.device_put((own, text), _sharding("data")))
                 found.append({name: rows[: count - start] for name, rows in features.items()})
@@ -64,6 +65,21 @@ class Extractor:
     @functools.cached_property
     def _params(self) -> Any:
         return jax.device_put(self.params, _sharding())
+
+
+def images_per_call(batch_size: int) -> int:
+    """Images of a program call with `batch_size` of them on each of this process's devices."""
+    return batch_size * jax.local_device_count()
+
+
+def _require_one_size(images: Sequence[np.ndarray]) -> None:
+    sizes = sorted({image.shape[1::-1] for image in images})
+    if len(sizes) > 1:
+        (width, height), (other, another) = sizes[:2]
+        raise InputError(
+            f"images: {len(sizes)} sizes, such as {width} x {height} and {other} x {another} pixels; this extractor "
+            "takes one: make them the same first, as launch.reference does"
+        )
 
 
 @functools.cache

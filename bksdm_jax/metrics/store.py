@@ -52,7 +52,7 @@ class FeatureStore:
 
     def add(self, features: Mapping[str, np.ndarray], skipped: Sequence[int] = ()) -> None:
         """Adds the features of the next images, each [B, ...]; `skipped`: numbers of images in between without any."""
-        for need in self._needs:
+        for need in self._needs if features else ():
             rows = np.ascontiguousarray(features[need.feature])
             if need.kept:
                 with self._path(need).open("ab") as file:
