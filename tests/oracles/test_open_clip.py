@@ -181,7 +181,10 @@ def test_full_size_vit_g(vocabulary: Path, tmp_path: Path) -> None:
         with exact_products("float32"):
             found = extractor.program(params, pixels, extractor.text(captions[chosen]))
         parts.append(np.asarray(found["clip_cosine"]))
-        print(f"{len(pixels)} images: {time.monotonic() - start:.0f} s{' with compilation' if first == 0 else ''}", flush=True)
+        print(
+            f"{len(pixels)} images: {time.monotonic() - start:.0f} s{' with compilation' if first == 0 else ''}",
+            flush=True,
+        )
     ours = np.concatenate(parts)
     print(f"largest difference of a cosine {np.abs(ours - wanted).max():.2e}; spread {np.ptp(wanted):.4f}")
     np.testing.assert_allclose(ours, wanted, atol=1e-5)
