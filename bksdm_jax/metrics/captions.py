@@ -17,8 +17,8 @@ def clean_caption(caption: str) -> str:
     """The caption in lower case, with HTML entities resolved, plain quotes, and single spaces.
 
     OpenCLIP calls `ftfy.fix_text` first. Of its repairs, this makes those of quotes, ligatures, letters of other
-    widths, control characters and composition (NFC). Left as they are: text that was decoded by the wrong encoding, and
-    names of entities in capitals that HTML doesn't know, such as `&NBSP;`.
+    widths, control characters and composition (NFC). Left as they are: text that was decoded by the wrong encoding,
+    and names of entities in capitals that HTML doesn't know, such as `&NBSP;`.
     """
     text = caption if "<" in caption else html.unescape(caption)  # ftfy takes a text with < for HTML
     text = _ESCAPE.sub("", text).translate(_SECOND_CONTROLS)
