@@ -36,6 +36,12 @@ def test_interval_is_as_wide_as_the_scores_of_repeated_draws() -> None:
     assert str(bootstrap.RESAMPLES) in scores[0].interval
 
 
+def test_interval_surrounds_the_score_of_few_images() -> None:
+    """Resampled images score lower, the more classes there are."""
+    score = inception_score(np.random.default_rng(0).normal(scale=0.5, size=(300, 1000)), 2)
+    assert score.low < score.value < score.high
+
+
 @pytest.mark.filterwarnings("error")
 def test_certain_classes_score_their_number() -> None:
     """Probabilities of exactly zero aren't undefined."""
