@@ -11,6 +11,7 @@ from bksdm_jax.base.errors import InputError
 from bksdm_jax.data.prepare.prepare import PrepareConfig
 from bksdm_jax.diffusion.schedule import ScheduleConfig
 from bksdm_jax.experiments.comparison import ComparisonConfig
+from bksdm_jax.experiments.tradeoff import TradeoffConfig
 from bksdm_jax.formats.unet_json import unet_from_diffusers
 from bksdm_jax.metrics.score import ScoreConfig
 from bksdm_jax.perf.bench import BenchConfig
@@ -33,7 +34,7 @@ from launch.runs import SweepConfig, read_run
 
 SETTINGS = (
     *(BenchConfig, ComparisonConfig, CostConfig, PrepareConfig, PruneConfig, SampleConfig, ScoreConfig),
-    *(SweepConfig, TeacherConfig, DistillConfig),
+    *(SweepConfig, TeacherConfig, DistillConfig, TradeoffConfig),
 )
 NAMED = ("teacher=DIR", "data=DIR")
 
