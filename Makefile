@@ -25,7 +25,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # over half of what another still has to do.
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: install install-tests demo ablation smoke test test-slow fuzz lint format lock clean
+.PHONY: install install-tests demo ablation smoke test test-slow install-oracles oracles fuzz lint format lock clean
 
 install: $(VENV)/.installed-$(ACCELERATOR)
 
@@ -68,6 +68,20 @@ test: $(VENV)/.tests-installed
 test-slow: $(VENV)/.tests-installed
 	$(PYTEST) -m slow $(if $(THIRD),--third=$(THIRD)) $(TESTS)
 
+install-oracles: .oracles/.installed
+
+# Without their dependencies, and apart from $(VENV): a torchvision there would change what the originals import.
+# Two of them also install a package `tests` or programs.
+.oracles/.installed: constraints-oracles.txt $(VENV)/.tests-installed
+	rm -rf .oracles
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target .oracles --requirement $<
+	rm -rf .oracles/tests .oracles/bin
+	touch $@
+
+# Scores against the tools that published ones come from.
+oracles: .oracles/.installed
+	PYTHONPATH=.oracles $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile tests/oracles
+
 # Mutants of a model's configs, FUZZ of them, or the one of a failure: MUTANT='...'
 fuzz: export FUZZ ?= 10000
 fuzz: $(VENV)/.tests-installed
@@ -91,4 +105,4 @@ lock:
 	$(BIN)/python -m pip freeze --exclude-editable | grep -Ev '^(nvidia|cuda|triton)' | sed 's/+cpu$$//' > $(CONSTRAINTS)
 
 clean:
-	rm -rf $(VENV) .venv-newest .jax_cache .pytest_cache .ruff_cache bksdm_jax.egg-info
+	rm -rf $(VENV) .venv-newest .oracles .jax_cache .pytest_cache .ruff_cache bksdm_jax.egg-info

@@ -9,10 +9,10 @@ All settings are explained in `SampleConfig` (bksdm_jax/sampling/config.py).
 
 from ml_collections import config_dict
 
-from bksdm_jax.sampling.config import SampleConfig
+from bksdm_jax.evaluation.live import SampleAndScoreConfig
 from launch.defaults import defaults
 
 
 def get_config() -> config_dict.ConfigDict:
     """The defaults of `launch.sample`."""
-    return defaults(SampleConfig)
+    return defaults(SampleAndScoreConfig)

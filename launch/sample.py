@@ -21,6 +21,9 @@ More of it:
   --config.beside="('MODEL2','MODEL3')"          more models' images of the same noise in beside_1/, beside_2/, and
                                                  sheet_000.png, ... with a row per model, in this order
 
+With --config.score.metrics="('clip_score',)" the images are scored and not written: see `MetricsConfig`
+(bksdm_jax/metrics/config.py) for what else `score` holds.
+
 Other parts, text layers, sizes, samplers, DeepCache, previews and decoding: see `SampleConfig`
 (bksdm_jax/sampling/config.py) and the README.
 
@@ -30,6 +33,7 @@ hosts, run the same command on each, with `--distributed` as for `launch.train`;
 all must see the same workdir.
 """
 
+import dataclasses
 from pathlib import Path
 
 from launch.command import quiet_libraries, run
@@ -37,16 +41,22 @@ from launch.command import quiet_libraries, run
 quiet_libraries()
 
 from bksdm_jax.base.distributed import is_first  # noqa: E402
+from bksdm_jax.evaluation.live import SampleAndScoreConfig, sample_and_score  # noqa: E402
+from bksdm_jax.evaluation.score import score_table  # noqa: E402
 from bksdm_jax.sampling.config import SampleConfig  # noqa: E402
 from bksdm_jax.sampling.run import sample  # noqa: E402
 
 
-def main(config: SampleConfig, workdir: Path) -> None:
-    """Generates the images; the first process prints their folder."""
-    count = sample(config, workdir)
+def main(config: SampleAndScoreConfig, workdir: Path) -> None:
+    """Generates the images, and prints their folder or their scores."""
+    if config.score.metrics:
+        print(score_table(sample_and_score(config, workdir)))
+        return
+    fields = dataclasses.fields(SampleConfig)
+    count = sample(SampleConfig(**{field.name: getattr(config, field.name) for field in fields}), workdir)
     if is_first():
         print(f"{count} image(s) in {workdir / 'images'}")
 
 
 if __name__ == "__main__":
-    run(SampleConfig, main, distributed=True)
+    run(SampleAndScoreConfig, main, distributed=True)

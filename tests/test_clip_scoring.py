@@ -105,7 +105,7 @@ def wanted(theirs: CLIPModel, pixels: np.ndarray, tokens: np.ndarray) -> tuple[n
     return out.image_embeds.numpy(), np.diag(out.image_embeds.numpy() @ out.text_embeds.numpy().T)
 
 
-def test_scores_are_those_of_transformers(theirs: CLIPModel, folder: Path) -> None:
+def test_scores_are_those_of_transformers(variant: str, theirs: CLIPModel, folder: Path) -> None:
     loaded = load_clip(folder)
     images = [np.random.default_rng(i).integers(0, 256, (40, 50, 3), np.uint8) for i in range(len(CAPTIONS))]
     extractor = clip_extractor(loaded, "open_clip")
@@ -116,12 +116,14 @@ def test_scores_are_those_of_transformers(theirs: CLIPModel, folder: Path) -> No
     require_close(found["image"], embeddings)
     np.testing.assert_allclose(found["clip_cosine"], cosines, atol=2e-6)
     np.testing.assert_allclose(np.linalg.norm(found["image"], axis=-1), 1, rtol=1e-6)
+    assert extractor.facts["weights"] == str(folder)
+    assert len(extractor.facts["sha256"]) == 64
+    if VARIANTS[variant][2] == "gelu":
+        return  # compiling takes a while
     half = clip_extractor(loaded, "open_clip", "bfloat16")(images, CAPTIONS, batch_size=1)
     assert half["image"].dtype == np.float32
     np.testing.assert_allclose(half["clip_cosine"], cosines, atol=0.05)
     assert not np.array_equal(half["image"], found["image"])
-    assert extractor.facts["weights"] == str(folder)
-    assert len(extractor.facts["sha256"]) == 64
     aliased = clip_extractor(loaded, "squash")(images, batch_size=1)["image"]
     assert np.abs(aliased - found["image"]).max() > 1e-3
 

@@ -74,11 +74,12 @@ def fakes(monkeypatch, tmp_path_factory):
     teacher = folder / "teacher"
     scores = {"value": 0.5, "low": 0.4, "high": 0.6}
 
-    def score_folder(images, reference, place):
+    def score(config, place):
         groups = {name: scores | {"chance": 0.3, "facts": 9} for name in ("all", "shape")}
         place.mkdir(parents=True)
-        report = {"images": 6, "reference_images": 10, "attribute_accuracy": groups, "unreadable": 0.0}
-        write_json(place / "scores.json", report | {"clip_score_shapes": scores, "fd_clip_shapes": scores})
+        accuracy = groups["all"] | {"unreadable": 0.0, "groups": groups}
+        found = {"attribute_accuracy": accuracy, "clip_score_shapes": scores, "fd_clip_shapes": scores}
+        write_json(place / "scores.json", {"scores": found, "images": 6, "reference": {"images": 10}})
 
     monkeypatch.setattr(comparison, "build", build)
     networks = {name: unet_from_diffusers(tiny.MICRO | more) for name, more in OTHER.items()}
@@ -89,8 +90,7 @@ def fakes(monkeypatch, tmp_path_factory):
 
     monkeypatch.setattr(comparison, "find_model", find_model)
     monkeypatch.setattr(comparison, "prune", lambda config, place: place.mkdir(parents=True))
-    monkeypatch.setattr(comparison, "score_folder", score_folder)
-    monkeypatch.setattr(comparison, "shapes_reference", object)
+    monkeypatch.setattr(comparison, "score", score)
     monkeypatch.setattr(comparison, "pretrained_identity", lambda: "0" * 64)
     student = unet_from_diffusers(tiny.MICRO)
     monkeypatch.setattr(comparison, "plan_student", lambda *args: SimpleNamespace(student=student))

@@ -10,10 +10,13 @@ import pytest
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.data.prepare.prepare import PrepareConfig
 from bksdm_jax.diffusion.schedule import ScheduleConfig
+from bksdm_jax.evaluation.config import ScoreConfig
+from bksdm_jax.evaluation.live import SampleAndScoreConfig
+from bksdm_jax.evaluation.make_reference import ReferenceConfig
+from bksdm_jax.evaluation.protocols import SCORING
 from bksdm_jax.experiments.comparison import ComparisonConfig
 from bksdm_jax.experiments.tradeoff import TradeoffConfig
 from bksdm_jax.formats.unet_json import unet_from_diffusers
-from bksdm_jax.metrics.score import ScoreConfig
 from bksdm_jax.perf.bench import BenchConfig
 from bksdm_jax.perf.cost_report import CostConfig
 from bksdm_jax.pipelines.load import find_model
@@ -21,20 +24,21 @@ from bksdm_jax.pipelines.stable_diffusion import GENERATIONS, TEACHERS, stable_d
 from bksdm_jax.pruning.presets import PRESETS, PUBLISHED, UNTRAINED, UPDATES
 from bksdm_jax.pruning.prune import PruneConfig
 from bksdm_jax.pruning.removal import plan_removal, removed_blocks
-from bksdm_jax.sampling.run import SampleConfig
+from bksdm_jax.reports.score_page import ReportConfig
 from bksdm_jax.shapes_teacher.make import TeacherConfig
 from bksdm_jax.tasks.distill.config import DistillConfig, require_generation, require_settings
 from bksdm_jax.tasks.distill.losses import weighted_pairs
 from configs import bench as benchmarks
 from configs import distill as runs
+from configs import reference as references
 from configs import sweep as sweeps
 from launch.command import to_dataclass
 from launch.defaults import defaults
 from launch.runs import SweepConfig, read_run
 
 SETTINGS = (
-    *(BenchConfig, ComparisonConfig, CostConfig, PrepareConfig, PruneConfig, SampleConfig, ScoreConfig),
-    *(SweepConfig, TeacherConfig, DistillConfig, TradeoffConfig),
+    *(BenchConfig, ComparisonConfig, CostConfig, PrepareConfig, PruneConfig, SampleAndScoreConfig, ScoreConfig),
+    *(ReferenceConfig, ReportConfig, SweepConfig, TeacherConfig, DistillConfig, TradeoffConfig),
 )
 NAMED = ("teacher=DIR", "data=DIR")
 
@@ -141,6 +145,15 @@ def test_no_such_benchmark(variants: str, facts: tuple[str, ...]) -> None:
     with pytest.raises(ValueError) as error:  # noqa: PT011 what it names is looked at
         benchmarks.get_config(variants)
     assert all(fact in str(error.value) for fact in facts), error.value
+
+
+def test_references_are_those_of_the_protocols() -> None:
+    assert set(references.VARIANTS) == set(SCORING)
+    for name, wanted in SCORING.items():
+        config = to_dataclass(ReferenceConfig, references.get_config(name), may_be_empty=("images",))
+        assert (config.protocol, config.count, config.size) == (name, wanted.images, wanted.size)
+        assert config.of_prompts == (wanted.reference == wanted.images)
+        assert name in references.__doc__
 
 
 def test_a_benchmark_is_what_it_is_called() -> None:

@@ -1,5 +1,6 @@
 """Each binary starts, explains itself, and does its work on networks that are as small as can be."""
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -89,11 +90,12 @@ def test_score_of_the_shapes_themselves(tmp_path: Path) -> None:
         save_png(tmp_path / f"{index}.png", image)
         rows.append(f'{index}.png,"{caption}"')
     (tmp_path / "metadata.csv").write_text("\n".join(rows) + "\n")
-    small = {"images": tmp_path, "reference_count": 4, "batch_size": 4}
-    assert "attribute_accuracy" in succeed("score", settings("score.py", tmp_path / "out", **small))
-    scores = read_json(tmp_path / "out" / "scores.json")
-    assert scores["images"] == 4
-    assert scores["attribute_accuracy"]["all"]["value"] == 1
+    small = {"images": tmp_path, "reference_count": 4, "scoring_batch_size": 4, "cache": tmp_path / "cache"}
+    assert "attribute_accuracy" in succeed("score", settings("score.py:shapes", tmp_path / "out", **small))
+    found = read_json(tmp_path / "out" / "scores.json")
+    scores = found["scores"]
+    assert found["images"] == 4
+    assert scores["attribute_accuracy"]["value"] == 1
     assert scores["fd_clip_shapes"]["value"] == pytest.approx(0, abs=1e-3)
 
 
@@ -107,6 +109,20 @@ def test_tradeoff_draws_curves(tmp_path: Path) -> None:
     assert [(point.curve, point.x, point.metric) for point in points] == [
         ("shapes_teacher", scale, "attribute_accuracy") for scale in (2.0, 3.0)
     ]
+
+
+def test_reference_makes_images_and_prompts(photographs: Path, tmp_path: Path) -> None:
+    names = sorted(path.name for path in photographs.glob("*.png"))
+    images = [{"id": i, "file_name": name} for i, name in enumerate(names)]
+    captions = [{"id": i, "image_id": i, "caption": f"A photograph, {name}"} for i, name in enumerate(names)]
+    (tmp_path / "captions.json").write_text(json.dumps({"images": images, "annotations": captions}))
+    small = {"images": photographs, "captions": tmp_path / "captions.json", "count": 2, "size": 16}
+    printed = succeed("reference", settings("reference.py:bk_sdm", tmp_path / "out", **small)).splitlines()
+    assert "  2 prompts, not 30,000" in printed
+    assert f"--config.reference={tmp_path / 'out' / 'images'}" in printed[-1]
+    assert len((tmp_path / "out" / "prompts.csv").read_text().splitlines()) == 3
+    assert len(list((tmp_path / "out" / "images").glob("*.jpg"))) == len(names)
+    assert "'mlperf'" in fail("reference", settings("reference.py:mlperf", tmp_path / "other", **small))
 
 
 @pytest.mark.parametrize("verb", ["demo", "ablation"])

@@ -1,172 +1,180 @@
-"""Scores against independent formulas; one pass over batches, from files or a sampler, in bounded memory."""
+"""One pass over images: features on disk, continued after a stop, whatever the batches; attributes of shapes."""
 
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from bksdm_jax.base.errors import InputError
-from bksdm_jax.base.images import save_png
-from bksdm_jax.data.tables import write_table
-from bksdm_jax.metrics import score as scoring
-from bksdm_jax.metrics.attributes import attribute_scores, unreadable_share
-from bksdm_jax.metrics.bootstrap import Score
-from bksdm_jax.metrics.evaluate import Metric, evaluate, mean_score, reference_statistics
-from bksdm_jax.metrics.extractors import Extractor
-from bksdm_jax.metrics.features import Batch, FeatureFile, Need
-from bksdm_jax.metrics.frechet import fit_normal, frechet_distance, frechet_score
-from bksdm_jax.metrics.score import ScoreConfig, score, score_batches, score_folder, shapes_reference
-from bksdm_jax.metrics.sums import FeatureSums
+from bksdm_jax.metrics.attributes import attribute_score, attribute_scores, unreadable_share
+from bksdm_jax.metrics.extractor import Extractor, exact
+from bksdm_jax.metrics.gather import Pass
+from bksdm_jax.metrics.shapes_reader import ShapesReader
+from bksdm_jax.metrics.store import FeatureStore, Need
+from bksdm_jax.metrics.table import METRICS
+from bksdm_jax.shapes.codes import decode, encode
 from bksdm_jax.shapes.reader import read_scene
 from bksdm_jax.shapes.scenes import parse_caption
 from bksdm_jax.shapes.world import example
 
-
-def sums_of(features: np.ndarray, parts: int = 1) -> FeatureSums:
-    sums = FeatureSums()
-    for part in np.array_split(features, parts):
-        sums.add(part)
-    return sums
+KEPT, SUMMED = Need("colours", "means", kept=True), Need("colours", "means")
 
 
-def stand_in() -> Extractor:
-    """Mean colours of 8x8 images, and the mean of these."""
+def colours(size: int = 8) -> Extractor:
+    """Mean colours of images of one size."""
 
-    def program(params: float, images: np.ndarray, text: None) -> dict[str, np.ndarray]:
-        colours = (images / np.float32(255)).mean(axis=(1, 2)) * params
-        return {"colours": colours, "mean": colours.mean(axis=-1)}
+    def program(params: np.ndarray, images: np.ndarray, text: None) -> dict[str, np.ndarray]:
+        return {"means": (np.asarray(images) / np.float32(255)).mean(axis=(1, 2)) * np.asarray(params)}
 
-    return Extractor(8, "exact", np.float32(2), program)
-
-
-COLOURS = Need("stand_in", "colours")
-STAND_INS = {"stand_in": stand_in}
-STAND_IN_METRICS = {
-    "kept": Metric(frechet_score, Need("stand_in", "colours", kept=True), COLOURS),
-    "summed": Metric(lambda ours, real: Score(frechet_distance(ours, fit_normal(real)), None, None), COLOURS, COLOURS),
-    "mean": Metric(mean_score, Need("stand_in", "mean", kept=True)),
-}
+    return Extractor(lambda image: exact(image, size), np.float32(2), program, facts={"sha256": "0"})
 
 
-def random_batches(count: int, size: int, seed: int = 0, pixels: int = 8) -> Iterator[Batch]:
-    images = np.random.default_rng(seed).integers(0, 256, (count, pixels, pixels, 3), np.uint8)
-    for start in range(0, count, size):
-        yield images[start : start + size], None
+def pictures(count: int, size: int = 8) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, size, size, 3), np.uint8)
 
 
-def test_features_come_back_from_their_file(tmp_path: Path) -> None:
-    features = np.random.default_rng().normal(size=(10, 3)).astype(np.float32)
-    file = FeatureFile(tmp_path / "features")
-    for start in (0, 4, 8):
-        file.add(features[start : start + 4])
-    read = file.read()
-    assert isinstance(read, np.memmap)
-    np.testing.assert_array_equal(read, features)
+def begin(folder: Path, record: Mapping[str, Any] | None = None) -> Pass:
+    return Pass(folder, [KEPT, SUMMED], {"colours": colours}, record or {"images": "a"}, 4)
 
 
-def test_one_pass_serves_all_metrics_whatever_the_batches() -> None:
-    reference = reference_statistics(random_batches(50, 16, seed=1), 16, STAND_IN_METRICS, STAND_INS)
-    assert reference.images == 50
-    count, scores = evaluate(random_batches(40, 16), reference, 16, STAND_IN_METRICS, STAND_INS)
-    colours, real = (
-        np.concatenate([stand_in()(*batch)["colours"] for batch in random_batches(count, count, seed)])
-        for count, seed in ((40, 0), (50, 1))
-    )
-    assert count == len(colours)
-    assert scores["summed"].value == pytest.approx(frechet_distance(sums_of(colours), fit_normal(sums_of(real))))
-    assert scores["kept"].value == pytest.approx(scores["summed"].value)
-    assert scores["kept"].low < scores["kept"].value < scores["kept"].high
-    assert scores["mean"].value == pytest.approx(colours.mean())
-    _, others = evaluate(random_batches(40, 7), reference, 3, STAND_IN_METRICS, STAND_INS)
-    for name, entry in scores.items():
-        assert vars(others[name]) == pytest.approx(vars(entry))
+def feed(one: Pass, images: Sequence[np.ndarray | None], size: int, until: int | None = None) -> None:
+    for start in range(one.done, until or len(images), size):
+        one.add(start, images[start : start + size])
 
 
-def test_what_cannot_be_scored_is_told() -> None:
-    reference = reference_statistics(random_batches(4, 4), 4, STAND_IN_METRICS, STAND_INS)
-    with pytest.raises(InputError, match=r"\b1\b"):
-        evaluate(random_batches(1, 1), reference, 4, STAND_IN_METRICS, STAND_INS)
+def test_a_pass_gives_the_same_whatever_the_batches(tmp_path: Path) -> None:
+    images = pictures(21)
+    first, second = begin(tmp_path / "a"), begin(tmp_path / "b")
+    feed(first, images, 21)
+    feed(second, images, 5)
+    wanted = (images / 255).mean(axis=(1, 2)) * 2
+    for one in (first, second):
+        found = one.read()
+        assert isinstance(found[KEPT], np.memmap)
+        np.testing.assert_allclose(found[KEPT], wanted, rtol=1e-6)
+        np.testing.assert_allclose(found[SUMMED].covariance(), np.cov(wanted, rowvar=False), rtol=1e-5)
+        assert found[SUMMED].count == 21
+
+
+def test_an_interrupted_pass_continues(tmp_path: Path) -> None:
+    images = pictures(20)
+    whole = begin(tmp_path / "whole")
+    feed(whole, images, 4)
+    stopped = begin(tmp_path / "stopped")
+    feed(stopped, images, 4, until=8)
+    stopped.commit()
+    feed(stopped, images, 4, until=16)  # lost with the process
+    again = begin(tmp_path / "stopped")
+    assert again.done == 8
+    feed(again, images, 6)
+    np.testing.assert_array_equal(again.read()[KEPT], whole.read()[KEPT])
+    np.testing.assert_allclose(again.read()[SUMMED].scatter, whole.read()[SUMMED].scatter, rtol=1e-9)
+    again.commit()
+    assert begin(tmp_path / "stopped").done == 20
+    assert begin(tmp_path / "stopped", {"images": "b"}).done == 0  # others
+
+
+def test_images_that_cannot_be_read_are_passed_over(tmp_path: Path) -> None:
+    images: list[np.ndarray | None] = list(pictures(10))
+    images[3] = images[8] = None
+    one = begin(tmp_path)
+    feed(one, images, 4)
+    one.commit()
+    assert (one.done, one.skipped) == (10, [3, 8])
+    assert len(one.read()[KEPT]) == one.read()[SUMMED].count == 8
+    assert begin(tmp_path).skipped == [3, 8]
+
+
+def test_extractors_behind_others_see_what_they_lack(tmp_path: Path) -> None:
+    images, other = pictures(8), Need("more", "means", kept=True)
+    one = begin(tmp_path)
+    feed(one, images, 4)
+    one.commit()
+    both = Pass(tmp_path, [KEPT, SUMMED, other], {"colours": colours, "more": colours}, {"images": "a"}, 4)
+    assert both.done == 0
+    feed(both, images, 4)
+    assert both.read()[SUMMED].count == 8
+    np.testing.assert_array_equal(both.read()[other], both.read()[KEPT])
+
+
+def test_a_shortened_file_of_features_is_told(tmp_path: Path) -> None:
+    one = begin(tmp_path)
+    feed(one, pictures(8), 4)
+    one.commit()
+    path = tmp_path / "colours" / "means.rows"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(InputError, match=r"means\.rows"):
+        FeatureStore(tmp_path / "colours", [KEPT, SUMMED], {"images": "a", "extractor": {"sha256": "0"}})
+
+
+def test_images_of_other_sizes_are_told(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"9 x 9 .*8 x 8"):
-        evaluate(random_batches(4, 4, pixels=9), reference, 4, STAND_IN_METRICS, STAND_INS)
+        begin(tmp_path).add(0, pictures(4, size=9))
 
 
-def test_memory_does_not_grow_with_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Above the level after the first batch; features of 20,000 images are 3.8 MB, the images 245 MB."""
-    monkeypatch.setattr("bksdm_jax.metrics.bootstrap.RESAMPLES", 2)
-    rows = {"colours": lambda images: images[:, ::16, ::16].reshape(len(images), 48) / np.float32(255)}
-    rows["mean"] = lambda images: (images.astype(np.float32) / 255).mean(axis=(1, 2, 3))
-    extractor = Extractor(64, "exact", rows, lambda params, images, _: {name: params[name](images) for name in params})
-    pictures = np.random.default_rng(0).integers(0, 256, (160, 64, 64, 3), np.uint8)
-
-    def sampler(count: int) -> Iterator[Batch]:
-        for start in range(0, count, len(pictures)):
-            if start == len(pictures):
-                tracemalloc.start()
-            yield np.roll(pictures[: count - start], start, axis=1), None
+def test_memory_does_not_grow_with_the_images(tmp_path: Path) -> None:
+    """Above the level after the first batch; features of 6,000 images are 0.3 MB, the images 74 MB."""
+    images = pictures(60, size=64)
 
     def peak(count: int) -> int:
-        extractors = {"stand_in": lambda: extractor}
-        reference = reference_statistics([(pictures, None)], 160, STAND_IN_METRICS, extractors)
-        evaluate(sampler(count), reference, 160, STAND_IN_METRICS, extractors)
+        one = Pass(tmp_path / str(count), [KEPT, SUMMED], {"colours": lambda: colours(64)}, {}, 60)
+        for start in range(0, count, len(images)):
+            if start == len(images):
+                tracemalloc.start()
+            one.add(start, images)
+        one.commit()
         _, most = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         return most
 
-    assert peak(20_000) == pytest.approx(peak(2_000), rel=0.1)
+    assert peak(6_000) == pytest.approx(peak(600), rel=0.1)
+
+
+def test_every_metric_names_features_that_its_scores_find() -> None:
+    for name, metric in METRICS.items():
+        assert metric.images.kept, name
+        assert metric.needs(intervals=False).kept != metric.summable, name
+        assert metric.better in ("lower", "higher"), name
+
+
+def test_scenes_survive_their_codes() -> None:
+    for index in range(40):
+        picture, text = example("heldout", index)
+        for scene in (parse_caption(text), read_scene(picture), read_scene(np.zeros((64, 64, 3), np.uint8))):
+            assert decode(encode(scene)) == scene
+    noise = read_scene(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    assert decode(encode(noise)) == noise
+
+
+def test_the_reader_is_an_extractor() -> None:
+    pairs = [example("heldout", index) for index in range(30)]
+    images, texts = zip(*pairs, strict=True)
+    found = attribute_score(ShapesReader()(images, texts)["scenes"])
+    groups = attribute_scores([parse_caption(text) for text in texts], [read_scene(image) for image in images])
+    assert (found.value, found.chance, found.facts) == (
+        groups["all"].value,
+        groups["all"].chance,
+        groups["all"].facts,
+    )
+    assert found.groups == groups
+    with pytest.raises(InputError, match="a cat"):
+        ShapesReader()(images[:1], ["a cat"])
 
 
 def test_attribute_accuracy_of_right_wrong_and_empty_pictures() -> None:
     pairs = [example("heldout", index) for index in range(60)]
     captions, pictures = [parse_caption(text) for _, text in pairs], [read_scene(picture) for picture, _ in pairs]
     right = attribute_scores(captions, pictures)
-    assert right["all"].accuracy.value >= 0.99
+    assert right["all"].value >= 0.99
     others = attribute_scores(captions, pictures[7:] + pictures[:7])  # each with another's picture: chance
-    assert others["all"].accuracy.value == pytest.approx(right["all"].chance, abs=0.1)
+    assert others["all"].value == pytest.approx(right["all"].chance, abs=0.1)
     assert right["background"].chance == pytest.approx(1 / 3, abs=0.1)
     nothing = read_scene(np.full((64, 64, 3), 242, np.uint8))
     empty = attribute_scores(captions, [nothing] * 60)
-    assert empty["shape"].accuracy.value == empty["count"].accuracy.value == 0
+    assert empty["shape"].value == empty["count"].value == 0
     assert right["one object"].facts + right["two objects"].facts == right["all"].facts
     assert unreadable_share(pictures) <= 0.05
     assert unreadable_share([nothing]) == 1
-
-
-def write_folder(folder: Path, count: int) -> list[tuple[np.ndarray, str]]:
-    pairs = [example("heldout", index) for index in range(count)]
-    folder.mkdir()
-    for number, (picture, _) in enumerate(pairs):
-        save_png(folder / f"{number}.png", picture)
-    table = [(f"{number}.png", text) for number, (_, text) in enumerate(pairs)]
-    write_table(folder / "metadata.csv", ("file_name", "text"), table)
-    return pairs
-
-
-def test_files_and_a_sampler_score_the_same(tmp_path: Path) -> None:
-    pairs = write_folder(tmp_path / "images", 6)
-    reference = shapes_reference(reference_count=8, batch_size=4)
-    batches = [
-        (np.stack([picture for picture, _ in part]), [text for _, text in part]) for part in (pairs[:4], pairs[4:])
-    ]
-    scores = score_batches(iter(batches), reference, batch_size=4)
-    assert scores == score_folder(str(tmp_path / "images"), reference, tmp_path / "scores", batch_size=4)
-    assert list(scores)[:2] == ["images", "reference_images"]
-    assert (scores["images"], scores["reference_images"]) == (6, 8)
-
-
-@pytest.mark.parametrize("mistake", ["caption", "one image", "pixels", "no image"])
-def test_a_bad_folder_is_told_before_anything_slow(mistake: str, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(scoring, "shapes_reference", lambda *_: pytest.fail("the reference was made first"))
-    folder = tmp_path / "images"
-    pairs = write_folder(folder, 1 if mistake == "one image" else 3)
-    if mistake == "caption":
-        write_table(folder / "metadata.csv", ("file_name", "text"), [("0.png", pairs[0][1]), ("1.png", "a cat")])
-    elif mistake == "pixels":
-        save_png(folder / "2.png", np.zeros((64, 32, 3), np.uint8))
-    elif mistake == "no image":
-        (folder / "2.png").write_text("text")
-    named = {"caption": "row 2.*a cat", "one image": r"images: 1\b", "pixels": "2.png.*32 x 64", "no image": "2.png"}
-    with pytest.raises(InputError, match=named[mistake]):
-        score(ScoreConfig(str(folder)), tmp_path / "scores")
-    assert not (tmp_path / "scores").exists()

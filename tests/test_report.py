@@ -38,11 +38,10 @@ def page_file(tmp_path_factory):
             lines = [f"step,loss,loss_task{features}"]
             lines += [f"{step},{1 / step},{0.5 / step}{',0.1,0.2' if features else ''}" for step in range(1, 20)]
             (workdir / "models" / name / "metrics.csv").write_text("\n".join(lines) + "\n")
+        facts = {"chance": 0.31, "facts": 70}
+        accuracy = score(0.1 * index + 0.5) | facts
         scores = {
-            "images": 10,
-            "reference_images": 1000,
-            "attribute_accuracy": {group: score(0.1 * index + 0.5) | {"chance": 0.31, "facts": 70} for group in groups},
-            "unreadable": 0.1,
+            "attribute_accuracy": accuracy | {"unreadable": 0.1, "groups": dict.fromkeys(groups, accuracy)},
             "clip_score_shapes": score(0.25),
             "fd_clip_shapes": score(12.5),
         }
@@ -51,7 +50,13 @@ def page_file(tmp_path_factory):
         rows.append(row)
     keys = ("student", "steps", "batch_size", "learning_rate", "warmup_steps", "images", "sampling_steps")
     config = dict.fromkeys((*keys, "guidance_scale", "seed", "dataset"), 1)
-    report = {"title": "A comparison", "explanation": "One & the same start.", "config": config, "rows": rows}
+    report = {
+        "title": "A comparison",
+        "explanation": "One & the same start.",
+        "reference_images": 1000,
+        "config": config,
+        "rows": rows,
+    }
     write_json(workdir / "report.json", report)
     for row in rows:
         timing = {"batch_size": 64, "seconds_per_image": 0.2}

@@ -3,7 +3,6 @@
 import base64
 import csv
 import io
-import json
 import re
 from pathlib import Path
 
@@ -16,10 +15,8 @@ from bksdm_jax.base.files import write_json
 from bksdm_jax.data.tables import write_table
 from bksdm_jax.pruning.presets import CHOSEN, PUBLISHED, UNTRAINED
 from bksdm_jax.reports import pictures
-from bksdm_jax.reports.curves import Point, figures_of, read_points
-from bksdm_jax.reports.figures import PlottedCurve, curve_plot
-from bksdm_jax.reports.published import published_points
 from bksdm_jax.reports.score_page import ReportConfig, report
+from tests.binaries import fail, settings, succeed
 from tests.pages import SCHEMES, WIDTHS, chromium, names_outside, opened
 
 HOSTILE = "</span><script>throw 'run'</script> \"quoted' $x$ {{ 7 * 7 }}"
@@ -200,6 +197,14 @@ def test_curves_over_a_setting(folders: list[Path], tmp_path: Path) -> None:
     assert {(row["curve"], float(row["x"])) for row in rows} == {("a model", 3.0), ("a model", 7.5)}
 
 
+def test_the_binary_prints_the_path_or_one_line(folders: list[Path], tmp_path: Path) -> None:
+    flags = settings("report.py", tmp_path / "out", images=0, published=False)
+    printed = succeed("report", [*flags, f"--config.scores=('{folders[2]}',)"])
+    assert printed.splitlines()[-1] == str(tmp_path / "out/report.html")
+    assert str(tmp_path) in fail("report", [*flags, f"--config.scores=('{tmp_path}',)"])
+    assert "scores" in fail("report", flags)
+
+
 def test_a_report_is_made_again(folders: list[Path], tmp_path: Path) -> None:
     report(config(folders[:2], images=0, published=False), tmp_path)
     report(config(folders[2:], images=0), tmp_path)
@@ -252,36 +257,6 @@ def test_settings_that_cannot_be_used(folders: list[Path], tmp_path: Path, chang
 def test_a_folder_twice_is_refused(folders: list[Path], tmp_path: Path) -> None:
     with pytest.raises(InputError, match=str(folders[0])):
         report(config([folders[0], folders[0] / "../a"]), tmp_path)
-
-
-def test_points_are_read(tmp_path: Path) -> None:
-    points = [Point("a", "pairs", 1e4, "clip_score", 0.2, 0.1, 0.3, True), Point("b", "pairs", 2e4, "clip_score", 0.3)]
-    (tmp_path / "p.json").write_text(json.dumps([vars(point) for point in points]))
-    assert read_points(tmp_path / "p.json") == points
-    (tmp_path / "p.json").write_text(json.dumps([vars(points[0]), vars(points[1]) | {"x": "many"}]))
-    with pytest.raises(InputError, match="row 2: x"):
-        read_points(tmp_path / "p.json")
-
-
-def test_tradeoff_pairs_points_of_one_guidance() -> None:
-    values = {"clip_score": (0.25, 0.27, 0.28), "fid_clean": (14.0, 13.0)}
-    points = [Point("a", "guidance_scale", 2.0 + i, name, y) for name, ys in values.items() for i, y in enumerate(ys)]
-    curve = figures_of(points)[-1].curves[0]
-    assert (curve.x, curve.y, curve.names) == ([0.25, 0.27], [14.0, 13.0], ["2", "3"])
-
-
-def test_published_learning_rates_are_table_13() -> None:
-    found = {p.x: p.value for p in published_points() if (p.x_name, p.metric) == ("learning_rate", "fid_pytorch_fid")}
-    assert found == {1e-5: 15.24, 2.5e-5: 15.69, 5e-5: 16.61, 1e-4: 17.43, 2.5e-4: 18.93}
-
-
-def test_published_points_are_hollow_and_labels_are_text() -> None:
-    curves = [PlottedCurve(f"_{HOSTILE}\x07", [1, 2], [1, 2], [0.5, None], [2, None], published=p) for p in (0, 1)]
-    drawn = curve_plot(curves, "x", "y", "dark")
-    assert HOSTILE.split("$", maxsplit=1)[0].replace("<", "&lt;").replace(">", "&gt;") in drawn
-    assert "\x07" not in drawn
-    assert "(published)" in drawn
-    assert "$x$" in drawn
 
 
 def test_images_keep_to_the_budget(folders: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:

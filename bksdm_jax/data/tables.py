@@ -12,15 +12,17 @@ from bksdm_jax.base.files import atomic_file, read_text
 from bksdm_jax.base.paths import AnyPath, local_path
 
 
-def read_table(path: AnyPath, columns: tuple[str, ...], optional: tuple[str, ...] = ()) -> list[dict[str, str]]:
+def read_table(
+    path: AnyPath, columns: tuple[str, ...], optional: tuple[str, ...] = (), delimiter: str = ","
+) -> list[dict[str, str]]:
     """The rows of a `.csv` file whose header has at least `columns`, in any encoding that `read_text` knows.
 
-    Columns of `optional` are in the rows if they are in the header.
+    Columns of `optional` are in the rows if they are in the header; `delimiter` is a tab for `.tsv`.
 
     Raises `InputError` if it can't be read, a column is missing, a row is too long or short, or there are no rows.
     """
     try:
-        reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
+        reader = csv.DictReader(io.StringIO(read_text(path), newline=""), delimiter=delimiter, strict=True)
         header = [name.strip() for name in reader.fieldnames or []]
         reader.fieldnames = header
         for column in columns:

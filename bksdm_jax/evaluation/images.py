@@ -46,6 +46,9 @@ class ImageSet:
     unreadable: tuple[int, ...]
     size: tuple[int, int] | None
 
+    def __len__(self) -> int:
+        return len(self.paths)
+
     def batches(self, first: int, count: int, what: str) -> Iterator[list[np.ndarray | None]]:
         """The images from number `first` on, uint8 [H, W, 3] each or None where one can't be read, `count` at a time.
 

@@ -58,7 +58,7 @@ def score(config: ScoreConfig, workdir: Path) -> dict[str, Any]:
         "folder": str(images.folder.resolve()),
         "images_sha256": images.sha256,
         "protocol": {"name": protocol, "departures": []},
-        "model": None if settings is None else _model(place, settings),
+        "model": None if settings is None else model_facts(place, settings),
         **scorer.facts,
     }
     if protocol in SCORING:
@@ -76,7 +76,7 @@ def score_table(found: Mapping[str, Any]) -> str:
         lines.append(_line(name, entry))
         for group, own in entry.get("groups", {}).items():
             if group != "all":
-                lines.append(_line(f"  {group}", own))
+                lines.append(_line(f"  {group}", own | {"interval": ""}))
         for subject, value in entry.get("subjects", {}).items():
             lines.append(f"  {subject:32} {value:>10.4f}")
         if "unreadable" in entry:
@@ -101,7 +101,7 @@ def _line(name: str, entry: Mapping[str, Any]) -> str:
     if entry["low"] is not None:
         interval = f"[{entry['low']:.{digits}f}, {entry['high']:.{digits}f}]  {entry['interval']}"
     more = f"; chance {entry['chance']:.4f}, {entry['facts']} facts" if "chance" in entry else ""
-    return f"{name:34} {entry['value']:>10.{digits}f}   {interval}{more}"
+    return f"{name:34} {entry['value']:>10.{digits}f}   {interval}".rstrip() + more
 
 
 def _open(config: ScoreConfig, place: Path, settings: Mapping[str, Any] | None) -> ImageSet:
@@ -143,8 +143,8 @@ def _settings_of(folder: Path) -> dict[str, Any] | None:
     return settings if "guidance_scale" in settings and "model" in settings else None
 
 
-def _model(place: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What is known of the model that made the images."""
+def model_facts(place: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What is known of the model that made the images in a folder with these settings of `launch.sample`."""
     facts: dict[str, Any] = {"name": settings["model"], "settings": {key: settings.get(key) for key in _SETTINGS}}
     for folder in (place, place.parent):
         if (folder / "timing.json").is_file():

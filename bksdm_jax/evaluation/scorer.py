@@ -2,17 +2,14 @@
 
 import dataclasses
 import functools
+import importlib.metadata
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
-import PIL
-import scipy
 
-import bksdm_jax
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.evaluation.reference import gather_reference
 from bksdm_jax.metrics.config import FEWEST, MetricsConfig, require_metrics
@@ -100,5 +97,5 @@ class Scorer:
 
 def versions() -> dict[str, str]:
     """Of everything that scores depend on."""
-    modules = {"bksdm_jax": bksdm_jax, "jax": jax, "numpy": np, "scipy": scipy, "pillow": PIL}
-    return {name: module.__version__ for name, module in modules.items()} | {"python": platform.python_version()}
+    packages = ("bksdm_jax", "jax", "numpy", "scipy", "pillow")
+    return {name: importlib.metadata.version(name) for name in packages} | {"python": platform.python_version()}

@@ -16,7 +16,9 @@ from bksdm_jax.base.workdir import claim, require_same
 from bksdm_jax.cost.counts import unet_cost
 from bksdm_jax.data.sources import open_examples
 from bksdm_jax.data.tables import write_table
-from bksdm_jax.metrics.score import score_folder, shapes_reference
+from bksdm_jax.evaluation.config import ScoreConfig
+from bksdm_jax.evaluation.reference import SHAPES
+from bksdm_jax.evaluation.score import score
 from bksdm_jax.models.unet import parameter_shapes
 from bksdm_jax.models.unet_table import UNetConfig
 from bksdm_jax.pipelines.embedded import TEACHER, pretrained_identity
@@ -35,6 +37,7 @@ from bksdm_jax.tasks.distill.task import distill
 from bksdm_jax.training.sample_grids import SampleGridConfig
 from bksdm_jax.training.state import OptimizerConfig
 
+_METRICS = ("attribute_accuracy", "clip_score_shapes", "fd_clip_shapes")
 _CALLS = 4  # of the sampler at least, where there are images for them: the first isn't timed
 _OTHER_SPACE = 100 * 2**20  # bytes: the dataset, compiled programs, images, metrics
 
@@ -117,7 +120,6 @@ def compare_students(config: ComparisonConfig, experiment: Experiment, workdir: 
     prompts = workdir / "prompts.csv"
     examples = open_examples(data, "heldout")
     write_table(prompts, ("file_name", "text"), [(f"heldout/{i}", examples[i].texts[0]) for i in range(config.images)])
-    reference = None
     results, made = [], []
     for number, row in enumerate(rows, start=1):
         where = f"{number} of {len(rows)}, {row.label}"
@@ -129,14 +131,15 @@ def compare_students(config: ComparisonConfig, experiment: Experiment, workdir: 
         sample(_sampling(config, model, prompts), images)
         if not (scores / "scores.json").exists():
             logging.info("== %s: scoring", where)
-            reference = reference or shapes_reference()
-            score_folder(str(images), reference, scores)
+            score(_scoring(images, workdir), scores)
         unet = find_model(model).architectures.denoiser
         made.append((unet, images))
-        results.append(_result(row, unet, read_json(scores / "scores.json")))
+        found = read_json(scores / "scores.json")
+        results.append(_result(row, unet, found["scores"]))
     for (unet, _), result in zip(made, results, strict=True):
         result["seconds_per_image"] = _seconds([images for other, images in made if other == unet])
     heading = {"title": experiment.title, "explanation": experiment.explanation}
+    heading["reference_images"] = found["reference"]["images"]
     write_json(workdir / "report.json", heading | {"config": record, "rows": results})
     return write_page(workdir)
 
@@ -214,6 +217,11 @@ def _sampling(config: ComparisonConfig, model: Path, prompts: Path) -> SampleCon
         batch_size=max(1, min(64, config.images // (_CALLS * jax.local_device_count()))),
         guidance_scale=config.guidance_scale,
     )
+
+
+def _scoring(images: Path, workdir: Path) -> ScoreConfig:
+    cache = str(workdir / "scores" / "reference")
+    return ScoreConfig(images=str(images), metrics=_METRICS, reference=SHAPES, cache=cache)
 
 
 def _result(row: Row, unet: UNetConfig, scores: dict[str, Any]) -> dict[str, Any]:

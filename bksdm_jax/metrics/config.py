@@ -12,7 +12,7 @@ class ScoringNetworks:
     """Weights of the networks that metrics need; only those that are needed are read.
 
     Attributes:
-        inception: the file `pt_inception-2015-12-05-6726825d.pth`, which pytorch-fid downloads, or as safetensors.
+        inception: the file `pt_inception-2015-12-05-6726825d.pth` that pytorch-fid downloads, or its safetensors twin.
         clip: for `clip_score`, `clip_i` and `clip_t`: folder, file or hub id of a CLIP; the default is the paper's.
         clip_336: for `cmmd`, which is defined with OpenAI's ViT-L/14 for 336 pixels.
         dino: for `dino`.
@@ -29,10 +29,11 @@ class ScoringNetworks:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ScoringOptions(ScoringNetworks):
-    """How metrics are taken.
+class MetricsConfig(ScoringNetworks):
+    """Which metrics.
 
     Attributes:
+        metrics: keys of `METRICS`.
         reference: of metrics that compare with real images: a folder of images; for Frechet distances also a `.npz`
             file of statistics; `shapes`: rendered held-out pictures of the shapes world.
         reference_count: number of rendered pictures.
@@ -42,23 +43,13 @@ class ScoringOptions(ScoringNetworks):
         cache: folder for what is computed of reference images; empty: `~/.cache/bksdm_jax`.
     """
 
+    metrics: tuple[str, ...] = ()
     reference: str = ""
     reference_count: int = 1000
     kid_subset_size: int = 1000
     intervals: bool = True
     scoring_batch_size: int = 32
     cache: str = ""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class MetricsConfig(ScoringOptions):
-    """Which metrics, and how.
-
-    Attributes:
-        metrics: keys of `METRICS`.
-    """
-
-    metrics: tuple[str, ...] = ()
 
 
 FEWEST = 2

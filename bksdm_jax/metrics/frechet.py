@@ -54,7 +54,8 @@ def frechet_distance(sums: FeatureSums, reference: Normal) -> float:
         at least 0 up to rounding; biased upwards for small N, so compare at equal N only.
     """
     covariance = sums.covariance()
-    roots = _roots(np.linalg.eigvalsh(reference.root @ covariance @ reference.root), sums.count)
+    fewest = sums.count if reference.images is None else min(sums.count, reference.images)
+    roots = _roots(np.linalg.eigvalsh(reference.root @ covariance @ reference.root), fewest)
     difference = np.sum((sums.mean - reference.mean) ** 2)
     return float(difference + np.trace(covariance) + np.trace(reference.covariance) - 2 * np.sum(roots))
 

@@ -35,7 +35,7 @@ def write_page(workdir: Path) -> Path:
         features=_plot(_features(metrics[distilled]), "mean squared error") if distilled else None,
         distilled=distilled,
         batch_size=read_json(workdir / "samples" / report["rows"][0]["name"] / "timing.json")["batch_size"],
-        groups=[group for group in GROUPS if group in report["rows"][0]["scores"]["attribute_accuracy"]],
+        groups=[group for group in GROUPS if group in report["rows"][0]["scores"]["attribute_accuracy"]["groups"]],
     )
     path = workdir / "report.html"
     with atomic_file(path) as temporary:

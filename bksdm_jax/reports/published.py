@@ -21,6 +21,7 @@ _TRAININGS = {
 }
 _OWN_PAIRS, _MORE_PAIRS = 212_776, 2_256_472
 _OWN_RATE = 5e-5
+_VARIED = {"learning_rate": "lr_", "pairs": "pairs_", "batch_size": "batch_"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,9 +91,6 @@ def published_points() -> list[Point]:
                 Point(label, x_name, x, name, value, None, None, True) for name, value in found if over and value
             ]
     return points
-
-
-_VARIED = {"learning_rate": "lr_", "pairs": "pairs_", "batch_size": "batch_"}
 
 
 def _places(generation: str, training: list[str]) -> dict[str, float]:

@@ -39,7 +39,23 @@ PROTOCOLS = {
             "deep_cache": 0,
         },
         resized=256,
-    )
+    ),
+    # MLPerf's Stable Diffusion: DDIM with eta 0; its images go from the decoder to the scores without a file.
+    "mlperf_sd": Protocol(
+        {
+            "sampler": "ddim",
+            "steps": 50,
+            "guidance_scale": 8.0,
+            "guidance_rescale": 0.0,
+            "negative_prompt": "",
+            "resolution": 512,
+            "height": 512,
+            "width": 512,
+            "init": "",
+            "switch_at": 0,
+            "deep_cache": 0,
+        }
+    ),
 }
 
 

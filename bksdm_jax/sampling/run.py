@@ -2,9 +2,9 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -16,6 +16,7 @@ from bksdm_jax.base.files import file_sha256, make_folder, write_json
 from bksdm_jax.base.paths import local_path
 from bksdm_jax.base.precision import compute_dtype
 from bksdm_jax.base.progress import Progress
+from bksdm_jax.base.signals import Interrupts
 from bksdm_jax.base.workdir import claim, require_same, require_same_parts, require_shared
 from bksdm_jax.data.tables import Prompt, write_table
 from bksdm_jax.pipelines.autoencoder import load_autoencoder
@@ -31,7 +32,7 @@ from bksdm_jax.sampling.protocols import resized_to, with_protocol
 from bksdm_jax.sampling.sheets import write_sheets
 from bksdm_jax.sampling.text_to_image import require_sampler
 from bksdm_jax.sampling.webui import model_facts, parameters, sampler_name
-from bksdm_jax.sampling.writer import Output, Writers
+from bksdm_jax.sampling.writer import Output, Writers, as_stored
 
 _SHA256 = "_sha256"
 """The ending of keys with the identity of a model."""
@@ -62,7 +63,20 @@ class _Maker(NamedTuple):
     facts: dict[str, str]
 
 
-def sample(config: SampleConfig, workdir: Path) -> int:
+class Consumer(Protocol):
+    """Takes a run's images instead of files.
+
+    Attributes:
+        done: images from the beginning that it needn't be given again.
+    """
+
+    done: int
+
+    def add(self, first: int, images: list[np.ndarray], captions: list[str], last: bool) -> None:
+        """Takes the images from number `first` on, uint8 [H, W, 3] as their files would hold them."""
+
+
+def sample(config: SampleConfig, workdir: Path, consumer: Callable[[], Consumer] | None = None) -> int:
     """Writes `images/000000.png`, ... and, once all exist, `metadata.csv` (`file_name,text`).
 
     Images that exist are kept; a call of which one is missing is made again as a whole, so that an interrupted run ends
@@ -73,6 +87,9 @@ def sample(config: SampleConfig, workdir: Path) -> int:
     the models' images below each other, a row per model.
 
     Every process of a distributed run must make this call, with the same settings; each makes a share of the images.
+
+    With a `consumer`, called once the settings are known to be usable, its result gets the images, all of one size, and
+    none are written.
 
     Returns the number of images of a model; raises `InputError` for a setting, file or folder that can't be used, and
     then writes nothing.
@@ -97,6 +114,9 @@ def sample(config: SampleConfig, workdir: Path) -> int:
         claim(workdir, record)
     barrier("claimed")
     require_shared(workdir)
+    if consumer is not None:
+        _make_for(plan, maker, consumer())
+        return len(plan.jobs)
     outputs = [_output(plan, maker, workdir)]
     _make(plan, maker, outputs[0])
     del maker  # its weights on the devices
@@ -225,6 +245,21 @@ def _make(plan: _Plan, maker: _Maker, output: Output) -> None:
             if progress is None:  # from here on, since the first call was compiled
                 done += len(made.images)
                 progress = stack.enter_context(Progress("images", len(missing), done))
+
+
+def _make_for(plan: _Plan, maker: _Maker, consumer: Consumer) -> None:
+    """Makes the images of the calls that the consumer hasn't had whole."""
+    config, done = plan.config, consumer.done
+    todo = [jobs for jobs in plan.calls if jobs[-1].index >= done]
+    texts = {job.index: job.prompt.text for jobs in todo for job in jobs}
+    with Progress("images", len(plan.jobs), len(plan.jobs) - len(texts)) as progress, Interrupts() as interrupts:
+        for made in maker.engine.make(_batches(todo, plan.noise)):
+            images = [as_stored(image, config.format, resized_to(config)) for image in made.images]
+            first, last = made.batch.indices[0], made.batch.indices[-1] == len(plan.jobs) - 1
+            consumer.add(first, images, [texts[i] for i in made.batch.indices], last or interrupts.wanted)
+            progress.advance(len(images))
+            if interrupts.wanted:
+                raise KeyboardInterrupt
 
 
 def _not_counted() -> None:

@@ -107,6 +107,19 @@ def encoded(image: Image.Image, form: str, text: str = "") -> bytes:
     return file.getvalue()
 
 
+def as_stored(image: np.ndarray, form: str, resized: int = 0) -> np.ndarray:
+    """An image, uint8 [H, W, 3], as it would be read from its last file: see `Output`."""
+    if form != "png":
+        image = _read_again(Image.fromarray(image), form)
+    if resized:
+        image = _read_again(Image.fromarray(image).resize((resized, resized)), form)
+    return image
+
+
+def _read_again(image: Image.Image, form: str) -> np.ndarray:
+    return np.asarray(to_rgb(open_image(encoded(image, form))))
+
+
 class Writers:
     """`count` threads that write; use as a context manager, which waits for them unless there was an error."""
 

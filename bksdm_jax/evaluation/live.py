@@ -1,0 +1,84 @@
+"""Scores of a model's images straight from the sampler."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from bksdm_jax.base.errors import InputError
+from bksdm_jax.base.files import read_json, write_json
+from bksdm_jax.base.paths import MOST_READ
+from bksdm_jax.evaluation.protocols import SCORING, departures
+from bksdm_jax.evaluation.score import SCORES, model_facts
+from bksdm_jax.evaluation.scorer import Scorer
+from bksdm_jax.metrics.config import MetricsConfig, require_metrics
+from bksdm_jax.metrics.table import METRICS
+from bksdm_jax.sampling.config import SampleConfig
+from bksdm_jax.sampling.protocols import resized_to
+from bksdm_jax.sampling.run import Consumer, sample
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SampleAndScoreConfig(SampleConfig):
+    """What to sample; with `score.metrics`, images are scored and not written.
+
+    Attributes:
+        score: see `MetricsConfig`.
+    """
+
+    score: MetricsConfig = MetricsConfig()
+
+
+def sample_and_score(config: SampleAndScoreConfig, workdir: Path) -> dict[str, Any]:
+    """Samples, scores the images as their files would be scored, and writes `scores.json`.
+
+    No image is written; features are gathered in `features/`. The same call continues an interrupted one.
+
+    Returns:
+        what was written, as `score.score` does.
+
+    Raises:
+        InputError: a setting, model, prompt list, file of weights or reference can't be used.
+    """
+    _require_settings(config)
+    scorer: Scorer | None = None
+
+    def begin() -> Consumer:
+        nonlocal scorer
+        scorer = Scorer(config.score, workdir / "features", {"images": "sampled in this workdir"})
+        return scorer
+
+    count = sample(config, workdir, begin)
+    assert scorer is not None
+    settings = read_json(workdir / "config.json", MOST_READ)
+    own = tuple(resized_to(config) or settings[key] or settings["resolution"] for key in ("width", "height"))
+    protocol = {"name": config.protocol, "departures": []}
+    if config.protocol in SCORING:
+        protocol["departures"] = departures(config.protocol, count, own, settings, scorer.facts, config.score.metrics)
+    found = {
+        "scores": scorer.scores(),
+        "images": count,
+        "unreadable": 0,
+        "folder": "",
+        "images_sha256": "",
+        "protocol": protocol,
+        "model": model_facts(workdir, settings),
+        **scorer.facts,
+    }
+    write_json(workdir / SCORES, found)
+    return found
+
+
+def _require_settings(config: SampleAndScoreConfig) -> None:
+    require_metrics(config.score, tuple(METRICS))
+    if jax.process_count() > 1:
+        raise InputError("score: works in one process; sample on several, then run launch.score on the images")
+    for key in ("beside", "previews"):
+        if getattr(config, key):
+            raise InputError(f"score: images aren't written, so there is no {key}; leave it out")
+    if config.init and not (config.resolution or (config.height and config.width)):
+        raise InputError("score: images to begin from may differ in size; give resolution")
+    for name in config.score.metrics:
+        if METRICS[name].subjects:
+            raise InputError(f"score.metrics: {name} needs subjects, which only a folder has; use launch.score")
