@@ -15,6 +15,7 @@ from bksdm_jax.evaluation.live import SampleAndScoreConfig
 from bksdm_jax.evaluation.make_reference import ReferenceConfig
 from bksdm_jax.evaluation.protocols import SCORING
 from bksdm_jax.experiments.comparison import ComparisonConfig
+from bksdm_jax.experiments.tradeoff import TradeoffConfig
 from bksdm_jax.formats.unet_json import unet_from_diffusers
 from bksdm_jax.perf.bench import BenchConfig
 from bksdm_jax.perf.cost_report import CostConfig
@@ -37,7 +38,7 @@ from launch.runs import SweepConfig, read_run
 
 SETTINGS = (
     *(BenchConfig, ComparisonConfig, CostConfig, PrepareConfig, PruneConfig, SampleAndScoreConfig, ScoreConfig),
-    *(ReferenceConfig, ReportConfig, SweepConfig, TeacherConfig, DistillConfig),
+    *(ReferenceConfig, ReportConfig, SweepConfig, TeacherConfig, DistillConfig, TradeoffConfig),
 )
 NAMED = ("teacher=DIR", "data=DIR")
 

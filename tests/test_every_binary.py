@@ -10,6 +10,7 @@ from diffusers import StableDiffusionPipeline
 from bksdm_jax.base.files import read_json
 from bksdm_jax.base.images import save_png
 from bksdm_jax.experiments.sweep import read_sweep
+from bksdm_jax.reports.curves import read_points
 from bksdm_jax.shapes.world import example
 from tests import tiny
 from tests.binaries import VERBS, fail, metrics, micro_run, settings, start, succeed
@@ -96,6 +97,18 @@ def test_score_of_the_shapes_themselves(tmp_path: Path) -> None:
     assert found["images"] == 4
     assert scores["attribute_accuracy"]["value"] == 1
     assert scores["fd_clip_shapes"]["value"] == pytest.approx(0, abs=1e-3)
+
+
+def test_tradeoff_draws_curves(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("\n".join(example("heldout", index)[1] for index in range(2)))
+    small = {"prompts": tmp_path / "prompts.txt", "steps": 1, "batch_size": 2}
+    small |= {"metrics": "('attribute_accuracy',)", "over_guidance": "(2.0,3.0)"}
+    printed = succeed("tradeoff", settings("tradeoff.py:shapes", tmp_path / "out", **small))
+    assert printed.splitlines()[-1] == str(tmp_path / "out" / "report.html")
+    points = read_points(tmp_path / "out" / "curves.csv")
+    assert [(point.curve, point.x, point.metric) for point in points] == [
+        ("shapes_teacher", scale, "attribute_accuracy") for scale in (2.0, 3.0)
+    ]
 
 
 def test_reference_makes_images_and_prompts(photographs: Path, tmp_path: Path) -> None:

@@ -118,11 +118,10 @@ def test_scores_leave_no_trace_in_the_student_and_each_row_once(
     assert not np.array_equal(brightness[0].seen[1], brightness[1].seen[1])
 
 
-@pytest.mark.parametrize("devices", [1, 2])
-def test_images_are_the_moving_averages(micro_teacher: Path, brightness: list[Brightness], devices: int) -> None:
-    """The same as Python's own way to sample gives, whatever the mesh."""
+def test_images_are_the_moving_averages(micro_teacher: Path, brightness: list[Brightness]) -> None:
+    """The same on a mesh of two devices as the package's own way to sample gives."""
     pipeline = load_pipeline(micro_teacher)
-    networks, mesh = pipeline.architectures, make_mesh(1, jax.devices()[:devices])
+    networks, mesh = pipeline.architectures, make_mesh(1, jax.devices()[:2])
     sampler = SamplerConfig(steps=2, resolution=16, seed=3)
     settings = ScoringConfig(batch_size=1)
     with jax.set_mesh(mesh):
@@ -134,9 +133,9 @@ def test_images_are_the_moving_averages(micro_teacher: Path, brightness: list[Br
         evaluator.run(1, SimpleNamespace(ema=params["unet"], params=raw), {**params, "teacher": raw})
     from bksdm_jax.api import generate
 
-    expected = generate(pipeline, list(PROMPTS), steps=2, seed=3, sampler="pndm", resolution=16)
+    expected = generate(pipeline, list(PROMPTS), steps=2, seed=3, sampler="pndm")
     made = np.stack(brightness[0].seen[1])
-    assert np.abs(made.astype(int) - np.stack([np.asarray(image) for image in expected]).astype(int)).max() <= 1
+    assert np.abs(made.astype(int) - expected.arrays.astype(int)).max() <= 1
 
 
 @pytest.mark.parametrize(
