@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 
 from bksdm_jax.base.errors import InputError
@@ -119,7 +118,7 @@ def test_rows_differ_in_what_they_say_and_nothing_else(fakes, tmp_path) -> None:
     assert all(row["unet_parameters"] > 0 for row in report["rows"])
     # The students have one U-Net, so one speed: the median of all their calls.
     assert [row["seconds_per_image"] for row in report["rows"]] == [0.25, 2.5, 2.5, 2.5]
-    assert np.all([row["scores"]["images"] == 6 for row in report["rows"]])
+    assert all(row["scores"]["clip_score_shapes"]["value"] == 0.5 for row in report["rows"])
 
 
 def test_an_interrupted_demo_continues_and_a_finished_one_trains_nothing(fakes, tmp_path) -> None:

@@ -5,9 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from bksdm_jax.base.errors import InputError
-from bksdm_jax.data.decode import MOST_PIXELS
-
 _BICUBIC = Image.Resampling.BICUBIC
 
 
@@ -49,40 +46,6 @@ def clean(image: np.ndarray, size: int) -> np.ndarray:
     """
     channels = [Image.fromarray(image[..., i].astype(np.float32)).resize((size, size), _BICUBIC) for i in range(3)]
     return np.stack(channels, axis=-1).clip(0, 255)
-
-
-def squash(image: np.ndarray, size: int) -> np.ndarray:
-    """uint8 [H, W, 3] -> [size, size, 3] by Pillow's bicubic resize, antialiased, whatever the proportions."""
-    return np.asarray(Image.fromarray(image).resize((size, size), _BICUBIC))
-
-
-def centre_crop_bicubic(image: np.ndarray, short: int, crop: int | None = None) -> np.ndarray:
-    """torchvision's `Resize(short, BICUBIC)` and `CenterCrop(crop)` of a Pillow image.
-
-    Args:
-        image: uint8 [H, W, 3].
-        short: length of the short side after resizing, pixels.
-        crop: side of the square, pixels; None: `short`. What is missing is black.
-
-    Returns:
-        uint8 [crop, crop, 3].
-
-    Raises:
-        InputError: the resized image would have more than `MOST_PIXELS`.
-    """
-    crop = short if crop is None else crop
-    height, width = image.shape[:2]
-    least = min(height, width)
-    rows, columns = int(short * height / least), int(short * width / least)
-    if rows * columns > MOST_PIXELS:
-        raise InputError(
-            f"images: {width} x {height} pixels, enlarged to {columns} x {rows}; expected at most {MOST_PIXELS} in all"
-        )
-    resized = np.asarray(Image.fromarray(image).resize((columns, rows), _BICUBIC))
-    margins = [(missing // 2, missing - missing // 2) for missing in (max(crop - rows, 0), max(crop - columns, 0))]
-    padded = np.pad(resized, (*margins, (0, 0)))
-    top, left = (round((length - crop) / 2) for length in padded.shape[:2])
-    return padded[top : top + crop, left : left + crop]
 
 
 def _step(length: int, size: int) -> np.float32:
