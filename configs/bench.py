@@ -6,7 +6,8 @@
   python -m launch.bench --config=configs/bench.py:deep_cache --config.model=MODEL  # time saved, and distance of images
 
 At full size this takes minutes on a CPU (`--config.steps=0` times only the U-Net call), less on an accelerator.
-Variants: `v1` or `v2`; `unet`, `update`, `data`, or `deep_cache` (of a trained model); a preset; `small` (a tenth
+Variants: `v1` or `v2`; `unet`, `update`, `data`, `deep_cache` (of a trained model), `scores` or
+`scores_beside` (torch-fidelity and OpenCLIP); a preset; `small` (a tenth
 of the widths, seconds on a CPU). All settings are explained in `BenchConfig` (bksdm_jax/perf/bench.py).
 """
 
@@ -17,7 +18,7 @@ from bksdm_jax.pruning.presets import PRESETS
 from launch.defaults import defaults
 
 GENERATIONS = ("v1", "v2")
-WHAT = ("unet", "update", "data", "deep_cache")
+WHAT = ("unet", "update", "data", "deep_cache", "scores", "scores_beside")
 STUDENTS = tuple(PRESETS)
 
 

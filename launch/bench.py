@@ -23,6 +23,12 @@ prepare small and large folders. The data are generated in a temporary folder.
 
 Prints what DeepCache (`--config.deep_cache` of `launch.sample`) saves for several intervals, and how far its images are
 from the exact ones.
+
+  python -m launch.bench --config=configs/bench.py:scores --config.batch_size=32
+  PYTHONPATH=.oracles python -m launch.bench --config=configs/bench.py:scores_beside --config.batch_size=32
+
+Prints how many images a second one pass for FID, Inception score and CLIP score takes in; the second, beside
+torch-fidelity and OpenCLIP one after the other (`make install-oracles`).
 """
 
 from launch.command import quiet_libraries, run_without_workdir
@@ -33,12 +39,22 @@ from bksdm_jax.base.errors import known_name  # noqa: E402
 from bksdm_jax.perf.bench import BenchConfig, bench, bench_update  # noqa: E402
 from bksdm_jax.perf.data_bench import bench_data  # noqa: E402
 from bksdm_jax.perf.deep_cache_bench import bench_deep_cache  # noqa: E402
+from bksdm_jax.perf.score_bench import bench_scores  # noqa: E402
+
+
+def _scores_beside(config: BenchConfig) -> str:
+    from bksdm_jax.interop.score_bench import bench_scores_beside  # noqa: PLC0415 - imports PyTorch
+
+    return bench_scores_beside(config)
+
 
 BENCHES = {
     "unet": bench,
     "update": bench_update,
     "data": lambda config: bench_data(config.resolution, config.repeats),
     "deep_cache": bench_deep_cache,
+    "scores": bench_scores,
+    "scores_beside": _scores_beside,
 }
 """`config.what` -> benchmark."""
 

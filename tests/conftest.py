@@ -18,7 +18,9 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 if importlib.util.find_spec("torchvision"):  # `make oracles`; the original libraries import it
-    import tests.oracles.operators  # noqa: F401
+    from bksdm_jax.interop.torchvision_operators import declare
+
+    declare()
 from tests import single_files, tiny  # noqa: E402
 
 pytest_plugins = ["tests.thirds"]

@@ -38,6 +38,7 @@ from tests import tiny
 from tests.arrays import require_close
 
 
+@pytest.mark.slow
 def test_pytorchs_folder_agrees(tmp_path: Path) -> None:
     """Its networks have the shapes of the Flax folder's below, which so finds its programs compiled."""
     options = {key: value for key, value in tiny.MICRO.items() if key != "norm_num_groups"}

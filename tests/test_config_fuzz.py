@@ -28,7 +28,7 @@ from bksdm_jax.pruning.prune import PruneConfig, prune
 from tests import mutations, tiny
 from tests.conftest import ROOT
 
-COUNT = int(os.environ.get("FUZZ", "500"))
+COUNT = int(os.environ.get("FUZZ", "250"))
 MOST_WAIT = 120  # seconds, for what waits without computing; `tests.fuzz_worker` bounds computing
 INDEX = "unet/diffusion_pytorch_model.safetensors.index.json"
 CLIP = mutations.keys_read(clip_json)

@@ -102,6 +102,7 @@ def test_a_batch_can_have_its_own_seed_and_negative_prompt(pipeline: Pipeline) -
     assert len(engine.seconds) == 1  # the other call compiled
 
 
+@pytest.mark.slow
 def test_a_teacher_begins_and_deep_features_are_reused(pipeline: Pipeline, other: Pipeline) -> None:
     config = dataclasses.replace(CONFIG, switch_at=1, deep_cache=2)
     (made,) = Engine(pipeline, config, teacher=other).make([Batch((0, 1, 2), PROMPTS)])
@@ -111,6 +112,7 @@ def test_a_teacher_begins_and_deep_features_are_reused(pipeline: Pipeline, other
         assert np.abs(made.images.astype(int) - without).max() > 1
 
 
+@pytest.mark.slow
 def test_images_begin_from_others_of_any_size(pipeline: Pipeline) -> None:
     init = np.random.default_rng(0).integers(0, 256, (2, 18, 26, 3), np.uint8)
     noise = np.random.default_rng(1).standard_normal((2, 9, 13, 4)).astype(np.float32)

@@ -44,6 +44,13 @@ def test_cost_prints_what_is_left(micro_teacher: Path) -> None:
     assert all(part in printed for part in ("text encoder", "U-Net", "decoder", "down_blocks.0.resnets.1"))
 
 
+@pytest.mark.slow
+def test_bench_times_scores() -> None:
+    printed = succeed("bench", settings("bench.py:scores", batch_size=1, repeats=1)).splitlines()
+    assert "in one pass" in printed[-1]
+    assert "torch_fidelity" in fail("bench", settings("bench.py:scores_beside", batch_size=1, repeats=1))
+
+
 def test_bench_times_a_unet() -> None:
     small = {"widths": "(32,32,32,32)", "resolution": 64, "steps": 0, "repeats": 1}
     printed = succeed("bench", settings("bench.py:bk_tiny", **small)).splitlines()
@@ -52,6 +59,7 @@ def test_bench_times_a_unet() -> None:
     assert "'unets'" in fail("bench", settings("bench.py", what="unets"))
 
 
+@pytest.mark.slow
 def test_plan_of_a_run_on_this_machine(micro_teacher: Path) -> None:
     run = micro_run(micro_teacher, Path("no_data"), Path("no_workdir"))
     printed = succeed("plan", [*run[:-1], "--config.plan.cached=False"])
@@ -99,6 +107,7 @@ def test_score_of_the_shapes_themselves(tmp_path: Path) -> None:
     assert scores["fd_clip_shapes"]["value"] == pytest.approx(0, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_tradeoff_draws_curves(tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("\n".join(example("heldout", index)[1] for index in range(2)))
     small = {"prompts": tmp_path / "prompts.txt", "steps": 1, "batch_size": 2}

@@ -72,7 +72,7 @@ def features_of(images: int, dimensions: int) -> tuple[np.ndarray, np.ndarray]:
     return np.abs(ours * scales).astype(np.float32), np.abs((theirs + 0.1) * scales).astype(np.float32)
 
 
-@pytest.mark.parametrize(("images", "error"), [(2060, 1e-8), (1000, 1e-5)])
+@pytest.mark.parametrize(("images", "error"), [pytest.param(2060, 1e-8, marks=pytest.mark.slow), (1000, 1e-5)])
 def test_distance_at_2048_dimensions(images: int, error: float) -> None:
     """With a covariance of full rank, and without."""
     ours, theirs = features_of(images, 2048)

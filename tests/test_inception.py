@@ -55,6 +55,7 @@ def test_an_extractor_says_what_it_is(written: tuple[Path, scoring.State], loade
             "sha256": digest,
             "resize": resize,
             "dtype": "bfloat16",
+            "width": 2048,
         }
     with pytest.raises(InputError, match=r"resize.*'cleen'.*clean"):
         inception_extractor(loaded, "cleen")

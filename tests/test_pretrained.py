@@ -67,6 +67,7 @@ def test_diffusers_flax_classes_read_the_teacher() -> None:
     assert index["_class_name"] == "FlaxStableDiffusionPipeline"
 
 
+@pytest.mark.slow
 def test_pytorch_draws_the_same_pictures(tmp_path: Path) -> None:
     write_pipeline(tmp_path / "torch", load_pipeline("shapes_teacher"), SaveConfig())
     theirs = StableDiffusionPipeline.from_pretrained(tmp_path / "torch", torch_dtype=torch.float32)

@@ -35,6 +35,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_images_begin_from_images_at_their_own_sizes(micro_teacher: Path, pictures: Path, tmp_path: Path) -> None:
     folder = tmp_path / "two"
     folder.mkdir()

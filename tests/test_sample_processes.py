@@ -87,7 +87,7 @@ def killed_at_random(model: Path, prompts: Path, workdir: Path, seed: int) -> in
     return written(workdir)
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_killed_run_ends_with_the_files_of_an_undisturbed_one(
     undisturbed: Path, micro_teacher: Path, prompts: Path, tmp_path: Path, kills: int
 ) -> None:
@@ -98,6 +98,7 @@ def test_a_killed_run_ends_with_the_files_of_an_undisturbed_one(
     assert files(workdir) == files(undisturbed)
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_images_of_one(
     undisturbed: Path, micro_teacher: Path, prompts: Path, tmp_path: Path
 ) -> None:

@@ -143,6 +143,7 @@ def test_given_latents_are_the_starting_noise(micro_teacher: Path, prompts: Path
         sample(dataclasses.replace(config, latents=str(path)), tmp_path / "given")
 
 
+@pytest.mark.slow
 def test_models_beside_each_other_share_noise_and_sheets(
     micro_teacher: Path, other_model: Path, prompts: Path, tmp_path: Path
 ) -> None:

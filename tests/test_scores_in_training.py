@@ -89,6 +89,7 @@ def weights(model: Path) -> list[np.ndarray]:
     return jax.tree.leaves(load_pipeline(model).denoiser.params)
 
 
+@pytest.mark.slow
 def test_scores_leave_no_trace_in_the_student_and_each_row_once(
     micro_teacher: Path,
     photographs: Path,
@@ -118,6 +119,7 @@ def test_scores_leave_no_trace_in_the_student_and_each_row_once(
     assert not np.array_equal(brightness[0].seen[1], brightness[1].seen[1])
 
 
+@pytest.mark.slow
 def test_images_are_the_moving_averages(micro_teacher: Path, brightness: list[Brightness]) -> None:
     """The same on a mesh of two devices as the package's own way to sample gives."""
     pipeline = load_pipeline(micro_teacher)

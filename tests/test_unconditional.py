@@ -63,6 +63,7 @@ def random_params(networks: Architectures) -> dict[str, Any]:
     return {name: tiny.random_tree(tree, seed) for seed, (name, tree) in enumerate(shapes.items())}
 
 
+@pytest.mark.slow
 def test_it_is_distilled(networks: Architectures) -> None:
     params, plan, mesh = random_params(networks), plan_removal(UNET, REMOVED), make_mesh(1, jax.devices()[:1])
     assert networks.frozen == ("vae",)

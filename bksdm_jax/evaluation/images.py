@@ -183,8 +183,7 @@ def _tell_others(folder: Path, paths: Sequence[Path]) -> None:
         for path in parent.iterdir()
         if path.is_file() and not path.name.startswith(".") and path not in known
     }
-    if others and any(path.parent == folder for path in paths):
-        # What `launch.sample` writes beside `images/` isn't a surprise.
+    if others:
         names = sorted(path.name for path in others)
         more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
         logging.warning("%s: %d other file(s) not scored: %s%s", folder, len(names), ", ".join(names[:_SHOWN]), more)

@@ -39,7 +39,8 @@ class BenchConfig:
 
     Attributes:
         what: `unet`: a U-Net call and an image; `update`: a distillation update; `data`: reading data, which depends
-            on `resolution` and `repeats` only; `deep_cache`: images of `model` with DeepCache.
+            on `resolution` and `repeats` only; `deep_cache`: images of `model` with DeepCache; `scores`: `repeats`
+            batches through the networks of FID, Inception score and CLIP score; `scores_beside`: PyTorch's too.
         generation: `v1` or `v2`.
         student: a preset, or a comma-separated list of removed blocks; `sd`: the teacher.
         widths: channels of the U-Net's stages; empty: Stable Diffusion's.

@@ -1,5 +1,6 @@
 """Declares torchvision's operators, which its import needs, where its library doesn't load: that one needs CUDA."""
 
+import functools
 import importlib.util
 from pathlib import Path
 
@@ -8,8 +9,9 @@ import torch
 _OPERATORS = ("roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool", "deform_conv2d")
 
 
+@functools.cache
 def declare() -> torch.library.Library | None:
-    """What it declares lives as long as the result."""
+    """Declares the operators once; they live as long as the process."""
     (folder,) = importlib.util.find_spec("torchvision").submodule_search_locations
     try:
         for library in Path(folder).glob("_C*.so"):
@@ -20,6 +22,3 @@ def declare() -> torch.library.Library | None:
             own.define(f"{name}() -> Tensor")
         return own
     return None
-
-
-LIBRARY = declare()
