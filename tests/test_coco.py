@@ -15,12 +15,15 @@ from PIL import Image
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.files import file_sha256, read_json
 from bksdm_jax.data.coco import choose_prompts, read_coco, read_prompt_list
-from bksdm_jax.data.tables import read_prompts
+from bksdm_jax.data.tables import read_prompts, texts_sha256
 from bksdm_jax.evaluation import squash
 from bksdm_jax.evaluation.make_reference import ReferenceConfig, make_reference, reference_lines
 from bksdm_jax.evaluation.protocols import SCORING
+from bksdm_jax.evaluation.reference import gather_reference
+from bksdm_jax.metrics.config import MetricsConfig
 from bksdm_jax.metrics.extractors import EXTRACTORS
 from bksdm_jax.metrics.statistics_file import read_statistics
+from bksdm_jax.metrics.table import reference_needs
 from bksdm_jax.sampling.protocols import PROTOCOLS
 
 SIZE = 24
@@ -362,11 +365,23 @@ def test_statistics_are_those_of_the_squashed_images(
         np.testing.assert_allclose(file["sigma"], np.cov(rows, rowvar=False), rtol=1e-5)
     facts = {"extractor": "inception_pytorch_fid", "resize": "pytorch_fid", "images": 5, "weights_sha256": "ab"}
     facts |= {"images_sha256": found["images"]["sha256"], "pillow": Image.__version__, "size": SIZE}
+    facts["prompts"] = {key: found["prompts"][key] for key in ("texts_sha256", "list_sha256", "seed")}
     assert read_statistics(out / "fid_pytorch_fid.npz", 6, facts).facts == facts | {"dtype": "float32"}
     assert found["images"] == plain["images"]
     assert found["extractors"].keys() == {"inception_pytorch_fid", "inception_clean"}
     make_reference(config, out)
     assert (extractor.seen, clean.seen) == (5, 5)  # the second time, all is in the cache
+    load = {name: (lambda own=own: own) for name, own in (("inception_pytorch_fid", extractor),)}
+    metrics = ("fid_pytorch_fid",)
+    for reference in (out / "images", out / "fid_pytorch_fid.npz"):
+        own = MetricsConfig(metrics=metrics, reference=str(reference), cache=str(cache))
+        facts = gather_reference(own, reference_needs(metrics), load).facts
+        texts = [text for _, text in rows_of(out / "prompts.csv")]
+        assert facts["prompts"] == {"texts_sha256": texts_sha256(texts[::-1]), "seed": 0}
+        assert (facts["images"], facts["size"]) == (5, [SIZE, SIZE])
+    (out / "images" / name_of(42)).unlink()
+    own = MetricsConfig(metrics=metrics, reference=str(out / "images"), cache=str(cache))
+    assert gather_reference(own, reference_needs(metrics), load).facts["prompts"] is None
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from bksdm_jax.metrics.attributes import attribute_score, attribute_scores, unre
 from bksdm_jax.metrics.extractor import Extractor, exact
 from bksdm_jax.metrics.gather import Pass
 from bksdm_jax.metrics.shapes_reader import ShapesReader
-from bksdm_jax.metrics.store import FeatureStore, Need
+from bksdm_jax.metrics.store import Need
 from bksdm_jax.metrics.table import METRICS
 from bksdm_jax.shapes.codes import decode, encode
 from bksdm_jax.shapes.reader import read_scene
@@ -100,14 +100,28 @@ def test_extractors_behind_others_see_what_they_lack(tmp_path: Path) -> None:
     np.testing.assert_array_equal(both.read()[other], both.read()[KEPT])
 
 
+def test_features_behind_others_are_completed(tmp_path: Path) -> None:
+    images: list[np.ndarray | None] = list(pictures(10))
+    images[2] = images[5] = images[9] = None
+    kept = Pass(tmp_path, [KEPT], {"colours": colours}, {"images": "a"}, 4)
+    feed(kept, images, 4, until=7)
+    kept.commit()
+    both = begin(tmp_path)
+    assert both.done == 0
+    feed(both, images, 6)
+    assert both.read()[SUMMED].count == len(both.read()[KEPT]) == 7
+    np.testing.assert_allclose(both.read()[KEPT].mean(axis=0), both.read()[SUMMED].mean, rtol=1e-6)
+    assert (both.done, both.skipped) == (10, [2, 5, 9])
+
+
 def test_a_shortened_file_of_features_is_told(tmp_path: Path) -> None:
     one = begin(tmp_path)
     feed(one, pictures(8), 4)
     one.commit()
-    path = tmp_path / "colours" / "means.rows"
+    path = tmp_path / "colours" / "means" / "rows.bin"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(InputError, match=r"means\.rows"):
-        FeatureStore(tmp_path / "colours", [KEPT, SUMMED], {"images": "a", "extractor": {"sha256": "0"}})
+    with pytest.raises(InputError, match=r"means.rows\.bin"):
+        begin(tmp_path)
 
 
 def test_images_of_other_sizes_are_told(tmp_path: Path) -> None:

@@ -106,6 +106,12 @@ def test_a_reference_is_computed_once(calls: Calls, folders: Path) -> None:
     again = score(config(folders, ["fid_clean"]), folders / "b")
     assert again == first
     assert calls.seen["inception_clean"] - seen == 16  # the images alone
+    seen = calls.seen["inception_clean"]
+    score(config(folders, ["fid_clean", "kid_clean"]), folders / "two")
+    assert calls.seen["inception_clean"] - seen == 16 + 24  # the features that KID needs of each image
+    seen = calls.seen["inception_clean"]
+    score(config(folders, ["kid_clean"]), folders / "one")
+    assert calls.seen["inception_clean"] - seen == 16
     write_images(folders / "real" / "cat", 1, seed=3)
     other = score(config(folders, ["fid_clean"]), folders / "c")
     assert other["reference"]["sha256"] != first["reference"]["sha256"]
@@ -116,7 +122,7 @@ def test_without_intervals_sums_are_enough(calls: Calls, folders: Path) -> None:
     summed = score(config(folders, ["fid_clean"], intervals=False), folders / "b")["scores"]["fid_clean"]
     assert summed["value"] == pytest.approx(whole["value"], rel=1e-9)
     assert summed["low"] is None
-    assert not list((folders / "b").rglob("*.rows"))
+    assert not list((folders / "b").rglob("rows.bin"))
 
 
 def test_statistics_of_a_file_are_a_reference(calls: Calls, folders: Path) -> None:
@@ -194,18 +200,25 @@ def test_both_tables_have_the_protocols() -> None:
 
 def test_departures_from_a_protocol_are_named() -> None:
     facts = {
-        "reference": {"images": 40_504},
+        "reference": {"images": 40_504, "size": [256, 256], "prompts": {"texts_sha256": "a", "seed": None}},
         "extractors": {"clip": {"architecture": "ViT-g-14", "dtype": "float32"}},
     }
     made = dict(PROTOCOLS["bk_sdm"].settings)
     metrics = SCORING["bk_sdm"].metrics
-    assert departures("bk_sdm", 30_000, (256, 256), made, facts, metrics) == []
+    right = ("bk_sdm", 30_000, (256, 256), made, facts, metrics)
+    assert departures(*right, "a") == []
+    assert departures(*right, "b") == ["prompts other than those of the reference's prompts.csv"]
+    assert departures(*right, None) == ["the images' prompts are unknown"]
     facts["extractors"]["clip"] = {"architecture": "ViT-L-14", "dtype": "bfloat16"}
-    facts["reference"] = {"images": 500}
-    found = departures("bk_sdm", 300, (512, 512), made | {"steps": 10}, facts, (*metrics, "cmmd"))
-    for word in ("300 images", "512 x 512", "steps 10", "500", "ViT-L-14", "bfloat16", "cmmd"):
+    facts["reference"] = {"images": 500, "size": None, "prompts": {"texts_sha256": "a", "seed": 3}}
+    found = departures("bk_sdm", 300, (512, 512), made | {"steps": 10}, facts, (*metrics, "cmmd"), "a")
+    words = ("300 images", "512 x 512", "steps 10", "500", "several sizes", "ViT-L-14", "bfloat16", "cmmd", "seed 3")
+    for word in words:
         assert any(word in step for step in found), word
-    assert any("unknown" in step for step in departures("bk_sdm", 30_000, (256, 256), None, facts, metrics))
+    facts["reference"]["prompts"] = None
+    found = departures("bk_sdm", 30_000, (256, 256), None, facts, metrics, "a")
+    for word in ("made is unknown", "prompts may not", "several sizes"):
+        assert any(word in step for step in found), word
 
 
 def test_images_are_scored_without_files(calls: Calls, micro_teacher: Path, tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 import csv
 import dataclasses
+import hashlib
 import io
+import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -64,6 +66,11 @@ class Prompt:
 
     text: str
     source: str = ""
+
+
+def texts_sha256(texts: Iterable[str]) -> str:
+    """Identifies a list of prompts, in any order: the SHA-256 of the sorted texts as a JSON array in ASCII."""
+    return hashlib.sha256(json.dumps(sorted(texts)).encode()).hexdigest()
 
 
 def read_prompts(path: str | Path) -> list[Prompt]:

@@ -9,6 +9,7 @@ import jax
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.files import read_json, write_json
 from bksdm_jax.base.paths import MOST_READ
+from bksdm_jax.data.tables import texts_sha256
 from bksdm_jax.evaluation.protocols import SCORING, departures
 from bksdm_jax.evaluation.score import SCORES, model_facts
 from bksdm_jax.evaluation.scorer import Scorer
@@ -53,12 +54,16 @@ def sample_and_score(config: SampleAndScoreConfig, workdir: Path) -> dict[str, A
     assert scorer is not None
     settings = read_json(workdir / "config.json", MOST_READ)
     own = tuple(resized_to(config) or settings[key] or settings["resolution"] for key in ("width", "height"))
+    prompts = texts_sha256(text for text in settings["texts"] for _ in range(config.images_per_prompt))
     protocol = {"name": config.protocol, "departures": []}
     if config.protocol in SCORING:
-        protocol["departures"] = departures(config.protocol, count, own, settings, scorer.facts, config.score.metrics)
+        protocol["departures"] = departures(
+            config.protocol, count, own, settings, scorer.facts, config.score.metrics, prompts
+        )
     found = {
         "scores": scorer.scores(),
         "images": count,
+        "prompts_sha256": prompts,
         "unreadable": 0,
         "folder": "",
         "images_sha256": "",

@@ -11,10 +11,10 @@ from bksdm_jax.base.files import file_sha256, write_json
 from bksdm_jax.base.paths import local_path
 from bksdm_jax.base.workdir import claim, require_same
 from bksdm_jax.data.coco import RULE, Coco, choose_prompts, read_coco, read_prompt_list
-from bksdm_jax.data.tables import Prompt, write_table
+from bksdm_jax.data.tables import Prompt, texts_sha256, write_table
 from bksdm_jax.evaluation.images import ImageSet, open_images
 from bksdm_jax.evaluation.protocols import SCORING
-from bksdm_jax.evaluation.reference import gather_reference
+from bksdm_jax.evaluation.reference import FACTS, gather_reference
 from bksdm_jax.evaluation.scorer import versions
 from bksdm_jax.evaluation.squash import squash_all, squashed_names
 from bksdm_jax.metrics.config import MetricsConfig, ScoringNetworks, require_metrics
@@ -34,7 +34,7 @@ MAY_CHANGE = (
 
 So statistics can be added to a run without weights.
 """
-FACTS, PROMPTS, IMAGES = "reference.json", "prompts.csv", "images"
+PROMPTS, IMAGES = "prompts.csv", "images"
 _FID = "fid_pytorch_fid"
 STATISTICS = f"{_FID}.npz"
 _MOST_SIZE = 4096
@@ -106,7 +106,12 @@ def make_reference(config: ReferenceConfig, workdir: Path) -> dict[str, Any]:
     squash_all(names, workdir / IMAGES, config.size)
     features, images_sha256 = _features(config, scored, workdir, load)
     found = {
-        "prompts": {"count": len(prompts), "sha256": file_sha256(workdir / PROMPTS), **told},
+        "prompts": {
+            "count": len(prompts),
+            "sha256": file_sha256(workdir / PROMPTS),
+            "texts_sha256": texts_sha256(prompt.text for prompt in prompts),
+            **told,
+        },
         "images": {"count": len(names), "sha256": images_sha256, "size": config.size, **_source_facts(source, coco)},
         "captions_sha256": record["captions_sha256"],
         "extractors": {name: dict(load[name]().facts) for name in sorted({need.extractor for need in features})},
@@ -149,7 +154,7 @@ def _prompts(config: ReferenceConfig, coco: Coco | None) -> tuple[list[Prompt], 
     """The prompts, and how they were chosen."""
     if config.prompts:
         path = local_path("prompts", config.prompts)
-        return read_prompt_list(path, coco), {"list": str(path), "list_sha256": file_sha256(path)}
+        return read_prompt_list(path, coco), {"list": str(path), "list_sha256": file_sha256(path), "seed": None}
     assert coco is not None  # required by the settings
     told = {"list": "", "list_sha256": "", "rule": RULE, "seed": config.seed, "of": len(coco.captions)}
     return choose_prompts(coco, config.count, config.seed), told
@@ -206,6 +211,7 @@ def _write_statistics(path: Path, features: Features, found: Mapping[str, Any]) 
         "dtype": extractor["dtype"],
         "size": found["images"]["size"],
         "pillow": found["versions"]["pillow"],
+        "prompts": {key: found["prompts"][key] for key in ("texts_sha256", "list_sha256", "seed")},
     }
     write_statistics(path, Statistics(sums.mean, sums.covariance(), facts))
 

@@ -13,7 +13,7 @@ class Scoring:
 
     Attributes:
         images: their number.
-        size: their height and width in pixels when they are scored.
+        size: height and width in pixels when they are scored, of the reference's images too.
         metrics: the published ones.
         clip: architecture of the CLIP of `clip_score`.
         reference: number of real images, and what they are.
@@ -40,6 +40,7 @@ def departures(
     settings: Mapping[str, Any] | None,
     facts: Mapping[str, Any],
     metrics: Sequence[str],
+    prompts_sha256: str | None,
 ) -> list[str]:
     """Each step in which scores depart from a protocol, or of which nothing is known, in words.
 
@@ -50,6 +51,7 @@ def departures(
         settings: of the `launch.sample` that made them; None: unknown.
         facts: `Scorer.facts`.
         metrics: that were computed.
+        prompts_sha256: `texts_sha256` of the images' prompts; None: unknown.
     """
     wanted, found = SCORING[name], []
     if images != wanted.images:
@@ -65,10 +67,10 @@ def departures(
                 found.append(f"{key} {settings.get(key)!r}, not {value!r}")
         if settings.get("images_per_prompt", 1) != 1:
             found.append(f"{settings['images_per_prompt']} images of each prompt, not 1")
-    reference = facts.get("reference")
-    if reference and reference["images"] != wanted.reference:
-        count = "unknown" if reference["images"] is None else f"{reference['images']:,}"
-        found.append(f"number of reference images {count}, not {wanted.reference:,}")
+    reference = facts.get("reference") or {}
+    if reference:
+        found += _of_reference(wanted, reference)
+    found += _of_prompts(prompts_sha256, reference.get("prompts"))
     clip = facts["extractors"].get("clip")
     if clip and clip.get("architecture") != wanted.clip:
         found.append(f"CLIP {clip.get('architecture') or 'of unknown architecture'}, not {wanted.clip}")
@@ -81,3 +83,27 @@ def departures(
     if others:
         found.append(f"not among its metrics: {', '.join(others)}")
     return found
+
+
+def _of_reference(wanted: Scoring, reference: Mapping[str, Any]) -> list[str]:
+    found = []
+    if reference["images"] != wanted.reference:
+        count = "unknown" if reference["images"] is None else f"{reference['images']:,}"
+        found.append(f"number of reference images {count}, not {wanted.reference:,}")
+    size = reference["size"]
+    if size != [wanted.size, wanted.size]:
+        own = f"of {size[0]} x {size[1]} pixels" if size else "of several sizes or unknown size"
+        found.append(f"reference images {own}, not {wanted.size} x {wanted.size}")
+    return found
+
+
+def _of_prompts(ours: str | None, theirs: Mapping[str, Any] | None) -> list[str]:
+    if ours is None:
+        return ["the images' prompts are unknown"]
+    if theirs is None:
+        return ["prompts may not be the published list: they aren't recorded with the reference"]
+    if theirs["texts_sha256"] != ours:
+        return ["prompts other than those of the reference's prompts.csv"]
+    if theirs["seed"] is not None:
+        return [f"prompts chosen with seed {theirs['seed']}, not the published list"]
+    return []

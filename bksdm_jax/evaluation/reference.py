@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,10 +15,10 @@ import numpy as np
 from absl import logging
 
 from bksdm_jax.base.errors import InputError
-from bksdm_jax.base.files import make_folder
-from bksdm_jax.base.paths import local_path
+from bksdm_jax.base.files import make_folder, read_json
+from bksdm_jax.base.paths import MOST_READ, local_path
 from bksdm_jax.base.progress import Progress
-from bksdm_jax.evaluation.images import open_images
+from bksdm_jax.evaluation.images import ImageSet, open_images
 from bksdm_jax.metrics.config import MetricsConfig
 from bksdm_jax.metrics.extractor import images_per_call
 from bksdm_jax.metrics.frechet import make_normal
@@ -30,6 +31,8 @@ from bksdm_jax.shapes.world import example
 
 SHAPES = "shapes"
 """The reference of rendered pictures."""
+FACTS = "reference.json"
+"""Beside a folder of images that `launch.reference` has made."""
 _STATISTICS = ".npz"
 
 
@@ -40,7 +43,9 @@ class Reference:
     Attributes:
         features: by need.
         subjects: of each image, where their rows are kept; None: unknown.
-        facts: for `scores.json`: `name`, `images` (None: unknown), `sha256`.
+        facts: for `scores.json`: `name`, `images`, `size` in pixels (width, height), `sha256`, and `prompts`, those
+            that `launch.reference` made with it: `texts_sha256`, and the `seed` of their choice or None for a given
+            list. What is unknown is None.
     """
 
     features: Features
@@ -53,7 +58,7 @@ class _Source(Protocol):
 
     sha256: str
     subjects: tuple[str, ...] | None
-    unreadable: tuple[int, ...]
+    size: tuple[int, int] | None
 
     def __len__(self) -> int:
         """Their number."""
@@ -68,7 +73,7 @@ class _Rendered:
 
     count: int
     subjects: tuple[str, ...] | None = None
-    unreadable: tuple[int, ...] = ()
+    size: tuple[int, int] | None = None
 
     @property
     def sha256(self) -> str:
@@ -115,17 +120,46 @@ def gather_reference(
     images = open_images(path, "reference", subjects=subjects, one_size=False)
     if images.unreadable:
         raise InputError(f"{images.paths[images.unreadable[0]]}: not a readable image; a reference must be whole")
-    return _gather(config, needs, extractors, images)
+    return _gather(config, needs, extractors, images, _prompts_beside(images))
+
+
+def _prompts_beside(images: ImageSet) -> dict[str, Any] | None:
+    """The prompts that `launch.reference` made with these images."""
+    path = images.folder.parent / FACTS
+    if not path.is_file():
+        return None
+    try:
+        found = read_json(path, MOST_READ)
+    except InputError:  # another program's
+        return None
+    own = found.get("images")
+    if not isinstance(own, dict) or own.get("sha256") != images.sha256:
+        logging.warning("%s: of other images than %s has; its prompts are taken to be unknown", path, images.folder)
+        return None
+    return _prompts(found)
+
+
+def _prompts(facts: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What `launch.reference` recorded of its prompts."""
+    own = facts.get("prompts")
+    if not isinstance(own, dict) or not re.fullmatch("[0-9a-f]{64}", str(own.get("texts_sha256"))):
+        return None
+    seed = own.get("seed")
+    return {"texts_sha256": own["texts_sha256"], "seed": seed if isinstance(seed, int) else None}
 
 
 def _gather(
-    config: MetricsConfig, needs: Collection[Need], extractors: Mapping[str, Callable[[], Extracts]], source: _Source
+    config: MetricsConfig,
+    needs: Collection[Need],
+    extractors: Mapping[str, Callable[[], Extracts]],
+    source: _Source,
+    prompts: Mapping[str, Any] | None = None,
 ) -> Reference:
     """From images, or what an earlier call has computed of the same ones."""
     found: dict[Need, Any] = {}
     for name in sorted({need.extractor for need in needs}):
-        own = sorted(need for need in needs if need.extractor == name)
-        record = {"images": source.sha256, "needs": own, "extractor": dict(extractors[name]().facts)}
+        own = {need for need in needs if need.extractor == name}
+        record = {"images": source.sha256, "extractor": dict(extractors[name]().facts)}
         key = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:32]
         folder = make_folder(cache_folder(config.cache) / "references" / key)
         with _locked(folder):
@@ -142,8 +176,8 @@ def _gather(
                     done += len(batch)
                 gathered.commit()
             found |= gathered.read()
-    facts = {"name": config.reference, "images": len(source), "sha256": source.sha256}
-    return Reference(found, source.subjects, facts)
+    facts = {"name": config.reference, "images": len(source), "size": source.size and list(source.size)}
+    return Reference(found, source.subjects, facts | {"sha256": source.sha256, "prompts": prompts})
 
 
 def _from_file(
@@ -163,7 +197,9 @@ def _from_file(
     normal = make_normal(statistics.mean, statistics.covariance, images)
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return Reference({need: normal}, None, {"name": str(path), "images": images, "sha256": sha256})
+    size = statistics.facts.get("size")
+    own = {"name": str(path), "images": images, "size": [size, size] if isinstance(size, int) else None}
+    return Reference({need: normal}, None, own | {"sha256": sha256, "prompts": _prompts(statistics.facts)})
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from bksdm_jax.base.files import read_json, write_json
 from bksdm_jax.base.paths import MOST_READ, local_path
 from bksdm_jax.base.workdir import claim, require_same
 from bksdm_jax.cost.counts import unet_cost
+from bksdm_jax.data.tables import texts_sha256
 from bksdm_jax.evaluation.config import MAY_CHANGE, ScoreConfig
 from bksdm_jax.evaluation.images import ImageSet, open_images, require_readable
 from bksdm_jax.evaluation.protocols import SCORING, departures
@@ -31,8 +32,8 @@ def score(config: ScoreConfig, workdir: Path) -> dict[str, Any]:
 
     Returns:
         what was written: `scores` by name, each with `value`, `low`, `high` and `interval`; `images` (their number),
-        `unreadable`, `images_sha256`, `protocol` with its `departures`, `reference`, `extractors` with hashes of their
-        weights, `model`, `versions`.
+        `unreadable`, `images_sha256`, `prompts_sha256` (`texts_sha256`; None: unknown), `protocol` with its
+        `departures`, `reference`, `extractors` with hashes of their weights, `model`, `versions`.
 
     Raises:
         InputError: a setting, folder, table, image, file of weights or reference can't be used.
@@ -52,9 +53,11 @@ def score(config: ScoreConfig, workdir: Path) -> dict[str, Any]:
     readable = [i for i in range(len(images.paths)) if i not in set(scorer.skipped)]
     subjects = None if images.subjects is None else [images.subjects[i] for i in readable]
     protocol = config.protocol or (settings or {}).get("protocol", "")
+    prompts = None if images.captions is None else texts_sha256(images.captions)
     found = {
         "scores": scorer.scores(subjects),
         "images": len(readable),
+        "prompts_sha256": prompts,
         "unreadable": len(scorer.skipped),
         "folder": str(images.folder.resolve()),
         "images_sha256": images.sha256,
@@ -64,7 +67,7 @@ def score(config: ScoreConfig, workdir: Path) -> dict[str, Any]:
     }
     if protocol in SCORING:
         found["protocol"]["departures"] = departures(
-            protocol, len(readable), images.size, settings, scorer.facts, config.metrics
+            protocol, len(readable), images.size, settings, scorer.facts, config.metrics, prompts
         )
     write_json(workdir / SCORES, found)
     return found
@@ -100,9 +103,9 @@ def _line(name: str, entry: Mapping[str, Any]) -> str:
     digits = 3 if abs(entry["value"]) >= 10 else 4
     interval = "no interval"
     if entry["low"] is not None:
-        interval = f"[{entry['low']:.{digits}f}, {entry['high']:.{digits}f}]  {entry['interval']}"
+        interval = f"[{entry['low']:z.{digits}f}, {entry['high']:z.{digits}f}]  {entry['interval']}"
     more = f"; chance {entry['chance']:.4f}, {entry['facts']} facts" if "chance" in entry else ""
-    return f"{name:34} {entry['value']:>10.{digits}f}   {interval}".rstrip() + more
+    return f"{name:34} {entry['value']:>z10.{digits}f}   {interval}".rstrip() + more
 
 
 def _open(config: ScoreConfig, place: Path, settings: Mapping[str, Any] | None) -> ImageSet:

@@ -31,7 +31,7 @@ class Pass:
     """The features of a list of images, of which every extractor sees each once.
 
     Attributes:
-        done: images from the beginning that no extractor needs any more.
+        done: images from the beginning that no feature needs any more.
         skipped: numbers of those that couldn't be read.
     """
 
@@ -49,20 +49,17 @@ class Pass:
             folder: for the features.
             needs: what is gathered.
             extractors: by the names in the needs; each is loaded now.
-            record: identifies the images; with another one, or another extractor, features are gathered anew.
+            record: identifies the images; a feature of another one, or of another extractor, is gathered anew.
             batch_size: images per program call and device.
         """
         self._batch_size, self._since = batch_size, time.monotonic()
         names = sorted({need.extractor for need in needs})
         self._extractors = {name: extractors[name]() for name in names}
-        self._stores = {
-            name: FeatureStore(
-                folder / name,
-                [need for need in needs if need.extractor == name],
-                {**record, "extractor": dict(self._extractors[name].facts)},
-            )
-            for name in names
-        }
+        self._stores: dict[Need, FeatureStore] = {}
+        for need in sorted(needs):
+            own = folder / need.extractor / (need.feature if need.kept else f"{need.feature}_sums")
+            facts = dict(self._extractors[need.extractor].facts)
+            self._stores[need] = FeatureStore(own, need.kept, {**record, "extractor": facts})
 
     @property
     def done(self) -> int:  # noqa: D102
@@ -79,7 +76,7 @@ class Pass:
     def add(
         self, first: int, images: Sequence[np.ndarray | None], captions: Sequence[str] | None = None, last: bool = False
     ) -> None:
-        """Feeds images that no extractor has seen, or all of them that need these.
+        """Feeds images to the extractors of which a feature still needs them.
 
         Args:
             first: number of the first one, at most `done`.
@@ -90,17 +87,23 @@ class Pass:
         Raises:
             InputError: images of a size that an extractor doesn't take.
         """
-        for name, store in self._stores.items():
-            seen = store.done - first
-            if not 0 <= seen < len(images):
+        for name, extractor in self._extractors.items():
+            lacking = {
+                need: store.done - first
+                for need, store in self._stores.items()
+                if need.extractor == name and store.done - first < len(images)
+            }
+            if not lacking:
                 continue
-            there = [i for i in range(seen, len(images)) if images[i] is not None]
-            missing = [first + i for i in range(seen, len(images)) if images[i] is None]
-            features = {}
+            there = [i for i in range(min(lacking.values()), len(images)) if images[i] is not None]
+            features: Mapping[str, np.ndarray] = {}
             if there:
                 own = None if captions is None else [captions[i] for i in there]
-                features = self._extractors[name]([images[i] for i in there], own, self._batch_size)
-            store.add(features, missing)
+                features = extractor([images[i] for i in there], own, self._batch_size)
+            for need, start in lacking.items():
+                rows = [row for row, i in enumerate(there) if i >= start]
+                missing = [first + i for i in range(start, len(images)) if images[i] is None]
+                self._stores[need].add(features[need.feature][rows[0] :] if rows else np.zeros((0,)), missing)
         if last or time.monotonic() - self._since > _COMMIT_SECONDS:
             self.commit()
 
@@ -112,7 +115,4 @@ class Pass:
 
     def read(self) -> dict[Need, np.ndarray | FeatureSums]:
         """All features so far."""
-        found: dict[Need, np.ndarray | FeatureSums] = {}
-        for store in self._stores.values():
-            found |= store.read()
-        return found
+        return {need: store.read() for need, store in self._stores.items()}

@@ -82,7 +82,7 @@ def read_scores(folder: Path) -> Scored:
     pictures = _text(found.get("folder"))
     images = _number(found.get("images"))
     settings = dict(_flat(_object(model.get("settings"))))
-    kept = {key: found.get(key) for key in ("reference", "extractors", "versions")}
+    kept = {key: found.get(key) for key in ("prompts_sha256", "reference", "extractors", "versions")}
     return Scored(
         folder=folder,
         name=_text(model.get("name")),
