@@ -220,10 +220,10 @@ def _cost_axes(
                 for label, one in models.items()
                 if (cost := getattr(one, key)) and (entry := one.scores.get(metric))
             ]
-            if not measured:
-                continue
             curves = [*measured, *_published_curves(published, metric, key)]
             xs = [x for curve in curves for x in curve.x]
+            if not measured or (len(measured) > 1 and len(set(xs)) == 1):
+                continue  # one model, sampled in several ways
             found.append((Axes(x_label, metric, tuple(curves), max(xs) >= _WIDE * min(xs)), unit))
     return found
 
