@@ -1,6 +1,8 @@
 """Scores of a folder of images: `scores.json`, and a printed table."""
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -47,7 +49,7 @@ def score(config: ScoreConfig, workdir: Path) -> dict[str, Any]:
     images = _open(config, place, settings)
     record = dataclasses.asdict(config) | {"images_sha256": images.sha256}
     require_same(workdir, record, MAY_CHANGE)
-    scorer = Scorer(config, workdir / "features", {"images": images.sha256})
+    scorer = Scorer(config, workdir / "features", _identity(images, config))
     claim(workdir, record)
     _feed(scorer, images, config)
     readable = [i for i in range(len(images.paths)) if i not in set(scorer.skipped)]
@@ -122,6 +124,12 @@ def _open(config: ScoreConfig, place: Path, settings: Mapping[str, Any] | None) 
     )
     require_readable(images, images.unreadable, config.most_unreadable)
     return images
+
+
+def _identity(images: ImageSet, config: ScoreConfig) -> dict[str, str]:
+    """What features depend on: the images, and captions if a metric reads them."""
+    texts = images.captions if any(METRICS[name].captions for name in config.metrics) else None
+    return {"images": images.sha256, "captions": hashlib.sha256(json.dumps(texts).encode()).hexdigest()}
 
 
 def _feed(scorer: Scorer, images: ImageSet, config: ScoreConfig) -> None:
