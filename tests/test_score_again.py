@@ -4,7 +4,6 @@ from pathlib import Path
 
 from bksdm_jax.data.tables import write_table
 from bksdm_jax.evaluation.score import score
-
 from tests.test_score import Calls, calls, config, folders  # noqa: F401
 
 
