@@ -1,9 +1,14 @@
-"""Scores again in a used workdir: what was changed in between counts."""
+"""Scores with what was changed in between, and with what can't be compared."""
 
 from pathlib import Path
 
+import numpy as np
+import pytest
+
+from bksdm_jax.base.errors import InputError
 from bksdm_jax.data.tables import write_table
 from bksdm_jax.evaluation.score import score
+from bksdm_jax.metrics.statistics_file import Statistics, write_statistics
 from tests.test_score import Calls, calls, config, folders  # noqa: F401
 
 
@@ -14,3 +19,29 @@ def test_other_captions_are_scored_anew(calls: Calls, folders: Path) -> None:  #
     again = score(config(folders, ["clip_score"]), folders / "out")
     assert again["scores"] != first["scores"]
     assert again == score(config(folders, ["clip_score"]), folders / "fresh")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("weights_sha256", "of another file"),
+        ("dtype", "bfloat16"),
+        ("images", "40504"),
+        ("images", 1.5),
+        ("images", True),
+        ("images", 1),
+    ],
+)
+def test_statistics_by_another_network_are_refused(
+    key: str,
+    value: object,
+    calls: Calls,  # noqa: F811
+    folders: Path,  # noqa: F811
+) -> None:
+    facts = {"extractor": "inception_clean", "resize": "clean", "weights_sha256": "inception_clean", "dtype": "float32"}
+    file = folders / "real.npz"
+    write_statistics(file, Statistics(np.zeros(21), np.eye(21), facts | {"images": 40}))
+    score(config(folders, ["fid_clean"], reference=str(file)), folders / "right")
+    write_statistics(file, Statistics(np.zeros(21), np.eye(21), facts | {key: value}))
+    with pytest.raises(InputError, match=rf"real\.npz.*{key}"):
+        score(config(folders, ["fid_clean"], reference=str(file)), folders / "out")

@@ -14,12 +14,12 @@ from typing import Any, Protocol
 import numpy as np
 from absl import logging
 
-from bksdm_jax.base.errors import InputError
+from bksdm_jax.base.errors import InputError, whole_number
 from bksdm_jax.base.files import make_folder, read_json
 from bksdm_jax.base.paths import MOST_READ, local_path
 from bksdm_jax.base.progress import Progress
 from bksdm_jax.evaluation.images import ImageSet, open_images
-from bksdm_jax.metrics.config import MetricsConfig
+from bksdm_jax.metrics.config import FEWEST, MetricsConfig
 from bksdm_jax.metrics.extractor import images_per_call
 from bksdm_jax.metrics.frechet import make_normal
 from bksdm_jax.metrics.gather import Extracts, Features, Pass
@@ -191,9 +191,16 @@ def _from_file(
         raise InputError(f"reference: {path} holds statistics of one extractor; {names} need {len(needs)}: score apart")
     (need,) = needs
     facts = extractors[need.extractor]().facts
-    wanted = {"extractor": need.extractor, "resize": facts["resize"]}
+    wanted = {
+        "extractor": need.extractor,
+        "resize": facts["resize"],
+        "weights_sha256": facts["sha256"],
+        "dtype": facts["dtype"],
+    }
     statistics = read_statistics(path, facts["width"], wanted)
     images = statistics.facts.get("images")
+    if images is not None:
+        whole_number(str(path), "images", images, FEWEST)
     normal = make_normal(statistics.mean, statistics.covariance, images)
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
