@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from bksdm_jax.base.errors import InputError
+from bksdm_jax.base.locks import locked
 from bksdm_jax.data.tables import write_table
 from bksdm_jax.evaluation.score import score
 from bksdm_jax.metrics.statistics_file import Statistics, write_statistics
@@ -45,3 +46,22 @@ def test_statistics_by_another_network_are_refused(
     write_statistics(file, Statistics(np.zeros(21), np.eye(21), facts | {key: value}))
     with pytest.raises(InputError, match=rf"real\.npz.*{key}"):
         score(config(folders, ["fid_clean"], reference=str(file)), folders / "out")
+
+
+def test_two_programs_do_not_share_a_workdir(calls: Calls, folders: Path) -> None:  # noqa: F811
+    """Both would add rows to one file."""
+    own = config(folders, ["clip_score"])
+    first = score(own, folders / "out")
+    with locked(folders / "out" / "features"), pytest.raises(InputError, match=r"out.features.*in use"):
+        score(own, folders / "out")
+    assert score(own, folders / "out") == first
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(calls: Calls, folders: Path) -> None:  # noqa: F811
+    own = config(folders, ["fid_clean"])
+    score(own, folders / "a")
+    (lock,) = (folders / "cache").rglob(".lock")
+    lock.unlink()
+    lock.mkdir()
+    with pytest.raises(InputError, match=r"cache.*\.lock"):
+        score(own, folders / "b")

@@ -1,5 +1,6 @@
 """Scores of a model's images straight from the sampler."""
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import jax
 
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.files import read_json, write_json
+from bksdm_jax.base.locks import locked
 from bksdm_jax.base.paths import MOST_READ
 from bksdm_jax.data.tables import texts_sha256
 from bksdm_jax.evaluation.protocols import SCORING, departures
@@ -43,11 +45,18 @@ def sample_and_score(config: SampleAndScoreConfig, workdir: Path) -> dict[str, A
         InputError: a setting, model, prompt list, file of weights or reference can't be used.
     """
     _require_settings(config)
+    with contextlib.ExitStack() as stack:
+        return _scored(config, workdir, stack)
+
+
+def _scored(config: SampleAndScoreConfig, workdir: Path, stack: contextlib.ExitStack) -> dict[str, Any]:
     scorer: Scorer | None = None
 
     def begin() -> Consumer:
         nonlocal scorer
-        scorer = Scorer(config.score, workdir / "features", {"images": "sampled in this workdir"})
+        scorer, folder = Scorer(config.score), workdir / "features"
+        stack.enter_context(locked(folder))
+        scorer.restart(folder, {"images": "sampled in this workdir"})
         return scorer
 
     count = sample(config, workdir, begin)

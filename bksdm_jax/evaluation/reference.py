@@ -1,8 +1,6 @@
 """What metrics compare with: features of real images, cached by content, or statistics from a file."""
 
-import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
@@ -15,7 +13,8 @@ import numpy as np
 from absl import logging
 
 from bksdm_jax.base.errors import InputError, whole_number
-from bksdm_jax.base.files import make_folder, read_json
+from bksdm_jax.base.files import read_json
+from bksdm_jax.base.locks import locked
 from bksdm_jax.base.paths import MOST_READ, local_path
 from bksdm_jax.base.progress import Progress
 from bksdm_jax.evaluation.images import ImageSet, open_images
@@ -161,8 +160,8 @@ def _gather(
         own = {need for need in needs if need.extractor == name}
         record = {"images": source.sha256, "extractor": dict(extractors[name]().facts)}
         key = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:32]
-        folder = make_folder(cache_folder(config.cache) / "references" / key)
-        with _locked(folder):
+        folder = cache_folder(config.cache) / "references" / key
+        with locked(folder, wait=True):
             gathered = Pass(folder, own, extractors, {"images": source.sha256}, config.scoring_batch_size)
             done, what = gathered.done, f"reference, {name}"
             if done < len(source):
@@ -207,15 +206,3 @@ def _from_file(
     size = statistics.facts.get("size")
     own = {"name": str(path), "images": images, "size": [size, size] if isinstance(size, int) else None}
     return Reference({need: normal}, None, own | {"sha256": sha256, "prompts": _prompts(statistics.facts)})
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Waits for another program that computes the same."""
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            logging.info("%s: another program computes the same reference; waiting for it", folder)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -9,6 +9,7 @@ from typing import Any
 
 from bksdm_jax.base.errors import InputError, known_name, whole_number
 from bksdm_jax.base.files import read_json, write_json
+from bksdm_jax.base.locks import locked
 from bksdm_jax.base.paths import MOST_READ, local_path
 from bksdm_jax.base.workdir import claim, require_same
 from bksdm_jax.cost.counts import unet_cost
@@ -49,10 +50,22 @@ def score(config: ScoreConfig, workdir: Path) -> dict[str, Any]:
     images = _open(config, place, settings)
     record = dataclasses.asdict(config) | {"images_sha256": images.sha256}
     require_same(workdir, record, MAY_CHANGE)
-    scorer = Scorer(config, workdir / "features", _identity(images, config))
+    scorer = Scorer(config)
     claim(workdir, record)
-    _feed(scorer, images, config)
-    readable = [i for i in range(len(images.paths)) if i not in set(scorer.skipped)]
+    with locked(workdir / "features"):
+        scorer.restart(workdir / "features", _identity(images, config))
+        _feed(scorer, images, config)
+        found = _found(scorer, images, config, place, settings)
+        write_json(workdir / SCORES, found)
+    return found
+
+
+def _found(
+    scorer: Scorer, images: ImageSet, config: ScoreConfig, place: Path, settings: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """What `scores.json` holds."""
+    skipped = set(scorer.skipped)
+    readable = [i for i in range(len(images)) if i not in skipped]
     subjects = None if images.subjects is None else [images.subjects[i] for i in readable]
     protocol = config.protocol or (settings or {}).get("protocol", "")
     prompts = None if images.captions is None else texts_sha256(images.captions)
@@ -60,7 +73,7 @@ def score(config: ScoreConfig, workdir: Path) -> dict[str, Any]:
         "scores": scorer.scores(subjects),
         "images": len(readable),
         "prompts_sha256": prompts,
-        "unreadable": len(scorer.skipped),
+        "unreadable": len(skipped),
         "folder": str(images.folder.resolve()),
         "images_sha256": images.sha256,
         "protocol": {"name": protocol, "departures": []},
@@ -71,7 +84,6 @@ def score(config: ScoreConfig, workdir: Path) -> dict[str, Any]:
         found["protocol"]["departures"] = departures(
             protocol, len(readable), images.size, settings, scorer.facts, config.metrics, prompts
         )
-    write_json(workdir / SCORES, found)
     return found
 
 

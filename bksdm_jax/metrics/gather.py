@@ -69,10 +69,6 @@ class Pass:
     def skipped(self) -> list[int]:  # noqa: D102
         return max((store.skipped for store in self._stores.values()), key=len)
 
-    def facts(self) -> dict[str, dict[str, Any]]:
-        """What scores say of each extractor."""
-        return {name: dict(extractor.facts) for name, extractor in self._extractors.items()}
-
     def add(
         self, first: int, images: Sequence[np.ndarray | None], captions: Sequence[str] | None = None, last: bool = False
     ) -> None:
