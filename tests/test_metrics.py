@@ -13,7 +13,7 @@ from bksdm_jax.metrics.attributes import attribute_score, attribute_scores, unre
 from bksdm_jax.metrics.extractor import Extractor, exact
 from bksdm_jax.metrics.gather import Pass
 from bksdm_jax.metrics.shapes_reader import ShapesReader
-from bksdm_jax.metrics.store import Need
+from bksdm_jax.metrics.store import FeatureStore, Need
 from bksdm_jax.metrics.table import METRICS
 from bksdm_jax.shapes.codes import decode, encode
 from bksdm_jax.shapes.reader import read_scene
@@ -112,6 +112,17 @@ def test_features_behind_others_are_completed(tmp_path: Path) -> None:
     assert both.read()[SUMMED].count == len(both.read()[KEPT]) == 7
     np.testing.assert_allclose(both.read()[KEPT].mean(axis=0), both.read()[SUMMED].mean, rtol=1e-6)
     assert (both.done, both.skipped) == (10, [2, 5, 9])
+
+
+def test_rows_after_unreadable_images_are_dropped_if_not_committed(tmp_path: Path) -> None:
+    store = FeatureStore(tmp_path, True, {})
+    store.add(np.zeros((0,)), [0, 1])
+    store.commit()
+    store.add(np.full((2, 3), 7, np.float32))
+    again = FeatureStore(tmp_path, True, {})
+    assert again.done == 2
+    again.add(np.full((2, 3), 9, np.float32))
+    np.testing.assert_array_equal(again.read(), np.full((2, 3), 9))
 
 
 def test_a_shortened_file_of_features_is_told(tmp_path: Path) -> None:
