@@ -1,5 +1,6 @@
 """Scores with what was changed in between, and with what can't be compared."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +9,11 @@ import pytest
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.locks import locked
 from bksdm_jax.data.tables import write_table
+from bksdm_jax.evaluation import scorer as scoring
+from bksdm_jax.evaluation.images import open_images
 from bksdm_jax.evaluation.score import score
 from bksdm_jax.metrics.statistics_file import Statistics, write_statistics
-from tests.test_score import Calls, calls, config, folders  # noqa: F401
+from tests.test_score import Calls, calls, config, folders, write_images  # noqa: F401
 
 
 def test_other_captions_are_scored_anew(calls: Calls, folders: Path) -> None:  # noqa: F811
@@ -65,3 +68,29 @@ def test_a_cache_that_cannot_be_written_is_one_line(calls: Calls, folders: Path)
     lock.mkdir()
     with pytest.raises(InputError, match=r"cache.*\.lock"):
         score(own, folders / "b")
+
+
+@pytest.mark.parametrize("metric", ["fid_clean", "kid_clean"])
+def test_features_that_are_not_finite_are_one_line(
+    metric: str,
+    calls: Calls,  # noqa: F811
+    folders: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = calls.extractor("inception_clean")
+
+    def program(*inputs: np.ndarray) -> dict[str, np.ndarray]:
+        return {name: np.where(np.arange(len(rows))[:, None] == 3, np.nan, rows) for name, rows in found(*inputs)}
+
+    def found(*inputs: np.ndarray) -> list[tuple[str, np.ndarray]]:
+        return list(whole.program(*inputs).items())
+
+    damaged = dataclasses.replace(whole, program=program)
+    monkeypatch.setitem(scoring.EXTRACTORS, "inception_clean", lambda config: damaged)
+    with pytest.raises(InputError, match="inception_clean: pool of image 4"):
+        score(config(folders, [metric]), folders / "out")
+
+
+def test_hidden_folders_are_ignored(folders: Path) -> None:  # noqa: F811
+    write_images(folders / "real" / ".ipynb_checkpoints", 3)
+    assert len(open_images(folders / "real", "reference")) == 20

@@ -73,8 +73,8 @@ def open_images(
     """Lists a folder's images and looks at every file's header.
 
     Where the folder, or the one above it, has a `metadata.csv` that names the images by `file_name`, the images are
-    those of the table; else all in the folder or, if there are none, in its sub-folders. Hidden files are ignored,
-    others that aren't among the images are passed over with a warning.
+    those of the table; else all in the folder or, if there are none, in its sub-folders. Hidden files and folders are
+    ignored, others that aren't among the images are passed over with a warning.
 
     Args:
         folder: of the images.
@@ -165,14 +165,19 @@ def _listed(folder: Path, table: Path, number: int, name: str) -> Path:
 def _all_images(folder: Path) -> list[Path]:
     """The images of a folder, or if it has none, of its sub-folders."""
     for pattern in ("*", "*/*"):
-        found = [path for path in folder.glob(pattern) if _is_image(path)]
+        found = [path for path in folder.glob(pattern) if _is_image(path) and not _is_hidden(path.relative_to(folder))]
         if found:
             return found
     return []
 
 
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in ENDINGS and not path.name.startswith(".") and path.is_file()
+    return path.suffix.lower() in ENDINGS and path.is_file()
+
+
+def _is_hidden(path: Path) -> bool:
+    """Whether the file or a folder that it is in has a hidden name."""
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _tell_others(folder: Path, paths: Sequence[Path]) -> None:
