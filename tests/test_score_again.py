@@ -94,3 +94,18 @@ def test_features_that_are_not_finite_are_one_line(
 def test_hidden_folders_are_ignored(folders: Path) -> None:  # noqa: F811
     write_images(folders / "real" / ".ipynb_checkpoints", 3)
     assert len(open_images(folders / "real", "reference")) == 20
+
+
+def test_too_few_images_for_a_metric_are_told_before_the_pass(calls: Calls, folders: Path) -> None:  # noqa: F811
+    for metric, more, least in (
+        ("kid_clean", {"kid_subset_size": 13}, 13),
+        ("inception_score", {}, 10),
+        ("manifolds_dinov2", {}, 6),
+    ):
+        for path in sorted((folders / "images").glob("*.png"))[max(least - 1, 5) :]:
+            path.unlink()
+        (folders / "images" / "metadata.csv").unlink(missing_ok=True)
+        with pytest.raises(InputError, match=rf"{metric}.*{least}"):
+            score(config(folders, [metric], **more), folders / metric)
+        assert not (folders / metric).exists()
+    assert not calls.seen

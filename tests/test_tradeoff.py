@@ -129,6 +129,7 @@ def test_a_page_with_too_many_rows_keeps_all_points(fakes: Fakes, config: Tradeo
         ({"prompts": "/no/such.txt"}, "/no/such.txt"),
         ({"sampler": "magic"}, "'magic'"),
         ({"columns": 65}, "columns"),
+        ({"metrics": ("kid_clean",)}, "prompts.*kid_clean.*1000"),
     ],
 )
 def test_what_cannot_be_used_is_told_first(

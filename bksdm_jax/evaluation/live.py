@@ -16,7 +16,7 @@ from bksdm_jax.evaluation.protocols import SCORING, departures
 from bksdm_jax.evaluation.score import SCORES, model_facts
 from bksdm_jax.evaluation.scorer import Scorer
 from bksdm_jax.metrics.config import MetricsConfig, require_metrics
-from bksdm_jax.metrics.table import METRICS
+from bksdm_jax.metrics.table import METRICS, require_enough
 from bksdm_jax.sampling.config import SampleConfig
 from bksdm_jax.sampling.protocols import resized_to
 from bksdm_jax.sampling.run import Consumer, sample
@@ -54,6 +54,8 @@ def _scored(config: SampleAndScoreConfig, workdir: Path, stack: contextlib.ExitS
 
     def begin() -> Consumer:
         nonlocal scorer
+        texts = read_json(workdir / "config.json", MOST_READ)["texts"]
+        require_enough(config.score, len(texts) * config.images_per_prompt, "prompts")
         scorer, folder = Scorer(config.score), workdir / "features"
         stack.enter_context(locked(folder))
         scorer.restart(folder, {"images": "sampled in this workdir"})

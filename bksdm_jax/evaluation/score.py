@@ -20,7 +20,7 @@ from bksdm_jax.evaluation.protocols import SCORING, departures
 from bksdm_jax.evaluation.scorer import Scorer
 from bksdm_jax.metrics.config import require_metrics
 from bksdm_jax.metrics.extractor import images_per_call
-from bksdm_jax.metrics.table import METRICS
+from bksdm_jax.metrics.table import METRICS, require_enough
 from bksdm_jax.pipelines.load import find_model
 from bksdm_jax.sampling.protocols import PROTOCOLS
 
@@ -50,6 +50,7 @@ def score(config: ScoreConfig, workdir: Path) -> dict[str, Any]:
     images = _open(config, place, settings)
     record = dataclasses.asdict(config) | {"images_sha256": images.sha256}
     require_same(workdir, record, MAY_CHANGE)
+    require_enough(config, len(images) - len(images.unreadable), f"images: {images.folder}")
     scorer = Scorer(config)
     claim(workdir, record)
     with locked(workdir / "features"):

@@ -15,7 +15,7 @@ from bksdm_jax.evaluation.reference import gather_reference
 from bksdm_jax.metrics.config import FEWEST, MetricsConfig, require_metrics
 from bksdm_jax.metrics.extractors import EXTRACTORS
 from bksdm_jax.metrics.gather import Pass
-from bksdm_jax.metrics.table import METRICS, Evidence, image_needs, reference_needs
+from bksdm_jax.metrics.table import METRICS, Evidence, image_needs, reference_needs, require_enough
 
 
 class Scorer:
@@ -40,6 +40,9 @@ class Scorer:
         for name in sorted({need.extractor for need in (*needs, *theirs)}):
             load[name]()  # wrong weights are refused before anything slow
         self._reference = gather_reference(config, theirs, load)
+        images = self._reference and self._reference.facts["images"]
+        if images is not None:
+            require_enough(config, images, f"reference: {config.reference}", reference=True)
         self._load, self._needs = load, needs
         self.facts = {
             "extractors": {name: dict(load[name]().facts) for name in sorted({need.extractor for need in needs})},

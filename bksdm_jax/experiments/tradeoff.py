@@ -16,7 +16,7 @@ from bksdm_jax.data.tables import read_prompts
 from bksdm_jax.evaluation.config import ScoreConfig
 from bksdm_jax.evaluation.score import SCORES, score
 from bksdm_jax.metrics.config import MetricsConfig, require_metrics
-from bksdm_jax.metrics.table import METRICS
+from bksdm_jax.metrics.table import METRICS, require_enough
 from bksdm_jax.pipelines.load import find_model
 from bksdm_jax.reports.curves import Point
 from bksdm_jax.reports.score_files import read_scores
@@ -84,6 +84,7 @@ def tradeoff(config: TradeoffConfig, workdir: Path) -> Path:
     models, settings = _models(config), _settings(config)
     texts = [prompt.text for prompt in read_prompts(config.prompts)]
     _require_usable(config, models, settings)
+    require_enough(config, len(texts), f"prompts: {config.prompts}")
     _claim(config, models, texts, workdir)
     jobs = [(label, setting) for label in models for setting in settings]
     for number, (label, setting) in enumerate(jobs, start=1):
