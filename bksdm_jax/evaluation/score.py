@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from bksdm_jax.base.workdir import claim, require_same
 from bksdm_jax.cost.counts import unet_cost
 from bksdm_jax.data.tables import texts_sha256
 from bksdm_jax.evaluation.config import MAY_CHANGE, ScoreConfig
-from bksdm_jax.evaluation.images import ImageSet, open_images, require_readable
+from bksdm_jax.evaluation.images import TABLE, ImageSet, open_images, require_readable
 from bksdm_jax.evaluation.protocols import SCORING, departures
 from bksdm_jax.evaluation.scorer import Scorer
 from bksdm_jax.metrics.config import require_metrics
@@ -46,7 +47,7 @@ def score(config: ScoreConfig, workdir: Path) -> dict[str, Any]:
     if config.protocol:
         known_name("config", "protocol", config.protocol, SCORING)
     place = local_path("images", config.images)
-    settings = _settings_of(place) or _settings_of(place.parent)
+    settings = _settings_of(place)
     images = _open(config, place, settings)
     record = dataclasses.asdict(config) | {"images_sha256": images.sha256}
     require_same(workdir, record, MAY_CHANGE)
@@ -156,9 +157,34 @@ def _feed(scorer: Scorer, images: ImageSet, config: ScoreConfig) -> None:
         first += len(batch)
 
 
-def _settings_of(folder: Path) -> dict[str, Any] | None:
-    """The settings of the `launch.sample` whose workdir this is; None: it isn't one."""
-    path = folder / "config.json"
+def _settings_of(place: Path) -> dict[str, Any] | None:
+    """The settings of the `launch.sample` that made the images in a folder; None: they are unknown.
+
+    The folder is its workdir, one of its folders of a model beside the first, or one of images in these.
+
+    Raises `InputError` if the images aren't complete.
+    """
+    place = place.absolute()
+    for workdir in (place, *place.parents[:2]):
+        settings = _settings_in(workdir)
+        if settings is None:
+            continue
+        folder, *inner = (*place.relative_to(workdir).parts, "", "")
+        others, beside, owner = settings.get("beside") or (), re.fullmatch(r"beside_(\d+)", folder), workdir
+        if beside and 0 < int(beside[1]) <= len(others):
+            settings["model"] = others[int(beside[1]) - 1]
+            owner, folder = workdir / folder, inner[0]
+        if not re.fullmatch(r"(images(_\d+)?)?", folder):
+            return None
+        if not (owner / TABLE).is_file():
+            raise InputError(f"images: {owner}: no {TABLE}, so launch.sample hasn't made all; run its command again")
+        return settings
+    return None
+
+
+def _settings_in(workdir: Path) -> dict[str, Any] | None:
+    """The settings of `launch.sample` in this folder, if it is its workdir."""
+    path = workdir / "config.json"
     if not path.is_file():
         return None
     try:
