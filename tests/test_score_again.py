@@ -1,10 +1,12 @@
 """Scores with what was changed in between, and with what can't be compared."""
 
 import dataclasses
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.locks import locked
@@ -12,6 +14,7 @@ from bksdm_jax.data.tables import write_table
 from bksdm_jax.evaluation import scorer as scoring
 from bksdm_jax.evaluation.images import open_images
 from bksdm_jax.evaluation.score import score
+from bksdm_jax.evaluation.squash import squash_all
 from bksdm_jax.metrics.statistics_file import Statistics, write_statistics
 from tests.test_score import Calls, calls, config, folders, write_images  # noqa: F401
 
@@ -109,3 +112,19 @@ def test_too_few_images_for_a_metric_are_told_before_the_pass(calls: Calls, fold
             score(config(folders, [metric], **more), folders / metric)
         assert not (folders / metric).exists()
     assert not calls.seen
+
+
+def test_images_are_as_stored_whatever_their_orientation(tmp_path: Path) -> None:
+    """As pytorch-fid, torch-fidelity and OpenCLIP read them."""
+    exif, picture = Image.Exif(), Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 6, 3), np.uint8))
+    exif[0x0112] = 6  # turned by a quarter
+    for name in ("a.png", "b.png"):
+        picture.save(tmp_path / name, exif=exif)
+    images = open_images(tmp_path, "images")
+    assert images.size == (6, 8)
+    for found in next(images.batches(0, 2, "")):
+        np.testing.assert_array_equal(found, np.asarray(picture))
+    squash_all({"a.jpg": tmp_path / "a.png"}, tmp_path / "made", 4)
+    wanted = io.BytesIO()
+    picture.resize((4, 4)).save(wanted, "JPEG")
+    assert (tmp_path / "made" / "a.jpg").read_bytes() == wanted.getvalue()

@@ -226,7 +226,8 @@ def _header(path: Path) -> tuple[str, tuple[int, int] | None]:
 
 def _pixels(path: Path) -> np.ndarray | None:
     try:
-        return np.asarray(to_rgb(open_image(read_bytes(path, MOST_BYTES))))
+        # As stored, since the tools of published scores don't turn images either.
+        return np.asarray(to_rgb(open_image(read_bytes(path, MOST_BYTES)), upright=False))
     except ValueError:
         return None
 
