@@ -91,6 +91,7 @@ def test_the_protocols_are_the_same_in_both_tables() -> None:
         assert SCORING[name].size == (protocol.resized or protocol.settings["resolution"]), name
     mlperf = PROTOCOLS["mlperf_sd"].settings
     assert [mlperf[key] for key in ("sampler", "steps", "guidance_scale", "resolution")] == ["ddim", 50, 8.0, 512]
+    assert mlperf["format"] == "png"  # its images are scored without a file
 
 
 def chosen(count: int, seed: int) -> list[tuple[str, str]]:

@@ -209,6 +209,9 @@ def test_departures_from_a_protocol_are_named() -> None:
     assert departures(*right, "a") == []
     assert departures(*right, "b") == ["prompts other than those of the reference's prompts.csv"]
     assert departures(*right, None) == ["the images' prompts are unknown"]
+    for key, value in {"eta": 1.0, "vae": "x", "clip_skip": 1, "embeddings": ["x"], "latents": "x.npy"}.items():
+        (step,) = departures("bk_sdm", 30_000, (256, 256), made | {key: value}, facts, metrics, "a")
+        assert key in step
     facts["extractors"]["clip"] = {"architecture": "ViT-L-14", "dtype": "bfloat16"}
     facts["reference"] = {"images": 500, "size": None, "prompts": {"texts_sha256": "a", "seed": 3}}
     found = departures("bk_sdm", 300, (512, 512), made | {"steps": 10}, facts, (*metrics, "cmmd"), "a")

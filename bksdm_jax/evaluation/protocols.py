@@ -31,6 +31,8 @@ SCORING = {
     "mlperf_sd": Scoring(30_000, 512, ("fid_pytorch_fid", "clip_score"), "ViT-H-14", 30_000),
 }
 """By the names of `PROTOCOLS`."""
+_CHANGES = ("eta", "vae", "clip_skip", "embeddings", "latents")
+"""Settings of `launch.sample` that no protocol has; empty or 0 where they change nothing."""
 
 
 def departures(
@@ -65,6 +67,7 @@ def departures(
         for key, value in PROTOCOLS[name].settings.items():
             if settings.get(key) != value:
                 found.append(f"{key} {settings.get(key)!r}, not {value!r}")
+        found += [f"{key} {settings[key]!r}" for key in _CHANGES if settings.get(key)]
         if settings.get("images_per_prompt", 1) != 1:
             found.append(f"{settings['images_per_prompt']} images of each prompt, not 1")
     reference = facts.get("reference") or {}
