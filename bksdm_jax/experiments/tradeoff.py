@@ -79,7 +79,7 @@ def tradeoff(config: TradeoffConfig, workdir: Path) -> Path:
 
     Raises:
         InputError: a setting, model or file can't be used, found before the first image where no weights are needed; or
-            as `sample` and `score`.
+            as `sample` and `score`. Or a model, reference or scoring network has changed since an earlier call.
     """
     models, settings = _models(config), _settings(config)
     texts = [prompt.text for prompt in read_prompts(config.prompts)]
@@ -95,6 +95,7 @@ def tradeoff(config: TradeoffConfig, workdir: Path) -> Path:
         images = _folder(workdir, label, setting)
         sample(_sampling(config, models[label], setting), images)
         score(ScoreConfig(images=str(images), **_fields_of(config, MetricsConfig)), scores)
+    _require_alike(workdir, jobs)
     points = [point for label, setting in jobs for point in _points(config, workdir, label, setting)]
     shown = jobs if len(jobs) <= MOST_MODELS else [(label, _nearest(config, settings)) for label in models]
     folders = [_folder(workdir, label, setting, "_scores") for label, setting in shown]
@@ -191,6 +192,24 @@ def _points(config: TradeoffConfig, workdir: Path, label: str, setting: _Setting
     for x_name, x in places.items():
         for metric, entry in found.items():
             yield Point(label, x_name, x, metric, entry.value, entry.low, entry.high)
+
+
+def _require_alike(workdir: Path, jobs: Sequence[tuple[str, _Setting]]) -> None:
+    """Raises `InputError` if points of a curve are by other files than those before."""
+    known: dict[tuple[str, str], tuple[Any, Path]] = {}
+    for label, setting in jobs:
+        images, scores = _folder(workdir, label, setting), _folder(workdir, label, setting, "_scores")
+        facts = read_scores(scores).facts
+        found = {("", key): value for key, value in facts.items() if key.endswith("sha256")}
+        if (images / "config.json").is_file():
+            found[label, "model_sha256"] = read_json(images / "config.json", MOST_READ).get("model_sha256")
+        for (owner, key), value in found.items():
+            former, folder = known.setdefault((owner, key), (value, scores))
+            if value != former:
+                raise InputError(
+                    f"{scores / SCORES}: {f'{owner}: ' if owner else ''}{key} isn't that of {folder}, since a file has "
+                    "changed in between; choose another workdir, or delete the folders of earlier points"
+                )
 
 
 def _nearest(config: TradeoffConfig, settings: Sequence[_Setting]) -> _Setting:
