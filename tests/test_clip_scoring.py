@@ -234,8 +234,11 @@ def test_enlarged_images_are_bounded() -> None:
 def test_normalisation_is_that_of_the_files(folder: Path, variant: str) -> None:
     assert (load_clip(folder).mean, load_clip(folder).std) == (MEAN, STD)
     file = folder / "preprocessor_config.json"
+    before = clip_extractor(load_clip(folder), "open_clip").facts
     file.write_text(json.dumps({"image_mean": [0.5, 0.4, 0.3], "image_std": [0.5, 0.5, 0.5]}))
     assert load_clip(folder).mean == (0.5, 0.4, 0.3)
+    after = clip_extractor(load_clip(folder), "open_clip").facts  # by which features in a cache are known
+    assert {key for key in before if before[key] != after[key]} == {"config_sha256"}
     file.write_text(json.dumps({"image_std": [0.5, 0.5, 0]}))
     with pytest.raises(InputError, match=r"preprocessor_config\.json: std"):
         load_clip(folder)

@@ -71,7 +71,13 @@ def clip_extractor(loaded: LoadedCLIP, preprocess: str, dtype: str = "float32") 
         text=text,
         dtype=dtype,
         facts=weights_facts(
-            loaded.name, loaded.files, preprocess, dtype, architecture=_architecture(loaded.config), width=width
+            loaded.name,
+            loaded.files,
+            (loaded.config, means),
+            preprocess,
+            dtype,
+            architecture=_architecture(loaded.config),
+            width=width,
         ),
     )
 
