@@ -95,6 +95,11 @@ def test_every_setting_is_made_once(fakes: Fakes, config: TradeoffConfig, tmp_pa
         assert len(list(csv.DictReader(file))) == 6
 
 
+def test_close_settings_have_folders_of_their_own(fakes: Fakes, config: TradeoffConfig, tmp_path: Path) -> None:
+    tradeoff(dataclasses.replace(config, over_guidance=(7.1234561, 7.1234564), over_steps=()), tmp_path / "out")
+    assert len(fakes.sampled) == 4
+
+
 def test_an_interrupted_run_goes_on_and_takes_more(fakes: Fakes, config: TradeoffConfig, tmp_path: Path) -> None:
     fakes.fails_at = 2
     with pytest.raises(InputError, match="full"):

@@ -66,8 +66,12 @@ class _Setting(NamedTuple):
     steps: int
 
     @property
+    def scale(self) -> str:
+        return repr(self.guidance).removesuffix(".0")
+
+    @property
     def name(self) -> str:
-        return f"guidance_{self.guidance:g}_steps_{self.steps}"
+        return f"guidance_{self.scale}_steps_{self.steps}"
 
 
 def tradeoff(config: TradeoffConfig, workdir: Path) -> Path:
@@ -99,7 +103,7 @@ def tradeoff(config: TradeoffConfig, workdir: Path) -> Path:
     points = [point for label, setting in jobs for point in _points(config, workdir, label, setting)]
     shown = jobs if len(jobs) <= MOST_MODELS else [(label, _nearest(config, settings)) for label in models]
     folders = [_folder(workdir, label, setting, "_scores") for label, setting in shown]
-    names = [f"{label}, guidance {setting.guidance:g}, {setting.steps} steps" for label, setting in shown]
+    names = [f"{label}, guidance {setting.scale}, {setting.steps} steps" for label, setting in shown]
     return write_score_page(folders, workdir, names, config.columns, False, points)
 
 
