@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from bksdm_jax.base.errors import InputError
+from bksdm_jax.base.files import read_json, write_json
 from bksdm_jax.metrics.attributes import attribute_score, attribute_scores, unreadable_share
 from bksdm_jax.metrics.extractor import Extractor, exact
 from bksdm_jax.metrics.gather import Pass
@@ -123,6 +124,17 @@ def test_rows_after_unreadable_images_are_dropped_if_not_committed(tmp_path: Pat
     assert again.done == 2
     again.add(np.full((2, 3), 9, np.float32))
     np.testing.assert_array_equal(again.read(), np.full((2, 3), 9))
+
+
+@pytest.mark.parametrize("key", ["skipped", "layout", "done"])
+def test_progress_without_a_key_begins_anew(key: str, tmp_path: Path) -> None:
+    store = FeatureStore(tmp_path, True, {})
+    store.add(np.zeros((2, 3), np.float32))
+    store.commit()
+    progress = read_json(tmp_path / "progress.json")
+    del progress[key]
+    write_json(tmp_path / "progress.json", progress)
+    assert FeatureStore(tmp_path, True, {}).done == 0
 
 
 def test_a_shortened_file_of_features_is_told(tmp_path: Path) -> None:

@@ -91,7 +91,8 @@ class FeatureStore:
             return None
         with contextlib.suppress(InputError, KeyError, TypeError):
             progress = read_json(path)
-            return progress if progress["record"] == self._record and progress["done"] >= 0 else None
+            whole = {"skipped", "layout"} <= progress.keys()
+            return progress if whole and progress["record"] == self._record and progress["done"] >= 0 else None
         return None
 
     def _resume(self, progress: Mapping[str, Any]) -> None:
