@@ -128,3 +128,34 @@ def test_images_are_as_stored_whatever_their_orientation(tmp_path: Path) -> None
     wanted = io.BytesIO()
     picture.resize((4, 4)).save(wanted, "JPEG")
     assert (tmp_path / "made" / "a.jpg").read_bytes() == wanted.getvalue()
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_a_reference_of_several_sizes_is_refused_whatever_the_batches(
+    batch_size: int,
+    calls: Calls,  # noqa: F811
+    folders: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Eight of one size, then eight of another: a call of eight devices sees one size."""
+    whole = calls.extractor("inception_pytorch_fid")
+    facts = {**whole.facts, "resize": "pytorch_fid"}
+    same = dataclasses.replace(whole, prepare=lambda image: image, facts=facts)
+    monkeypatch.setitem(scoring.EXTRACTORS, "inception_pytorch_fid", lambda config: same)
+    for number, size in enumerate(((8, 8), (8, 9))):
+        write_images(folders / "mixed" / f"{number}", 8, size=size)
+    own = config(folders, ["fid_pytorch_fid"], reference=str(folders / "mixed"), scoring_batch_size=batch_size)
+    with pytest.raises(InputError, match=r"reference.*mixed"):
+        score(own, folders / "out")
+
+
+def test_a_table_of_another_folder_does_not_caption_images(tmp_path: Path) -> None:
+    for name in ("train", "val", "train_256"):
+        write_images(tmp_path / name, 3)
+    write_table(tmp_path / "metadata.csv", ("file_name", "text"), [(f"train/{i:06d}.png", f"{i}") for i in range(3)])
+    for name in ("train", "train_256"):
+        assert open_images(tmp_path / name, "images", named=True).captions == ("0", "1", "2")
+    with pytest.raises(InputError, match="val"):
+        open_images(tmp_path / "val", "images", named=True)
+    given = str(tmp_path / "metadata.csv")
+    assert open_images(tmp_path / "val", "images", captions=given, named=True).captions == ("0", "1", "2")

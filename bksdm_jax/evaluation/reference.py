@@ -22,6 +22,7 @@ from bksdm_jax.metrics.config import FEWEST, MetricsConfig
 from bksdm_jax.metrics.extractor import images_per_call
 from bksdm_jax.metrics.frechet import make_normal
 from bksdm_jax.metrics.gather import Extracts, Features, Pass
+from bksdm_jax.metrics.inception import ONE_SIZE
 from bksdm_jax.metrics.statistics_file import read_statistics
 from bksdm_jax.metrics.store import Need
 from bksdm_jax.metrics.table import METRICS
@@ -119,6 +120,12 @@ def gather_reference(
     images = open_images(path, "reference", subjects=subjects, one_size=False)
     if images.unreadable:
         raise InputError(f"{images.paths[images.unreadable[0]]}: not a readable image; a reference must be whole")
+    for name in sorted({need.extractor for need in needs}) if images.size is None else ():
+        if (resize := extractors[name]().facts["resize"]) in ONE_SIZE:
+            raise InputError(
+                f"reference: {path} has images of several sizes, and the resize of {resize} takes one; make them the "
+                "same first, as launch.reference does"
+            )
     return _gather(config, needs, extractors, images, _prompts_beside(images))
 
 
