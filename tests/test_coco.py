@@ -14,6 +14,7 @@ from PIL import Image
 
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.files import file_sha256, read_json
+from bksdm_jax.base.locks import locked
 from bksdm_jax.data.coco import choose_prompts, read_coco, read_prompt_list
 from bksdm_jax.data.tables import read_prompts, texts_sha256
 from bksdm_jax.evaluation import squash
@@ -312,6 +313,13 @@ def test_an_interrupted_run_continues(coco: Path, tmp_path: Path, monkeypatch: p
     (out / "images" / "more.jpg").write_bytes(b"")
     with pytest.raises(InputError, match=r"more\.jpg"):
         make_reference(settings(coco), out)
+
+
+def test_two_programs_do_not_share_a_workdir(coco: Path, tmp_path: Path) -> None:
+    first = make_reference(settings(coco), tmp_path / "out")
+    with locked(tmp_path / "out"), pytest.raises(InputError, match=r"out.*in use"):
+        make_reference(settings(coco), tmp_path / "out")
+    assert make_reference(settings(coco), tmp_path / "out") == first
 
 
 def test_images_that_cant_be_read_are_counted(coco: Path, tmp_path: Path) -> None:
