@@ -21,6 +21,7 @@ def sampled(tmp_path: Path) -> Path:
         write_table(folder / "metadata.csv", ("file_name", "text"), [(f"images/{i:06d}.png", f"{i}") for i in range(4)])
         write_json(folder / "timing.json", {"seconds_per_image": seed})
     settings = {"model": "/the/first", "beside": ["the/second", "the/third"], "guidance_scale": 7.5, "protocol": ""}
+    settings |= {"deep_cache": 3, "vae": "the/vae"}
     write_json(workdir / "config.json", settings)
     return workdir
 
@@ -45,6 +46,7 @@ def test_scores_name_the_model_that_made_the_images(
     found = score(ScoreConfig(images=str(sampled / folder), metrics=("clip_score",)), tmp_path / "out")
     assert found["images"] == 4
     assert (found["model"]["name"], found["model"]["seconds_per_image"]) == (model, seconds)
+    assert [found["model"]["settings"][key] for key in ("deep_cache", "vae")] == [3, "the/vae"]
 
 
 def test_other_images_in_a_workdir_are_of_unknown_settings(calls: Calls, sampled: Path, tmp_path: Path) -> None:  # noqa: F811

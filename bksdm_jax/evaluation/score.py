@@ -26,7 +26,11 @@ from bksdm_jax.pipelines.load import find_model
 from bksdm_jax.sampling.protocols import PROTOCOLS
 
 SCORES = "scores.json"
-_SETTINGS = ("sampler", "steps", "guidance_scale", "seed", "resolution", "dtype", "protocol")
+_SETTINGS = (
+    *("sampler", "steps", "guidance_scale", "guidance_rescale", "negative_prompt", "eta", "seed", "latents"),
+    *("resolution", "height", "width", "format", "dtype", "protocol"),
+    *("teacher", "switch_at", "deep_cache", "deep_cache_cut", "vae", "clip_skip", "embeddings"),
+)
 
 
 def score(config: ScoreConfig, workdir: Path) -> dict[str, Any]:
@@ -202,7 +206,7 @@ def model_facts(place: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
             facts["seconds_per_image"] = read_json(folder / "timing.json").get("seconds_per_image")
             break
     try:
-        unet = find_model(settings["model"]).architectures.denoiser
+        unet = find_model(settings["model"], networks=()).architectures.denoiser
     except InputError:  # it may have been moved since
         return facts
     cost = unet_cost(unet, unet.sample_size or 64).values()
