@@ -220,6 +220,12 @@ def test_lists_that_cant_be_used(text: str, facts: tuple[str, ...], coco: Path, 
     assert "\n" not in str(error.value)
 
 
+def test_blank_captions_of_a_list_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("file_name,text\na.jpg,a cat\nb.jpg, \n")
+    with pytest.raises(InputError, match=r"list\.csv: row 2"):
+        read_prompt_list(tmp_path / "list.csv", None)
+
+
 def _set(where: str, number: int, key: str, value: object) -> Callable[[dict[str, Any]], None]:
     return lambda found: found[where][number].__setitem__(key, value)
 
