@@ -26,7 +26,7 @@ VARIANTS = {
     "mlperf_sd": {
         "metrics": SCORING["mlperf_sd"].metrics,
         "protocol": "mlperf_sd",
-        "clip": "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
+        "clip": SCORING["mlperf_sd"].clip_weights,
     },
     "modern": {"metrics": ("cmmd", "fd_dinov2", "manifolds_dinov2")},
     "subjects": {"metrics": ("dino", "clip_i", "clip_t")},

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 from transformers import CLIPConfig, CLIPModel
@@ -15,7 +16,7 @@ from bksdm_jax.formats.clip_json import clip_from_transformers
 from bksdm_jax.formats.open_clip import clip_from_open_clip, infer_open_clip
 from bksdm_jax.metrics.captions import clean_caption
 from bksdm_jax.metrics.clip import clip_extractor
-from bksdm_jax.metrics.crops import short_side_crop, squash_aliased
+from bksdm_jax.metrics.crops import short_side_crop, square_crop
 from bksdm_jax.models.clip_pair import CLIP
 from bksdm_jax.pipelines.clip_folder import MEAN, STD, LoadedCLIP, clip_files, load_clip
 from bksdm_jax.pipelines.tokenizer import write_tokenizer
@@ -124,8 +125,8 @@ def test_scores_are_those_of_transformers(variant: str, theirs: CLIPModel, folde
     assert half["image"].dtype == np.float32
     np.testing.assert_allclose(half["clip_cosine"], cosines, atol=0.05)
     assert not np.array_equal(half["image"], found["image"])
-    aliased = clip_extractor(loaded, "squash")(images, batch_size=1)["image"]
-    assert np.abs(aliased - found["image"]).max() > 1e-3
+    cropped = clip_extractor(loaded, "cmmd")(images, batch_size=1)["image"]
+    assert np.abs(cropped - found["image"]).max() > 1e-3
 
 
 def test_every_layout_holds_the_same(variant: str, theirs: CLIPModel, folder: Path, tmp_path: Path) -> None:
@@ -212,12 +213,20 @@ def test_captions_are_cleaned_as_by_openclip(caption: str, cleaned: str) -> None
     assert clean_caption(caption) == cleaned
 
 
-def test_squashing_is_pytorchs_bicubic() -> None:
-    image = np.random.default_rng().integers(0, 256, (70, 41, 3), np.uint8)
-    for size in (33, 96):
-        x = torch.from_numpy(image.astype(np.float32).transpose(2, 0, 1))[None]
-        theirs = functional.interpolate(x, size=(size, size), mode="bicubic")[0].numpy().transpose(1, 2, 0)
-        require_close(squash_aliased(image, size), theirs, 1e-6)
+@pytest.mark.parametrize("size", [(70, 41), (40, 75), (64, 64)])
+def test_images_for_cmmd_are_those_of_its_authors(size: tuple[int, int]) -> None:
+    """Cropped and resized by Pillow, then by PyTorch's bicubic, which changes nothing."""
+    image = np.random.default_rng().integers(0, 256, (*size, 3), np.uint8)
+    picture = Image.fromarray(image)
+    side = min(size)
+    left, top = (picture.width - side) // 2, (picture.height - side) // 2
+    cropped = picture.crop((left, top, left + side, top + side)).resize((33, 33), Image.Resampling.BICUBIC)
+    x = torch.from_numpy(np.asarray(cropped, np.float32).transpose(2, 0, 1))[None] / 255
+    theirs = functional.interpolate(x, size=(33, 33), mode="bicubic")[0].numpy().transpose(1, 2, 0)
+    require_close(square_crop(image, 33).astype(np.float32) / 255, theirs, 1e-6)
+
+
+def test_enlarged_images_are_bounded() -> None:
     with pytest.raises(InputError, match="90000 x 1"):
         short_side_crop(np.zeros((1, 90_000, 3), np.uint8), 224, 224)
 
@@ -225,8 +234,11 @@ def test_squashing_is_pytorchs_bicubic() -> None:
 def test_normalisation_is_that_of_the_files(folder: Path, variant: str) -> None:
     assert (load_clip(folder).mean, load_clip(folder).std) == (MEAN, STD)
     file = folder / "preprocessor_config.json"
+    before = clip_extractor(load_clip(folder), "open_clip").facts
     file.write_text(json.dumps({"image_mean": [0.5, 0.4, 0.3], "image_std": [0.5, 0.5, 0.5]}))
     assert load_clip(folder).mean == (0.5, 0.4, 0.3)
+    after = clip_extractor(load_clip(folder), "open_clip").facts  # by which features in a cache are known
+    assert {key for key in before if before[key] != after[key]} == {"config_sha256"}
     file.write_text(json.dumps({"image_std": [0.5, 0.5, 0]}))
     with pytest.raises(InputError, match=r"preprocessor_config\.json: std"):
         load_clip(folder)

@@ -14,6 +14,7 @@ from PIL import Image
 
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.files import file_sha256, read_json
+from bksdm_jax.base.locks import locked
 from bksdm_jax.data.coco import choose_prompts, read_coco, read_prompt_list
 from bksdm_jax.data.tables import read_prompts, texts_sha256
 from bksdm_jax.evaluation import squash
@@ -91,6 +92,7 @@ def test_the_protocols_are_the_same_in_both_tables() -> None:
         assert SCORING[name].size == (protocol.resized or protocol.settings["resolution"]), name
     mlperf = PROTOCOLS["mlperf_sd"].settings
     assert [mlperf[key] for key in ("sampler", "steps", "guidance_scale", "resolution")] == ["ddim", 50, 8.0, 512]
+    assert mlperf["format"] == "png"  # its images are scored without a file
 
 
 def chosen(count: int, seed: int) -> list[tuple[str, str]]:
@@ -218,6 +220,12 @@ def test_lists_that_cant_be_used(text: str, facts: tuple[str, ...], coco: Path, 
     assert "\n" not in str(error.value)
 
 
+def test_blank_captions_of_a_list_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("file_name,text\na.jpg,a cat\nb.jpg, \n")
+    with pytest.raises(InputError, match=r"list\.csv: row 2"):
+        read_prompt_list(tmp_path / "list.csv", None)
+
+
 def _set(where: str, number: int, key: str, value: object) -> Callable[[dict[str, Any]], None]:
     return lambda found: found[where][number].__setitem__(key, value)
 
@@ -311,6 +319,13 @@ def test_an_interrupted_run_continues(coco: Path, tmp_path: Path, monkeypatch: p
     (out / "images" / "more.jpg").write_bytes(b"")
     with pytest.raises(InputError, match=r"more\.jpg"):
         make_reference(settings(coco), out)
+
+
+def test_two_programs_do_not_share_a_workdir(coco: Path, tmp_path: Path) -> None:
+    first = make_reference(settings(coco), tmp_path / "out")
+    with locked(tmp_path / "out"), pytest.raises(InputError, match=r"out.*in use"):
+        make_reference(settings(coco), tmp_path / "out")
+    assert make_reference(settings(coco), tmp_path / "out") == first
 
 
 def test_images_that_cant_be_read_are_counted(coco: Path, tmp_path: Path) -> None:

@@ -8,9 +8,12 @@ from xml.etree import ElementTree
 import pytest
 
 from bksdm_jax.base.errors import InputError
+from bksdm_jax.metrics.table import METRICS
 from bksdm_jax.reports.curves import Point, figures_of, read_points
 from bksdm_jax.reports.figures import PlottedCurve, curve_plot
 from bksdm_jax.reports.published import published_points
+from bksdm_jax.reports.score_curves import points_over_updates
+from bksdm_jax.reports.score_tables import better
 
 HOSTILE = "</span><script>throw 'run'</script> \"quoted' $x$ {{ 7 * 7 }}"
 
@@ -49,3 +52,17 @@ def test_labels_of_curves_are_text() -> None:
     drawn = curve_plot([PlottedCurve(f"_{HOSTILE}\x07", [1, 2], [1, 2], [0.5, None], [2, None])], "x", "y", "dark")
     texts = [element.text or "" for element in ElementTree.fromstring(drawn).iter("{http://www.w3.org/2000/svg}text")]
     assert any(f"_{HOSTILE}"[:58] in text for text in texts)
+
+
+@pytest.mark.parametrize("text", ["step,fid\n1,x\n", "fid\n1\n", "step,fid\nx,1\n"])
+def test_damaged_tables_of_scores_are_one_line(text: str, tmp_path: Path) -> None:
+    (tmp_path / "scores.csv").write_text(text)
+    with pytest.raises(InputError, match=r"scores\.csv"):
+        points_over_updates(tmp_path / "scores.csv", "run")
+
+
+def test_every_score_says_which_way_is_better() -> None:
+    names = {name: metric.better for name, metric in METRICS.items() if not name.startswith("manifolds_")}
+    likeness = ("precision", "recall", "density", "coverage")
+    names |= {f"{name}_{network}": "higher" for name in likeness for network in ("inception", "dinov2")}
+    assert {name: better(name) for name in names} == names

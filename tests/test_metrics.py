@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from bksdm_jax.base.errors import InputError
+from bksdm_jax.base.files import read_json, write_json
 from bksdm_jax.metrics.attributes import attribute_score, attribute_scores, unreadable_share
 from bksdm_jax.metrics.extractor import Extractor, exact
 from bksdm_jax.metrics.gather import Pass
 from bksdm_jax.metrics.shapes_reader import ShapesReader
-from bksdm_jax.metrics.store import Need
+from bksdm_jax.metrics.store import FeatureStore, Need
 from bksdm_jax.metrics.table import METRICS
 from bksdm_jax.shapes.codes import decode, encode
 from bksdm_jax.shapes.reader import read_scene
@@ -112,6 +113,28 @@ def test_features_behind_others_are_completed(tmp_path: Path) -> None:
     assert both.read()[SUMMED].count == len(both.read()[KEPT]) == 7
     np.testing.assert_allclose(both.read()[KEPT].mean(axis=0), both.read()[SUMMED].mean, rtol=1e-6)
     assert (both.done, both.skipped) == (10, [2, 5, 9])
+
+
+def test_rows_after_unreadable_images_are_dropped_if_not_committed(tmp_path: Path) -> None:
+    store = FeatureStore(tmp_path, True, {})
+    store.add(np.zeros((0,)), [0, 1])
+    store.commit()
+    store.add(np.full((2, 3), 7, np.float32))
+    again = FeatureStore(tmp_path, True, {})
+    assert again.done == 2
+    again.add(np.full((2, 3), 9, np.float32))
+    np.testing.assert_array_equal(again.read(), np.full((2, 3), 9))
+
+
+@pytest.mark.parametrize("key", ["skipped", "layout", "done"])
+def test_progress_without_a_key_begins_anew(key: str, tmp_path: Path) -> None:
+    store = FeatureStore(tmp_path, True, {})
+    store.add(np.zeros((2, 3), np.float32))
+    store.commit()
+    progress = read_json(tmp_path / "progress.json")
+    del progress[key]
+    write_json(tmp_path / "progress.json", progress)
+    assert FeatureStore(tmp_path, True, {}).done == 0
 
 
 def test_a_shortened_file_of_features_is_told(tmp_path: Path) -> None:

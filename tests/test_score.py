@@ -19,6 +19,7 @@ from bksdm_jax.evaluation.score import score, score_table
 from bksdm_jax.metrics.config import MetricsConfig
 from bksdm_jax.metrics.extractor import Extractor
 from bksdm_jax.metrics.statistics_file import Statistics, write_statistics
+from bksdm_jax.pipelines.inception_file import SHA256
 from bksdm_jax.sampling.config import SampleConfig
 from bksdm_jax.sampling.protocols import PROTOCOLS
 from bksdm_jax.sampling.run import sample
@@ -201,7 +202,10 @@ def test_both_tables_have_the_protocols() -> None:
 def test_departures_from_a_protocol_are_named() -> None:
     facts = {
         "reference": {"images": 40_504, "size": [256, 256], "prompts": {"texts_sha256": "a", "seed": None}},
-        "extractors": {"clip": {"architecture": "ViT-g-14", "dtype": "float32"}},
+        "extractors": {
+            "clip": {"architecture": "ViT-g-14", "dtype": "float32", "weights": "/x/CLIP-ViT-g-14-laion2B-s34B-b88K"},
+            "inception_pytorch_fid": {"sha256": SHA256},
+        },
     }
     made = dict(PROTOCOLS["bk_sdm"].settings)
     metrics = SCORING["bk_sdm"].metrics
@@ -209,7 +213,17 @@ def test_departures_from_a_protocol_are_named() -> None:
     assert departures(*right, "a") == []
     assert departures(*right, "b") == ["prompts other than those of the reference's prompts.csv"]
     assert departures(*right, None) == ["the images' prompts are unknown"]
-    facts["extractors"]["clip"] = {"architecture": "ViT-L-14", "dtype": "bfloat16"}
+    for key, value in {"eta": 1.0, "vae": "x", "clip_skip": 1, "embeddings": ["x"], "latents": "x.npy"}.items():
+        (step,) = departures("bk_sdm", 30_000, (256, 256), made | {key: value}, facts, metrics, "a")
+        assert key in step
+    for name, key, value in (
+        ("clip", "weights", "laion/CLIP-ViT-g-14-laion2B-s12B-b42K"),
+        ("inception_pytorch_fid", "sha256", "0" * 64),
+    ):
+        others = facts["extractors"] | {name: facts["extractors"][name] | {key: value}}
+        (step,) = departures("bk_sdm", 30_000, (256, 256), made, facts | {"extractors": others}, metrics, "a")
+        assert value[:8] in step
+    facts["extractors"]["clip"] = {"architecture": "ViT-L-14", "dtype": "bfloat16", "weights": "x"}
     facts["reference"] = {"images": 500, "size": None, "prompts": {"texts_sha256": "a", "seed": 3}}
     found = departures("bk_sdm", 300, (512, 512), made | {"steps": 10}, facts, (*metrics, "cmmd"), "a")
     words = ("300 images", "512 x 512", "steps 10", "500", "several sizes", "ViT-L-14", "bfloat16", "cmmd", "seed 3")

@@ -223,6 +223,7 @@ def test_a_report_is_made_again(folders: list[Path], tmp_path: Path) -> None:
         ('{"images": 3, "clip_score_shapes": {"value": 1}}', "scores is None"),
         ('{"scores": {"fid_clean": {"value": "x"}}}', "scores.fid_clean"),
         ('{"scores": {"fid_clean": {"value": NaN}}}', "scores.fid_clean"),
+        (f'{{"scores": {{"fid_clean": {{"value": 1{"0" * 400}}}}}}}', "scores.fid_clean"),
     ],
 )
 def test_what_is_no_file_of_scores_is_refused(tmp_path: Path, content: str | None, named: str) -> None:

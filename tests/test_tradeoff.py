@@ -25,12 +25,14 @@ class Fakes:
         self.sampled: list[tuple[str, float, int]] = []
         self.scored: list[str] = []
         self.fails_at = 0
+        self.reference, self.weights = "a", "a"
 
     def sample(self, config: SampleConfig, folder: Path) -> int:
         if self.fails_at and len(self.sampled) == self.fails_at:
             raise InputError("full")
         self.sampled.append((Path(config.model).name, config.guidance_scale, config.steps))
         (folder / "images").mkdir(parents=True, exist_ok=True)
+        write_json(folder / "config.json", {"model_sha256": {"unet": self.weights}})
         return 2
 
     def score(self, config: ScoreConfig, folder: Path) -> None:
@@ -40,6 +42,7 @@ class Fakes:
         entries = {name: {"value": value, "low": None, "high": None} for name, value in scores.items()}
         folder.mkdir(parents=True)
         found = {"scores": entries, "images": 2, "model": {"name": model}, "metrics": list(config.metrics)}
+        found["reference"] = {"sha256": self.reference}
         write_json(folder / "scores.json", found)
 
 
@@ -92,6 +95,11 @@ def test_every_setting_is_made_once(fakes: Fakes, config: TradeoffConfig, tmp_pa
         assert len(list(csv.DictReader(file))) == 6
 
 
+def test_close_settings_have_folders_of_their_own(fakes: Fakes, config: TradeoffConfig, tmp_path: Path) -> None:
+    tradeoff(dataclasses.replace(config, over_guidance=(7.1234561, 7.1234564), over_steps=()), tmp_path / "out")
+    assert len(fakes.sampled) == 4
+
+
 def test_an_interrupted_run_goes_on_and_takes_more(fakes: Fakes, config: TradeoffConfig, tmp_path: Path) -> None:
     fakes.fails_at = 2
     with pytest.raises(InputError, match="full"):
@@ -129,6 +137,7 @@ def test_a_page_with_too_many_rows_keeps_all_points(fakes: Fakes, config: Tradeo
         ({"prompts": "/no/such.txt"}, "/no/such.txt"),
         ({"sampler": "magic"}, "'magic'"),
         ({"columns": 65}, "columns"),
+        ({"metrics": ("kid_clean",)}, "prompts.*kid_clean.*1000"),
     ],
 )
 def test_what_cannot_be_used_is_told_first(
@@ -151,6 +160,18 @@ def test_another_model_or_other_prompts_need_another_folder(
     (tmp_path / "prompts.txt").write_text("a red cat\na green cup\n")
     with pytest.raises(InputError, match=r"config\.json: .*texts\.1"):
         tradeoff(labelled, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"), [("reference", r"reference\.sha256"), ("weights", "micro_a.*model_sha256")]
+)
+def test_points_by_other_files_do_not_make_a_curve(
+    changed: str, named: str, fakes: Fakes, config: TradeoffConfig, tmp_path: Path
+) -> None:
+    tradeoff(config, tmp_path / "out")
+    setattr(fakes, changed, "b")
+    with pytest.raises(InputError, match=rf"guidance_9_steps_25.*{named}"):
+        tradeoff(dataclasses.replace(config, over_guidance=(2.0, 7.5, 9.0)), tmp_path / "out")
 
 
 def test_variants() -> None:

@@ -134,7 +134,7 @@ def test_extractor_prepares_and_computes_in_both_dtypes(preprocess: str, tmp_pat
     half = vit_extractor(load_vit(tmp_path), preprocess, "bfloat16")(images, batch_size=1)["cls"]
     assert half.dtype == jax.numpy.bfloat16
     require_close(half.astype(np.float32), found, 0.1)
-    assert extractor.facts.keys() == {"weights", "sha256", "resize", "dtype", "width"}
+    assert extractor.facts.keys() == {"weights", "sha256", "config_sha256", "resize", "dtype", "width"}
     if preprocess == "dgm_eval":
         np.testing.assert_array_equal(extractor.prepare(images[0]), squash(images[0], 224))
 

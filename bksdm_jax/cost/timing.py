@@ -53,14 +53,16 @@ def time_calls(what: str, build: Callable[[], Callable[[], Any]], repeats: int) 
 def arbitrary_weights(shapes: Any, dtype: np.dtype) -> Any:
     """Quickly generated weights for a tree of shapes: normal, scaled so that activations stay in range.
 
-    Not zeros, on which GPUs run faster than on real weights.
+    Leaves named `var` are variances and so above 0. Not zeros, on which GPUs run faster than on real weights.
     """
     count = 2**20 - 3  # not a power of two, so that rows don't repeat
     noise = np.random.default_rng(0).standard_normal(count, np.float32)
 
-    def fill(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+    def fill(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> np.ndarray:
         scale = 1 / np.sqrt(max(np.prod(leaf.shape[:-1]), 1)) if len(leaf.shape) > 1 else 0.1
         array = np.resize(noise, leaf.shape) * np.float32(scale)
+        if getattr(path[-1] if path else None, "key", "") == "var":
+            array = np.exp(array)
         return array.astype(dtype if len(leaf.shape) > 1 else np.float32)
 
-    return jax.tree.map(fill, shapes)
+    return jax.tree.map_with_path(fill, shapes)

@@ -103,7 +103,11 @@ def read_prompt_list(path: Path, coco: Coco | None) -> list[Prompt]:
         InputError: the list can't be read, has a blank caption, or an `image_id` that `coco` doesn't know.
     """
     if path.suffix.lower() != ".tsv":
-        return read_prompts(path)
+        prompts = read_prompts(path)
+        for number, prompt in enumerate(prompts, start=1):
+            if not prompt.text.strip():
+                raise InputError(f"{path}: row {number} has no caption; expected one in each row")
+        return prompts
     prompts = []
     rows = read_table(local_path("prompts", path), ("caption",), ("file_name", "image_id"), delimiter="\t")
     for number, row in enumerate(rows, start=1):

@@ -44,13 +44,14 @@ def open_image(data: bytes, most_pixels: int = MOST_PIXELS) -> ImageFile.ImageFi
     return image
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Decodes an image to upright 8-bit RGB: applies its EXIF rotation and drops transparency.
+def to_rgb(image: Image.Image, upright: bool = True) -> Image.Image:
+    """Decodes an image to 8-bit RGB: drops transparency and, if `upright`, applies its EXIF rotation.
 
     Raises `ValueError` if it is damaged or has 32-bit pixels, whose range is unknown.
     """
     try:
-        image = image if is_upright(image) else ImageOps.exif_transpose(image)
+        if upright and not is_upright(image):
+            image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I;16"):  # Pillow's own conversion clips at 255
             image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
         if image.mode in ("I", "F"):

@@ -4,6 +4,7 @@ import concurrent.futures
 import dataclasses
 import hashlib
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -73,8 +74,8 @@ def open_images(
     """Lists a folder's images and looks at every file's header.
 
     Where the folder, or the one above it, has a `metadata.csv` that names the images by `file_name`, the images are
-    those of the table; else all in the folder or, if there are none, in its sub-folders. Hidden files are ignored,
-    others that aren't among the images are passed over with a warning.
+    those of the table; else all in the folder or, if there are none, in its sub-folders. Hidden files and folders are
+    ignored, others that aren't among the images are passed over with a warning.
 
     Args:
         folder: of the images.
@@ -95,7 +96,8 @@ def open_images(
         paths, rows = _all_images(folder), None
     else:
         rows = read_table(table, ("file_name",), ("text", "subject"))
-        paths = [_listed(folder, table, number, row["file_name"]) for number, row in enumerate(rows, start=1)]
+        names = [row["file_name"] for row in rows]
+        paths = [_listed(folder, table, i, name, bool(captions)) for i, name in enumerate(names, start=1)]
     if len(paths) < FEWEST:
         raise InputError(f"{key}: {folder} has {len(paths)} image(s); expected at least {FEWEST}")
     order = sorted(range(len(paths)), key=lambda i: paths[i].relative_to(folder).as_posix())
@@ -143,17 +145,27 @@ def _table(folder: Path) -> Path | None:
         return folder / TABLE
     above = folder.parent / TABLE
     if above.is_file():
-        names = {Path(row["file_name"]).name for row in read_table(above, ("file_name",))}
+        names = [Path(row["file_name"]) for row in read_table(above, ("file_name",))]
+        names = {name.name for name in names if _is_for(name, folder)}
         if any(path.name in names for path in folder.iterdir()):
             return above
     return None
 
 
-def _listed(folder: Path, table: Path, number: int, name: str) -> Path:
-    """An image of a table: relative to the table's folder, or in `folder` by its name alone."""
+def _is_for(name: Path, folder: Path) -> bool:
+    """Whether a name in a table above the folder is of an image in it, or in the folder of which it is a resized copy.
+
+    As in `images_256`, whose table names `images/000000.png`.
+    """
+    parent = re.escape(name.parent.name)
+    return not parent or re.fullmatch(rf"{parent}(_\d+)?", folder.absolute().name) is not None
+
+
+def _listed(folder: Path, table: Path, number: int, name: str, given: bool) -> Path:
+    """An image of a table: relative to the folder, or in it by its name alone; `given`: whatever folder is named."""
     own = Path(name)
     if not own.is_absolute() and ".." not in own.parts and own.name:
-        for path in (folder / own, folder / own.name):
+        for path in (folder / own, *([folder / own.name] if given or _is_for(own, folder) else [])):
             try:
                 if path.is_file():
                     return path
@@ -165,14 +177,19 @@ def _listed(folder: Path, table: Path, number: int, name: str) -> Path:
 def _all_images(folder: Path) -> list[Path]:
     """The images of a folder, or if it has none, of its sub-folders."""
     for pattern in ("*", "*/*"):
-        found = [path for path in folder.glob(pattern) if _is_image(path)]
+        found = [path for path in folder.glob(pattern) if _is_image(path) and not _is_hidden(path.relative_to(folder))]
         if found:
             return found
     return []
 
 
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in ENDINGS and not path.name.startswith(".") and path.is_file()
+    return path.suffix.lower() in ENDINGS and path.is_file()
+
+
+def _is_hidden(path: Path) -> bool:
+    """Whether the file or a folder that it is in has a hidden name."""
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _tell_others(folder: Path, paths: Sequence[Path]) -> None:
@@ -221,7 +238,8 @@ def _header(path: Path) -> tuple[str, tuple[int, int] | None]:
 
 def _pixels(path: Path) -> np.ndarray | None:
     try:
-        return np.asarray(to_rgb(open_image(read_bytes(path, MOST_BYTES))))
+        # As stored, since the tools of published scores don't turn images either.
+        return np.asarray(to_rgb(open_image(read_bytes(path, MOST_BYTES)), upright=False))
     except ValueError:
         return None
 

@@ -1,5 +1,6 @@
 """Scores of a model's images straight from the sampler."""
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -8,13 +9,14 @@ import jax
 
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.files import read_json, write_json
+from bksdm_jax.base.locks import locked
 from bksdm_jax.base.paths import MOST_READ
 from bksdm_jax.data.tables import texts_sha256
 from bksdm_jax.evaluation.protocols import SCORING, departures
 from bksdm_jax.evaluation.score import SCORES, model_facts
 from bksdm_jax.evaluation.scorer import Scorer
 from bksdm_jax.metrics.config import MetricsConfig, require_metrics
-from bksdm_jax.metrics.table import METRICS
+from bksdm_jax.metrics.table import METRICS, require_enough
 from bksdm_jax.sampling.config import SampleConfig
 from bksdm_jax.sampling.protocols import resized_to
 from bksdm_jax.sampling.run import Consumer, sample
@@ -43,11 +45,20 @@ def sample_and_score(config: SampleAndScoreConfig, workdir: Path) -> dict[str, A
         InputError: a setting, model, prompt list, file of weights or reference can't be used.
     """
     _require_settings(config)
+    with contextlib.ExitStack() as stack:
+        return _scored(config, workdir, stack)
+
+
+def _scored(config: SampleAndScoreConfig, workdir: Path, stack: contextlib.ExitStack) -> dict[str, Any]:
     scorer: Scorer | None = None
 
     def begin() -> Consumer:
         nonlocal scorer
-        scorer = Scorer(config.score, workdir / "features", {"images": "sampled in this workdir"})
+        texts = read_json(workdir / "config.json", MOST_READ)["texts"]
+        require_enough(config.score, len(texts) * config.images_per_prompt, "prompts")
+        scorer, folder = Scorer(config.score), workdir / "features"
+        stack.enter_context(locked(folder))
+        scorer.restart(folder, {"images": "sampled in this workdir"})
         return scorer
 
     count = sample(config, workdir, begin)

@@ -2,8 +2,10 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from bksdm_jax.pipelines.inception_file import SHA256
 from bksdm_jax.sampling.protocols import PROTOCOLS
 
 
@@ -16,6 +18,7 @@ class Scoring:
         size: height and width in pixels when they are scored, of the reference's images too.
         metrics: the published ones.
         clip: architecture of the CLIP of `clip_score`.
+        clip_weights: its name on the hub.
         reference: number of real images, and what they are.
     """
 
@@ -23,14 +26,31 @@ class Scoring:
     size: int
     metrics: tuple[str, ...]
     clip: str
+    clip_weights: str
     reference: int
 
 
 SCORING = {
-    "bk_sdm": Scoring(30_000, 256, ("fid_pytorch_fid", "inception_score", "clip_score"), "ViT-g-14", 40_504),
-    "mlperf_sd": Scoring(30_000, 512, ("fid_pytorch_fid", "clip_score"), "ViT-H-14", 30_000),
+    "bk_sdm": Scoring(
+        30_000,
+        256,
+        ("fid_pytorch_fid", "inception_score", "clip_score"),
+        "ViT-g-14",
+        "laion/CLIP-ViT-g-14-laion2B-s34B-b88K",
+        40_504,
+    ),
+    "mlperf_sd": Scoring(
+        30_000,
+        512,
+        ("fid_pytorch_fid", "clip_score"),
+        "ViT-H-14",
+        "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
+        30_000,
+    ),
 }
 """By the names of `PROTOCOLS`."""
+_CHANGES = ("eta", "vae", "clip_skip", "embeddings", "latents")
+"""Settings of `launch.sample` that no protocol has; empty or 0 where they change nothing."""
 
 
 def departures(
@@ -65,15 +85,14 @@ def departures(
         for key, value in PROTOCOLS[name].settings.items():
             if settings.get(key) != value:
                 found.append(f"{key} {settings.get(key)!r}, not {value!r}")
+        found += [f"{key} {settings[key]!r}" for key in _CHANGES if settings.get(key)]
         if settings.get("images_per_prompt", 1) != 1:
             found.append(f"{settings['images_per_prompt']} images of each prompt, not 1")
     reference = facts.get("reference") or {}
     if reference:
         found += _of_reference(wanted, reference)
     found += _of_prompts(prompts_sha256, reference.get("prompts"))
-    clip = facts["extractors"].get("clip")
-    if clip and clip.get("architecture") != wanted.clip:
-        found.append(f"CLIP {clip.get('architecture') or 'of unknown architecture'}, not {wanted.clip}")
+    found += _of_networks(wanted, facts["extractors"])
     found += [
         f"{extractor} in {own['dtype']}"
         for extractor, own in facts["extractors"].items()
@@ -82,6 +101,17 @@ def departures(
     others = [metric for metric in metrics if metric not in wanted.metrics]
     if others:
         found.append(f"not among its metrics: {', '.join(others)}")
+    return found
+
+
+def _of_networks(wanted: Scoring, extractors: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    found, clip = [], extractors.get("clip")
+    if clip and clip.get("architecture") != wanted.clip:
+        found.append(f"CLIP {clip.get('architecture') or 'of unknown architecture'}, not {wanted.clip}")
+    elif clip and Path(clip["weights"]).name != Path(wanted.clip_weights).name:
+        found.append(f"CLIP's weights {clip['weights']}, by their name not {wanted.clip_weights}")
+    sums = {own["sha256"] for name, own in extractors.items() if name.startswith("inception_")}
+    found += [f"Inception's weights of SHA-256 {own[:8]}..., not {SHA256[:8]}..." for own in sorted(sums - {SHA256})]
     return found
 
 

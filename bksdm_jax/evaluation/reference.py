@@ -1,8 +1,6 @@
 """What metrics compare with: features of real images, cached by content, or statistics from a file."""
 
-import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
@@ -14,15 +12,17 @@ from typing import Any, Protocol
 import numpy as np
 from absl import logging
 
-from bksdm_jax.base.errors import InputError
-from bksdm_jax.base.files import make_folder, read_json
+from bksdm_jax.base.errors import InputError, whole_number
+from bksdm_jax.base.files import read_json
+from bksdm_jax.base.locks import locked
 from bksdm_jax.base.paths import MOST_READ, local_path
 from bksdm_jax.base.progress import Progress
 from bksdm_jax.evaluation.images import ImageSet, open_images
-from bksdm_jax.metrics.config import MetricsConfig
+from bksdm_jax.metrics.config import FEWEST, MetricsConfig
 from bksdm_jax.metrics.extractor import images_per_call
 from bksdm_jax.metrics.frechet import make_normal
 from bksdm_jax.metrics.gather import Extracts, Features, Pass
+from bksdm_jax.metrics.inception import ONE_SIZE
 from bksdm_jax.metrics.statistics_file import read_statistics
 from bksdm_jax.metrics.store import Need
 from bksdm_jax.metrics.table import METRICS
@@ -120,6 +120,12 @@ def gather_reference(
     images = open_images(path, "reference", subjects=subjects, one_size=False)
     if images.unreadable:
         raise InputError(f"{images.paths[images.unreadable[0]]}: not a readable image; a reference must be whole")
+    for name in sorted({need.extractor for need in needs}) if images.size is None else ():
+        if (resize := extractors[name]().facts["resize"]) in ONE_SIZE:
+            raise InputError(
+                f"reference: {path} has images of several sizes, and the resize of {resize} takes one; make them the "
+                "same first, as launch.reference does"
+            )
     return _gather(config, needs, extractors, images, _prompts_beside(images))
 
 
@@ -161,8 +167,8 @@ def _gather(
         own = {need for need in needs if need.extractor == name}
         record = {"images": source.sha256, "extractor": dict(extractors[name]().facts)}
         key = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:32]
-        folder = make_folder(cache_folder(config.cache) / "references" / key)
-        with _locked(folder):
+        folder = cache_folder(config.cache) / "references" / key
+        with locked(folder, wait=True):
             gathered = Pass(folder, own, extractors, {"images": source.sha256}, config.scoring_batch_size)
             done, what = gathered.done, f"reference, {name}"
             if done < len(source):
@@ -191,24 +197,19 @@ def _from_file(
         raise InputError(f"reference: {path} holds statistics of one extractor; {names} need {len(needs)}: score apart")
     (need,) = needs
     facts = extractors[need.extractor]().facts
-    wanted = {"extractor": need.extractor, "resize": facts["resize"]}
+    wanted = {
+        "extractor": need.extractor,
+        "resize": facts["resize"],
+        "weights_sha256": facts["sha256"],
+        "dtype": facts["dtype"],
+    }
     statistics = read_statistics(path, facts["width"], wanted)
     images = statistics.facts.get("images")
+    if images is not None:
+        whole_number(str(path), "images", images, FEWEST)
     normal = make_normal(statistics.mean, statistics.covariance, images)
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     size = statistics.facts.get("size")
     own = {"name": str(path), "images": images, "size": [size, size] if isinstance(size, int) else None}
     return Reference({need: normal}, None, own | {"sha256": sha256, "prompts": _prompts(statistics.facts)})
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Waits for another program that computes the same."""
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            logging.info("%s: another program computes the same reference; waiting for it", folder)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield

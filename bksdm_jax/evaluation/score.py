@@ -1,28 +1,36 @@
 """Scores of a folder of images: `scores.json`, and a printed table."""
 
 import dataclasses
+import hashlib
+import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from bksdm_jax.base.errors import InputError, known_name, whole_number
 from bksdm_jax.base.files import read_json, write_json
+from bksdm_jax.base.locks import locked
 from bksdm_jax.base.paths import MOST_READ, local_path
 from bksdm_jax.base.workdir import claim, require_same
 from bksdm_jax.cost.counts import unet_cost
 from bksdm_jax.data.tables import texts_sha256
 from bksdm_jax.evaluation.config import MAY_CHANGE, ScoreConfig
-from bksdm_jax.evaluation.images import ImageSet, open_images, require_readable
+from bksdm_jax.evaluation.images import TABLE, ImageSet, open_images, require_readable
 from bksdm_jax.evaluation.protocols import SCORING, departures
 from bksdm_jax.evaluation.scorer import Scorer
 from bksdm_jax.metrics.config import require_metrics
 from bksdm_jax.metrics.extractor import images_per_call
-from bksdm_jax.metrics.table import METRICS
+from bksdm_jax.metrics.table import METRICS, require_enough
 from bksdm_jax.pipelines.load import find_model
 from bksdm_jax.sampling.protocols import PROTOCOLS
 
 SCORES = "scores.json"
-_SETTINGS = ("sampler", "steps", "guidance_scale", "seed", "resolution", "dtype", "protocol")
+_SETTINGS = (
+    *("sampler", "steps", "guidance_scale", "guidance_rescale", "negative_prompt", "eta", "seed", "latents"),
+    *("resolution", "height", "width", "format", "dtype", "protocol"),
+    *("teacher", "switch_at", "deep_cache", "deep_cache_cut", "vae", "clip_skip", "embeddings"),
+)
 
 
 def score(config: ScoreConfig, workdir: Path) -> dict[str, Any]:
@@ -43,14 +51,27 @@ def score(config: ScoreConfig, workdir: Path) -> dict[str, Any]:
     if config.protocol:
         known_name("config", "protocol", config.protocol, SCORING)
     place = local_path("images", config.images)
-    settings = _settings_of(place) or _settings_of(place.parent)
+    settings = _settings_of(place)
     images = _open(config, place, settings)
     record = dataclasses.asdict(config) | {"images_sha256": images.sha256}
     require_same(workdir, record, MAY_CHANGE)
-    scorer = Scorer(config, workdir / "features", {"images": images.sha256})
+    require_enough(config, len(images) - len(images.unreadable), f"images: {images.folder}")
+    scorer = Scorer(config)
     claim(workdir, record)
-    _feed(scorer, images, config)
-    readable = [i for i in range(len(images.paths)) if i not in set(scorer.skipped)]
+    with locked(workdir / "features"):
+        scorer.restart(workdir / "features", _identity(images, config))
+        _feed(scorer, images, config)
+        found = _found(scorer, images, config, place, settings)
+        write_json(workdir / SCORES, found)
+    return found
+
+
+def _found(
+    scorer: Scorer, images: ImageSet, config: ScoreConfig, place: Path, settings: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """What `scores.json` holds."""
+    skipped = set(scorer.skipped)
+    readable = [i for i in range(len(images)) if i not in skipped]
     subjects = None if images.subjects is None else [images.subjects[i] for i in readable]
     protocol = config.protocol or (settings or {}).get("protocol", "")
     prompts = None if images.captions is None else texts_sha256(images.captions)
@@ -58,7 +79,7 @@ def score(config: ScoreConfig, workdir: Path) -> dict[str, Any]:
         "scores": scorer.scores(subjects),
         "images": len(readable),
         "prompts_sha256": prompts,
-        "unreadable": len(scorer.skipped),
+        "unreadable": len(skipped),
         "folder": str(images.folder.resolve()),
         "images_sha256": images.sha256,
         "protocol": {"name": protocol, "departures": []},
@@ -69,7 +90,6 @@ def score(config: ScoreConfig, workdir: Path) -> dict[str, Any]:
         found["protocol"]["departures"] = departures(
             protocol, len(readable), images.size, settings, scorer.facts, config.metrics, prompts
         )
-    write_json(workdir / SCORES, found)
     return found
 
 
@@ -124,6 +144,12 @@ def _open(config: ScoreConfig, place: Path, settings: Mapping[str, Any] | None) 
     return images
 
 
+def _identity(images: ImageSet, config: ScoreConfig) -> dict[str, str]:
+    """What features depend on: the images, and captions if a metric reads them."""
+    texts = images.captions if any(METRICS[name].captions for name in config.metrics) else None
+    return {"images": images.sha256, "captions": hashlib.sha256(json.dumps(texts).encode()).hexdigest()}
+
+
 def _feed(scorer: Scorer, images: ImageSet, config: ScoreConfig) -> None:
     first, total = scorer.done, len(images.paths)
     require_readable(images, scorer.skipped, config.most_unreadable)
@@ -135,9 +161,34 @@ def _feed(scorer: Scorer, images: ImageSet, config: ScoreConfig) -> None:
         first += len(batch)
 
 
-def _settings_of(folder: Path) -> dict[str, Any] | None:
-    """The settings of the `launch.sample` whose workdir this is; None: it isn't one."""
-    path = folder / "config.json"
+def _settings_of(place: Path) -> dict[str, Any] | None:
+    """The settings of the `launch.sample` that made the images in a folder; None: they are unknown.
+
+    The folder is its workdir, one of its folders of a model beside the first, or one of images in these.
+
+    Raises `InputError` if the images aren't complete.
+    """
+    place = place.absolute()
+    for workdir in (place, *place.parents[:2]):
+        settings = _settings_in(workdir)
+        if settings is None:
+            continue
+        folder, *inner = (*place.relative_to(workdir).parts, "", "")
+        others, beside, owner = settings.get("beside") or (), re.fullmatch(r"beside_(\d+)", folder), workdir
+        if beside and 0 < int(beside[1]) <= len(others):
+            settings["model"] = others[int(beside[1]) - 1]
+            owner, folder = workdir / folder, inner[0]
+        if not re.fullmatch(r"(images(_\d+)?)?", folder):
+            return None
+        if not (owner / TABLE).is_file():
+            raise InputError(f"images: {owner}: no {TABLE}, so launch.sample hasn't made all; run its command again")
+        return settings
+    return None
+
+
+def _settings_in(workdir: Path) -> dict[str, Any] | None:
+    """The settings of `launch.sample` in this folder, if it is its workdir."""
+    path = workdir / "config.json"
     if not path.is_file():
         return None
     try:
@@ -155,7 +206,7 @@ def model_facts(place: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
             facts["seconds_per_image"] = read_json(folder / "timing.json").get("seconds_per_image")
             break
     try:
-        unet = find_model(settings["model"]).architectures.denoiser
+        unet = find_model(settings["model"], networks=()).architectures.denoiser
     except InputError:  # it may have been moved since
         return facts
     cost = unet_cost(unet, unet.sample_size or 64).values()

@@ -15,11 +15,11 @@ from bksdm_jax.evaluation.reference import gather_reference
 from bksdm_jax.metrics.config import FEWEST, MetricsConfig, require_metrics
 from bksdm_jax.metrics.extractors import EXTRACTORS
 from bksdm_jax.metrics.gather import Pass
-from bksdm_jax.metrics.table import METRICS, Evidence, image_needs, reference_needs
+from bksdm_jax.metrics.table import METRICS, Evidence, image_needs, reference_needs, require_enough
 
 
 class Scorer:
-    """Gathers features of images in a folder, and scores them.
+    """Gathers features of images in a folder, and scores them; `restart` comes before the other methods.
 
     Attributes:
         done: images from the beginning that needn't be fed again.
@@ -27,16 +27,10 @@ class Scorer:
         facts: `extractors`, `reference`, `versions`, for `scores.json`.
     """
 
-    def __init__(self, config: MetricsConfig, folder: Path, record: Mapping[str, Any]) -> None:
+    def __init__(self, config: MetricsConfig) -> None:
         """Loads the networks and the reference.
 
-        Args:
-            config: what to measure.
-            folder: for the features; an interrupted pass over the same images continues.
-            record: identifies the images.
-
-        Raises:
-            InputError: a setting, a file of weights or the reference can't be used.
+        Raises `InputError` if a setting, a file of weights or the reference can't be used.
         """
         require_metrics(config, tuple(METRICS))
         self._config = config
@@ -46,10 +40,12 @@ class Scorer:
         for name in sorted({need.extractor for need in (*needs, *theirs)}):
             load[name]()  # wrong weights are refused before anything slow
         self._reference = gather_reference(config, theirs, load)
+        images = self._reference and self._reference.facts["images"]
+        if images is not None:
+            require_enough(config, images, f"reference: {config.reference}", reference=True)
         self._load, self._needs = load, needs
-        self.restart(folder, record)
         self.facts = {
-            "extractors": self._pass.facts(),
+            "extractors": {name: dict(load[name]().facts) for name in sorted({need.extractor for need in needs})},
             "reference": self._reference and dict(self._reference.facts),
             "versions": versions(),
         }
@@ -63,7 +59,15 @@ class Scorer:
         return self._pass.skipped
 
     def restart(self, folder: Path, record: Mapping[str, Any]) -> None:
-        """Scores other images from here on, with the same networks and reference; arguments as of `__init__`."""
+        """Scores these images from here on.
+
+        Args:
+            folder: for the features; an interrupted pass over the same images continues. No other program may use it.
+            record: identifies the images.
+
+        Raises:
+            InputError: files in the folder are damaged.
+        """
         self._pass = Pass(folder, self._needs, self._load, record, self._config.scoring_batch_size)
 
     def add(

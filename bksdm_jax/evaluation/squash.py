@@ -30,8 +30,8 @@ def squashed_names(paths: Sequence[Path]) -> dict[str, Path]:
 def squash_all(names: Mapping[str, Path], folder: Path, size: int) -> None:
     """Makes the missing files of a folder in threads, each atomically.
 
-    Pixels are those of Pillow's `resize` of the RGB image with its default filter, bicubic, whatever the shape. An
-    image that can't be decoded is an error after all others are made.
+    Pixels are those of Pillow's `resize` of the RGB image with its default filter, bicubic, whatever the shape;
+    EXIF rotations aren't applied. An image that can't be decoded is an error after all others are made.
 
     Args:
         names: of the files -> images.
@@ -63,7 +63,7 @@ def squash_all(names: Mapping[str, Path], folder: Path, size: int) -> None:
 def _squash(targets: Mapping[Path, Path], size: int, path: Path) -> bool:
     """Whether the image could be read."""
     try:
-        image = to_rgb(open_image(read_bytes(path, MOST_BYTES)))
+        image = to_rgb(open_image(read_bytes(path, MOST_BYTES)), upright=False)
     except ValueError as error:
         if isinstance(error, InputError):
             raise

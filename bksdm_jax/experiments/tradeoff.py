@@ -16,7 +16,7 @@ from bksdm_jax.data.tables import read_prompts
 from bksdm_jax.evaluation.config import ScoreConfig
 from bksdm_jax.evaluation.score import SCORES, score
 from bksdm_jax.metrics.config import MetricsConfig, require_metrics
-from bksdm_jax.metrics.table import METRICS
+from bksdm_jax.metrics.table import METRICS, require_enough
 from bksdm_jax.pipelines.load import find_model
 from bksdm_jax.reports.curves import Point
 from bksdm_jax.reports.score_files import read_scores
@@ -66,8 +66,12 @@ class _Setting(NamedTuple):
     steps: int
 
     @property
+    def scale(self) -> str:
+        return repr(self.guidance).removesuffix(".0")
+
+    @property
     def name(self) -> str:
-        return f"guidance_{self.guidance:g}_steps_{self.steps}"
+        return f"guidance_{self.scale}_steps_{self.steps}"
 
 
 def tradeoff(config: TradeoffConfig, workdir: Path) -> Path:
@@ -79,11 +83,12 @@ def tradeoff(config: TradeoffConfig, workdir: Path) -> Path:
 
     Raises:
         InputError: a setting, model or file can't be used, found before the first image where no weights are needed; or
-            as `sample` and `score`.
+            as `sample` and `score`. Or a model, reference or scoring network has changed since an earlier call.
     """
     models, settings = _models(config), _settings(config)
     texts = [prompt.text for prompt in read_prompts(config.prompts)]
     _require_usable(config, models, settings)
+    require_enough(config, len(texts), f"prompts: {config.prompts}")
     _claim(config, models, texts, workdir)
     jobs = [(label, setting) for label in models for setting in settings]
     for number, (label, setting) in enumerate(jobs, start=1):
@@ -94,10 +99,11 @@ def tradeoff(config: TradeoffConfig, workdir: Path) -> Path:
         images = _folder(workdir, label, setting)
         sample(_sampling(config, models[label], setting), images)
         score(ScoreConfig(images=str(images), **_fields_of(config, MetricsConfig)), scores)
+    _require_alike(workdir, jobs)
     points = [point for label, setting in jobs for point in _points(config, workdir, label, setting)]
     shown = jobs if len(jobs) <= MOST_MODELS else [(label, _nearest(config, settings)) for label in models]
     folders = [_folder(workdir, label, setting, "_scores") for label, setting in shown]
-    names = [f"{label}, guidance {setting.guidance:g}, {setting.steps} steps" for label, setting in shown]
+    names = [f"{label}, guidance {setting.scale}, {setting.steps} steps" for label, setting in shown]
     return write_score_page(folders, workdir, names, config.columns, False, points)
 
 
@@ -190,6 +196,24 @@ def _points(config: TradeoffConfig, workdir: Path, label: str, setting: _Setting
     for x_name, x in places.items():
         for metric, entry in found.items():
             yield Point(label, x_name, x, metric, entry.value, entry.low, entry.high)
+
+
+def _require_alike(workdir: Path, jobs: Sequence[tuple[str, _Setting]]) -> None:
+    """Raises `InputError` if points of a curve are by other files than those before."""
+    known: dict[tuple[str, str], tuple[Any, Path]] = {}
+    for label, setting in jobs:
+        images, scores = _folder(workdir, label, setting), _folder(workdir, label, setting, "_scores")
+        facts = read_scores(scores).facts
+        found = {("", key): value for key, value in facts.items() if key.endswith("sha256")}
+        if (images / "config.json").is_file():
+            found[label, "model_sha256"] = read_json(images / "config.json", MOST_READ).get("model_sha256")
+        for (owner, key), value in found.items():
+            former, folder = known.setdefault((owner, key), (value, scores))
+            if value != former:
+                raise InputError(
+                    f"{scores / SCORES}: {f'{owner}: ' if owner else ''}{key} isn't that of {folder}, since a file has "
+                    "changed in between; choose another workdir, or delete the folders of earlier points"
+                )
 
 
 def _nearest(config: TradeoffConfig, settings: Sequence[_Setting]) -> _Setting:

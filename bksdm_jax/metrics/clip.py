@@ -12,7 +12,7 @@ from bksdm_jax.base.errors import known_name
 from bksdm_jax.base.images import to_unit
 from bksdm_jax.base.precision import cast_frozen, compute_dtype
 from bksdm_jax.metrics.captions import clean_caption
-from bksdm_jax.metrics.crops import short_side_crop, squash_aliased
+from bksdm_jax.metrics.crops import short_side_crop, square_crop
 from bksdm_jax.metrics.extractor import Extractor, exact
 from bksdm_jax.metrics.facts import weights_facts
 from bksdm_jax.models.clip_pair import CLIP, CLIPConfig, unit_length
@@ -29,12 +29,12 @@ class _Preprocessing(NamedTuple):
 PREPROCESSING = {
     "shapes": _Preprocessing(exact, unit=True),
     "open_clip": _Preprocessing(lambda image, size: short_side_crop(image, size, size)),
-    "squash": _Preprocessing(squash_aliased),
+    "cmmd": _Preprocessing(square_crop),
 }
 """By name: images of the exact size in [-1, 1]; OpenCLIP's; CMMD's. The latter two normalise as the model's files say.
 
-OpenCLIP resizes the shorter side bicubically by Pillow and crops the centre; CMMD resizes both sides with PyTorch's
-bicubic, which doesn't antialias, and takes embeddings of unit length.
+OpenCLIP resizes the shorter side bicubically by Pillow and crops the centre; the program of CMMD's authors crops first.
+Its second resize, by PyTorch's bicubic, is to the size that images have then. It takes embeddings of unit length.
 """
 
 _LETTERS = {(768, 12): "B", (1024, 24): "L", (1280, 32): "H", (1408, 40): "g"}
@@ -71,7 +71,13 @@ def clip_extractor(loaded: LoadedCLIP, preprocess: str, dtype: str = "float32") 
         text=text,
         dtype=dtype,
         facts=weights_facts(
-            loaded.name, loaded.files, preprocess, dtype, architecture=_architecture(loaded.config), width=width
+            loaded.name,
+            loaded.files,
+            (loaded.config, means),
+            preprocess,
+            dtype,
+            architecture=_architecture(loaded.config),
+            width=width,
         ),
     )
 

@@ -4,7 +4,6 @@ import numpy as np
 from PIL import Image
 
 from bksdm_jax.base.errors import InputError
-from bksdm_jax.base.resampling import bicubic_taps
 from bksdm_jax.data.decode import MOST_PIXELS
 
 BICUBIC, BILINEAR = Image.Resampling.BICUBIC, Image.Resampling.BILINEAR
@@ -43,16 +42,9 @@ def squash(image: np.ndarray, size: int, resample: Image.Resampling = BICUBIC) -
     return np.asarray(Image.fromarray(image).resize((size, size), resample))
 
 
-def squash_aliased(image: np.ndarray, size: int) -> np.ndarray:
-    """uint8 [H, W, 3] -> float32 [size, size, 3] in about [0, 255]: PyTorch's bicubic without antialiasing.
-
-    The cubic overshoots at edges, so values may leave [0, 255] a little.
-    """
-    rows = _resampled(image.astype(np.float32), size)
-    return _resampled(rows.transpose(1, 0, 2), size).transpose(1, 0, 2)
-
-
-def _resampled(x: np.ndarray, size: int) -> np.ndarray:
-    """[N, M, 3] -> [size, M, 3]."""
-    taps, weights = bicubic_taps(len(x), size)
-    return sum(weights[:, k, None, None] * x[taps[:, k]] for k in range(taps.shape[1]))
+def square_crop(image: np.ndarray, size: int) -> np.ndarray:
+    """uint8 [H, W, 3] -> uint8 [size, size, 3]: the largest square of the centre, then Pillow's bicubic resize."""
+    height, width = image.shape[:2]
+    side = min(height, width)
+    left, top = (width - side) // 2, (height - side) // 2
+    return squash(image[top : top + side, left : left + side], size)

@@ -30,7 +30,7 @@ EXTRACTORS: dict[str, Callable[[ScoringNetworks], Extracts]] = {
     ),
     "inception_clean": lambda own: inception_extractor(_inception(own.inception), "clean", own.scoring_dtype),
     "clip": lambda own: clip_extractor(load_clip(own.clip), "open_clip", own.scoring_dtype),
-    "clip_336": lambda own: clip_extractor(load_clip(own.clip_336), "squash", own.scoring_dtype),
+    "clip_336": lambda own: clip_extractor(load_clip(own.clip_336), "cmmd", own.scoring_dtype),
     "dino": lambda own: vit_extractor(load_vit(own.dino), "dino", own.scoring_dtype),
     "dinov2": lambda own: vit_extractor(load_vit(own.dinov2), "dgm_eval", own.scoring_dtype),
     "clip_shapes": lambda own: clip_extractor(load_clip(clip_folder()), "shapes", own.scoring_dtype),

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from bksdm_jax.base.errors import InputError
 from bksdm_jax.metrics.frechet import Normal
 from bksdm_jax.metrics.store import FeatureStore, Need
 from bksdm_jax.metrics.sums import FeatureSums
@@ -69,10 +70,6 @@ class Pass:
     def skipped(self) -> list[int]:  # noqa: D102
         return max((store.skipped for store in self._stores.values()), key=len)
 
-    def facts(self) -> dict[str, dict[str, Any]]:
-        """What scores say of each extractor."""
-        return {name: dict(extractor.facts) for name, extractor in self._extractors.items()}
-
     def add(
         self, first: int, images: Sequence[np.ndarray | None], captions: Sequence[str] | None = None, last: bool = False
     ) -> None:
@@ -85,7 +82,7 @@ class Pass:
             last: there are no more, so that all is written to disk now; otherwise that happens once a minute.
 
         Raises:
-            InputError: images of a size that an extractor doesn't take.
+            InputError: images of a size that an extractor doesn't take, or features that aren't finite.
         """
         for name, extractor in self._extractors.items():
             lacking = {
@@ -100,6 +97,10 @@ class Pass:
             if there:
                 own = None if captions is None else [captions[i] for i in there]
                 features = extractor([images[i] for i in there], own, self._batch_size)
+                for need in lacking:
+                    finite = np.isfinite(features[need.feature]).reshape(len(there), -1).all(axis=1)
+                    if not finite.all():
+                        raise _not_finite(need, first + there[finite.argmin()], extractor.facts)
             for need, start in lacking.items():
                 rows = [row for row, i in enumerate(there) if i >= start]
                 missing = [first + i for i in range(start, len(images)) if images[i] is None]
@@ -116,3 +117,10 @@ class Pass:
     def read(self) -> dict[Need, np.ndarray | FeatureSums]:
         """All features so far."""
         return {need: store.read() for need, store in self._stores.items()}
+
+
+def _not_finite(need: Need, image: int, facts: Mapping[str, Any]) -> InputError:
+    return InputError(
+        f"{need.extractor}: {need.feature} of image {image + 1} isn't finite; are the weights {facts.get('weights')} "
+        "damaged? If they are whole, use scoring_dtype float32"
+    )

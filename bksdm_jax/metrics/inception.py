@@ -40,6 +40,8 @@ _RULES: dict[str, tuple[Callable[[np.ndarray], np.ndarray], Callable[[jax.Array]
 }
 RESIZES = tuple(_RULES)
 """Tools whose resize and normalisation of the images can be chosen."""
+ONE_SIZE = ("pytorch_fid", "torch_fidelity")
+"""Those that resize whole batches: all images must have one size."""
 
 
 def inception_extractor(loaded: LoadedInception, resize: str, dtype: str = "float32") -> Extractor:

@@ -91,14 +91,17 @@ class FeatureStore:
             return None
         with contextlib.suppress(InputError, KeyError, TypeError):
             progress = read_json(path)
-            return progress if progress["record"] == self._record and progress["done"] >= 0 else None
+            whole = {"skipped", "layout"} <= progress.keys()
+            return progress if whole and progress["record"] == self._record and progress["done"] >= 0 else None
         return None
 
     def _resume(self, progress: Mapping[str, Any]) -> None:
         self.done, self.skipped, self._layout = progress["done"], progress["skipped"], progress["layout"]
         if self._sums is not None:
             self._sums = read_sums(self._folder / f"sums.{self.done}.npz")
-        elif self._layout is not None:
+        elif self._layout is None:
+            (self._folder / _ROWS).unlink(missing_ok=True)  # added after the last commit
+        else:
             count = self.done - len(self.skipped)
             size = count * int(np.prod(self._layout["shape"])) * np.dtype(self._layout["dtype"]).itemsize
             path = self._folder / _ROWS

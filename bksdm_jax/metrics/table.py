@@ -5,13 +5,15 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 
+from bksdm_jax.base.errors import InputError
 from bksdm_jax.metrics.attributes import attribute_score
 from bksdm_jax.metrics.bootstrap import Score, bootstrap_mean
+from bksdm_jax.metrics.config import FEWEST, MetricsConfig
 from bksdm_jax.metrics.frechet import frechet_score
 from bksdm_jax.metrics.gather import Features
-from bksdm_jax.metrics.inception_score import inception_score
+from bksdm_jax.metrics.inception_score import SPLITS, inception_score
 from bksdm_jax.metrics.kernels import cmmd_score, kid_score
-from bksdm_jax.metrics.manifolds import manifold_scores
+from bksdm_jax.metrics.manifolds import DENSITY_NEIGHBOURS, manifold_scores
 from bksdm_jax.metrics.store import Need
 from bksdm_jax.metrics.subjects import subject_score
 
@@ -45,6 +47,8 @@ class Metric:
         subjects: whether images and reference need subjects.
         summable: without an interval, sums over the images' features are enough.
         better: `lower` or `higher`.
+        fewest: images that it needs.
+        subsets: whether it needs as many as are in one of KID's subsets.
     """
 
     scores: Callable[[Evidence], Mapping[str, Score]]
@@ -54,6 +58,8 @@ class Metric:
     subjects: bool = False
     summable: bool = False
     better: str = "lower"
+    fewest: int = FEWEST
+    subsets: bool = False
 
     def needs(self, intervals: bool) -> Need:
         """The feature needed of the images, of which sums may do without intervals."""
@@ -83,7 +89,7 @@ def _kid(name: str, extractor: str) -> Metric:
         both = evidence.images[need], evidence.reference[need]
         return {name: kid_score(*both, subset_size=evidence.kid_subset_size)}
 
-    return Metric(scores, need, need)
+    return Metric(scores, need, need, subsets=True)
 
 
 def _manifolds(names: Mapping[str, str], extractor: str, feature: str) -> Metric:
@@ -94,7 +100,7 @@ def _manifolds(names: Mapping[str, str], extractor: str, feature: str) -> Metric
         found = manifold_scores(evidence.images[need], evidence.reference[need])
         return {name: found[key] for key, name in names.items()}
 
-    return Metric(scores, need, need, better="higher")
+    return Metric(scores, need, need, better="higher", fewest=DENSITY_NEIGHBOURS + 1)
 
 
 def _mean(name: str, extractor: str, feature: str) -> Metric:
@@ -127,6 +133,7 @@ METRICS: dict[str, Metric] = {
         lambda evidence: {"inception_score": inception_score(evidence.images[_LOGITS])},
         _LOGITS := Need("inception_torch_fidelity", "logits", kept=True),
         better="higher",
+        fewest=SPLITS,
     ),
     "kid_torch_fidelity": _kid("kid_torch_fidelity", "inception_torch_fidelity"),
     "kid_clean": _kid("kid_clean", "inception_clean"),
@@ -160,3 +167,12 @@ def image_needs(metrics: Collection[str], intervals: bool) -> set[Need]:
 def reference_needs(metrics: Collection[str]) -> set[Need]:
     """The features of reference images that some metrics need; none if no metric compares with real images."""
     return {need for name in metrics if (need := METRICS[name].reference) is not None}
+
+
+def require_enough(config: MetricsConfig, images: int, source: str, reference: bool = False) -> None:
+    """Raises `InputError`, with `source`, if a metric needs more images; `reference`: they are the reference's."""
+    for name in config.metrics:
+        metric = METRICS[name]
+        least, how = (config.kid_subset_size, "; lower kid_subset_size") if metric.subsets else (metric.fewest, "")
+        if images < least and (metric.reference or not reference):
+            raise InputError(f"{source}: {images} image(s); {name} needs at least {least}{how}")

@@ -56,7 +56,7 @@ def vit_extractor(loaded: LoadedViT, preprocess: str, dtype: str = "float32") ->
         params=cast_frozen(loaded.params, compute),
         program=functools.partial(_features, config, compute),
         dtype=dtype,
-        facts=weights_facts(loaded.name, loaded.files, preprocess, dtype, width=config.width),
+        facts=weights_facts(loaded.name, loaded.files, (config,), preprocess, dtype, width=config.width),
     )
 
 

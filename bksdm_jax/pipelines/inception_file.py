@@ -15,6 +15,8 @@ from bksdm_jax.models.inception import OUTPUTS, inception_parameter_shapes
 
 URL = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
 """Where pytorch-fid gets the weights."""
+SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+"""Of that file, and of torch-fidelity's, which is a copy."""
 _KEY = "inception"
 _BIAS = "fc.bias"  # left out: scores use logits without it
 _COUNTER = "num_batches_tracked"

@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from bksdm_jax.base.errors import InputError, shown
 from bksdm_jax.base.files import atomic_file
 from bksdm_jax.reports.curves import Point, figures_of
 from bksdm_jax.reports.figures import panel_plot
@@ -23,8 +24,17 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def points_over_updates(path: Path, curve: str) -> list[Point]:
-    """The points of a run's `scores.csv`; none if there is no such file."""
-    return [point for row in read_rows(path) for point in points_of(row, curve, UPDATES, float(row["step"]))]
+    """The points of a run's `scores.csv`; none if there is no such file.
+
+    Raises `InputError` if a step or score isn't a number.
+    """
+    points = []
+    for row in read_rows(path):
+        try:
+            points += points_of(row, curve, UPDATES, float(row.get("step", "")))
+        except ValueError as error:
+            raise InputError(f"{path}: {shown(row)} isn't a row of step and scores; delete it") from error
+    return points
 
 
 def points_of(row: Mapping[str, str], curve: str, x_name: str, x: float) -> list[Point]:

@@ -1,7 +1,7 @@
 """What `launch.score` left in a workdir, read with tolerance for what is missing."""
 
 import dataclasses
-import math
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -113,8 +113,8 @@ def _object(value: Any) -> dict[str, Any]:
 
 
 def _number(value: Any) -> float | None:
-    known = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return value if known else None
+    known = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return value if known and abs(value) <= sys.float_info.max else None  # an int may exceed all floats
 
 
 def _text(value: Any) -> str:

@@ -19,7 +19,10 @@ _MEANS = {
     "fd_clip_shapes": "Frechet distance by the shapes world's small CLIP, not comparable with others",
 }
 _LOWER = ("fid_", "fd_", "kid_", "cmmd")
-_HIGHER = ("inception_score", "clip_", "attribute_accuracy", "dino")
+_HIGHER = (
+    *("inception_score", "clip_", "attribute_accuracy", "dino"),
+    *("precision_", "recall_", "density_", "coverage_"),
+)
 _DIGITS = {"fid_": 2, "fd_": 2, "inception_score": 2, "cmmd": 3, "kid_": 5}
 
 
@@ -88,7 +91,7 @@ def published_table(rows: Sequence[paper.Published]) -> Table:
 
 
 def group_tables(models: Mapping[str, Scored]) -> list[Table]:
-    """A table per metric that has groups: `attribute_accuracy_groups.csv`, with a row per model and group."""
+    """A table per metric that has groups, `groups.csv`, `groups_1.csv`, ..., with a row per model and group."""
     metrics = dict.fromkeys(metric for one in models.values() for metric in one.groups)
     tables = []
     for number, metric in enumerate(metrics):

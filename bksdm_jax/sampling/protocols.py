@@ -51,6 +51,7 @@ PROTOCOLS = {
             "resolution": 512,
             "height": 512,
             "width": 512,
+            "format": "png",
             "init": "",
             "switch_at": 0,
             "deep_cache": 0,

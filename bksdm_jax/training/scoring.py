@@ -129,8 +129,7 @@ class _Scores:
 
     def __init__(self, config: MetricsConfig, captions: Sequence[str]) -> None:
         self._captions, self._batch = captions, config.scoring_batch_size * jax.local_device_count()
-        with tempfile.TemporaryDirectory() as folder:
-            self._scorer = Scorer(config, Path(folder), {})
+        self._scorer = Scorer(config)
 
     def __call__(self, images: Sequence[np.ndarray]) -> dict[str, float]:
         with tempfile.TemporaryDirectory() as folder:
