@@ -392,7 +392,7 @@ def test_statistics_are_those_of_the_squashed_images(
         own = MetricsConfig(metrics=metrics, reference=str(reference), cache=str(cache))
         facts = gather_reference(own, reference_needs(metrics), load).facts
         texts = [text for _, text in rows_of(out / "prompts.csv")]
-        assert facts["prompts"] == {"texts_sha256": texts_sha256(texts[::-1]), "seed": 0}
+        assert facts["prompts"] == {"texts_sha256": texts_sha256(texts[::-1]), "list_sha256": "", "seed": 0}
         assert (facts["images"], facts["size"]) == (5, [SIZE, SIZE])
     (out / "images" / name_of(42)).unlink()
     own = MetricsConfig(metrics=metrics, reference=str(out / "images"), cache=str(cache))

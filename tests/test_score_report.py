@@ -111,7 +111,7 @@ def test_page_loads_whole(page_file: Path, browser, width: int, scheme: str) -> 
         assert f"steps: 10 {HOSTILE}" in page.locator("#results .protocol li").all_inner_texts()
         assert page.locator("#images tbody img").count() == 2 * 4
         assert page.locator("#images thead th").nth(1).inner_text() == f"{HOSTILE} 0"
-        assert page.locator("figure img").count() == 3 * 2 + 2 + 0  # costs of three metrics; two curves
+        assert page.locator("figure img").count() == 2 * 2 + 2  # costs of the paper's two metrics; two curves
         assert page.locator("table.groups tbody tr").count() == 2
         facts = dict(
             zip(page.locator("#facts tbody th").all_inner_texts(), page.locator("#facts tbody tr").all(), strict=True)

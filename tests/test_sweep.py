@@ -12,6 +12,7 @@ from bksdm_jax.experiments import sweep as module
 from bksdm_jax.experiments.sweep import PLOT, read_sweep, sweep
 from bksdm_jax.experiments.sweep_scores import score_points
 from bksdm_jax.reports.curves import read_points
+from bksdm_jax.reports.published import IMAGES
 from bksdm_jax.tasks.distill.config import DistillConfig, require_settings
 from bksdm_jax.training.scoring import ScoringConfig
 from launch.runs import read_run
@@ -175,10 +176,13 @@ def test_scores_are_in_the_table_and_drawn_over_what_differs(trainer: Trainer, t
     assert len(updates) == 2 * 4
     ours = [(p.x, p.value) for p in points if p.x_name == "learning_rate" and not p.published]
     assert ours == [(rate, 10 + rate) for rate in rates[:3]]
-    theirs = {p.x: p.value for p in points if p.published}
+    assert not any(p.published for p in points)  # of other numbers of images
+    scoring = dataclasses.replace(SCORING, images=IMAGES)
+    whole = {name: dataclasses.replace(run, scoring=scoring) for name, run in runs.items()}
+    theirs = {p.x: p.value for p in score_points(whole, set(runs), tmp_path / "runs") if p.published}
     assert theirs == {1e-5: 15.24, 2.5e-5: 15.69, 5e-5: 16.61, 1e-4: 17.43, 2.5e-4: 18.93}  # Table 13
     drawn = (tmp_path / "runs/curves.svg").read_text()
-    assert all(part in drawn for part in ("(published)", "learning_rate", "updates", "shapes_teacher: bk_small"))
+    assert all(part in drawn for part in ("learning_rate", "updates", "shapes_teacher: bk_small"))
     sweep({"unscored": runs["unscored"]}, tmp_path / "runs")  # keeps the others' columns
     assert {row["run"]: row[SCORE] for row in read_sweep(tmp_path / "runs/sweep.csv")}["1e-5"] == str(10 + rates[0])
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import PIL
 from absl import logging
 
 from bksdm_jax.base.errors import InputError, whole_number
@@ -34,6 +35,9 @@ SHAPES = "shapes"
 FACTS = "reference.json"
 """Beside a folder of images that `launch.reference` has made."""
 _STATISTICS = ".npz"
+_SHA256 = "[0-9a-f]{64}"
+_READER = f"Pillow {PIL.__version__}, as stored"
+"""What turns the images' files into pixels, on which cached features depend."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +48,8 @@ class Reference:
         features: by need.
         subjects: of each image, where their rows are kept; None: unknown.
         facts: for `scores.json`: `name`, `images`, `size` in pixels (width, height), `sha256`, and `prompts`, those
-            that `launch.reference` made with it: `texts_sha256`, and the `seed` of their choice or None for a given
-            list. What is unknown is None.
+            that `launch.reference` made with it: `texts_sha256`, and the `seed` of their choice or None with the
+            `list_sha256` of a given file. What is unknown is None.
     """
 
     features: Features
@@ -148,10 +152,14 @@ def _prompts_beside(images: ImageSet) -> dict[str, Any] | None:
 def _prompts(facts: Mapping[str, Any]) -> dict[str, Any] | None:
     """What `launch.reference` recorded of its prompts."""
     own = facts.get("prompts")
-    if not isinstance(own, dict) or not re.fullmatch("[0-9a-f]{64}", str(own.get("texts_sha256"))):
+    if not isinstance(own, dict) or not re.fullmatch(_SHA256, str(own.get("texts_sha256"))):
         return None
-    seed = own.get("seed")
-    return {"texts_sha256": own["texts_sha256"], "seed": seed if isinstance(seed, int) else None}
+    seed, given = own.get("seed"), str(own.get("list_sha256"))
+    return {
+        "texts_sha256": own["texts_sha256"],
+        "list_sha256": given if re.fullmatch(_SHA256, given) else "",
+        "seed": seed if isinstance(seed, int) else None,
+    }
 
 
 def _gather(
@@ -165,7 +173,7 @@ def _gather(
     found: dict[Need, Any] = {}
     for name in sorted({need.extractor for need in needs}):
         own = {need for need in needs if need.extractor == name}
-        record = {"images": source.sha256, "extractor": dict(extractors[name]().facts)}
+        record = {"images": source.sha256, "extractor": dict(extractors[name]().facts), "reader": _READER}
         key = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:32]
         folder = cache_folder(config.cache) / "references" / key
         with locked(folder, wait=True):

@@ -114,7 +114,10 @@ def score_table(found: Mapping[str, Any]) -> str:
         lines.append(f"left out: {found['unreadable']} unreadable image(s)")
     if protocol["name"]:
         departs = protocol["departures"]
-        lines.append(f"protocol {protocol['name']}: {'departs from it' if departs else 'followed'}")
+        how = "departs from it" if departs else "followed"
+        if not departs:
+            how += f", if its list of prompts is the one of SHA-256 {reference['prompts']['list_sha256']}"
+        lines.append(f"protocol {protocol['name']}: {how}")
         lines += [f"  {step}" for step in departs]
     return "\n".join(lines).rstrip()
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bksdm_jax.reports.curves import Point
+from bksdm_jax.reports.published import IMAGES
 from bksdm_jax.reports.score_curves import points_of, points_over_updates, read_rows, with_published
 from bksdm_jax.tasks.distill.config import MAY_CHANGE, DistillConfig
 from bksdm_jax.training.scoring import SCORES
@@ -25,7 +26,8 @@ def last_scores(run: Path) -> dict[str, str]:
 def score_points(runs: Mapping[str, DistillConfig], finished: set[str], workdir: Path) -> list[Point]:
     """The scores of all runs over their updates, and the last ones of finished runs over each quantity of `VARIED`.
 
-    Runs that differ in nothing but a quantity make a curve over it, with the paper's points beside it.
+    Runs that differ in nothing but a quantity make a curve over it, with the paper's points beside it if they were
+    scored with as many images as the paper's.
     """
     over_updates = [point for name in runs for point in points_over_updates(workdir / name / f"{SCORES}.csv", name)]
     varied: list[Point] = []
@@ -40,7 +42,8 @@ def score_points(runs: Mapping[str, DistillConfig], finished: set[str], workdir:
                 label = _label(runs[next(iter(names))])
                 for name, x in names.items():
                     varied += points_of(last_scores(workdir / name), label, x_name, x)
-    return [*over_updates, *with_published(varied)]
+    counts = {config.scoring.images for config in runs.values()}
+    return [*over_updates, *(with_published(varied) if counts == {IMAGES} else varied)]
 
 
 def _without(config: DistillConfig, key: str) -> str:

@@ -18,6 +18,7 @@ from bksdm_jax.reports import score_tables as tables
 from bksdm_jax.reports.curves import Axes, Point, figures_of, read_points
 from bksdm_jax.reports.figures import INK, PlottedCurve, curve_plot
 from bksdm_jax.reports.pictures import Folder, Grid, data_uri, find_pictures, picture_grid
+from bksdm_jax.reports.score_curves import with_published
 from bksdm_jax.reports.score_files import Scored, read_scores
 
 PAGE = "report.html"
@@ -141,7 +142,7 @@ def setting_points(models: Mapping[str, Scored], over: str) -> list[Point]:
 def _write(models: Mapping[str, Scored], workdir: Path, images: int, published: bool, points: Sequence[Point]) -> Path:
     rows = paper.published_rows() if published else []
     metrics = tables.metrics_of(models, published)
-    points = [*points, *(_published_points(points) if published else [])]
+    points = with_published(points) if published else points
     grid = _grid(models, images)
     files = [tables.score_table(models, metrics), *([tables.published_table(rows)] if rows else [])]
     files += [
@@ -176,12 +177,6 @@ def _write(models: Mapping[str, Scored], workdir: Path, images: int, published: 
         with atomic_file(workdir / name) as temporary:
             temporary.write_text(text, encoding="utf-8", newline="")
     return workdir / PAGE
-
-
-def _published_points(points: Sequence[Point]) -> list[Point]:
-    """The paper's points for the figures that measured points have."""
-    shown_ones = {(point.x_name, point.metric) for point in points}
-    return [point for point in paper.published_points() if (point.x_name, point.metric) in shown_ones]
 
 
 def _grid(models: Mapping[str, Scored], most: int) -> Grid:
@@ -222,8 +217,9 @@ def _cost_axes(
             ]
             curves = [*measured, *_published_curves(published, metric, key)]
             xs = [x for curve in curves for x in curve.x]
-            if not measured or (len(measured) > 1 and len(set(xs)) == 1):
-                continue  # one model, sampled in several ways
+            one_model = len(measured) > 1 and len({one.name for one in models.values()}) == 1
+            if not measured or (one_model and len(set(xs)) == 1):
+                continue  # a model that was sampled in several ways
             found.append((Axes(x_label, metric, tuple(curves), max(xs) >= _WIDE * min(xs)), unit))
     return found
 
