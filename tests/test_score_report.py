@@ -111,7 +111,7 @@ def test_page_loads_whole(page_file: Path, browser, width: int, scheme: str) -> 
         assert f"steps: 10 {HOSTILE}" in page.locator("#results .protocol li").all_inner_texts()
         assert page.locator("#images tbody img").count() == 2 * 4
         assert page.locator("#images thead th").nth(1).inner_text() == f"{HOSTILE} 0"
-        assert page.locator("figure img").count() == 2 * 2 + 2  # costs of the paper's two metrics; two curves
+        assert page.locator("figure img").count() == 3 * 2 + 2  # costs of three metrics; two curves
         assert page.locator("table.groups tbody tr").count() == 2
         facts = dict(
             zip(page.locator("#facts tbody th").all_inner_texts(), page.locator("#facts tbody tr").all(), strict=True)
@@ -195,6 +195,9 @@ def test_curves_over_a_setting(folders: list[Path], tmp_path: Path) -> None:
     report(config(folders[:2], labels=("a", "b"), over="guidance_scale", images=0, published=False), tmp_path)
     rows = list(csv.DictReader((tmp_path / "curves.csv").open()))
     assert {(row["curve"], float(row["x"])) for row in rows} == {("a model", 3.0), ("a model", 7.5)}
+    page = (tmp_path / "report.html").read_text()
+    assert "Curves" in page
+    assert "Cost and quality" not in page  # one model has one cost
 
 
 def test_the_binary_prints_the_path_or_one_line(folders: list[Path], tmp_path: Path) -> None:
