@@ -11,7 +11,8 @@ from bksdm_jax.metrics.bootstrap import SpreadScore
 
 SPLITS = 10
 _SEED = 2020
-_ROWS = 1024  # images whose probabilities are in memory at a time
+_ROWS = 256  # images whose probabilities are in memory at a time
+_RESAMPLES = 250  # of the bootstrap, likewise
 
 
 def inception_score(logits: np.ndarray, splits: int = SPLITS) -> SpreadScore:
@@ -28,33 +29,41 @@ def inception_score(logits: np.ndarray, splits: int = SPLITS) -> SpreadScore:
     Raises:
         InputError: fewer images than splits.
     """
-    count, resamples = len(logits), bootstrap.RESAMPLES
+    count = len(logits)
     if count < splits:
         raise InputError(f"images: {count}; the Inception score needs at least {splits}, one for each of its splits")
     order = np.random.RandomState(_SEED).permutation(count)
     bounds = [split * count // splits for split in range(splits + 1)]
     rng = np.random.default_rng(0)
     parts = (order[first:last] for first, last in itertools.pairwise(bounds))
-    scores = np.stack([_split_scores(logits, part, resamples, rng) for part in parts])  # [splits, 1 + resamples]
+    scores = np.stack([_split_scores(logits, part, rng) for part in parts])  # [splits, 1 + resamples]
     value, std = float(scores[:, 0].mean()), float(scores[:, 0].std())
     if count < 2 * splits:
         return SpreadScore(value, None, None, std=std)
     replicates = scores[:, 1:].mean(axis=0)
     low, high = bootstrap.percentiles(replicates - replicates.mean() + value)
-    how = bootstrap.resampled(f"the images of each of {splits} splits", resamples, centred=True)
+    how = bootstrap.resampled(f"the images of each of {splits} splits", bootstrap.RESAMPLES, centred=True)
     return SpreadScore(value, low, high, how, std)
 
 
-def _split_scores(logits: np.ndarray, chosen: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """Scores of the chosen images, and of resamples of them, [1 + resamples].
+def _split_scores(logits: np.ndarray, chosen: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Scores of the chosen images, and of resamples of them, [1 + RESAMPLES]."""
+    count, found = len(chosen), [_scores(logits, chosen, np.ones((1, len(chosen)), np.uint16))]
+    for start in range(0, bootstrap.RESAMPLES, _RESAMPLES):
+        times = np.empty((min(_RESAMPLES, bootstrap.RESAMPLES - start), count), np.uint16)
+        for row in times:
+            row[:] = np.bincount(rng.integers(count, size=count), minlength=count)
+        found.append(_scores(logits, chosen, times))
+    return np.concatenate(found)
+
+
+def _scores(logits: np.ndarray, chosen: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Scores of the chosen images, each drawn as many times as a row of `times` [R, images] says, [R].
 
     The mean divergence is the mean over images of sum(p log p), less sum(q log q) for the mean q of p: both means are
     products with the number of times that each image was drawn.
     """
     count = len(chosen)
-    times = np.ones((1 + resamples, count), np.uint16)
-    for row in times[1:]:
-        row[:] = np.bincount(rng.integers(count, size=count), minlength=count)
     mean, inner = np.zeros((len(times), logits.shape[1])), np.zeros(len(times))
     for start in range(0, count, _ROWS):
         log_p = log_softmax(logits[chosen[start : start + _ROWS]].astype(np.float64), axis=1)
