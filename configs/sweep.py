@@ -4,7 +4,7 @@
   python -m launch.sweep --config=configs/sweep.py:v2_base,ablation --config.settings="('teacher=DIR', 'data=DIR')" \
     --workdir=DIR
   python -m launch.sweep --config=configs/sweep.py:shapes,rates \
-    --config.settings="('evaluators=clip_score_shapes,fd_clip_shapes', 'scoring.reference=shapes')" --workdir=DIR
+    --config.settings="('evaluators=clip_score_shapes', 'scoring.images=64')" --workdir=DIR
 
 Generation: v1, v2_base, v2, shapes (default; a run takes about 15 minutes on two CPU cores)
 Runs (choose one):

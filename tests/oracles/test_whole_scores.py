@@ -61,7 +61,7 @@ def found(folders: tuple[Path, Path], written: tuple[Path, scoring.State], tmp_p
 
 
 def test_torch_fidelity(folders: tuple[Path, Path], written: tuple[Path, scoring.State], found: dict) -> None:
-    # In float32, rounding moves each side's KID by about 1e-6. Its own option "float64" gives float32.
+    # In float32, rounding moves its KID as much as ours. Its own option "float64" gives float32.
     with mock.patch.object(feature_extractor_inceptionv3, "text_to_dtype", return_value=torch.float64):
         theirs = torch_fidelity.calculate_metrics(
             input1=str(folders[0]),
@@ -91,7 +91,8 @@ def test_torch_fidelity(folders: tuple[Path, Path], written: tuple[Path, scoring
     print(f"kid: {kid:.8g}, theirs {their_kid:.8g}")
     for ours, name in wanted.items():
         assert found[ours]["value"] == pytest.approx(theirs[name], rel=RELATIVE), ours
-    assert kid == pytest.approx(their_kid, abs=1e-6)
+    # Features in float32 are right to 2e-7 or so, and KID grows with their sixth power.
+    assert kid == pytest.approx(their_kid, rel=3e-6, abs=1e-6)
 
 
 @pytest.mark.skipif(not FULL_RANK, reason="its root of a matrix without full rank is inexact, and slow")
