@@ -4,13 +4,13 @@
 
 The workdir becomes the dataset; pass it to `launch.train` as `--config.data`. With `--config.latents.pipeline=TEACHER`
 and a prepared dataset as source, it becomes a dataset of cached latents, with which training doesn't run the
-autoencoder. All settings are explained in `PrepareConfig` (bksdm_jax/data/prepare/prepare.py) and `LatentConfig`
-(latents.py in the same folder).
+autoencoder. All settings are explained in `PrepareConfig` and `LatentConfig`
+(bksdm_jax/data/prepare/config.py).
 """
 
 from ml_collections import config_dict
 
-from bksdm_jax.data.prepare.prepare import PrepareConfig
+from bksdm_jax.data.prepare.config import PrepareConfig
 from launch.defaults import defaults
 
 

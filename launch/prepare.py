@@ -12,7 +12,8 @@ quiet_libraries()
 from pathlib import Path  # noqa: E402
 
 from bksdm_jax.base.files import read_json  # noqa: E402
-from bksdm_jax.data.prepare.prepare import REJECTS, SHEET, SUMMARY, PrepareConfig, prepare  # noqa: E402
+from bksdm_jax.data.prepare.config import PrepareConfig  # noqa: E402
+from bksdm_jax.data.prepare.prepare import REJECTS, SHEET, SUMMARY, prepare  # noqa: E402
 from launch.command import run, tell  # noqa: E402
 
 

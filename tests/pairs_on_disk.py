@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from bksdm_jax.data.prepare.prepare import REJECTS, PrepareConfig
+from bksdm_jax.data.prepare.config import PrepareConfig
+from bksdm_jax.data.prepare.prepare import REJECTS
 from bksdm_jax.data.sources import open_examples
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bksdm_jax.base.errors import InputError
-from bksdm_jax.data.prepare.prepare import PrepareConfig
+from bksdm_jax.data.prepare.config import PrepareConfig
 from bksdm_jax.diffusion.schedule import ScheduleConfig
 from bksdm_jax.evaluation.config import ScoreConfig
 from bksdm_jax.evaluation.live import SampleAndScoreConfig

@@ -19,8 +19,9 @@ from bksdm_jax.base.images import to_unit
 from bksdm_jax.data.latents import IDENTITY, latent_identity, require_identity
 from bksdm_jax.data.loader import LoaderConfig, training_batches
 from bksdm_jax.data.prepare import latents
-from bksdm_jax.data.prepare.latents import LatentConfig, prepare_latents
-from bksdm_jax.data.prepare.prepare import PrepareConfig, prepare
+from bksdm_jax.data.prepare.config import LatentConfig, PrepareConfig
+from bksdm_jax.data.prepare.latents import prepare_latents
+from bksdm_jax.data.prepare.prepare import prepare
 from bksdm_jax.data.prepare.shards import ShardWriters, pair_features
 from bksdm_jax.data.prepare.tfds_folder import write_set
 from bksdm_jax.data.sources import open_examples

@@ -20,7 +20,8 @@ from bksdm_jax.data.decode import fit_square, open_image, to_rgb
 from bksdm_jax.data.image_folder import FileExample
 from bksdm_jax.data.latents import latent_features
 from bksdm_jax.data.loader import LoaderConfig, training_batches
-from bksdm_jax.data.prepare.prepare import PrepareConfig, prepare
+from bksdm_jax.data.prepare.config import PrepareConfig
+from bksdm_jax.data.prepare.prepare import prepare
 from bksdm_jax.data.prepare.shards import TRAIN, ShardWriters
 from bksdm_jax.data.prepare.tfds_folder import PARTS, write_set
 from bksdm_jax.data.sources import open_examples

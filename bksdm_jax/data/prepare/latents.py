@@ -27,35 +27,17 @@ from bksdm_jax.base.workdir import claim, require_same
 from bksdm_jax.data import sources
 from bksdm_jax.data.latents import IDENTITY, latent_features, latent_identity, to_bits
 from bksdm_jax.data.loader import in_one_line
+from bksdm_jax.data.prepare.config import LatentConfig
 from bksdm_jax.data.prepare.shards import ShardWriters, record_path
 from bksdm_jax.data.prepare.tfds_folder import PARTS, clear, write_set
 from bksdm_jax.models.vae import VAE
 from bksdm_jax.pipelines.load import find_model
 from bksdm_jax.pipelines.pipeline import Network, Pipeline
-from bksdm_jax.pipelines.source import ModelOptions
 
 _TEXT = 1000  # bytes of an example besides its latents, roughly
 _MAY_CHANGE = ("batch_size",)
 _NETWORKS = ("vae",)  # those whose weights are needed
 _Chunk = tuple[str, range]  # a split, and the positions of examples in it
-
-
-@dataclasses.dataclass(frozen=True)
-class LatentConfig(ModelOptions):
-    """How latents are made.
-
-    Attributes:
-        pipeline: the teacher of the runs that will use them, as `find_model` takes it; empty: make no latents.
-        revision, variant, tokenizer, prediction: of the pipeline, as in `ModelSource`.
-        flip: also encode mirrored images.
-        dtype: of the autoencoder's computations.
-        batch_size: images per device and call.
-    """
-
-    pipeline: str = ""
-    flip: bool = True
-    dtype: str = "float32"
-    batch_size: int = 4
 
 
 def prepare_latents(source: str, config: LatentConfig, resolution: int, chunk: int, workdir: Path) -> Path | None:

@@ -22,10 +22,11 @@ from bksdm_jax.base.progress import Progress
 from bksdm_jax.base.signals import Interrupts
 from bksdm_jax.base.workdir import claim, require_same
 from bksdm_jax.data.decode import MOST_PIXELS
+from bksdm_jax.data.prepare.config import PrepareConfig
 from bksdm_jax.data.prepare.folders import TABLES, FolderSource
-from bksdm_jax.data.prepare.latents import LatentConfig, prepare_latents
+from bksdm_jax.data.prepare.latents import prepare_latents
 from bksdm_jax.data.prepare.pairs import Source
-from bksdm_jax.data.prepare.shards import SPLITS, ShardOptions, pair_features, write_shard
+from bksdm_jax.data.prepare.shards import SPLITS, pair_features, write_shard
 from bksdm_jax.data.prepare.summary import summary, write_contact_sheet
 from bksdm_jax.data.prepare.tars import TarSource
 from bksdm_jax.data.prepare.tfds_folder import PARTS, clear, write_set
@@ -38,37 +39,6 @@ REJECTS, SUMMARY, SHEET = "rejects.csv", "summary.json", "contact_sheet.png"
 """Files written beside a dataset."""
 _ENOUGH = 1000  # pairs from which on too many rejects stop the work at once
 _MAY_CHANGE = ("workers", "most_rejects")
-
-
-@dataclasses.dataclass(frozen=True)
-class PrepareConfig(ShardOptions):
-    """The dataset to make.
-
-    Attributes:
-        source: a folder of images with `metadata.csv` or `metadata.jsonl`, a folder of WebDataset `.tar` files, or the
-            folder of a TFDS dataset.
-        kind: the kind of source, one of `KINDS`; `auto` detects it.
-        split: of a TFDS dataset.
-        image_column, text_column: names of the table's columns or the dataset's features (`captions/text` names a
-            nested one); in archives, `text_column` is the caption's key in `.json` members. Empty: `file_name` and
-            `text` in tables, `image` and `text` in datasets, `caption` in archives.
-        validation, resolution, most_pixels: as in `ShardOptions` (shards.py).
-        most_rejects: share of rejects above which the command stops.
-        chunk: rows of a table that a worker takes at a time; each chunk becomes a file of the dataset.
-        workers: worker processes; 0: one per core.
-        latents: set its `pipeline` to make a dataset of cached latents from a prepared dataset; `resolution` is then
-            that of the latents (0: the pipeline's own), and of the other settings only `chunk` is used.
-    """
-
-    source: str
-    kind: str = "auto"
-    split: str = "train"
-    image_column: str = ""
-    text_column: str = ""
-    most_rejects: float = 0.1
-    chunk: int = 1000
-    workers: int = 0
-    latents: LatentConfig = LatentConfig()
 
 
 def prepare(config: PrepareConfig, workdir: Path) -> Path | None:

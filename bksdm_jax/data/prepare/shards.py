@@ -1,6 +1,5 @@
 """Writes a chunk: a shard (file of examples) for each split, and a record with counts and rejects."""
 
-import dataclasses
 import heapq
 import io
 import math
@@ -16,7 +15,8 @@ from PIL import Image
 
 from bksdm_jax.base.errors import InputError, in_short
 from bksdm_jax.base.files import write_json
-from bksdm_jax.data.decode import MOST_PIXELS, is_upright, open_image, to_rgb
+from bksdm_jax.data.decode import is_upright, open_image, to_rgb
+from bksdm_jax.data.prepare.config import ShardOptions
 from bksdm_jax.data.prepare.pairs import Chunk, Pair, Reject, printable, share
 
 TRAIN, VALIDATION = SPLITS = ("train", "validation")
@@ -26,21 +26,6 @@ _MOST_RATIO = 64  # long side to short side
 _KEPT = ("JPEG", "MPO", "PNG", "WEBP")  # formats stored unchanged
 _QUALITY = 95  # of JPEG files written for downscaled images
 _MOST_REASON = 300  # letters
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ShardOptions:
-    """How pairs are stored.
-
-    Attributes:
-        validation: share of the examples that go to the validation split, by a hash of their names.
-        resolution: short side in pixels that larger images are downscaled to; 0: keep all sizes.
-        most_pixels: images of more pixels (width times height) are rejected.
-    """
-
-    validation: float = 0.01
-    resolution: int = 0
-    most_pixels: int = MOST_PIXELS
 
 
 def pair_features() -> tfds.features.FeaturesDict:
