@@ -16,10 +16,10 @@ from PIL import Image
 from bksdm_jax.base.errors import InputError, in_short
 from bksdm_jax.base.files import write_json
 from bksdm_jax.data.decode import is_upright, open_image, to_rgb
+from bksdm_jax.data.forms.pairs import SPLITS, Chunk, Pair, Reject, printable, share
 from bksdm_jax.data.prepare.config import ShardOptions
-from bksdm_jax.data.prepare.pairs import Chunk, Pair, Reject, printable, share
 
-TRAIN, VALIDATION = SPLITS = ("train", "validation")
+TRAIN, VALIDATION = "train", "validation"
 SHOWN = 48
 """Images on the contact sheet."""
 _MOST_RATIO = 64  # long side to short side
@@ -49,21 +49,29 @@ def record_path(folder: Path, index: int) -> Path:
     return folder / f"{index:06d}.json"
 
 
-def write_shard(folder: Path, index: int, chunk: Chunk, config: ShardOptions) -> dict[str, Any]:
-    """Reads a chunk, and writes its shards and its record; raises `InputError` if either fails."""
+def write_shard(folder: Path, index: int, chunk: Chunk, config: ShardOptions, splits: bool = False) -> dict[str, Any]:
+    """Reads a chunk, and writes its shards and its record; raises `InputError` if either fails.
+
+    With `splits` the pairs say which split they are of.
+    """
     features, tally = pair_features(), Tally()
     with ShardWriters(folder, index) as writers:
-        for pair in chunk.read():
+        for pair in chunk.read(folder):
             try:
                 if isinstance(pair, Reject):
                     raise ValueError(pair.reason)
-                data, size = storable(pair.data, config)
-                row = features.serialize_example({"name": pair.name, "image": data, "text": list(pair.texts)})
+                data, size = storable(pair.image.read(), config)
+            except InputError:
+                raise
             except ValueError as error:
                 tally.reject(pair.name, str(error))
                 continue
-            split = VALIDATION if share(pair.name) < config.validation else TRAIN
-            tally.accept(pair, split, size, len(row), writers.write(split, row))
+            by_hash = VALIDATION if share(pair.name) < config.validation else TRAIN
+            split = pair.split if splits else by_hash  # copies stay together
+            for copy in range(pair.times):
+                name = f"{pair.name}#{copy + 1}" if copy else pair.name
+                row = features.serialize_example({"name": name, "image": data, "text": list(pair.texts)})
+                tally.accept(pair, split, size, len(row), writers.write(split, row))
     record = tally.to_json()
     write_json(record_path(folder, index), record)
     return record

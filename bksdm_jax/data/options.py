@@ -1,0 +1,29 @@
+"""Settings for reading images with captions, common to preparation and training."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SourceOptions:
+    """How images and captions are found and read.
+
+    Attributes:
+        image_column, text_column: names of a table's or Parquet file's columns, or of a TFDS dataset's features
+            (`captions/text` names a nested one); `text_column` also names the key of the caption in `.json` files.
+            Empty: `file_name` and `text` in tables, `image` and `text` in Parquet and TFDS, `caption` in `.json` files.
+        caption: caption of every image that has none, such as `a photo of sks dog`; empty: such images are rejected.
+        repeats: whether folders named `10_dog`, as for kohya's scripts, repeat each of their images 10 times.
+        coco_images: folder of the images that a COCO captions file names; empty: the file's own folder, or the one
+            beside `annotations/` that is called like the captions file.
+        background: colour that transparent images are put on, such as `white` or `#808080`; empty: transparency is
+            dropped.
+        least_side: images whose short side has fewer pixels are rejected.
+    """
+
+    image_column: str = ""
+    text_column: str = ""
+    caption: str = ""
+    repeats: bool = True
+    coco_images: str = ""
+    background: str = ""
+    least_side: int = 1
