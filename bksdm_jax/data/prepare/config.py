@@ -14,11 +14,16 @@ class ShardOptions:
         validation: share of the examples that go to the validation split, by a hash of their names.
         resolution: short side in pixels that larger images are downscaled to; 0: keep all sizes.
         most_pixels: images of more pixels (width times height) are rejected.
+        least_side: images whose short side has fewer pixels are rejected.
+        background: the colour that transparent images are laid on, as `PIL.ImageColor.getrgb` takes it (`white`,
+            `#ffffff`); empty: their transparency is dropped.
     """
 
     validation: float = 0.01
     resolution: int = 0
     most_pixels: int = MOST_PIXELS
+    least_side: int = 1
+    background: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
