@@ -101,6 +101,8 @@ def to_rgb(image: Image.Image, upright: bool = True, background: tuple[int, int,
                 image.info.pop(key, None)
         if deep:
             image = _eight_bits(image)
+        elif image.mode == "La":
+            image = image.convert("LA")  # the only mode that Pillow turns it into
         if background is not None and image.has_transparency_data:
             return _laid_on(background, image)
         if "transparency" in image.info:  # Pillow would convert it too
@@ -178,8 +180,6 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _laid_on(background: tuple[int, int, int], image: Image.Image) -> Image.Image:
-    if image.mode == "La":
-        image = image.convert("LA")  # Pillow loses its transparency on the way to RGBA
     image = image.convert("RGBA")
     below = Image.new("RGB", image.size, background)
     below.paste(image, mask=image.getchannel("A"))
@@ -203,7 +203,7 @@ def _foreign(data: bytes) -> str:
     for start, name in _HEADS:
         if head.startswith(start):
             return name
-    text = head.replace(b"\0", b"").lstrip(b"\xef\xbb\xfe\xff \t\r\n").lower()  # UTF-8 and UTF-16
+    text = head.replace(b"\0", b"").lstrip(b"\xef\xbb\xbf\xfe\xff \t\r\n").lower()  # UTF-8 and UTF-16
     return "SVG" if text.startswith(b"<") and b"<svg" in text and b"<html" not in text else ""
 
 
