@@ -4,7 +4,21 @@ import dataclasses
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SourceOptions:
+class ImageOptions:
+    """Which images are used, and how transparent ones are seen.
+
+    Attributes:
+        background: colour that transparent images are laid on, as `PIL.ImageColor.getrgb` takes it (`white`,
+            `#ffffff`); empty: their transparency is dropped.
+        least_side: images whose short side has fewer pixels are rejected.
+    """
+
+    background: str = ""
+    least_side: int = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SourceOptions(ImageOptions):
     """How images and captions are found and read.
 
     Attributes:
@@ -15,9 +29,7 @@ class SourceOptions:
         repeats: whether folders named `10_dog`, as for kohya's scripts, repeat each of their images 10 times.
         coco_images: folder of the images that a COCO captions file names; empty: the file's own folder, or the one
             beside `annotations/` that is called like the captions file.
-        background: colour that transparent images are put on, such as `white` or `#808080`; empty: transparency is
-            dropped.
-        least_side: images whose short side has fewer pixels are rejected.
+        background, least_side: as in `ImageOptions`.
     """
 
     image_column: str = ""
@@ -25,5 +37,3 @@ class SourceOptions:
     caption: str = ""
     repeats: bool = True
     coco_images: str = ""
-    background: str = ""
-    least_side: int = 1

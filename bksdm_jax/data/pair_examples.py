@@ -10,7 +10,7 @@ from PIL import Image
 
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.paths import AnyPath
-from bksdm_jax.data.decode import background_colour, open_image, to_rgb
+from bksdm_jax.data.decode import background_colour, open_image, require_shape, to_rgb
 from bksdm_jax.data.forms.open import open_source
 from bksdm_jax.data.forms.pairs import Pair, Reject, Source, Stored
 from bksdm_jax.data.forms.reasons import commonest
@@ -34,7 +34,8 @@ class PairExample:
         """Upright RGB; raises `InputError`, with the file, if it isn't a usable image."""
         colour = background_colour("config", self.options.background)
         try:
-            file = open_image(self.stored.read(), least_side=self.options.least_side)
+            file = open_image(self.stored.read())
+            require_shape(file, self.options.least_side)
             return to_rgb(file, background=colour)
         except InputError:
             raise
@@ -45,7 +46,7 @@ class PairExample:
         """Reads the image's header only; raises `InputError` as `image`."""
         try:
             with self.stored.open() as file:
-                open_image(file, least_side=self.options.least_side)
+                require_shape(open_image(file), self.options.least_side)
         except InputError:
             raise
         except (OSError, ValueError) as error:

@@ -25,7 +25,7 @@ def open_set(folder: AnyPath) -> tfds.core.DatasetBuilder:
         raise InputError(f"{folder}: TFDS can't open this dataset ({in_short(error)})") from error
 
 
-class TfdsExamples(Sequence[Example | CachedExample]):
+class TfdsExamples(Sequence["TfdsExample | CachedExample"]):
     """A split of a TFDS dataset with `image` and `text`, or with cached latents (`cached`), read record by record."""
 
     def __init__(self, folder: AnyPath, split: str) -> None:

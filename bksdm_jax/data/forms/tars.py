@@ -1,4 +1,4 @@
-"""WebDataset archives, as img2dataset writes them: `.tar` files of images, each with a `.txt` or `.json` of its name."""
+"""WebDataset archives, as img2dataset writes them: `.tar` files of images, each with a `.txt` or `.json`."""
 
 import concurrent.futures
 import dataclasses
@@ -171,13 +171,12 @@ def _members(archive: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, _Key, 
 
     A name is split at its last dot: `img.020.jpg` and `img.020.txt` are a pair.
     """
-    end = count = 0
-    for member in archive:
+    end = 0
+    for number, member in enumerate(archive):
         archive.members = []  # else it keeps all of them
-        count += 1
         if member.size < 0 or archive.offset <= end:
             raise tarfile.ReadError("a header of negative size")
-        if count > _MOST_MEMBERS:
+        if number >= _MOST_MEMBERS:
             raise tarfile.ReadError(f"more than {_MOST_MEMBERS} members")
         end = archive.offset
         path = PurePosixPath(member.name)

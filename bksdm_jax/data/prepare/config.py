@@ -3,19 +3,20 @@
 import dataclasses
 
 from bksdm_jax.data.decode import MOST_PIXELS
-from bksdm_jax.data.options import SourceOptions
+from bksdm_jax.data.options import ImageOptions, SourceOptions
 from bksdm_jax.pipelines.source import ModelOptions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ShardOptions:
+class ShardOptions(ImageOptions):
     """How pairs are stored.
 
     Attributes:
-        validation: share of the examples that go to the validation split, by a hash of their names; unused if the source
+        validation: share of the examples that go to the validation split, by a hash of their names, unless the source
             has splits.
         resolution: short side in pixels that larger images are downscaled to; 0: keep all sizes.
         most_pixels: images of more pixels (width times height) are rejected.
+        background, least_side: as in `ImageOptions`.
     """
 
     validation: float = 0.01

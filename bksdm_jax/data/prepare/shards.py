@@ -15,14 +15,13 @@ from PIL import Image
 
 from bksdm_jax.base.errors import InputError, in_short
 from bksdm_jax.base.files import write_json
-from bksdm_jax.data.decode import is_upright, open_image, to_rgb
+from bksdm_jax.data.decode import background_colour, open_image, require_shape, to_rgb
 from bksdm_jax.data.forms.pairs import SPLITS, Chunk, Pair, Reject, printable, share
 from bksdm_jax.data.prepare.config import ShardOptions
 
 TRAIN, VALIDATION = "train", "validation"
 SHOWN = 48
 """Images on the contact sheet."""
-_MOST_RATIO = 64  # long side to short side
 _KEPT = ("JPEG", "MPO", "PNG", "WEBP")  # formats stored unchanged
 _QUALITY = 95  # of JPEG files written for downscaled images
 _MOST_REASON = 300  # letters
@@ -173,19 +172,21 @@ def bucket(number: int) -> int:
 
 
 def storable(data: bytes, config: ShardOptions) -> tuple[bytes, tuple[int, int]]:
-    """The image file to store, and its width and height.
+    """The image file to store, and the width and height in which it is shown.
 
-    Upright JPEG, PNG and WebP files in 8-bit RGB are stored unchanged; downscaled images become JPEG, all others
-    lossless PNG. Raises `ValueError` if the image can't be used.
+    JPEG, PNG and WebP files in 8-bit RGB are stored unchanged, with their EXIF orientation, which `to_rgb` applies;
+    downscaled images become upright JPEG, all others upright lossless PNG. Raises `ValueError` if the image can't be
+    used.
     """
     file = open_image(data, config.most_pixels)
+    require_shape(file, config.least_side)
     short = min(file.size)
-    if max(file.size) > _MOST_RATIO * short:
-        raise ValueError(f"{file.size[0]} x {file.size[1]} pixels: too narrow for a square crop")
     shrinks = 0 < config.resolution < short
-    image = to_rgb(file)  # decodes it, so that damage is found
-    if file.format in _KEPT and file.mode == "RGB" and is_upright(file) and not shrinks:
-        return data, file.size
+    background = background_colour("config", config.background)
+    image = to_rgb(file, background=background)  # decodes it, so that damage is found
+    composited = background is not None and file.has_transparency_data
+    if file.format in _KEPT and file.mode == "RGB" and not composited and not shrinks:
+        return data, image.size
     if shrinks:
         size = tuple(max(1, round(length * config.resolution / short)) for length in image.size)
         image = image.resize(size, Image.Resampling.BILINEAR)
