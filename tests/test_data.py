@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bksdm_jax.data.image_folder import FileExample, read_image_folder
 from PIL import Image
 
 from bksdm_jax.base.errors import InputError
-from bksdm_jax.data.image_folder import FileExample, read_image_folder
 from bksdm_jax.data.loader import LoaderConfig, training_batches
 from bksdm_jax.data.sources import open_examples, square_image
 from bksdm_jax.data.tables import read_prompts

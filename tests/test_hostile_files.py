@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bksdm_jax.data.image_folder import FileExample
 
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.files import read_json
-from bksdm_jax.data.image_folder import FileExample
 from bksdm_jax.formats.clip_json import clip_text_from_transformers, clip_text_to_transformers
 from bksdm_jax.formats.scheduler_json import schedule_from_diffusers
 from bksdm_jax.formats.unet_json import unet_from_diffusers

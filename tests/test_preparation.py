@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from bksdm_jax.data.prepare.pairs import share
 from PIL import Image
 
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.progress import Progress
 from bksdm_jax.data.prepare import folders
 from bksdm_jax.data.prepare import prepare as preparing
-from bksdm_jax.data.prepare.pairs import share
 from bksdm_jax.data.prepare.prepare import SHEET, SUMMARY, prepare
 from bksdm_jax.data.prepare.shards import record_path
 from bksdm_jax.data.sources import open_examples

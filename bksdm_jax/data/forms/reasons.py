@@ -21,8 +21,7 @@ def commonest(rejects: Iterable[Reject]) -> str:
         kind = kind_of(reject.reason)
         counts[kind] += 1
         examples.setdefault(kind, reject)
-    parts = [
-        f"{count} like {examples[kind].name}: {examples[kind].reason}" for kind, count in counts.most_common(_SHOWN)
-    ]
-    rest = counts.total() - sum(count for _, count in counts.most_common(_SHOWN))
+    shown = counts.most_common(_SHOWN)
+    parts = [f"{count} like {examples[kind].name}: {examples[kind].reason}" for kind, count in shown]
+    rest = counts.total() - sum(count for _, count in shown)
     return "; ".join([*parts, *([f"{rest} for other reasons"] if rest else [])])
