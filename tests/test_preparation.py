@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from bksdm_jax.data.prepare.pairs import share
 from PIL import Image
 
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.progress import Progress
-from bksdm_jax.data.prepare import folders
+from bksdm_jax.data.forms import tables
+from bksdm_jax.data.forms.pairs import share
 from bksdm_jax.data.prepare import prepare as preparing
 from bksdm_jax.data.prepare.prepare import SHEET, SUMMARY, prepare
 from bksdm_jax.data.prepare.shards import record_path
@@ -147,15 +147,15 @@ def test_too_many_rejects_end_it_and_leave_no_set(tmp_path: Path) -> None:
 def test_a_kill_loses_no_chunk_that_was_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = many(tmp_path / "source", 25)
     expected = prepare(config(source, chunk=4, validation=0.3), tmp_path / "undisturbed")
-    read, calls = folders.FolderChunk.read, []
+    read, calls = tables.TableChunk.read, []
 
-    def dies(self: folders.FolderChunk) -> Any:
+    def dies(self: tables.TableChunk, scratch: Path) -> Any:
         calls.append(self.rows[0][0])
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return read(self)
+        return read(self, scratch)
 
-    monkeypatch.setattr(folders.FolderChunk, "read", dies)
+    monkeypatch.setattr(tables.TableChunk, "read", dies)
     with pytest.raises(KeyboardInterrupt):
         prepare(config(source, chunk=4, validation=0.3), tmp_path / "set")
     assert [record_path(tmp_path / "set" / "parts", index).exists() for index in range(4)] == [True] * 3 + [False]

@@ -1,4 +1,4 @@
-"""Unpacks images that can't be read in random order, such as those in `.tar.gz` and Parquet files, to one cache file."""
+"""Unpacks images that can't be read in random order, as in `.tar.gz` and Parquet files, to one file of the cache."""
 
 import dataclasses
 import hashlib

@@ -49,24 +49,31 @@ def open_source(name: str, options: SourceOptions, kind: str = "auto", split: st
             return SplitSource({inner: open_source(str(path / inner), options, chunk=chunk) for inner in folders})
         kind = _kind(path)
     if kind == "tfds":
-        from bksdm_jax.data.forms.tfds_sets import TfdsSource  # noqa: PLC0415  # imports TensorFlow
-
-        return TfdsSource(
-            path, split, (options.image_column or "image", options.text_column or "text"), options.caption
-        )
+        return _tfds(path, options, split)
     if split:
         raise InputError(f"split: {split!r}, but {path} isn't a TFDS dataset; give the folder of the split as source")
-    if kind == "tars":
-        return TarSource(path, options.text_column, options.caption)
-    if kind == "parquet":
-        columns = (options.image_column or "image", options.text_column or "text")
-        return ParquetSource(path, columns, options.caption)
-    if kind == "coco":
-        return CocoSource(_captions_file(path), options.coco_images, options.caption, chunk)
-    if kind == "files":
-        return FilesSource(path, options, chunk)
-    columns = (options.image_column or "file_name", options.text_column or "text")
-    return TableSource(_table(path), columns, options.caption, chunk, split_folders(_table(path).parent))
+    openers = {
+        "tars": lambda: TarSource(path, options.text_column, options.caption),
+        "parquet": lambda: ParquetSource(path, _columns(options, "image"), options.caption),
+        "coco": lambda: CocoSource(_captions_file(path), options.coco_images, options.caption, chunk),
+        "files": lambda: FilesSource(path, options, chunk),
+        "table": lambda: _with_table(_table(path), options, chunk),
+    }
+    return openers[kind]()
+
+
+def _tfds(path: AnyPath, options: SourceOptions, split: str) -> Source:
+    from bksdm_jax.data.forms.tfds_sets import TfdsSource  # noqa: PLC0415  # imports TensorFlow
+
+    return TfdsSource(path, split, _columns(options, "image"), options.caption)
+
+
+def _with_table(table: AnyPath, options: SourceOptions, chunk: int) -> TableSource:
+    return TableSource(table, _columns(options, "file_name"), options.caption, chunk, split_folders(table.parent))
+
+
+def _columns(options: SourceOptions, image: str) -> tuple[str, str]:
+    return options.image_column or image, options.text_column or "text"
 
 
 def _of_splits(path: AnyPath) -> list[str]:

@@ -30,10 +30,9 @@ def summary(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         sides.update({int(least): count for least, count in record["short_side"].items()})
         letters.update({int(least): count for least, count in record["caption_letters"].items()})
         reasons.update(kind_of(reason) for _, reason in record["rejects"])
+    counts = {split: sum(record["splits"][split][0] for record in records) for split in SPLITS}
     return {
-        "examples": {
-            split: count for split in SPLITS if (count := sum(record["splits"][split][0] for record in records))
-        },
+        "examples": {split: count for split, count in counts.items() if count or split != "test"},
         "bytes": sum(record["splits"][split][1] for record in records for split in SPLITS),
         "captions": sum(record["captions"] for record in records),
         "short_side": {f"{least} to {2 * least - 1}": sides[least] for least in sorted(sides)},
