@@ -19,6 +19,7 @@ MOST_BYTES = 2**28
 """Bytes of an image file."""
 MOST_PIXELS = 89_478_485
 """Width times height above which an image is refused; Pillow's own limit."""
+_MOST_EXIF = 100  # segments, which Pillow joins in quadratic time
 _ORIENTATION = 0x0112  # EXIF's tag
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -59,6 +60,8 @@ def open_image(data: bytes, most_pixels: int = MOST_PIXELS) -> ImageFile.ImageFi
     foreign = _foreign(data)
     if foreign:
         raise ValueError(f"{foreign} isn't read; convert it to JPEG or PNG")
+    if data.count(b"Exif\0\0") > _MOST_EXIF:
+        raise ValueError(f"damaged: more than {_MOST_EXIF} segments of EXIF data")
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         several = image.format != "MPO" and _has_second(image)
