@@ -22,6 +22,7 @@ MOST_PIXELS = 89_478_485
 """Width times height above which an image is refused; Pillow's own limit."""
 _HEAD = 1024  # bytes by which formats are recognised
 _MOST_RATIO = 64  # long side to short side
+_MOST_EXIF = 100  # segments, which Pillow joins in quadratic time
 _ORIENTATION = 0x0112  # EXIF's tag
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -65,6 +66,8 @@ def open_image(data: bytes | BinaryIO, most_pixels: int = MOST_PIXELS) -> ImageF
     foreign = _foreign(head)
     if foreign:
         raise ValueError(f"{foreign} isn't read; convert it to JPEG or PNG")
+    if head.startswith(b"\xff\xd8") and _exif_segments(file) > _MOST_EXIF:
+        raise ValueError(f"damaged: more than {_MOST_EXIF} segments of EXIF data")
     try:
         image = Image.open(file, formats=FORMATS)
         several = image.format != "MPO" and _has_second(image)
@@ -219,6 +222,24 @@ def _foreign(head: bytes) -> str:
             return name
     text = head.replace(b"\0", b"").lstrip(b"\xef\xbb\xbf\xfe\xff \t\r\n").lower()  # UTF-8 and UTF-16
     return "SVG" if text.startswith(b"<") and b"<svg" in text and b"<html" not in text else ""
+
+
+def _exif_segments(file: BinaryIO) -> int:
+    """The number of EXIF segments before the pixels of a JPEG file."""
+    count, position = 0, 2
+    while count <= _MOST_EXIF:
+        file.seek(position)
+        head = file.read(10)  # marker, length, beginning
+        if len(head) < 4 or head[:2] in (b"\xff\xda", b"\xff\xd9"):  # the pixels, the end
+            break
+        if head[0] != 0xFF:  # Pillow would search for the next marker
+            file.seek(position)
+            count += file.read().count(b"Exif\0\0")
+            break
+        count += head[4:] == b"Exif\0\0"
+        position += 2 + max(2, int.from_bytes(head[2:4])) if head[1] != 0xFF else 1
+    file.seek(0)
+    return count
 
 
 def _unreadable(head: bytes, error: Exception) -> str:
