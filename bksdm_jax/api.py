@@ -17,18 +17,20 @@ from bksdm_jax.base.errors import InputError, shown, whole_number
 from bksdm_jax.base.precision import compute_dtype
 from bksdm_jax.base.workdir import is_used
 from bksdm_jax.models.unet_table import UNetConfig
+from bksdm_jax.pipelines.config import PartsConfig, SaveConfig
 from bksdm_jax.pipelines.embedded import TEACHER, teacher_folder
 from bksdm_jax.pipelines.load import load_pipeline
 from bksdm_jax.pipelines.model_card import CardFacts, parent_name
-from bksdm_jax.pipelines.parts import PartsConfig, with_parts
+from bksdm_jax.pipelines.parts import with_parts
 from bksdm_jax.pipelines.pipeline import Pipeline
-from bksdm_jax.pipelines.save import SaveConfig, write_pipeline
+from bksdm_jax.pipelines.save import write_pipeline
 from bksdm_jax.pipelines.source import ModelSource
-from bksdm_jax.pruning.prune import InitOptions, card_facts, find_initial_weights, pruned
+from bksdm_jax.pruning.config import InitOptions
+from bksdm_jax.pruning.prune import card_facts, find_initial_weights, pruned
 from bksdm_jax.pruning.removal import RemovalPlan, plan_removal, removed_blocks
+from bksdm_jax.sampling.config import MOST_SEED, SamplerConfig
 from bksdm_jax.sampling.engine import Batch, Engine
 from bksdm_jax.sampling.images import Images, Init, images_to_begin_from
-from bksdm_jax.sampling.text_to_image import MOST_SEED, SamplerConfig
 
 __all__ = ["Images", "InputError", "Pipeline", "Student", "generate", "load", "prune", "save"]
 

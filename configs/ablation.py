@@ -9,7 +9,7 @@ Expect these attribute accuracies with the task loss, with output KD added, and 
 
 from ml_collections import config_dict
 
-from bksdm_jax.experiments.comparison import ComparisonConfig
+from bksdm_jax.experiments.config import ComparisonConfig
 from launch.defaults import defaults
 
 

@@ -13,7 +13,7 @@ of the widths, seconds on a CPU). All settings are explained in `BenchConfig` (b
 
 from ml_collections import config_dict
 
-from bksdm_jax.perf.bench import BenchConfig
+from bksdm_jax.perf.config import BenchConfig
 from bksdm_jax.pruning.presets import PRESETS
 from launch.defaults import defaults
 

@@ -9,7 +9,7 @@ network's largest output, and of 2/255 in images. All settings are explained in 
 
 from ml_collections import config_dict
 
-from bksdm_jax.interop.parity import CompareConfig
+from bksdm_jax.interop.config import CompareConfig
 from launch.defaults import defaults
 
 

@@ -8,7 +8,7 @@ Expect the paper's counts, listed in `PRESETS` (bksdm_jax/pruning/presets.py). A
 
 from ml_collections import config_dict
 
-from bksdm_jax.perf.cost_report import CostConfig
+from bksdm_jax.perf.config import CostConfig
 from launch.defaults import defaults
 
 

@@ -10,7 +10,7 @@ explained in `ComparisonConfig` (bksdm_jax/experiments/comparison.py).
 
 from ml_collections import config_dict
 
-from bksdm_jax.experiments.comparison import ComparisonConfig
+from bksdm_jax.experiments.config import ComparisonConfig
 from launch.defaults import defaults
 
 

@@ -8,7 +8,7 @@ Expect the U-Net parameters listed in `PRESETS` (bksdm_jax/pruning/presets.py). 
 
 from ml_collections import config_dict
 
-from bksdm_jax.pruning.prune import PruneConfig
+from bksdm_jax.pruning.config import PruneConfig
 from launch.defaults import defaults
 
 

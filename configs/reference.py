@@ -14,8 +14,7 @@ All settings are explained in `ReferenceConfig` (bksdm_jax/evaluation/make_refer
 
 from ml_collections import config_dict
 
-from bksdm_jax.evaluation.make_reference import ReferenceConfig
-from bksdm_jax.evaluation.protocols import SCORING
+from bksdm_jax.evaluation.config import SCORING, ReferenceConfig
 from launch.defaults import defaults
 
 VARIANTS = {

@@ -14,7 +14,7 @@ All settings are explained in `ReportConfig` (bksdm_jax/reports/score_page.py).
 
 from ml_collections import config_dict
 
-from bksdm_jax.reports.score_page import ReportConfig
+from bksdm_jax.reports.config import ReportConfig
 from launch.defaults import defaults
 
 

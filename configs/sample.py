@@ -9,7 +9,7 @@ All settings are explained in `SampleConfig` (bksdm_jax/sampling/config.py).
 
 from ml_collections import config_dict
 
-from bksdm_jax.evaluation.live import SampleAndScoreConfig
+from bksdm_jax.evaluation.config import SampleAndScoreConfig
 from launch.defaults import defaults
 
 

@@ -17,8 +17,7 @@ Without a variant, name metrics: --config.metrics="('fid_clean','kid_clean')". A
 
 from ml_collections import config_dict
 
-from bksdm_jax.evaluation.config import ScoreConfig
-from bksdm_jax.evaluation.protocols import SCORING
+from bksdm_jax.evaluation.config import SCORING, ScoreConfig
 from launch.defaults import defaults
 
 VARIANTS = {

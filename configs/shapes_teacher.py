@@ -25,7 +25,7 @@ folder).
 
 from ml_collections import config_dict
 
-from bksdm_jax.shapes_teacher.make import TeacherConfig
+from bksdm_jax.shapes_teacher.config import TeacherConfig
 from launch.defaults import defaults
 
 PHASES = {  # updates, batch size (CLIP's in groups of four captions), learning rate

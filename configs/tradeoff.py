@@ -18,7 +18,7 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from bksdm_jax.experiments.tradeoff import TradeoffConfig
+from bksdm_jax.experiments.config import TradeoffConfig
 from launch.defaults import defaults
 
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -36,7 +36,8 @@ from launch.command import quiet_libraries, run_without_workdir
 quiet_libraries()
 
 from bksdm_jax.base.errors import known_name  # noqa: E402
-from bksdm_jax.perf.bench import BenchConfig, bench, bench_update  # noqa: E402
+from bksdm_jax.perf.bench import bench, bench_update
+from bksdm_jax.perf.config import BenchConfig
 from bksdm_jax.perf.data_bench import bench_data  # noqa: E402
 from bksdm_jax.perf.deep_cache_bench import bench_deep_cache  # noqa: E402
 from bksdm_jax.perf.score_bench import bench_scores  # noqa: E402

@@ -16,9 +16,10 @@ from absl import app, flags, logging
 from ml_collections import config_dict, config_flags
 
 import bksdm_jax
-from bksdm_jax.base.distributed import ProcessConfig, connect, is_first
+from bksdm_jax.base.distributed import connect, is_first
 from bksdm_jax.base.errors import InputError, nearest
 from bksdm_jax.base.paths import local_path
+from bksdm_jax.base.processes import ProcessConfig
 from bksdm_jax.base.workdir import COMPILED
 
 

@@ -16,7 +16,8 @@ from launch.command import quiet_libraries, run
 quiet_libraries()
 
 try:
-    from bksdm_jax.interop.parity import CompareConfig, difference_table, parity
+    from bksdm_jax.interop.config import CompareConfig
+    from bksdm_jax.interop.parity import difference_table, parity
 except ModuleNotFoundError as error:
     if error.name not in ("torch", "diffusers"):
         raise

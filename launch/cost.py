@@ -13,7 +13,8 @@ from launch.command import quiet_libraries, run_without_workdir
 
 quiet_libraries()
 
-from bksdm_jax.perf.cost_report import CostConfig, cost_report  # noqa: E402
+from bksdm_jax.perf.config import CostConfig
+from bksdm_jax.perf.cost_report import cost_report
 
 
 def main(config: CostConfig) -> None:

@@ -7,7 +7,8 @@ from launch.command import keep_compiled, quiet_libraries, run, tell
 
 quiet_libraries()
 
-from bksdm_jax.experiments.comparison import ComparisonConfig, compare_students  # noqa: E402
+from bksdm_jax.experiments.comparison import compare_students
+from bksdm_jax.experiments.config import ComparisonConfig
 from bksdm_jax.experiments.table import EXPERIMENTS  # noqa: E402
 
 

@@ -19,7 +19,8 @@ from launch.command import quiet_libraries, run
 quiet_libraries()
 
 from bksdm_jax.cost.table import cost_table  # noqa: E402
-from bksdm_jax.pruning.prune import PruneConfig, prune  # noqa: E402
+from bksdm_jax.pruning.config import PruneConfig
+from bksdm_jax.pruning.prune import prune
 from bksdm_jax.pruning.removal import plan_text  # noqa: E402
 
 

@@ -24,7 +24,8 @@ from launch.command import quiet_libraries, run
 
 quiet_libraries()
 
-from bksdm_jax.evaluation.make_reference import ReferenceConfig, make_reference, reference_lines  # noqa: E402
+from bksdm_jax.evaluation.config import ReferenceConfig
+from bksdm_jax.evaluation.make_reference import make_reference, reference_lines
 
 
 def main(config: ReferenceConfig, workdir: Path) -> None:

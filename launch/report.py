@@ -13,7 +13,8 @@ from launch.command import quiet_libraries, run
 
 quiet_libraries()
 
-from bksdm_jax.reports.score_page import ReportConfig, report  # noqa: E402
+from bksdm_jax.reports.config import ReportConfig
+from bksdm_jax.reports.score_page import report
 
 
 def main(config: ReportConfig, workdir: Path) -> None:

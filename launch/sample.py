@@ -41,7 +41,8 @@ from launch.command import quiet_libraries, run
 quiet_libraries()
 
 from bksdm_jax.base.distributed import is_first  # noqa: E402
-from bksdm_jax.evaluation.live import SampleAndScoreConfig, sample_and_score  # noqa: E402
+from bksdm_jax.evaluation.config import SampleAndScoreConfig
+from bksdm_jax.evaluation.live import sample_and_score
 from bksdm_jax.evaluation.score import score_table  # noqa: E402
 from bksdm_jax.sampling.config import SampleConfig  # noqa: E402
 from bksdm_jax.sampling.run import sample  # noqa: E402

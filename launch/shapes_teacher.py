@@ -12,7 +12,8 @@ from launch.command import quiet_libraries, run, tell
 
 quiet_libraries()
 
-from bksdm_jax.shapes_teacher.make import TeacherConfig, make_teacher  # noqa: E402
+from bksdm_jax.shapes_teacher.config import TeacherConfig
+from bksdm_jax.shapes_teacher.make import make_teacher
 
 
 def main(config: TeacherConfig, workdir: Path) -> None:

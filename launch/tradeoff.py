@@ -16,7 +16,8 @@ from launch.command import keep_compiled, quiet_libraries, run
 
 quiet_libraries()
 
-from bksdm_jax.experiments.tradeoff import TradeoffConfig, tradeoff  # noqa: E402
+from bksdm_jax.experiments.config import TradeoffConfig
+from bksdm_jax.experiments.tradeoff import tradeoff
 
 
 def main(config: TradeoffConfig, workdir: Path) -> None:

@@ -8,12 +8,11 @@ import pytest
 from PIL import Image
 
 from bksdm_jax.base.errors import InputError
-from bksdm_jax.sampling.run import SampleConfig, sample
-from bksdm_jax.tasks.distill.config import DistillConfig, ValidationConfig
-from bksdm_jax.tasks.distill.losses import LossWeights
+from bksdm_jax.sampling.config import SampleConfig
+from bksdm_jax.sampling.run import sample
+from bksdm_jax.tasks.distill.config import DistillConfig, LossWeights, ValidationConfig
 from bksdm_jax.tasks.distill.task import distill
-from bksdm_jax.training.sample_grids import SampleGridConfig
-from bksdm_jax.training.state import OptimizerConfig
+from bksdm_jax.training.config import OptimizerConfig, SampleGridConfig
 from tests import tiny
 
 

@@ -10,24 +10,20 @@ import pytest
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.data.prepare.config import PrepareConfig
 from bksdm_jax.diffusion.schedule import ScheduleConfig
-from bksdm_jax.evaluation.config import ScoreConfig
-from bksdm_jax.evaluation.live import SampleAndScoreConfig
-from bksdm_jax.evaluation.make_reference import ReferenceConfig
-from bksdm_jax.evaluation.protocols import SCORING
-from bksdm_jax.experiments.comparison import ComparisonConfig
-from bksdm_jax.experiments.tradeoff import TradeoffConfig
+from bksdm_jax.evaluation.config import SCORING, ReferenceConfig, SampleAndScoreConfig, ScoreConfig
+from bksdm_jax.experiments.config import ComparisonConfig, TradeoffConfig
 from bksdm_jax.formats.unet_json import unet_from_diffusers
-from bksdm_jax.perf.bench import BenchConfig
-from bksdm_jax.perf.cost_report import CostConfig
+from bksdm_jax.perf.config import BenchConfig, CostConfig
+from bksdm_jax.pipelines.generations import GENERATIONS, TEACHERS
 from bksdm_jax.pipelines.load import find_model
-from bksdm_jax.pipelines.stable_diffusion import GENERATIONS, TEACHERS, stable_diffusion
+from bksdm_jax.pipelines.stable_diffusion import stable_diffusion
+from bksdm_jax.pruning.config import PruneConfig
 from bksdm_jax.pruning.presets import PRESETS, PUBLISHED, UNTRAINED, UPDATES
-from bksdm_jax.pruning.prune import PruneConfig
 from bksdm_jax.pruning.removal import plan_removal, removed_blocks
-from bksdm_jax.reports.score_page import ReportConfig
-from bksdm_jax.shapes_teacher.make import TeacherConfig
+from bksdm_jax.reports.config import ReportConfig
+from bksdm_jax.shapes_teacher.config import TeacherConfig
 from bksdm_jax.tasks.distill.config import DistillConfig, require_generation, require_settings
-from bksdm_jax.tasks.distill.losses import weighted_pairs
+from bksdm_jax.tasks.distill.features import weighted_pairs
 from configs import bench as benchmarks
 from configs import distill as runs
 from configs import reference as references

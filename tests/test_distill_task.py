@@ -12,14 +12,13 @@ import pytest
 
 from bksdm_jax.perf.compiled_step import planned_step
 from bksdm_jax.tasks.distill import task as distill_task
-from bksdm_jax.tasks.distill.config import DistillConfig
+from bksdm_jax.tasks.distill.config import DistillConfig, LossWeights
 from bksdm_jax.tasks.distill.inputs import open_inputs
-from bksdm_jax.tasks.distill.losses import LossWeights
 from bksdm_jax.tasks.distill.objective import make_objective
 from bksdm_jax.tasks.distill.task import DistillTask
-from bksdm_jax.training.sample_grids import SampleGridConfig
+from bksdm_jax.training.config import OptimizerConfig, SampleGridConfig
 from bksdm_jax.training.sharding import batch_to_global, make_mesh
-from bksdm_jax.training.state import OptimizerConfig, create_state, make_optimizer
+from bksdm_jax.training.state import create_state, make_optimizer
 from bksdm_jax.training.train_step import make_train_step
 from tests import micro, tiny
 

@@ -21,7 +21,9 @@ from bksdm_jax.formats.unet_json import unet_from_diffusers
 from bksdm_jax.models.unet import FEATURES, UNet, captured, example_inputs, parameter_shapes
 from bksdm_jax.pruning.presets import PRESETS
 from bksdm_jax.pruning.removal import FeaturePair, RemovalPlan, plan_removal
-from bksdm_jax.tasks.distill.losses import LossWeights, distillation_terms, min_snr_weight, shares, weighted_pairs
+from bksdm_jax.tasks.distill.config import LossWeights
+from bksdm_jax.tasks.distill.features import shares, weighted_pairs
+from bksdm_jax.tasks.distill.losses import distillation_terms, min_snr_weight
 from bksdm_jax.tasks.distill.objective import NoisyBatch, make_loss
 from tests import micro, surgery, tiny
 

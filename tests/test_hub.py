@@ -11,7 +11,8 @@ import pytest
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.pipelines.folder import needed_files
 from bksdm_jax.pipelines.load import find_model
-from bksdm_jax.pipelines.save import SaveConfig
+from bksdm_jax.pipelines.config import SaveConfig
+from bksdm_jax.pipelines.save import wanted_extras
 from bksdm_jax.pipelines.source import ModelSource
 from tests.fake_hub import COMMIT, REPOSITORY, fake_hub
 
@@ -122,7 +123,7 @@ def test_a_student_to_start_from_fetches_its_unet_alone(asked: list[str]) -> Non
 def test_a_copy_fetches_the_safety_checker_that_it_can_hold(settings: dict[str, Any], expected: str | None) -> None:
     weights = ("model.safetensors", "model.fp16.safetensors", "pytorch_model.bin", "flax_model.msgpack")
     names = ["safety_checker/config.json", *(f"safety_checker/{name}" for name in weights), "README.md"]
-    needed = needed_files(names, "", SaveConfig(**settings).extras())
+    needed = needed_files(names, "", wanted_extras(SaveConfig(**settings)))
     parts = [f"safety_checker/{name}" for name in ("config.json", expected)] if expected else []
     assert needed == ["README.md", *parts]
 

@@ -28,10 +28,9 @@ from bksdm_jax.data.sources import open_examples
 from bksdm_jax.models.vae import VAE, sample_latents
 from bksdm_jax.pipelines.load import find_model, load_pipeline
 from bksdm_jax.pipelines.pipeline import Pipeline
-from bksdm_jax.tasks.distill.config import DistillConfig, ValidationConfig
-from bksdm_jax.tasks.distill.losses import LossWeights
+from bksdm_jax.tasks.distill.config import DistillConfig, LossWeights, ValidationConfig
 from bksdm_jax.tasks.distill.task import distill
-from bksdm_jax.training.sample_grids import SampleGridConfig
+from bksdm_jax.training.config import SampleGridConfig
 
 RESOLUTION = 16
 

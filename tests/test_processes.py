@@ -13,12 +13,13 @@ import jax
 import pytest
 
 from bksdm_jax.base import workdir as workdirs
-from bksdm_jax.base.distributed import ProcessConfig, connect
+from bksdm_jax.base.distributed import connect
 from bksdm_jax.base.errors import InputError
+from bksdm_jax.base.processes import ProcessConfig
 from bksdm_jax.tasks.distill.config import DistillConfig
 from bksdm_jax.tasks.distill.task import distill
 from bksdm_jax.training import loop
-from bksdm_jax.training.sample_grids import SampleGridConfig
+from bksdm_jax.training.config import SampleGridConfig
 from tests import tiny
 from tests.binaries import metrics, settings
 from tests.conftest import QUICK_XLA, ROOT

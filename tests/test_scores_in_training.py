@@ -17,14 +17,13 @@ from bksdm_jax.metrics import table
 from bksdm_jax.metrics.bootstrap import Score
 from bksdm_jax.metrics.store import Need
 from bksdm_jax.pipelines.load import load_pipeline
-from bksdm_jax.sampling.text_to_image import SamplerConfig
+from bksdm_jax.sampling.config import SamplerConfig
 from bksdm_jax.tasks.distill.config import DistillConfig
 from bksdm_jax.tasks.distill.inputs import open_inputs
 from bksdm_jax.tasks.distill.task import distill
-from bksdm_jax.training.sample_grids import SampleGridConfig
-from bksdm_jax.training.scoring import ScoringConfig, scoring
+from bksdm_jax.training.config import OptimizerConfig, SampleGridConfig, ScoringConfig
+from bksdm_jax.training.scoring import scoring
 from bksdm_jax.training.sharding import make_mesh
-from bksdm_jax.training.state import OptimizerConfig
 from tests import tiny
 
 PROMPTS = ("a photo of a red cat", "the blue cup", "a rocket of space")

@@ -1,6 +1,5 @@
 """The processes of a run: one per host of a TPU pod or per node of a cluster, one in all on a single machine."""
 
-import dataclasses
 import itertools
 import os
 import re
@@ -12,29 +11,12 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
-from bksdm_jax.base.errors import InputError, in_short, whole_number
+from bksdm_jax.base.errors import InputError, in_short
+from bksdm_jax.base.processes import NONE, ProcessConfig, require_processes
 
-NONE, AUTO = "none", "auto"
 _BARRIER_TIMEOUT = 24 * 3600  # seconds; dead processes are noticed earlier, by their missing heartbeats
 _SHUTDOWN_TIMEOUT = 60  # seconds that a process waits for the others when it ends
 _barriers = itertools.count()
-
-
-@dataclasses.dataclass(frozen=True)
-class ProcessConfig:
-    """Which processes make up a run.
-
-    Attributes:
-        distributed: `none`: a single process; `auto`: as the cluster reports (TPU pods, SLURM, Kubernetes, MPI); or
-            `HOST:PORT` of the first process.
-        processes, process_id: with `HOST:PORT`: the number of processes, and this one's index from 0.
-        timeout: seconds to wait for the other processes.
-    """
-
-    distributed: str = NONE
-    processes: int = 0
-    process_id: int = -1
-    timeout: int = 300
 
 
 def connect(config: ProcessConfig) -> None:
@@ -43,17 +25,11 @@ def connect(config: ProcessConfig) -> None:
     Raises:
         InputError: bad settings, no cluster found, or processes that don't connect in time.
     """
-    explicit = config.distributed not in (NONE, AUTO)
-    if not explicit and (config.processes, config.process_id) != (0, -1):
-        raise InputError(f"--distributed: {config.distributed} takes no --processes or --process_id; give HOST:PORT")
+    require_processes(config)
     if config.distributed == NONE:
         return
     options = {"initialization_timeout": config.timeout, "shutdown_timeout_seconds": _SHUTDOWN_TIMEOUT}
-    if explicit:
-        if not re.fullmatch(r".+:\d+", config.distributed):
-            raise InputError(f"--distributed: {config.distributed!r}; expected none, auto, or HOST:PORT")
-        whole_number("--distributed", "processes", config.processes)
-        whole_number("--distributed", "process_id", config.process_id, 0, config.processes - 1)
+    if config.explicit:
         options |= {
             "coordinator_address": config.distributed,
             "num_processes": config.processes,
@@ -66,7 +42,7 @@ def connect(config: ProcessConfig) -> None:
     try:
         jax.distributed.initialize(**options)
     except Exception as error:  # the runtime and the cluster detection raise many types
-        where = f"at {config.distributed}" if explicit else "of this cluster"
+        where = f"at {config.distributed}" if config.explicit else "of this cluster"
         raise InputError(f"--distributed: can't connect the processes {where} ({in_short(error)})") from error
 
 

@@ -20,6 +20,7 @@ _SHORT.maxstring = _SHORT.maxother = 120
 _SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 12
 _SHORT.maxlevel = 3  # files may nest deeper than `repr` can follow
 _MOST_SHOWN = 160
+_MOST_NAMES = 10
 _LARGEST = sys.float_info.max
 
 
@@ -42,11 +43,21 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
+def listed(known: Iterable[str], name: str = "") -> str:
+    """The names for an error: all if there are up to ten, else the ten nearest to `name`, and how many more exist."""
+    known = list(known)
+    if len(known) <= _MOST_NAMES:
+        return ", ".join(known)
+    likeness = {one: difflib.SequenceMatcher(None, one, name[:_MOST_SHOWN]).ratio() for one in known}
+    close = sorted(known, key=lambda one: -likeness[one])[:_MOST_NAMES]
+    return f"{', '.join(close)} ... and {len(known) - _MOST_NAMES} more"
+
+
 def one_of(what: str, name: str, known: Iterable[str]) -> InputError:
-    """The error for an unknown name; it lists the names that exist."""
+    """The error for an unknown name; it lists names that exist."""
     known = list(known)
     hint = nearest(name[:_MOST_SHOWN], known)
-    return InputError(f"{what}: unknown name {shown(name)}{hint}; known: {', '.join(known)}")
+    return InputError(f"{what}: unknown name {shown(name)}{hint}; known: {listed(known, name)}")
 
 
 def whole_number(source: str, key: str, value: object, least: int = 1, most: float = math.inf) -> int:
@@ -78,7 +89,7 @@ def known_name(source: str, key: str, value: object, known: Iterable[str]) -> st
     """`value`, if it is in `known`; else raises `InputError` with `source`, `key` and the known names."""
     known = list(known)
     if not isinstance(value, str):
-        raise InputError(f"{source}: {key} is {shown(value)}; known: {', '.join(known)}")
+        raise InputError(f"{source}: {key} is {shown(value)}; known: {listed(known)}")
     if value not in known:
         raise one_of(f"{source}: {key}", value, known)
     return value

@@ -7,16 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bksdm_jax.base.errors import one_of
-
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+from bksdm_jax.base.choices import require_dtype
 
 
 def compute_dtype(name: str) -> jnp.dtype:
     """The dtype called `name`; raises `InputError` with the known names if it isn't one of them."""
-    if name not in DTYPES:
-        raise one_of("dtype", name, DTYPES)
-    return DTYPES[name]
+    require_dtype(name)
+    return getattr(jnp, name)
 
 
 def cast_frozen(params: Any, dtype: jnp.dtype) -> Any:

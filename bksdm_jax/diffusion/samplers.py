@@ -8,6 +8,7 @@ import numpy as np
 
 from bksdm_jax.base.errors import InputError, known_name
 from bksdm_jax.diffusion import by_sigma, by_timestep
+from bksdm_jax.diffusion.choices import SAMPLERS, SCHEDULER
 from bksdm_jax.diffusion.forms import Run, Step, estimate
 from bksdm_jax.diffusion.schedule import RESCALING, ScheduleConfig
 from bksdm_jax.diffusion.solver import Calls
@@ -25,29 +26,6 @@ _STEPS: dict[str, Callable[[Run], Iterator[Step]]] = {
 }
 _BY_SIGMA = ("euler", "euler_ancestral", "heun", "dpmpp", "unipc")
 _GROWING = ("euler", "euler_ancestral", "heun")  # latents are z_0 + sigma eps
-_2M = {"algorithm_type": "dpmsolver++", "solver_order": 2, "solver_type": "midpoint"}
-_SDE = _2M | {"algorithm_type": "sde-dpmsolver++"}
-_KARRAS = {"sigma_spacing": "karras"}
-SCHEDULER = "scheduler"
-"""The sampler that the model's scheduler file names."""
-SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "ddpm": ("ddpm", {}),
-    "ddim": ("ddim", {}),
-    "pndm": ("pndm", {}),
-    "dpmpp_2m": ("dpmpp", _2M),
-    "dpmpp_2m_karras": ("dpmpp", _2M | _KARRAS),
-    "dpmpp_2m_sde": ("dpmpp", _SDE),
-    "dpmpp_2m_sde_karras": ("dpmpp", _SDE | _KARRAS),
-    "euler": ("euler", {}),
-    "euler_karras": ("euler", _KARRAS),
-    "euler_ancestral": ("euler_ancestral", {}),
-    "heun": ("heun", {}),
-    "heun_karras": ("heun", _KARRAS),
-    "unipc": ("unipc", {}),
-    "unipc_karras": ("unipc", _KARRAS),
-    "lcm": ("lcm", {}),
-}
-"""Name -> kind of sampler, and the options that it sets whatever the model's scheduler file says."""
 _SUPPORTED: dict[str, dict[str, tuple[Any, ...]]] = {
     "ddpm": {"variance_type": ("fixed_small", "fixed_small_log", "fixed_large")},
     "dpmpp": {"algorithm_type": ("dpmsolver++", "sde-dpmsolver++"), "solver_order": (1, 2, 3)},

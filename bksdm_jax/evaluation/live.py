@@ -1,7 +1,6 @@
 """Scores of a model's images straight from the sampler."""
 
 import contextlib
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +11,13 @@ from bksdm_jax.base.files import read_json, write_json
 from bksdm_jax.base.locks import locked
 from bksdm_jax.base.paths import MOST_READ
 from bksdm_jax.data.tables import texts_sha256
-from bksdm_jax.evaluation.protocols import SCORING, departures
+from bksdm_jax.evaluation.config import SCORING, SampleAndScoreConfig, require_live, require_sample_settings
+from bksdm_jax.evaluation.protocols import departures
 from bksdm_jax.evaluation.score import SCORES, model_facts
 from bksdm_jax.evaluation.scorer import Scorer
-from bksdm_jax.metrics.config import MetricsConfig, require_metrics
-from bksdm_jax.metrics.table import METRICS, require_enough
-from bksdm_jax.sampling.config import SampleConfig
+from bksdm_jax.metrics.table import require_enough
 from bksdm_jax.sampling.protocols import resized_to
 from bksdm_jax.sampling.run import Consumer, sample
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SampleAndScoreConfig(SampleConfig):
-    """What to sample; with `score.metrics`, images are scored and not written.
-
-    Attributes:
-        score: see `MetricsConfig`.
-    """
-
-    score: MetricsConfig = MetricsConfig()
 
 
 def sample_and_score(config: SampleAndScoreConfig, workdir: Path) -> dict[str, Any]:
@@ -44,7 +31,10 @@ def sample_and_score(config: SampleAndScoreConfig, workdir: Path) -> dict[str, A
     Raises:
         InputError: a setting, model, prompt list, file of weights or reference can't be used.
     """
-    _require_settings(config)
+    require_sample_settings(config)
+    require_live(config)
+    if jax.process_count() > 1:
+        raise InputError("score: works in one process; sample on several, then run launch.score on the images")
     with contextlib.ExitStack() as stack:
         return _scored(config, workdir, stack)
 
@@ -84,17 +74,3 @@ def _scored(config: SampleAndScoreConfig, workdir: Path, stack: contextlib.ExitS
     }
     write_json(workdir / SCORES, found)
     return found
-
-
-def _require_settings(config: SampleAndScoreConfig) -> None:
-    require_metrics(config.score, tuple(METRICS))
-    if jax.process_count() > 1:
-        raise InputError("score: works in one process; sample on several, then run launch.score on the images")
-    for key in ("beside", "previews"):
-        if getattr(config, key):
-            raise InputError(f"score: images aren't written, so there is no {key}; leave it out")
-    if config.init and not (config.resolution or (config.height and config.width)):
-        raise InputError("score: images to begin from may differ in size; give resolution")
-    for name in config.score.metrics:
-        if METRICS[name].subjects:
-            raise InputError(f"score.metrics: {name} needs subjects, which only a folder has; use launch.score")

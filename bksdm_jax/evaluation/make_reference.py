@@ -13,8 +13,8 @@ from bksdm_jax.base.paths import local_path
 from bksdm_jax.base.workdir import claim, require_same
 from bksdm_jax.data.coco import RULE, Coco, choose_prompts, read_coco, read_prompt_list
 from bksdm_jax.data.tables import Prompt, texts_sha256, write_table
+from bksdm_jax.evaluation.config import SCORING, ReferenceConfig
 from bksdm_jax.evaluation.images import ImageSet, open_images
-from bksdm_jax.evaluation.protocols import SCORING
 from bksdm_jax.evaluation.reference import FACTS, gather_reference
 from bksdm_jax.evaluation.scorer import versions
 from bksdm_jax.evaluation.squash import squash_all, squashed_names
@@ -39,38 +39,6 @@ PROMPTS, IMAGES = "prompts.csv", "images"
 _FID = "fid_pytorch_fid"
 STATISTICS = f"{_FID}.npz"
 _MOST_SIZE = 4096
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ReferenceConfig(ScoringNetworks):
-    """What to make; see `ScoringNetworks` for the networks.
-
-    Attributes:
-        images: the folder of COCO's images, such as `val2014`; its files stay as they are.
-        captions: COCO's captions file, such as `captions_val2014.json`; it may be missing if `prompts` is given.
-        prompts: a list of prompts that is used as it is: `.txt`, `.csv` with `file_name,text`, or `.tsv` with `caption`
-            such as MLPerf's; empty: prompts are chosen.
-        count: number of prompts to choose.
-        seed: of the choice.
-        size: height and width in pixels of the images to make.
-        of_prompts: only the images that the prompts name, as MLPerf has it; else all of the folder.
-        protocol: a key of `SCORING`: where the result departs from it is said. Empty: none.
-        metrics: keys of `METRICS` whose features of the images are computed and kept in the cache for `launch.score`.
-        scoring_batch_size: images per call of a scoring network, and device.
-        cache: as for `launch.score`.
-    """
-
-    images: str
-    captions: str = ""
-    prompts: str = ""
-    count: int = 30_000
-    seed: int = 0
-    size: int = 256
-    of_prompts: bool = False
-    protocol: str = ""
-    metrics: tuple[str, ...] = ()
-    scoring_batch_size: int = 32
-    cache: str = ""
 
 
 def make_reference(config: ReferenceConfig, workdir: Path) -> dict[str, Any]:

@@ -1,54 +1,13 @@
 """How published scores were taken, and where a score departs from that."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bksdm_jax.evaluation.config import SCORING, Scoring
 from bksdm_jax.pipelines.inception_file import SHA256
 from bksdm_jax.sampling.protocols import PROTOCOLS
 
-
-@dataclasses.dataclass(frozen=True)
-class Scoring:
-    """What is scored, with what; the images' own settings are in `sampling.protocols`.
-
-    Attributes:
-        images: their number.
-        size: height and width in pixels when they are scored, of the reference's images too.
-        metrics: the published ones.
-        clip: architecture of the CLIP of `clip_score`.
-        clip_weights: its name on the hub.
-        reference: number of real images, and what they are.
-    """
-
-    images: int
-    size: int
-    metrics: tuple[str, ...]
-    clip: str
-    clip_weights: str
-    reference: int
-
-
-SCORING = {
-    "bk_sdm": Scoring(
-        30_000,
-        256,
-        ("fid_pytorch_fid", "inception_score", "clip_score"),
-        "ViT-g-14",
-        "laion/CLIP-ViT-g-14-laion2B-s34B-b88K",
-        40_504,
-    ),
-    "mlperf_sd": Scoring(
-        30_000,
-        512,
-        ("fid_pytorch_fid", "clip_score"),
-        "ViT-H-14",
-        "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
-        30_000,
-    ),
-}
-"""By the names of `PROTOCOLS`."""
 _CHANGES = ("eta", "vae", "clip_skip", "embeddings", "latents")
 """Settings of `launch.sample` that no protocol has; empty or 0 where they change nothing."""
 

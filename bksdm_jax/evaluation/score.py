@@ -8,18 +8,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bksdm_jax.base.errors import InputError, known_name, whole_number
+from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.files import read_json, write_json
 from bksdm_jax.base.locks import locked
 from bksdm_jax.base.paths import MOST_READ, local_path
 from bksdm_jax.base.workdir import claim, require_same
 from bksdm_jax.cost.counts import unet_cost
 from bksdm_jax.data.tables import texts_sha256
-from bksdm_jax.evaluation.config import MAY_CHANGE, ScoreConfig
+from bksdm_jax.evaluation.config import MAY_CHANGE, SCORING, ScoreConfig, require_score_settings
 from bksdm_jax.evaluation.images import TABLE, ImageSet, open_images, require_readable
-from bksdm_jax.evaluation.protocols import SCORING, departures
+from bksdm_jax.evaluation.protocols import departures
 from bksdm_jax.evaluation.scorer import Scorer
-from bksdm_jax.metrics.config import require_metrics
 from bksdm_jax.metrics.extractor import images_per_call
 from bksdm_jax.metrics.table import METRICS, require_enough
 from bksdm_jax.pipelines.load import find_model
@@ -46,10 +45,7 @@ def score(config: ScoreConfig, workdir: Path) -> dict[str, Any]:
     Raises:
         InputError: a setting, folder, table, image, file of weights or reference can't be used.
     """
-    require_metrics(config, tuple(METRICS))
-    whole_number("config", "most_unreadable", config.most_unreadable, 0)
-    if config.protocol:
-        known_name("config", "protocol", config.protocol, SCORING)
+    require_score_settings(config)
     place = local_path("images", config.images)
     settings = _settings_of(place)
     images = _open(config, place, settings)

@@ -10,7 +10,8 @@ from bksdm_jax.base.paths import read_bytes
 from bksdm_jax.base.progress import Progress
 from bksdm_jax.data.decode import MOST_BYTES, open_image, to_rgb
 from bksdm_jax.evaluation.images import in_threads
-from bksdm_jax.sampling.writer import FORMATS, encoded
+from bksdm_jax.sampling.config import FORMATS
+from bksdm_jax.sampling.writer import encoded
 
 _FORMAT = "jpeg"
 _SHOWN = 3

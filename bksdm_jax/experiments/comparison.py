@@ -19,23 +19,24 @@ from bksdm_jax.data.tables import write_table
 from bksdm_jax.evaluation.config import ScoreConfig
 from bksdm_jax.evaluation.reference import SHAPES
 from bksdm_jax.evaluation.score import score
+from bksdm_jax.experiments.config import ComparisonConfig
 from bksdm_jax.models.unet import parameter_shapes
 from bksdm_jax.models.unet_table import UNetConfig
+from bksdm_jax.pipelines.config import SaveConfig
 from bksdm_jax.pipelines.embedded import TEACHER, pretrained_identity
 from bksdm_jax.pipelines.load import find_model
 from bksdm_jax.pipelines.pipeline import Architectures
-from bksdm_jax.pipelines.save import SaveConfig
-from bksdm_jax.pruning.prune import PruneConfig, plan_student, prune
+from bksdm_jax.pruning.config import PruneConfig
+from bksdm_jax.pruning.prune import plan_student, prune
 from bksdm_jax.reports.page import write_page
-from bksdm_jax.sampling.run import SampleConfig, sample
-from bksdm_jax.sampling.text_to_image import SamplerConfig, require_sampler
+from bksdm_jax.sampling.config import SampleConfig, SamplerConfig
+from bksdm_jax.sampling.run import sample
+from bksdm_jax.sampling.text_to_image import require_sampler
 from bksdm_jax.shapes.render import PIXELS
 from bksdm_jax.shapes.world import ShapesWorld, build
-from bksdm_jax.tasks.distill.config import DistillConfig, ValidationConfig, require_settings
-from bksdm_jax.tasks.distill.losses import LossWeights
+from bksdm_jax.tasks.distill.config import DistillConfig, LossWeights, ValidationConfig, require_settings
 from bksdm_jax.tasks.distill.task import distill
-from bksdm_jax.training.sample_grids import SampleGridConfig
-from bksdm_jax.training.state import OptimizerConfig
+from bksdm_jax.training.config import OptimizerConfig, SampleGridConfig
 
 _METRICS = ("attribute_accuracy", "clip_score_shapes", "fd_clip_shapes")
 _CALLS = 4  # of the sampler at least, where there are images for them: the first isn't timed
@@ -66,31 +67,6 @@ class Experiment:
     rows: tuple[Row, ...]
     title: str
     explanation: str
-
-
-@dataclasses.dataclass(frozen=True)
-class ComparisonConfig:
-    """Settings shared by all rows.
-
-    Attributes:
-        student: a preset, or a comma-separated list of removed blocks.
-        steps, batch_size, learning_rate, warmup_steps: of training; the rate falls along a cosine to zero.
-        images: number of held-out captions to sample and score.
-        sampling_steps, guidance_scale: of the PNDM sampler.
-        seed: of initial weights, batches and noise.
-        dataset: of the shapes world, `demo` or `full`.
-    """
-
-    student: str = "bk_small"
-    steps: int = 300
-    batch_size: int = 32
-    learning_rate: float = 5e-4
-    warmup_steps: int = 20
-    images: int = 256
-    seed: int = 0
-    dataset: str = "demo"
-    sampling_steps: int = 25
-    guidance_scale: float = 3.0
 
 
 def compare_students(config: ComparisonConfig, experiment: Experiment, workdir: Path) -> Path | None:

@@ -1,7 +1,7 @@
 """The experiments on the shapes world, by name."""
 
 from bksdm_jax.experiments.comparison import Experiment, Row
-from bksdm_jax.tasks.distill.losses import LossWeights
+from bksdm_jax.tasks.distill.config import LossWeights
 
 _TEACHER = Row("teacher", "teacher", init="")
 _TASK, _OUTPUT, _FEATURE = LossWeights(1.0, 0.0, 0.0), LossWeights(1.0, 1.0, 0.0), LossWeights(1.0, 1.0, 1.0)

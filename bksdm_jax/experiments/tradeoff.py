@@ -15,6 +15,7 @@ from bksdm_jax.base.workdir import claim, require_same
 from bksdm_jax.data.tables import read_prompts
 from bksdm_jax.evaluation.config import ScoreConfig
 from bksdm_jax.evaluation.score import SCORES, score
+from bksdm_jax.experiments.config import TradeoffConfig
 from bksdm_jax.metrics.config import MetricsConfig, require_metrics
 from bksdm_jax.metrics.table import METRICS, require_enough
 from bksdm_jax.pipelines.load import find_model
@@ -28,35 +29,6 @@ from bksdm_jax.sampling.text_to_image import require_sampler
 GUIDANCE, STEPS = "guidance_scale", "steps"
 _LISTS = ("models", "labels", "over_guidance", "over_steps")
 _MAY_CHANGE = (*_LISTS, "prompts", "columns", "batch_size", "scoring_batch_size", "cache")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TradeoffConfig(MetricsConfig):
-    """What to sample and score; see `MetricsConfig` for metrics, reference and networks.
-
-    Attributes:
-        models: pipeline folders, single files, ids on the hub, or `shapes_teacher`; up to 16.
-        labels: of the models, names of their folders; empty: the models' own names.
-        prompts: a `.txt` or `.csv` file.
-        over_guidance: guidance scales, all with `steps`; empty: no curve over guidance.
-        over_steps: numbers of sampling steps, all with `guidance_scale`; empty: no curve over steps.
-        steps, guidance_scale, sampler, seed, resolution, dtype, batch_size: of sampling, see `SampleConfig`.
-        columns: of the page's image grid; 0: none.
-    """
-
-    models: tuple[str, ...]
-    prompts: str
-    labels: tuple[str, ...] = ()
-    over_guidance: tuple[float, ...] = (2.0, 3.0, 4.0, 5.0, 6.0, 7.5, 9.0)
-    over_steps: tuple[int, ...] = ()
-    steps: int = 25
-    guidance_scale: float = 7.5
-    sampler: str = "scheduler"
-    seed: int = 0
-    resolution: int = 0
-    dtype: str = "float32"
-    batch_size: int = 4
-    columns: int = 8
 
 
 class _Setting(NamedTuple):

@@ -22,13 +22,14 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from bksdm_jax.base.errors import InputError, in_short, whole_number
+from bksdm_jax.base.errors import InputError, in_short
 from bksdm_jax.base.files import write_json
 from bksdm_jax.base.images import grid, save_png
 from bksdm_jax.base.precision import cast_frozen, exact_products
 from bksdm_jax.base.progress import waiting
 from bksdm_jax.base.workdir import claim, require_same
-from bksdm_jax.diffusion.samplers import SAMPLERS, SCHEDULER, kind_of, sampler_calls
+from bksdm_jax.diffusion.choices import SAMPLERS, SCHEDULER
+from bksdm_jax.diffusion.samplers import kind_of, sampler_calls
 from bksdm_jax.interop.components import (
     Difference,
     decoder_difference,
@@ -37,12 +38,14 @@ from bksdm_jax.interop.components import (
     text_encoder_difference,
     unet_difference,
 )
+from bksdm_jax.interop.config import CompareConfig, require_compare
+from bksdm_jax.pipelines.config import SaveConfig
 from bksdm_jax.pipelines.load import load_pipeline
 from bksdm_jax.pipelines.pipeline import Pipeline
-from bksdm_jax.pipelines.save import SaveConfig, write_pipeline
-from bksdm_jax.pipelines.source import ModelOptions
+from bksdm_jax.pipelines.save import write_pipeline
+from bksdm_jax.sampling.config import SamplerConfig
 from bksdm_jax.sampling.generate import generate_images, make_generate, starting_noise
-from bksdm_jax.sampling.text_to_image import SamplerConfig, require_resolution
+from bksdm_jax.sampling.text_to_image import require_resolution
 
 _LEVELS = 2.0  # of 255, by which a pixel may differ
 _CLASSES = {  # kind of sampler -> Diffusers' class, of those without noise in their steps
@@ -53,30 +56,6 @@ _CLASSES = {  # kind of sampler -> Diffusers' class, of those without noise in t
     "pndm": PNDMScheduler,
     "unipc": UniPCMultistepScheduler,
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class CompareConfig(ModelOptions):
-    """What to compare.
-
-    Attributes:
-        model: pipeline folder, single file, id on the hub, or `shapes_teacher`.
-        revision, variant, tokenizer, prediction: of the model, see `ModelSource`.
-        prompts: one image each.
-        seed: of the noise.
-        steps: sampler steps; 0: compare the networks only, no images.
-        sampler: a key of `SAMPLERS`, made from the model's scheduler by `from_config`, or `scheduler`: the model's own.
-        guidance_scale: of classifier-free guidance.
-        resolution: pixels; 0: the model's own.
-    """
-
-    model: str
-    prompts: tuple[str, ...] = ("a photo of a cat", "a red bicycle in front of a house")
-    seed: int = 0
-    steps: int = 25
-    sampler: str = SCHEDULER
-    guidance_scale: float = 7.5
-    resolution: int = 0
 
 
 def parity(config: CompareConfig, workdir: Path) -> list[Difference]:
@@ -91,9 +70,7 @@ def parity(config: CompareConfig, workdir: Path) -> list[Difference]:
     Raises:
         InputError: a setting, file or folder can't be used.
     """
-    if not config.prompts or not all(isinstance(prompt, str) for prompt in config.prompts):
-        raise InputError(f"prompts: {config.prompts!r}; give at least one")
-    whole_number("config", "steps", config.steps, 0)
+    require_compare(config)
     pipeline = load_pipeline(config.source(config.model))
     networks = pipeline.architectures
     resolution = config.resolution or networks.resolution

@@ -15,7 +15,7 @@ from bksdm_jax.formats.weights import torch_tensors
 from bksdm_jax.interop.torchvision_operators import declare
 from bksdm_jax.metrics.extractor import images_per_call
 from bksdm_jax.models.inception import OUTPUTS, inception_parameter_shapes
-from bksdm_jax.perf.bench import BenchConfig
+from bksdm_jax.perf.config import BenchConfig
 from bksdm_jax.perf.score_bench import bench_scores, score_row, write_images
 
 _NEEDED = ("torch_fidelity", "open_clip", "torchvision")

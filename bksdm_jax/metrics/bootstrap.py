@@ -5,7 +5,6 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import scipy.stats
 
 RESAMPLES = 1000
 GROUPS = 20
@@ -48,6 +47,8 @@ def bootstrap(
             larger for resampled images, so that the interval would not contain the value.
         over: what is resampled, in words.
     """
+    import scipy.stats  # noqa: PLC0415 - takes a second, and names of metrics are needed before
+
     indices = np.arange(count)
     value = float(statistic(indices))
     if count < 2 or math.isnan(value):

@@ -1,10 +1,10 @@
-"""What to measure, and with which networks."""
+"""What to measure, and with which networks; nothing here imports JAX."""
 
 import dataclasses
 from collections.abc import Sequence
 
-from bksdm_jax.base.errors import InputError, known_name, whole_number
-from bksdm_jax.base.precision import compute_dtype
+from bksdm_jax.base.choices import require_dtype
+from bksdm_jax.base.errors import InputError, known_name, listed, whole_number
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,10 @@ class MetricsConfig(ScoringOptions):
     """Which metrics, and how.
 
     Attributes:
-        metrics: keys of `METRICS`.
+        metrics: any of fid_pytorch_fid, fid_torch_fidelity, fid_clean, inception_score, kid_torch_fidelity, kid_clean,
+            clip_score, cmmd, fd_dinov2, manifolds_inception, manifolds_dinov2 (precision, recall, density and
+            coverage), dino, clip_i, clip_t, and of the shapes world attribute_accuracy, clip_score_shapes,
+            fd_clip_shapes.
     """
 
     metrics: tuple[str, ...] = ()
@@ -68,13 +71,13 @@ FEWEST = 2
 def require_metrics(config: MetricsConfig, known: Sequence[str]) -> None:
     """Raises `InputError` for a setting that can't be used; `known` are the metrics' names."""
     if not config.metrics:
-        raise InputError(f"metrics: none; give --config.metrics=\"('NAME',)\" with some of {', '.join(known)}")
+        raise InputError(f"metrics: none; give --config.metrics=\"('NAME',)\" with some of {listed(known)}")
     for name in config.metrics:
         known_name("config", "metrics", name, known)
     doubled = [name for name in config.metrics if config.metrics.count(name) > 1]
     if doubled:
         raise InputError(f"metrics: {doubled[0]} is in it twice; name each once")
-    compute_dtype(config.scoring_dtype)
+    require_dtype(config.scoring_dtype, "scoring_dtype")
     whole_number("config", "scoring_batch_size", config.scoring_batch_size)
     whole_number("config", "reference_count", config.reference_count, FEWEST)
     whole_number("config", "kid_subset_size", config.kid_subset_size, FEWEST)

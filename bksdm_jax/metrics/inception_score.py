@@ -3,7 +3,6 @@
 import itertools
 
 import numpy as np
-from scipy.special import log_softmax, xlogy
 
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.metrics import bootstrap
@@ -63,6 +62,8 @@ def _scores(logits: np.ndarray, chosen: np.ndarray, times: np.ndarray) -> np.nda
     The mean divergence is the mean over images of sum(p log p), less sum(q log q) for the mean q of p: both means are
     products with the number of times that each image was drawn.
     """
+    from scipy.special import log_softmax, xlogy  # noqa: PLC0415 - takes long, and names of metrics are needed before
+
     count = len(chosen)
     mean, inner = np.zeros((len(times), logits.shape[1])), np.zeros(len(times))
     for start in range(0, count, _ROWS):

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import PartitionSpec
 
-from bksdm_jax.base.errors import InputError, known_name, one_of
+from bksdm_jax.base.errors import InputError, one_of
+from bksdm_jax.models.choices import require_attention_name
 from bksdm_jax.models.layers import Dense, GroupNorm, LayerNorm, conv
 
 _CHUNK = 512  # queries
@@ -165,7 +166,7 @@ _DEVICES = {
 
 def require_attention(name: str, dtype: jnp.dtype) -> None:
     """Raises `InputError` for an unknown implementation, or one that this device or dtype doesn't support."""
-    known_name("config", "attention", name, IMPLEMENTATIONS)
+    require_attention_name(name)
     if name in _DEVICES:
         is_here, device = _DEVICES[name]
         if not is_here() or dtype not in _HALF:

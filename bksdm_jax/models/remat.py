@@ -6,37 +6,21 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from bksdm_jax.base.errors import known_name
+from bksdm_jax.models.choices import REMAT
 
 
 def _keeps_products(primitive: Any, *_: Any, **__: Any) -> bool:
     return primitive.name in ("dot_general", "conv_general_dilated")
 
 
-_NOTHING = jax.checkpoint_policies.nothing_saveable
-_KINDS = ("resnet", "attention", "downsampler", "upsampler")
-POLICIES: dict[str, dict[str, Callable[..., Any]]] = {
-    "none": {},
-    "products": dict.fromkeys(_KINDS, _keeps_products),
-    "attention": {"attention": _NOTHING},
-    "blocks": dict.fromkeys(_KINDS, _NOTHING),
-    "full": {"stage": _NOTHING},
+_POLICIES: dict[str, Callable[..., Any]] = {
+    "products": _keeps_products,
+    "inputs": jax.checkpoint_policies.nothing_saveable,
 }
-"""Name -> kind of block, or `stage` -> its checkpoint policy; kinds without one store everything.
-
-`products` stores the outputs of convolutions and matrix products and recomputes norms, activations and casts, which is
-cheap. `attention` stores only the inputs of transformers. `blocks` stores only the inputs of blocks, which costs about
-two thirds of a forward pass, since the last product of a block isn't recomputed. `full` stores only the inputs of
-stages, which costs one forward pass.
-"""
-
-
-def require_remat(name: str) -> None:
-    """Raises `InputError` unless `name` is a key of `POLICIES`."""
-    known_name("config", "remat", name, POLICIES)
+"""What `REMAT` says is stored -> checkpoint policy."""
 
 
 def rematerialised(block: type[nn.Module], kind: str, name: str) -> type[nn.Module]:
-    """The block class with the checkpoint policy that `name` has for this kind of block, or for a `stage`."""
-    policy = POLICIES[name].get(kind)
-    return block if policy is None else nn.remat(block, policy=policy)
+    """The block class with the checkpoint policy that `REMAT` has under `name` for this kind of block, or `stage`."""
+    stored = REMAT[name].get(kind)
+    return block if stored is None else nn.remat(block, policy=_POLICIES[stored])

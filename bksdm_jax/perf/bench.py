@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bksdm_jax.base.errors import InputError, known_name, whole_number
+from bksdm_jax.base.errors import InputError, whole_number
 from bksdm_jax.base.precision import compute_dtype, exact_products
 from bksdm_jax.cost.chips import chip_of, peak_flops
 from bksdm_jax.cost.counts import Cost, decoder_cost, layer_costs, text_encoder_cost, unet_cost
@@ -17,60 +17,23 @@ from bksdm_jax.diffusion.noise import image_keys
 from bksdm_jax.formats.unet_json import unet_from_diffusers
 from bksdm_jax.models.attention import require_attention
 from bksdm_jax.models.clip import clip_text_parameter_shapes
-from bksdm_jax.models.remat import require_remat
 from bksdm_jax.models.unet import UNet, deep_cache_calls, parameter_shapes
 from bksdm_jax.models.unet_table import cuts
 from bksdm_jax.models.vae import vae_parameter_shapes
+from bksdm_jax.perf.config import BenchConfig, require_bench
+from bksdm_jax.pipelines.generations import TEACHERS
 from bksdm_jax.pipelines.pipeline import Architectures
-from bksdm_jax.pipelines.stable_diffusion import TEACHERS, stable_diffusion
+from bksdm_jax.pipelines.stable_diffusion import stable_diffusion
 from bksdm_jax.pruning.removal import RemovalPlan, plan_removal, removed_blocks
+from bksdm_jax.sampling.config import SamplerConfig
 from bksdm_jax.sampling.generate import make_generate
-from bksdm_jax.sampling.text_to_image import SamplerConfig, require_resolution
-from bksdm_jax.tasks.distill.losses import LossWeights
+from bksdm_jax.sampling.text_to_image import require_resolution
+from bksdm_jax.tasks.distill.config import LossWeights
 from bksdm_jax.tasks.distill.objective import Problem, make_objective
+from bksdm_jax.training.config import OptimizerConfig
 from bksdm_jax.training.sharding import make_mesh
-from bksdm_jax.training.state import OptimizerConfig, create_state, make_optimizer
+from bksdm_jax.training.state import create_state, make_optimizer
 from bksdm_jax.training.train_step import make_train_step
-
-
-@dataclasses.dataclass(frozen=True)
-class BenchConfig:
-    """What to time.
-
-    Attributes:
-        what: `unet`: a U-Net call and an image; `update`: a distillation update; `data`: reading data, which depends
-            on `resolution` and `repeats` only; `deep_cache`: images of `model` with DeepCache; `scores`: `repeats`
-            batches through the networks of FID, Inception score and CLIP score; `scores_beside`: PyTorch's too.
-        generation: `v1` or `v2`.
-        student: a preset, or a comma-separated list of removed blocks; `sd`: the teacher.
-        widths: channels of the U-Net's stages; empty: Stable Diffusion's.
-        batch_size: images.
-        dtype: of the computations.
-        resolution: pixels.
-        steps: PNDM steps of the image; 0: time the U-Net only.
-        guidance_scale: above 1 the U-Net processes every image twice.
-        cut: of a U-Net call with a cached deep feature (`UNet.shallow`), which is timed too; -1: none, or 1 for
-            `deep_cache`.
-        model: for `deep_cache`: pipeline folder, single file, hub id, or `shapes_teacher`.
-        repeats: timed calls.
-        attention: of the U-Net, a key of `attention.IMPLEMENTATIONS`.
-        remat: of the update, a key of `remat.POLICIES`.
-    """
-
-    what: str = "unet"
-    generation: str = "v1"
-    student: str = "sd"
-    widths: tuple[int, ...] = ()
-    batch_size: int = 1
-    dtype: str = "float32"
-    resolution: int = 512
-    steps: int = 25
-    guidance_scale: float = 7.5
-    cut: int = -1
-    model: str = "shapes_teacher"
-    repeats: int = 5
-    attention: str = "auto"
-    remat: str = "none"
 
 
 def bench(config: BenchConfig) -> str:
@@ -134,7 +97,6 @@ def bench_update(config: BenchConfig) -> str:
     """
     models, plan = _networks(config)
     dtype = compute_dtype(config.dtype)
-    require_remat(config.remat)
     size = config.resolution // models.factor
     configs = dict(models.configs)
     configs["text_encoder"] = dataclasses.replace(configs["text_encoder"], layers=0)
@@ -168,9 +130,7 @@ def bench_update(config: BenchConfig) -> str:
 
 def _networks(config: BenchConfig) -> tuple[Architectures, RemovalPlan]:
     """The networks of a generation with the config's widths, and the student; checks the settings."""
-    known_name("config", "generation", config.generation, TEACHERS)
-    for key, least in (("batch_size", 1), ("resolution", 8), ("repeats", 1)):
-        whole_number("config", key, getattr(config, key), least)
+    require_bench(config)
     require_attention(config.attention, compute_dtype(config.dtype))
     models = stable_diffusion(config.generation)
     if config.widths:

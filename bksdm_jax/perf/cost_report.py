@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from bksdm_jax.base.errors import InputError, known_name, whole_number
+from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.precision import compute_dtype, exact_products
 from bksdm_jax.cost.table import image_table
 from bksdm_jax.cost.timing import arbitrary_weights, time_program
@@ -17,40 +17,13 @@ from bksdm_jax.models.clip import CLIPTextEncoder, clip_text_parameter_shapes
 from bksdm_jax.models.unet import UNet, parameter_shapes
 from bksdm_jax.models.unet_table import UNetConfig
 from bksdm_jax.models.vae import VAE, vae_parameter_shapes
+from bksdm_jax.perf.config import CostConfig, require_cost
 from bksdm_jax.pipelines.load import find_model
 from bksdm_jax.pipelines.pipeline import Architectures
-from bksdm_jax.pipelines.source import ModelOptions
-from bksdm_jax.pipelines.stable_diffusion import TEACHERS, stable_diffusion
+from bksdm_jax.pipelines.stable_diffusion import stable_diffusion
 from bksdm_jax.pruning.presets import PRESETS
 from bksdm_jax.pruning.removal import plan_removal, removed_blocks
 from bksdm_jax.sampling.text_to_image import require_resolution
-
-
-@dataclasses.dataclass(frozen=True)
-class CostConfig(ModelOptions):
-    """What to count.
-
-    Attributes:
-        generation, pipeline: Stable Diffusion `v1` or `v2`; or a folder, single file or id on the hub, of which only
-            the configs are read. Give one of the two.
-        students: presets, or lists of removed blocks (separated by `+` within one list), separated by commas; empty:
-            every preset.
-        revision, variant, tokenizer, prediction: of the pipeline, as `ModelSource` has them.
-        resolution: pixels; 0: the U-Net's own.
-        steps: U-Net calls per image.
-        latency: time the networks on this device.
-        dtype: of the timed computations.
-        repeats: timed calls.
-    """
-
-    generation: str = ""
-    pipeline: str = ""
-    resolution: int = 0
-    steps: int = 25
-    students: str = ""
-    latency: bool = False
-    dtype: str = "float32"
-    repeats: int = 5
 
 
 def cost_report(config: CostConfig) -> str:
@@ -58,13 +31,8 @@ def cost_report(config: CostConfig) -> str:
 
     Raises `InputError` for settings that can't be used and pipelines that can't be read.
     """
-    if bool(config.generation) == bool(config.pipeline):
-        raise InputError("generation: give either generation (v1 or v2, as the config's variant) or pipeline")
-    for key, least in (("resolution", 0), ("steps", 1), ("repeats", 1)):
-        whole_number("config", key, getattr(config, key), least)
-    compute_dtype(config.dtype)
+    require_cost(config)
     if config.generation:
-        known_name("config", "generation", config.generation, TEACHERS)
         teacher = stable_diffusion(config.generation)
     else:
         source = dataclasses.replace(config.source(config.pipeline), any_prediction=True)

@@ -8,10 +8,10 @@ import numpy as np
 from bksdm_jax.base.errors import whole_number
 from bksdm_jax.base.precision import compute_dtype
 from bksdm_jax.models.unet_table import cuts
-from bksdm_jax.perf.bench import BenchConfig
+from bksdm_jax.perf.config import BenchConfig
 from bksdm_jax.pipelines.load import load_pipeline
+from bksdm_jax.sampling.config import SamplerConfig
 from bksdm_jax.sampling.engine import Batch, Engine
-from bksdm_jax.sampling.text_to_image import SamplerConfig
 
 _INTERVALS = (0, 2, 3, 5)
 _PROMPTS = (

@@ -5,17 +5,20 @@ import math
 from collections.abc import Callable
 
 from bksdm_jax.base.errors import finite_number, known_name
+from bksdm_jax.base.precision import compute_dtype
 from bksdm_jax.cost.chips import peak_flops
+from bksdm_jax.models.attention import require_attention
 from bksdm_jax.perf.compiled_step import Compiled, compile_update
 from bksdm_jax.perf.topology import Target, target_of
 from bksdm_jax.perf.work import Work, count_work
+from bksdm_jax.pipelines.generations import GENERATIONS
 from bksdm_jax.pipelines.load import find_model
 from bksdm_jax.pipelines.pipeline import Architectures
-from bksdm_jax.pipelines.stable_diffusion import GENERATIONS, stable_diffusion
+from bksdm_jax.pipelines.stable_diffusion import stable_diffusion
 from bksdm_jax.pruning.removal import plan_removal, removed_blocks
 from bksdm_jax.sampling.text_to_image import require_resolution
 from bksdm_jax.tasks.distill.config import DistillConfig, require_generation, require_settings
-from bksdm_jax.tasks.distill.losses import weighted_pairs
+from bksdm_jax.tasks.distill.features import weighted_pairs
 from bksdm_jax.training.config import require_whole_batches
 from bksdm_jax.training.sharding import make_mesh
 
@@ -29,6 +32,7 @@ def plan_run(config: DistillConfig) -> str:
         InputError: a setting that can't be used, or devices that can't be compiled for; nothing is compiled then.
     """
     require_settings(config)
+    require_attention(config.attention, compute_dtype(config.dtype))
     finite_number("config", "plan.price", config.plan.price, 0)
     networks = _networks(config)
     require_resolution(config.resolution, networks)

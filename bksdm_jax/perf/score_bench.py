@@ -22,7 +22,7 @@ from bksdm_jax.metrics.table import image_needs
 from bksdm_jax.models.clip import CLIPTextConfig
 from bksdm_jax.models.clip_pair import CLIPConfig, CLIPVisionConfig, clip_parameter_shapes
 from bksdm_jax.models.inception import inception_parameter_shapes
-from bksdm_jax.perf.bench import BenchConfig
+from bksdm_jax.perf.config import BenchConfig
 from bksdm_jax.pipelines.clip_folder import LoadedCLIP
 from bksdm_jax.pipelines.inception_file import LoadedInception
 

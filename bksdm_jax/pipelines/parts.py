@@ -6,27 +6,12 @@ import re
 from bksdm_jax.base import trees
 from bksdm_jax.base.errors import InputError, whole_number
 from bksdm_jax.pipelines.autoencoder import load_autoencoder
+from bksdm_jax.pipelines.config import PartsConfig
 from bksdm_jax.pipelines.embeddings import changed_json, with_embeddings
 from bksdm_jax.pipelines.families import FAMILIES
 from bksdm_jax.pipelines.pipeline import Network, Pipeline, require_agreement
 
 _LAYER = re.compile(r"text_model/encoder/layers/(\d+)/")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PartsConfig:
-    """What replaces parts of a pipeline, as settings of a command.
-
-    Attributes:
-        vae: an autoencoder, as `load_autoencoder` takes it; its own scaling factor counts. Empty: the pipeline's.
-        clip_skip: layers at the end of the text encoder that are left out, before its final norm, as Diffusers counts
-            them: 1 is what WebUIs call 2. As there, and unlike Diffusers, it applies to negative prompts too.
-        embeddings: files of textual inversion, each `FILE` or `TOKEN=FILE`, as `find_embedding` takes them.
-    """
-
-    vae: str = ""
-    clip_skip: int = 0
-    embeddings: tuple[str, ...] = ()
 
 
 def with_parts(pipeline: Pipeline, parts: PartsConfig) -> Pipeline:

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 
 from bksdm_jax.base import trees
-from bksdm_jax.base.errors import InputError, one_of
+from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.files import atomic_folder, write_json
 from bksdm_jax.formats.scheduler_json import require_flax_schedule
 from bksdm_jax.formats.stored import FLOATS
 from bksdm_jax.formats.unet_json import require_flax_expressible, unet_to_diffusers
 from bksdm_jax.models.tiny_vae import TinyVAEConfig
+from bksdm_jax.pipelines.config import FILES, FOLDERS, SaveConfig, require_save
 from bksdm_jax.pipelines.folder import COPIED_FORMATS, write_folder
 from bksdm_jax.pipelines.model_card import CONFIGS, CardFacts, model_card
 from bksdm_jax.pipelines.passthrough import Extras
@@ -23,61 +24,24 @@ from bksdm_jax.pipelines.write_single_file import require_single_file, write_sin
 SINGLE_FILE = "model.safetensors"
 """The file name of a single-file checkpoint in its folder."""
 
-_SUFFIXES = {"safetensors": ".safetensors", "flax": ".msgpack"}  # format of a folder -> suffix of its weights
-_SPACED = {"single_file": False, "single_file_spaced": True}  # format of a file -> numbering, as in `unet_modules`
-FORMATS = (*_SUFFIXES, *_SPACED)
-_DTYPES = tuple(name for name in FLOATS if name != "float64")
 
-
-@dataclasses.dataclass(frozen=True)
-class SaveConfig:
-    """How a pipeline is written.
-
-    Attributes:
-        format: one of `FORMATS`: a folder for PyTorch Diffusers (`safetensors`) or for Diffusers' Flax classes
-            (`flax`), or one file in the original layout, with its configs beside it (`single_file`, or
-            `single_file_spaced` with the block numbers that stable-diffusion.cpp expects of small U-Nets).
-        dtype: `float32`, `float16` or `bfloat16`; empty: the U-Net in float32, the other networks in the teacher's.
-        safety_checker: copy the teacher's safety checker and feature extractor, if any (folders only).
-    """
-
-    format: str = "safetensors"
-    dtype: str = ""
-    safety_checker: bool = True
-
-    def extras(self) -> Extras:
-        """The files to download with a teacher from the hub."""
-        copied = self.safety_checker and self.format in _SUFFIXES
-        return Extras(card=True, components=COPIED_FORMATS[_SUFFIXES[self.format]] if copied else ())
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SaveOptions:
-    """`SaveConfig` as settings of a command; `save_dtype` is its `dtype`."""
-
-    format: str = "safetensors"
-    save_dtype: str = ""
-    safety_checker: bool = True
-
-    def save_config(self) -> SaveConfig:
-        """These settings as a `SaveConfig`."""
-        return SaveConfig(self.format, self.save_dtype, self.safety_checker)
+def wanted_extras(config: SaveConfig) -> Extras:
+    """The files to download with a teacher from the hub."""
+    copied = config.safety_checker and config.format in FOLDERS
+    return Extras(card=True, components=COPIED_FORMATS[FOLDERS[config.format]] if copied else ())
 
 
 def require_savable(networks: Architectures, config: SaveConfig) -> None:
     """Raises `InputError` for an unknown setting, or networks that the format can't express."""
-    if config.format not in FORMATS:
-        raise one_of("format", config.format, FORMATS)
-    if config.dtype and config.dtype not in _DTYPES:
-        raise one_of("save_dtype", config.dtype, _DTYPES)
+    require_save(config)
     unet_to_diffusers(networks.denoiser)
     if isinstance(networks.configs[networks.kind.autoencoder], TinyVAEConfig):
         raise InputError(f"format: {config.format} can't hold an AutoencoderTiny as vae; save without it")
     if config.format == "flax":
         require_flax_expressible(networks.denoiser)
         require_flax_schedule(networks.schedule)
-    if config.format in _SPACED:
-        require_single_file(networks, _SPACED[config.format])
+    if config.format in FILES:
+        require_single_file(networks, FILES[config.format])
 
 
 def write_pipeline(
@@ -109,10 +73,10 @@ def write_pipeline(
         cast = {name: _cast(network, name, config.dtype) for name, network in pipeline.networks.items()}
         pipeline = dataclasses.replace(pipeline, networks=cast)
     with atomic_folder(target) as temporary:
-        if config.format in _SUFFIXES:
-            write_folder(temporary, pipeline, _SUFFIXES[config.format])
+        if config.format in FOLDERS:
+            write_folder(temporary, pipeline, FOLDERS[config.format])
         else:
-            write_single_file(temporary / SINGLE_FILE, pipeline, _SPACED[config.format])
+            write_single_file(temporary / SINGLE_FILE, pipeline, FILES[config.format])
             (temporary / CONFIGS).mkdir()
             without = dataclasses.replace(pipeline, components={})
             write_folder(temporary / CONFIGS, without, ".safetensors", weights=False)
@@ -120,7 +84,7 @@ def write_pipeline(
             (temporary / "README.md").write_text(model_card(pipeline, facts, config.format), encoding="utf-8")
         for name, value in (extra or {}).items():
             write_json(temporary / name, value)
-    return target / SINGLE_FILE if config.format in _SPACED else target
+    return target / SINGLE_FILE if config.format in FILES else target
 
 
 def _cast(network: Network, name: str, dtype: str) -> Network:

@@ -26,7 +26,14 @@ class ModelSource:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelOptions:
-    """`ModelSource` as settings of a command; `prediction` is its `prediction_type`."""
+    """`ModelSource` as settings of a command.
+
+    Attributes:
+        revision: branch, tag or commit of a hub model; empty: its default branch.
+        variant: of a folder's weights, such as `fp16` or `non_ema`; empty: the default weights.
+        tokenizer: for a single file: folder or hub id; empty: CLIP's, from the hub.
+        prediction: for a single file: `epsilon` or `v_prediction`; required for SD 2.x files that don't say.
+    """
 
     revision: str = ""
     variant: str = ""

@@ -11,50 +11,17 @@ import numpy as np
 from bksdm_jax.base.errors import InputError, one_of
 from bksdm_jax.base.workdir import is_used
 from bksdm_jax.models.unet_table import UNetConfig
+from bksdm_jax.pipelines.config import SaveConfig
 from bksdm_jax.pipelines.hub import is_hub_id
 from bksdm_jax.pipelines.load import find_denoiser, find_model
 from bksdm_jax.pipelines.model_card import CardFacts, parent_name
 from bksdm_jax.pipelines.pipeline import Architectures, Pipeline
-from bksdm_jax.pipelines.save import SaveConfig, SaveOptions, require_savable, write_pipeline
-from bksdm_jax.pipelines.source import ModelOptions, ModelSource
+from bksdm_jax.pipelines.save import require_savable, wanted_extras, write_pipeline
+from bksdm_jax.pipelines.source import ModelSource
+from bksdm_jax.pruning.config import INITS, InitOptions, PruneConfig, require_settings
 from bksdm_jax.pruning.presets import preset_of
 from bksdm_jax.pruning.removal import RemovalPlan, plan_removal, removed_blocks
 from bksdm_jax.pruning.weights import copy_weights, random_weights
-
-INITS = {"teacher": "the parent's weights of the remaining blocks", "random": "random weights"}
-"""Initial weights by name, as a model card describes them."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class InitOptions:
-    """The source of a student's initial weights, as settings of a command.
-
-    Attributes:
-        student_init: a key of `INITS`, or a pipeline whose U-Net has the student's architecture.
-        init_revision, init_variant: of the pipeline, as in `ModelSource`.
-    """
-
-    student_init: str = "teacher"
-    init_revision: str = ""
-    init_variant: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class PruneConfig(ModelOptions, InitOptions, SaveOptions):
-    """A student to prune.
-
-    Attributes:
-        teacher: pipeline folder, single file, hub id, or `shapes_teacher`.
-        student: a preset, or a comma-separated list of blocks to remove.
-        seed: of random weights.
-        student_init, init_revision, init_variant: as in `InitOptions`.
-        revision, variant, tokenizer, prediction: of the teacher, as in `ModelSource`.
-        format, save_dtype, safety_checker: as in `SaveConfig`.
-    """
-
-    teacher: str
-    student: str
-    seed: int = 0
 
 
 def plan_student(teacher: Architectures, student: str, save: SaveConfig) -> RemovalPlan:
@@ -159,8 +126,9 @@ def prune(config: PruneConfig, workdir: Path) -> tuple[RemovalPlan, Path]:
     Raises:
         InputError: a setting, file or folder can't be used; nothing has been written.
     """
+    require_settings(config)
     save = config.save_config()
-    teacher = find_model(config.source(config.teacher), save.extras())
+    teacher = find_model(config.source(config.teacher), wanted_extras(save))
     plan = plan_student(teacher.architectures, config.student, save)
     start = find_initial_weights(plan, config)
     if is_used(workdir):

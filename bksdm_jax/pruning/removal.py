@@ -4,6 +4,7 @@ The student's architecture, its initial weights and the feature pairs of distill
 """
 
 import dataclasses
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from bksdm_jax.models.unet_table import Block, Stage, UNetConfig, block_table
 from bksdm_jax.pruning.presets import PRESETS
 
 _LONGEST_NAME = 80
+_BLOCK = re.compile(r"(down_blocks|up_blocks|mid_block)\b")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +62,7 @@ def removed_blocks(student: str) -> tuple[str, ...]:
     """The removed blocks of a student: those of a preset, or a comma-separated list.
 
     Raises:
-        InputError: `student` is empty, or lists a preset beside other names.
+        InputError: `student` is empty, lists a preset beside other names, or a name that no U-Net has.
     """
     student = student.strip()
     if student in PRESETS:
@@ -70,6 +72,13 @@ def removed_blocks(student: str) -> tuple[str, ...]:
         raise InputError(f"student: empty; expected a preset ({', '.join(PRESETS)}) or a list of removed blocks")
     if presets := [name for name in names if name in PRESETS]:
         raise InputError(f"student: {student!r} combines {presets[0]} with other names; give one preset, or blocks")
+    for name in names:
+        if not _BLOCK.match(name):
+            hint = nearest(name[:_LONGEST_NAME], PRESETS)
+            raise InputError(
+                f"student: {shown(name)} is neither a preset nor a block{hint}; presets: {', '.join(PRESETS)}; blocks: "
+                "such as mid_block, down_blocks.1, up_blocks.2.attentions.1"
+            )
     return names
 
 

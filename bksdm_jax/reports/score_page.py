@@ -15,6 +15,7 @@ from bksdm_jax.base.paths import local_path
 from bksdm_jax.base.workdir import claim, require_same
 from bksdm_jax.reports import published as paper
 from bksdm_jax.reports import score_tables as tables
+from bksdm_jax.reports.config import ReportConfig
 from bksdm_jax.reports.curves import Axes, Point, figures_of, read_points
 from bksdm_jax.reports.figures import INK, PlottedCurve, curve_plot
 from bksdm_jax.reports.pictures import Folder, Grid, data_uri, find_pictures, picture_grid
@@ -27,28 +28,6 @@ _MOST_LETTERS = 80  # of a label
 _MOST_METRICS = 6  # with figures of cost
 _COSTS = (("parameters", "U-Net parameters (M)", 1e6), ("macs", "multiply-adds of a U-Net call (G)", 1e9))
 _WIDE = 8  # largest cost over smallest, from which on the axis is logarithmic
-
-
-@dataclasses.dataclass(frozen=True)
-class ReportConfig:
-    """What the page shows.
-
-    Attributes:
-        scores: workdirs of `launch.score`, one per model, up to 16.
-        labels: of the models, in the order of `scores`; empty: their names.
-        images: columns of the image grid, up to 64; 0: none.
-        published: show the paper's figures.
-        curves: `.csv` or `.json` files of points: `curve,x_name,x,metric,value,low,high,published`.
-        over: a setting of sampling, such as `guidance_scale` or `steps`: scores of models of one name become a curve
-            over it.
-    """
-
-    scores: tuple[str, ...]
-    labels: tuple[str, ...] = ()
-    images: int = 16
-    published: bool = True
-    curves: tuple[str, ...] = ()
-    over: str = ""
 
 
 def report(config: ReportConfig, workdir: Path) -> Path:

@@ -1,27 +1,111 @@
-"""The settings of `launch.sample`."""
+"""The settings of sampling and of `launch.sample`; nothing here imports JAX."""
 
 import dataclasses
+from typing import NamedTuple
 
+from bksdm_jax.base.choices import require_dtype
 from bksdm_jax.base.errors import InputError, finite_number, known_name, whole_number
-from bksdm_jax.pipelines.parts import PartsConfig
+from bksdm_jax.diffusion.choices import SAMPLERS, SCHEDULER
+from bksdm_jax.models.choices import require_attention_name
+from bksdm_jax.pipelines.config import PartsConfig, require_parts
 from bksdm_jax.pipelines.source import ModelOptions
 from bksdm_jax.pipelines.tokenizer import MOST_LETTERS
-from bksdm_jax.sampling.text_to_image import SamplerConfig
-from bksdm_jax.sampling.writer import FORMATS
 
 MAY_CHANGE = ("batch_size", "prompts", "init", "latents", "workers", "revision")
 """Keys that may differ when a run continues: what they name is recorded too, or they change pixels by rounding only."""
 MOST_BESIDE = 64
 MOST_WORKERS = 256
+MOST_RESOLUTION = 4096  # pixels
+MOST_SEED = 2**32 - 1
+"""Larger seeds would silently be cut to 32 bits."""
+DECODING = ("whole", "slices", "tiles")
+
+
+class Format(NamedTuple):
+    """Pillow's name of a format, and the ending of its files."""
+
+    pillow: str
+    ending: str
+
+
+FORMATS = {"png": Format("PNG", ".png"), "jpeg": Format("JPEG", ".jpg")}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SamplerConfig:
+    """How images are made.
+
+    Attributes:
+        steps: sampler steps as Diffusers counts them. PNDM calls the U-Net once more, or nine times more if the model's
+            scheduler file doesn't skip the Runge-Kutta steps; Heun's method calls it nearly twice a step.
+        guidance_scale: of classifier-free guidance; values up to 1 switch it off.
+        guidance_rescale: 0: the guided output as it is; 1: with the standard deviation of the conditional output (Lin
+            et al. 2023, section 3.4); between: a mixture.
+        resolution: height and width in pixels.
+        height, width: in pixels; 0: `resolution`.
+        sampler: ddpm, ddim, pndm, dpmpp_2m, dpmpp_2m_karras, dpmpp_2m_sde, dpmpp_2m_sde_karras, euler, euler_karras,
+            euler_ancestral, heun, heun_karras, unipc, unipc_karras, lcm, or `scheduler`: the model's own. Another than
+            that is made from its scheduler file as by Diffusers' `from_config`.
+        eta: of DDIM, 0 to 1: 0 is deterministic, 1 has the noise of DDPM.
+        seed: image number i starts from noise drawn with `fold_in(key(seed), i)`.
+        negative_prompt: what guidance steers away from.
+        attention: of the U-Net: auto, xla, chunked, cudnn (NVIDIA) or flash (TPU).
+        switch_at: the first steps, this many of those that are made, are a teacher's; 0: none.
+        deep_cache: DeepCache's interval, in U-Net calls: 3 runs the whole U-Net every third call; 0 or 1: every call.
+        deep_cache_cut: the skip up to which the other calls run it; 0 is `conv_in`'s output.
+        decode: of the autoencoder: `whole`, or for less memory `slices` (one image at a time) or `tiles` (of 512 pixels
+            in models of Stable Diffusion, blended where they overlap).
+    """
+
+    steps: int = 25
+    guidance_scale: float = 7.5
+    guidance_rescale: float = 0.0
+    resolution: int = 512
+    height: int = 0
+    width: int = 0
+    sampler: str = "pndm"
+    eta: float = 0.0
+    seed: int = 0
+    negative_prompt: str = ""
+    attention: str = "auto"
+    switch_at: int = 0
+    deep_cache: int = 0
+    deep_cache_cut: int = 1
+    decode: str = "whole"
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.height or self.resolution, self.width or self.resolution
+
+
+def require_sampling(config: SamplerConfig) -> None:
+    """Raises `InputError`, with the key, for a setting that no model can be sampled with."""
+    whole_number("config", "steps", config.steps)
+    known_name("config", "sampler", config.sampler, (SCHEDULER, *SAMPLERS))
+    require_attention_name(config.attention)
+    finite_number("config", "eta", config.eta, 0, 1)
+    finite_number("config", "guidance_scale", config.guidance_scale, 0)
+    finite_number("config", "guidance_rescale", config.guidance_rescale, 0, 1)
+    whole_number("config", "seed", config.seed, 0, MOST_SEED)
+    for key in ("resolution", "height", "width"):
+        if (pixels := getattr(config, key)) > MOST_RESOLUTION:
+            raise InputError(f"{key}: {pixels} pixels; expected {MOST_RESOLUTION} at most")
+        whole_number("config", key, pixels, 0)
+    whole_number("config", "switch_at", config.switch_at, 0)
+    for key in ("deep_cache", "deep_cache_cut"):
+        whole_number("config", key, getattr(config, key), 0)
+    known_name("config", "decode", config.decode, DECODING)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SampleConfig(SamplerConfig, ModelOptions, PartsConfig):
     """What to sample; see `SamplerConfig` for the sampler's settings, `PartsConfig` for parts of other files.
 
+    The options of `ModelOptions` are the model's; `teacher` and `beside` take none.
+
     Attributes:
         model: pipeline folder, single file, id on the hub, or `shapes_teacher`.
-        revision, variant, tokenizer, prediction: of the model, see `ModelSource`; `teacher` and `beside` take none.
         prompts, prompt: a `.txt` or `.csv` file of prompts, or a single prompt; give one of the two.
         images_per_prompt: image number i is of prompt i // images_per_prompt.
         init: an image, or a folder of images in the order of their names, to begin from; each is used with the one
@@ -32,7 +116,8 @@ class SampleConfig(SamplerConfig, ModelOptions, PartsConfig):
         teacher: the model whose denoiser makes the first `switch_at` steps.
         beside: more models, whose images of the same prompts and noise go to `beside_1/`, `beside_2/`, ...; the
             settings and parts apply to all models.
-        protocol: a key of `PROTOCOLS`, which then decides what it lists; empty: none.
+        protocol: bk_sdm or mlperf_sd: a published evaluation, which then decides sampler, steps, guidance, sizes and
+            format; empty: none.
         format: of the images, `png` or `jpeg`; previews and sheets are PNG.
         batch_size: images per program call and device; in float32 it changes an image only by rounding.
         resolution: pixels; 0: the model's own.
@@ -68,7 +153,10 @@ class SampleConfig(SamplerConfig, ModelOptions, PartsConfig):
 
 
 def require_settings(config: SampleConfig) -> None:
-    """Raises `InputError` for a setting that can't be used whatever the model is."""
+    """Raises `InputError` for a setting that can't be used whatever the model is; reads no files."""
+    require_sampling(config)
+    require_dtype(config.dtype)
+    require_parts(config)
     if bool(config.prompts) == bool(config.prompt):
         raise InputError("prompts: give either prompts (a .txt or .csv file) or one prompt")
     if bool(config.teacher) != bool(config.switch_at):

@@ -18,7 +18,8 @@ from bksdm_jax.base.precision import cast_frozen, exact_products
 from bksdm_jax.base.progress import waiting
 from bksdm_jax.diffusion.noise import image_keys
 from bksdm_jax.pipelines.pipeline import Architectures, Network, Pipeline
-from bksdm_jax.sampling.text_to_image import TEACHER, SamplerConfig, TextToImage, text_to_image, warn_of_clipping
+from bksdm_jax.sampling.config import SamplerConfig
+from bksdm_jax.sampling.text_to_image import TEACHER, TextToImage, text_to_image, warn_of_clipping
 
 _REMEMBERED = 256  # text states
 _ADVICE = "lower batch_size or the resolution, or set decode to slices or tiles"

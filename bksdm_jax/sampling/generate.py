@@ -9,7 +9,8 @@ import numpy as np
 
 from bksdm_jax.diffusion.noise import as_noise, image_keys
 from bksdm_jax.pipelines.pipeline import Architectures
-from bksdm_jax.sampling.text_to_image import SamplerConfig, text_to_image, warn_of_clipping
+from bksdm_jax.sampling.config import SamplerConfig
+from bksdm_jax.sampling.text_to_image import text_to_image, warn_of_clipping
 
 EncodeCaptions = Callable[[Sequence[str]], dict[str, np.ndarray]]
 """Captions -> the text encoders' inputs, arrays [N, ...], as `Pipeline.caption_inputs`."""

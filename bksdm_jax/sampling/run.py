@@ -14,7 +14,6 @@ from bksdm_jax.base.distributed import barrier, is_first
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.files import file_sha256, make_folder, write_json
 from bksdm_jax.base.paths import local_path
-from bksdm_jax.base.precision import compute_dtype
 from bksdm_jax.base.progress import Progress
 from bksdm_jax.base.signals import Interrupts
 from bksdm_jax.base.workdir import claim, require_same, require_same_parts, require_shared
@@ -96,7 +95,6 @@ def sample(config: SampleConfig, workdir: Path, consumer: Callable[[], Consumer]
     """
     config = with_protocol(config)
     require_settings(config)
-    compute_dtype(config.dtype)
     prompts = read_texts(config)
     teacher = load_pipeline(ModelSource(config.teacher)) if config.teacher else None
     model = _load(config, config.model)

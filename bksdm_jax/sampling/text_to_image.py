@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from bksdm_jax.base.errors import InputError, finite_number, known_name, whole_number
+from bksdm_jax.base.errors import InputError, finite_number, whole_number
 from bksdm_jax.base.images import to_uint8, to_unit
 from bksdm_jax.diffusion import guidance
 from bksdm_jax.diffusion.noise import as_noise
@@ -20,60 +20,9 @@ from bksdm_jax.models.unet import UNet, deep_cache_calls
 from bksdm_jax.models.unet_table import cuts
 from bksdm_jax.models.vae import sample_latents
 from bksdm_jax.pipelines.pipeline import Architectures
+from bksdm_jax.sampling.config import MOST_RESOLUTION, SamplerConfig, require_sampling
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SamplerConfig:
-    """How images are made.
-
-    Attributes:
-        steps: sampler steps as Diffusers counts them. PNDM calls the U-Net once more, or nine times more if the model's
-            scheduler file doesn't skip the Runge-Kutta steps; Heun's method calls it nearly twice a step.
-        guidance_scale: of classifier-free guidance; values up to 1 switch it off.
-        guidance_rescale: 0: the guided output as it is; 1: with the standard deviation of the conditional output (Lin
-            et al. 2023, section 3.4); between: a mixture.
-        resolution: height and width in pixels.
-        height, width: in pixels; 0: `resolution`.
-        sampler: a key of `SAMPLERS`, or `scheduler`: the model's own. Another than that is made from its scheduler file
-            as by Diffusers' `from_config`.
-        eta: of DDIM, 0 to 1: 0 is deterministic, 1 has the noise of DDPM.
-        seed: image number i starts from noise drawn with `fold_in(key(seed), i)`.
-        negative_prompt: what guidance steers away from.
-        attention: of the U-Net, a key of `attention.IMPLEMENTATIONS`.
-        switch_at: the first steps, this many of those that are made, are a teacher's; 0: none.
-        deep_cache: DeepCache's interval, in U-Net calls: 3 runs the whole U-Net every third call; 0 or 1: every call.
-        deep_cache_cut: the skip up to which the other calls run it; 0 is `conv_in`'s output.
-        decode: of the autoencoder: `whole`, or for less memory `slices` (one image at a time) or `tiles` (of 512 pixels
-            in models of Stable Diffusion, blended where they overlap).
-    """
-
-    steps: int = 25
-    guidance_scale: float = 7.5
-    guidance_rescale: float = 0.0
-    resolution: int = 512
-    height: int = 0
-    width: int = 0
-    sampler: str = "pndm"
-    eta: float = 0.0
-    seed: int = 0
-    negative_prompt: str = ""
-    attention: str = "auto"
-    switch_at: int = 0
-    deep_cache: int = 0
-    deep_cache_cut: int = 1
-    decode: str = "whole"
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width in pixels."""
-        return self.height or self.resolution, self.width or self.resolution
-
-
-DECODING = ("whole", "slices", "tiles")
-MOST_RESOLUTION = 4096  # pixels
 _TILE = 64  # latent positions
-MOST_SEED = 2**32 - 1
-"""Larger seeds would silently be cut to 32 bits."""
 TEACHER = "teacher"
 """The teacher's denoiser among the parameters, if it makes the first steps."""
 
@@ -95,18 +44,12 @@ def require_sampler(config: SamplerConfig, networks: Architectures, strength: fl
 
     `strength` is that of image to image, None: text to image.
     """
-    whole_number("config", "steps", config.steps)
-    finite_number("config", "eta", config.eta, 0, 1)
+    require_sampling(config)
     begin = None if strength is None else first_step(config.steps, strength)
     sampler_calls(config.sampler, networks.schedule, config.steps, begin, config.eta)
-    finite_number("config", "guidance_scale", config.guidance_scale, 0)
-    finite_number("config", "guidance_rescale", config.guidance_rescale, 0, 1)
-    whole_number("config", "seed", config.seed, 0, MOST_SEED)
     whole_number("config", "switch_at", config.switch_at, 0, config.steps - (begin or 0) - 1)
-    whole_number("config", "deep_cache", config.deep_cache, 0)
     if config.deep_cache > 1:
         whole_number("config", "deep_cache_cut", config.deep_cache_cut, 0, len(cuts(networks.denoiser)) - 1)
-    known_name("config", "decode", config.decode, DECODING)
     for key, pixels in zip(("height", "width"), config.size, strict=True):
         require_multiple(pixels, networks.factor, key if vars(config)[key] else "resolution")
 

@@ -5,7 +5,8 @@ import json
 from pathlib import Path
 
 from bksdm_jax.base.files import file_sha256
-from bksdm_jax.diffusion.samplers import SAMPLERS, kind_of, with_options
+from bksdm_jax.diffusion.choices import SAMPLERS
+from bksdm_jax.diffusion.samplers import kind_of, with_options
 from bksdm_jax.diffusion.schedule import ScheduleConfig
 from bksdm_jax.pipelines.pipeline import Pipeline
 from bksdm_jax.sampling.config import SampleConfig

@@ -6,7 +6,6 @@ import io
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -17,16 +16,8 @@ from bksdm_jax.base.files import atomic_file, make_folder
 from bksdm_jax.base.images import save_png
 from bksdm_jax.base.paths import read_bytes
 from bksdm_jax.data.decode import MOST_BYTES, open_image, to_rgb
+from bksdm_jax.sampling.config import FORMATS
 
-
-class Format(NamedTuple):
-    """Pillow's name of a format, and the ending of its files."""
-
-    pillow: str
-    ending: str
-
-
-FORMATS = {"png": Format("PNG", ".png"), "jpeg": Format("JPEG", ".jpg")}
 IMAGES = "images"
 _KEYWORD = "parameters"  # of the text chunk that WebUIs read
 _AHEAD = 4  # images per thread that wait in memory

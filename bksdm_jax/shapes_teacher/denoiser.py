@@ -10,7 +10,7 @@ import numpy as np
 from bksdm_jax.models.unet_table import Stage, UNetConfig
 from bksdm_jax.pipelines.pipeline import Architectures
 from bksdm_jax.pruning.removal import plan_removal
-from bksdm_jax.tasks.distill.losses import LossWeights
+from bksdm_jax.tasks.distill.config import LossWeights
 from bksdm_jax.tasks.distill.objective import Problem, drop_captions, make_loss, noise_latents
 from bksdm_jax.training.train_step import Batch, Frozen, Loss, LossAndTerms
 

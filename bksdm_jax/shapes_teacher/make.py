@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 import tensorflow_datasets as tfds
 
-from bksdm_jax.base.errors import finite_number, whole_number
 from bksdm_jax.base.files import atomic_file, atomic_folder
 from bksdm_jax.base.images import to_unit
 from bksdm_jax.base.progress import Progress
@@ -23,39 +22,19 @@ from bksdm_jax.models.clip_pair import CLIP, CLIPConfig
 from bksdm_jax.models.unet import UNet, example_inputs
 from bksdm_jax.models.vae import VAE
 from bksdm_jax.pipelines.clip_folder import write_clip
+from bksdm_jax.pipelines.config import SaveConfig
 from bksdm_jax.pipelines.embedded import write_checksums
 from bksdm_jax.pipelines.pipeline import Architectures, Network, Pipeline
-from bksdm_jax.pipelines.save import SaveConfig, write_pipeline
+from bksdm_jax.pipelines.save import write_pipeline
 from bksdm_jax.pipelines.tokenizer import Tokenizer, load_tokenizer, write_tokenizer
-from bksdm_jax.sampling.text_to_image import MOST_SEED
 from bksdm_jax.shapes.scenes import words
 from bksdm_jax.shapes.world import build
 from bksdm_jax.shapes_teacher import contrastive, denoiser
 from bksdm_jax.shapes_teacher.autoencoder import VAE_CONFIG, autoencoder_loss, object_crops, whole_images
-from bksdm_jax.shapes_teacher.phase import Phase, shuffled, train_phase
+from bksdm_jax.shapes_teacher.config import TeacherConfig, require_settings
+from bksdm_jax.shapes_teacher.phase import shuffled, train_phase
 
 _ENCODER_BATCH = 250
-
-
-@dataclasses.dataclass(frozen=True)
-class TeacherConfig:
-    """How long each network is trained.
-
-    Attributes:
-        seed: of everything random.
-        dataset: of the shapes world, `full` or `demo`.
-        vae_images, clip_groups: number of examples that the autoencoder and CLIP are trained on.
-        vae_crops, vae, clip, unet: steps, batch size and learning rate; CLIP's batches are counted in groups.
-    """
-
-    vae_crops: Phase
-    vae: Phase
-    clip: Phase
-    unet: Phase
-    seed: int = 0
-    dataset: str = "full"
-    vae_images: int = 8_000
-    clip_groups: int = 4_000
 
 
 def make_teacher(config: TeacherConfig, workdir: Path) -> Path | None:
@@ -67,7 +46,7 @@ def make_teacher(config: TeacherConfig, workdir: Path) -> Path | None:
     Raises:
         InputError: a setting can't be used, or the workdir is another run's.
     """
-    _require_settings(config)
+    require_settings(config)
     record = dataclasses.asdict(config)
     require_same(workdir, record, ())
     claim(workdir, record)
@@ -106,18 +85,6 @@ def make_teacher(config: TeacherConfig, workdir: Path) -> Path | None:
         write_clip(made / "clip", clip_config, _half(clip), workdir / "tokenizer")
         write_checksums(made)
     return workdir / "made"
-
-
-def _require_settings(config: TeacherConfig) -> None:
-    whole_number("config", "seed", config.seed, 0, MOST_SEED)
-    for key in ("vae_images", "clip_groups"):
-        whole_number("config", key, getattr(config, key))
-    for name in ("vae_crops", "vae", "clip", "unet"):
-        phase = getattr(config, name)
-        for key, least in (("steps", 1), ("batch_size", 1), ("warmup", 0), ("checkpoint_every", 0), ("log_every", 0)):
-            whole_number("config", f"{name}.{key}", getattr(phase, key), least)
-        finite_number("config", f"{name}.learning_rate", phase.learning_rate, 0)
-        finite_number("config", f"{name}.ema_decay", phase.ema_decay, 0, 1)
 
 
 def _half(params: dict[str, Any]) -> dict[str, Any]:

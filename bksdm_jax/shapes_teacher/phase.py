@@ -1,6 +1,5 @@
 """One network of the teacher as a task for the trainer."""
 
-import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,42 +10,10 @@ import numpy as np
 
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.files import make_folder
-from bksdm_jax.training.config import TrainerConfig
-from bksdm_jax.training.state import OptimizerConfig
+from bksdm_jax.shapes_teacher.config import Phase
 from bksdm_jax.training.task import Task, micro_batches
 from bksdm_jax.training.train_step import Frozen, Loss, Objective
 from bksdm_jax.training.trainer import train
-
-
-@dataclasses.dataclass(frozen=True)
-class Phase:
-    """How one network is trained.
-
-    Attributes:
-        steps: updates.
-        batch_size: examples per update.
-        learning_rate: after the warm-up; it then falls along a cosine to zero.
-        warmup: in updates.
-        ema_decay: of the moving average, whose weights are kept.
-        checkpoint_every, log_every: in updates.
-    """
-
-    steps: int
-    batch_size: int
-    learning_rate: float
-    warmup: int = 100
-    ema_decay: float = 0.999
-    checkpoint_every: int = 250
-    log_every: int = 50
-
-    def trainer(self, seed: int) -> TrainerConfig:
-        """These settings as the trainer's."""
-        same = {name: getattr(self, name) for name in ("steps", "batch_size", "log_every", "checkpoint_every")}
-        optimizer = OptimizerConfig(
-            self.learning_rate, warmup_steps=self.warmup, cosine_steps=self.steps, ema_decay=self.ema_decay
-        )
-        return TrainerConfig(seed=seed, keep_checkpoints=1, optimizer=optimizer, **same)
-
 
 Batches = Callable[[int], Iterator[Mapping[str, np.ndarray]]]
 """Number of earlier updates -> endless batches of examples [M, ...]."""

@@ -1,18 +1,94 @@
-"""The trainer's settings, common to all tasks."""
+"""The trainer's settings, common to all tasks; nothing here imports JAX."""
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
+from bksdm_jax.base.choices import require_dtype
 from bksdm_jax.base.errors import InputError, finite_number, known_name, whole_number
-from bksdm_jax.base.precision import compute_dtype
-from bksdm_jax.sampling.text_to_image import MOST_SEED
-from bksdm_jax.training.state import OptimizerConfig
+from bksdm_jax.diffusion.choices import SAMPLERS, SCHEDULER
+from bksdm_jax.metrics.config import FEWEST, MetricsConfig, ScoringOptions, require_metrics
+from bksdm_jax.metrics.table import METRICS
+from bksdm_jax.sampling.config import MOST_SEED
 
 PROFILED = 3
 """Number of profiled updates."""
 _BELOW_1 = math.nextafter(1, 0)
 WEIGHTS = {"ema": "the moving average", "raw": "those of the last update"}
 """The weights that a run can return -> their description in model cards."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW, gradient clipping and moving average. Defaults are the reference run's.
+
+    Attributes:
+        learning_rate: after the warm-up.
+        warmup_steps: updates over which the rate rises linearly from zero.
+        cosine_steps: the update at which it reaches zero along a half cosine; 0: it stays constant.
+        beta1, beta2: decay of AdamW's first and second moments.
+        weight_decay: decoupled, on every parameter.
+        epsilon: added to AdamW's denominator.
+        clip_norm: largest global norm of the gradients; larger ones are scaled down to it.
+        ema_decay: upper bound of the moving average's decay.
+    """
+
+    learning_rate: float = 5e-5
+    beta1: float = 0.9
+    beta2: float = 0.999
+    weight_decay: float = 1e-2
+    epsilon: float = 1e-8
+    clip_norm: float = 1.0
+    ema_decay: float = 0.9999
+    warmup_steps: int = 0
+    cosine_steps: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleGridConfig:
+    """When and how sample grids are drawn.
+
+    Attributes:
+        every: optimiser updates between grids; 0: one grid at the end.
+        prompts: one column each; empty: the first captions of the data.
+        steps: of the sampler; 0: no grids.
+        guidance_scale: of the sampler.
+    """
+
+    every: int = 1000
+    prompts: tuple[str, ...] = ()
+    steps: int = 25
+    guidance_scale: float = 7.5
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScoringConfig(ScoringOptions):
+    """When and how images of the moving average are scored; see `ScoringOptions` for networks and reference.
+
+    Attributes:
+        every: optimiser updates between scores; 0: once at the end.
+        prompts: a `.txt` or `.csv` file of prompts; empty: captions of the held-out split.
+        images: number of images, of the first prompts, one each.
+        steps: of the sampler.
+        guidance_scale: of the sampler.
+        sampler: as of `launch.sample`, such as ddim; empty: as for sample grids.
+        seed: image number i starts from noise drawn with `fold_in(key(seed), i)`, in every run alike.
+        batch_size: images per sampling call and device.
+    """
+
+    every: int = 0
+    prompts: str = ""
+    images: int = 32
+    steps: int = 25
+    guidance_scale: float = 7.5
+    sampler: str = ""
+    seed: int = 0
+    batch_size: int = 4
+
+    def of(self, metrics: Sequence[str]) -> MetricsConfig:
+        """The settings for some metrics."""
+        shared = {field.name: getattr(self, field.name) for field in dataclasses.fields(ScoringOptions)}
+        return MetricsConfig(metrics=tuple(metrics), **shared)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,11 +102,12 @@ class TrainerConfig:
         accumulation: micro-batches per update.
         dtype: of the networks' computations, `float32` or `bfloat16`.
         fsdp: how many devices share one copy of the parameters.
-        log_every, checkpoint_every: in optimiser updates.
+        log_every: optimiser updates between logged losses; 0: those of the last only.
+        checkpoint_every: optimiser updates between checkpoints; 0: only one at the end.
         keep_checkpoints: how many of the newest are kept; 0: all.
-        profile_step: the first of `PROFILED` updates to profile; 0: none.
-        save_weights: the weights that the run returns, a key of `WEIGHTS`.
-        optimizer: see `OptimizerConfig`.
+        profile_step: the first of three updates to profile; 0: none.
+        save_weights: the weights that the run returns: `ema`, the moving average, or `raw`, those of the last update.
+        optimizer: of the updates.
     """
 
     steps: int
@@ -49,7 +126,7 @@ class TrainerConfig:
 
 def require_trainer_settings(config: TrainerConfig) -> None:
     """Raises `InputError`, with the key, for a setting that is out of range."""
-    compute_dtype(config.dtype)
+    require_dtype(config.dtype)
     known_name("config", "save_weights", config.save_weights, WEIGHTS)
     for key in ("steps", "batch_size", "accumulation", "fsdp"):
         whole_number("config", key, getattr(config, key))
@@ -89,3 +166,24 @@ def require_whole_batches(config: TrainerConfig, devices: int) -> None:
             f"batch_size: {config.batch_size} isn't a multiple of accumulation {config.accumulation} "
             f"x {devices} device(s) = {shards}"
         )
+
+
+def require_scoring(config: ScoringConfig, metrics: Sequence[str]) -> None:
+    """Raises `InputError` for settings or metrics that can't be used during training; reads no files."""
+    if not metrics:
+        return
+    for name in metrics:
+        known_name("config", "evaluators", name, METRICS)
+        if METRICS[name].subjects:
+            raise InputError(f"evaluators: {name} needs subjects, which prompts don't have; use launch.score for it")
+        if METRICS[name].reference and not config.reference:
+            raise InputError(f"scoring.reference: empty, but {name} compares with real images; give a folder of them")
+    require_metrics(config.of(metrics), tuple(METRICS))
+    if config.sampler:
+        known_name("config", "scoring.sampler", config.sampler, (SCHEDULER, *SAMPLERS))
+    whole_number("config", "scoring.steps", config.steps)
+    finite_number("config", "scoring.guidance_scale", config.guidance_scale, 0)
+    whole_number("config", "scoring.seed", config.seed, 0, MOST_SEED)
+    whole_number("config", "scoring.every", config.every, 0)
+    whole_number("config", "scoring.images", config.images, FEWEST)
+    whole_number("config", "scoring.batch_size", config.batch_size)

@@ -1,6 +1,5 @@
 """Sample grids: images of several networks from the same prompts and starting noise."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,28 +12,12 @@ from jax.sharding import Mesh
 from bksdm_jax.base.distributed import compiled_together, is_first
 from bksdm_jax.base.images import grid, save_png
 from bksdm_jax.pipelines.pipeline import Architectures
+from bksdm_jax.sampling.config import SamplerConfig
 from bksdm_jax.sampling.generate import EncodeCaptions, Generate, generate_images, make_generate
-from bksdm_jax.sampling.text_to_image import SamplerConfig
 from bksdm_jax.training.sharding import replicated
 from bksdm_jax.training.state import TrainState
 from bksdm_jax.training.task import Evaluator
 from bksdm_jax.training.train_step import Frozen
-
-
-@dataclasses.dataclass(frozen=True)
-class SampleGridConfig:
-    """When and how sample grids are drawn.
-
-    Attributes:
-        every: optimiser updates between grids; 0: one grid at the end.
-        prompts: one column each; empty: the first captions of the data.
-        steps, guidance_scale: of the sampler; 0 steps: no grids.
-    """
-
-    every: int = 1000
-    prompts: tuple[str, ...] = ()
-    steps: int = 25
-    guidance_scale: float = 7.5
 
 
 def sample_grids(

@@ -1,6 +1,5 @@
 """Scores during training: of images that the moving average makes of fixed prompts from fixed noise."""
 
-import dataclasses
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,13 +10,12 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from bksdm_jax.base.distributed import barrier, compiled_together, is_first
-from bksdm_jax.base.errors import InputError, known_name, whole_number
 from bksdm_jax.evaluation.scorer import Scorer
-from bksdm_jax.metrics.config import FEWEST, MetricsConfig, ScoringOptions, require_metrics
-from bksdm_jax.metrics.table import METRICS
+from bksdm_jax.metrics.config import MetricsConfig
 from bksdm_jax.pipelines.pipeline import Architectures
+from bksdm_jax.sampling.config import SamplerConfig
 from bksdm_jax.sampling.generate import EncodeCaptions, generate_images, make_generate
-from bksdm_jax.sampling.text_to_image import SamplerConfig
+from bksdm_jax.training.config import ScoringConfig
 from bksdm_jax.training.sharding import replicated
 from bksdm_jax.training.state import TrainState
 from bksdm_jax.training.task import Evaluator
@@ -25,51 +23,6 @@ from bksdm_jax.training.train_step import Frozen
 
 SCORES = "scores"
 """The evaluator's name, and so that of its table."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ScoringConfig(ScoringOptions):
-    """When and how images of the moving average are scored; see `ScoringOptions` for networks and reference.
-
-    Attributes:
-        every: optimiser updates between scores; 0: once at the end.
-        prompts: a `.txt` or `.csv` file of prompts; empty: captions of the held-out split.
-        images: number of images, of the first prompts, one each.
-        steps, guidance_scale: of the sampler.
-        sampler: a key of `SAMPLERS`; empty: as for sample grids.
-        seed: image number i starts from noise drawn with `fold_in(key(seed), i)`, in every run alike.
-        batch_size: images per sampling call and device.
-    """
-
-    every: int = 0
-    prompts: str = ""
-    images: int = 32
-    steps: int = 25
-    guidance_scale: float = 7.5
-    sampler: str = ""
-    seed: int = 0
-    batch_size: int = 4
-
-    def of(self, metrics: Sequence[str]) -> MetricsConfig:
-        """The settings for some metrics."""
-        shared = {field.name: getattr(self, field.name) for field in dataclasses.fields(ScoringOptions)}
-        return MetricsConfig(metrics=tuple(metrics), **shared)
-
-
-def require_scoring(config: ScoringConfig, metrics: Sequence[str]) -> None:
-    """Raises `InputError` for settings or metrics that can't be used during training; reads no files."""
-    if not metrics:
-        return
-    for name in metrics:
-        known_name("config", "evaluators", name, METRICS)
-        if METRICS[name].subjects:
-            raise InputError(f"evaluators: {name} needs subjects, which prompts don't have; use launch.score for it")
-        if METRICS[name].reference and not config.reference:
-            raise InputError(f"scoring.reference: empty, but {name} compares with real images; give a folder of them")
-    require_metrics(config.of(metrics), tuple(METRICS))
-    whole_number("config", "scoring.every", config.every, 0)
-    whole_number("config", "scoring.images", config.images, FEWEST)
-    whole_number("config", "scoring.batch_size", config.batch_size)
 
 
 def scoring(

@@ -1,6 +1,5 @@
 """The training state: parameters, their moving average, the optimiser's moments, the number of updates."""
 
-import dataclasses
 from typing import Any
 
 import flax
@@ -9,30 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from bksdm_jax.base import trees
-
-
-@dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
-    """AdamW, gradient clipping and moving average. Defaults are the reference run's.
-
-    Attributes:
-        learning_rate: after the warm-up.
-        warmup_steps: updates over which the rate rises linearly from zero.
-        cosine_steps: the update at which it reaches zero along a half cosine; 0: it stays constant.
-        beta1, beta2, weight_decay, epsilon: as in `optax.adamw`.
-        clip_norm: largest global norm of the gradients; larger ones are scaled down to it.
-        ema_decay: upper bound of the moving average's decay.
-    """
-
-    learning_rate: float = 5e-5
-    beta1: float = 0.9
-    beta2: float = 0.999
-    weight_decay: float = 1e-2
-    epsilon: float = 1e-8
-    clip_norm: float = 1.0
-    ema_decay: float = 0.9999
-    warmup_steps: int = 0
-    cosine_steps: int = 0
+from bksdm_jax.training.config import OptimizerConfig
 
 
 @flax.struct.dataclass

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from bksdm_jax.training.config import OptimizerConfig
 from bksdm_jax.training.sharding import batch_sharding, parameter_shardings, replicated
-from bksdm_jax.training.state import OptimizerConfig, TrainState, create_state, ema_decay, make_optimizer, merge, split
+from bksdm_jax.training.state import TrainState, create_state, ema_decay, make_optimizer, merge, split
 
 _TRAINING_STREAM = 2**32 - 1  # keeps the keys of training apart from those of sampled images
 

@@ -1,23 +1,29 @@
-"""A distillation run's settings, and their checks."""
+"""A distillation run's settings, and their checks; nothing here imports JAX."""
 
 import dataclasses
 import operator
+from typing import TYPE_CHECKING
 
-from bksdm_jax.base.errors import InputError, finite_number, known_name, whole_number
-from bksdm_jax.base.precision import compute_dtype
-from bksdm_jax.diffusion.schedule import ScheduleConfig
-from bksdm_jax.models.attention import require_attention
-from bksdm_jax.models.remat import require_remat
-from bksdm_jax.pipelines.pipeline import Architectures
-from bksdm_jax.pipelines.save import SaveOptions
+from bksdm_jax.base.errors import InputError, finite_number, known_name, shown, whole_number
+from bksdm_jax.models.choices import require_attention_name, require_remat
+from bksdm_jax.pipelines.config import SaveOptions, require_save
+from bksdm_jax.pipelines.generations import GENERATIONS, TEACHERS
 from bksdm_jax.pipelines.source import ModelOptions
-from bksdm_jax.pipelines.stable_diffusion import GENERATIONS, TEACHERS
-from bksdm_jax.pruning.prune import InitOptions
-from bksdm_jax.sampling.text_to_image import SamplerConfig
-from bksdm_jax.tasks.distill.losses import LossWeights
-from bksdm_jax.training.config import TrainerConfig, require_trainer_settings
-from bksdm_jax.training.sample_grids import SampleGridConfig
-from bksdm_jax.training.scoring import ScoringConfig, require_scoring
+from bksdm_jax.pruning.config import InitOptions
+from bksdm_jax.pruning.removal import removed_blocks
+from bksdm_jax.sampling.config import SamplerConfig
+from bksdm_jax.tasks.distill.features import SOURCES
+from bksdm_jax.training.config import (
+    SampleGridConfig,
+    ScoringConfig,
+    TrainerConfig,
+    require_scoring,
+    require_trainer_settings,
+)
+
+if TYPE_CHECKING:
+    from bksdm_jax.diffusion.schedule import ScheduleConfig
+    from bksdm_jax.pipelines.pipeline import Architectures
 
 _EVALUATED = ("sheets", "validation", "evaluators", "scoring")
 _WATCHED = ("log_every", "checkpoint_every", "keep_checkpoints", "profile_step", *_EVALUATED)
@@ -25,6 +31,38 @@ _COMPUTED = ("accumulation", "fsdp", "attention", "remat", "workers", "topology"
 _SAVED = ("format", "save_dtype", "save_weights", "safety_checker")
 MAY_CHANGE = ("steps", *_WATCHED, *_COMPUTED, *_SAVED, "revision")  # the teacher's folder is recorded, with its commit
 """Keys that don't affect the trained weights and may differ when a run continues."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LossWeights:
+    """Weights and options of the loss; with output and feature both 0 the teacher isn't run.
+
+    Attributes:
+        task, output, feature: weight of this term.
+        min_snr_gamma: above 0, the task term weighs each image by its noise level (Hang et al. 2023, section 3.4).
+        feature_source: which features are compared: `stages`, or `self_attention` (as in KOALA).
+        feature_scales: `NAME=WEIGHT` for a student's feature, or for all features of a stage, such as
+            `up_blocks.3=0.5`; the last match counts, and the default is 1.
+    """
+
+    task: float = 1.0
+    output: float = 1.0
+    feature: float = 1.0
+    min_snr_gamma: float = 0.0
+    feature_source: str = "stages"
+    feature_scales: tuple[str, ...] = ()
+
+    def require_valid(self) -> None:
+        """Raises `InputError` with the key of a bad weight or source; `weighted_pairs` checks `feature_scales`."""
+        for field in dataclasses.fields(self):
+            if isinstance(field.default, float):
+                finite_number("config", f"loss.{field.name}", getattr(self, field.name), 0)
+        known_name("config", "loss.feature_source", self.feature_source, SOURCES)
+
+    @property
+    def distils(self) -> bool:
+        """Whether the teacher is needed."""
+        return self.output != 0 or self.feature != 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,27 +105,24 @@ class DistillConfig(TrainerConfig, ModelOptions, InitOptions, SaveOptions):
 
     Attributes:
         teacher: pipeline folder, single file, id on the hub, or `shapes_teacher`.
-        student: a preset, or a comma-separated list of removed blocks.
+        student: a preset (bk_base, bk_small, bk_tiny, no_mid), or a comma-separated list of removed blocks.
         data: image folder with `metadata.csv`, folder of a TFDS dataset with `image` and `text` or with cached latents,
             or `shapes_world/demo`.
         split: of the TFDS dataset.
-        generation: the Stable Diffusion generation, a key of `GENERATIONS`, that the settings are for: teachers of
-            another one are rejected, and `launch.plan` uses its networks if no teacher is given; empty: any.
+        generation: the Stable Diffusion generation that the settings are for, v1, v2_base or v2: teachers of another
+            one are rejected, and `launch.plan` uses its networks if no teacher is given; empty: any.
         examples: train on the first `examples` only; 0: on all.
         resolution: pixels.
         flip: mirror half of the images.
         random_crop: crop at a random position along the long side instead of the centre.
         workers: processes that read and decode images; 0: use threads.
-        caption_dropout, noise_offset: see `Augmentation`.
-        attention: of the U-Nets, a key of `attention.IMPLEMENTATIONS`.
-        remat: what the backward pass recomputes, a key of `remat.POLICIES`.
+        caption_dropout: share of images whose caption is replaced by the empty one.
+        noise_offset: scale of a normal number per image and channel that is added to the noise; commonly 0.1.
+        attention: of the U-Nets: auto, xla, chunked, cudnn (NVIDIA) or flash (TPU).
+        remat: what the backward pass recomputes: none, products, attention, blocks or full.
         topology: TPUs to plan for, such as `v4:2x2x4`; empty: this machine's devices. For `launch.plan` only.
-        evaluators: metrics of the images that the moving average makes, keys of `METRICS`; they go to `scores.csv`.
-        loss, validation, sheets, scoring, plan: see `LossWeights`, `ValidationConfig`, `SampleGridConfig`,
-            `ScoringConfig`, `PlanConfig`.
-        revision, variant, tokenizer, prediction: of the teacher, see `ModelSource`.
-        student_init, init_revision, init_variant: the student's initial weights, see `InitOptions`.
-        format, save_dtype, safety_checker: of the final `model/`, see `SaveConfig`.
+        evaluators: metrics of the images that the moving average makes, such as clip_score; they go to `scores.csv`.
+        loss, validation, sheets, scoring, plan: groups of settings.
     """
 
     teacher: str
@@ -117,7 +152,7 @@ class DistillConfig(TrainerConfig, ModelOptions, InitOptions, SaveOptions):
     topology: str = ""
     plan: PlanConfig = PlanConfig()
 
-    def grid_sampler(self, schedule: ScheduleConfig) -> SamplerConfig:
+    def grid_sampler(self, schedule: "ScheduleConfig") -> SamplerConfig:
         """The sampler of the sample grids: PNDM, or DDIM where PNDM isn't defined."""
         return SamplerConfig(
             steps=self.sheets.steps,
@@ -128,7 +163,7 @@ class DistillConfig(TrainerConfig, ModelOptions, InitOptions, SaveOptions):
             attention=self.attention,
         )
 
-    def scoring_sampler(self, schedule: ScheduleConfig) -> SamplerConfig:
+    def scoring_sampler(self, schedule: "ScheduleConfig") -> SamplerConfig:
         """The sampler of the images that `evaluators` score."""
         return SamplerConfig(
             steps=self.scoring.steps,
@@ -140,14 +175,16 @@ class DistillConfig(TrainerConfig, ModelOptions, InitOptions, SaveOptions):
         )
 
 
-def _usual_sampler(schedule: ScheduleConfig) -> str:
+def _usual_sampler(schedule: "ScheduleConfig") -> str:
     return "ddim" if schedule.zero_snr or schedule.prediction_type == "sample" else "pndm"
 
 
 def require_settings(config: DistillConfig) -> None:
     """Raises `InputError`, with the key, for a setting that is out of range; reads no files."""
     require_trainer_settings(config)
-    require_attention(config.attention, compute_dtype(config.dtype))
+    removed_blocks(config.student)
+    require_save(config.save_config())
+    require_attention_name(config.attention)
     require_remat(config.remat)
     if config.generation:
         known_name("config", "generation", config.generation, GENERATIONS)
@@ -155,14 +192,14 @@ def require_settings(config: DistillConfig) -> None:
     for key in ("examples", "workers", "sheets.every", "sheets.steps", "validation.every", "validation.images"):
         whole_number("config", key, operator.attrgetter(key)(config), 0)
     if any(not isinstance(prompt, str) for prompt in config.sheets.prompts):
-        raise InputError(f"sheets.prompts: {config.sheets.prompts}; expected strings")
+        raise InputError(f"sheets.prompts: {shown(config.sheets.prompts)}; expected strings")
     config.loss.require_valid()
     require_scoring(config.scoring, config.evaluators)
     finite_number("config", "caption_dropout", config.caption_dropout, 0, 1)
     finite_number("config", "noise_offset", config.noise_offset, 0)
 
 
-def require_generation(config: DistillConfig, teacher: Architectures) -> None:
+def require_generation(config: DistillConfig, teacher: "Architectures") -> None:
     """Raises `InputError` if the settings are for another generation than the teacher's.
 
     The width of the text states distinguishes SD 1.x from 2.x, and the prediction type the two sizes of 2.x; teachers

@@ -6,16 +6,19 @@ from collections.abc import Sequence
 from etils import epath
 
 from bksdm_jax.base.errors import InputError, known_name
+from bksdm_jax.base.precision import compute_dtype
 from bksdm_jax.data.latents import CachedExample
 from bksdm_jax.data.sources import Example, First, data_folder, is_cached, open_examples, splits_of
 from bksdm_jax.data.tables import read_prompts
 from bksdm_jax.metrics.config import FEWEST
+from bksdm_jax.models.attention import require_attention
 from bksdm_jax.pipelines.load import Model, find_model
+from bksdm_jax.pipelines.save import wanted_extras
 from bksdm_jax.pruning.prune import InitialWeights, find_initial_weights, plan_student
 from bksdm_jax.pruning.removal import RemovalPlan
 from bksdm_jax.sampling.text_to_image import require_resolution, require_sampler
 from bksdm_jax.tasks.distill.config import DistillConfig, require_generation, require_settings
-from bksdm_jax.tasks.distill.losses import weighted_pairs
+from bksdm_jax.tasks.distill.features import weighted_pairs
 from bksdm_jax.training.config import require_whole_batches
 from bksdm_jax.training.sharding import make_mesh
 
@@ -50,8 +53,9 @@ class Inputs:
 def open_inputs(config: DistillConfig) -> Inputs:
     """Finds a run's inputs and checks all that doesn't need weights; raises `InputError` if one can't be used."""
     require_settings(config)
+    require_attention(config.attention, compute_dtype(config.dtype))
     save = config.save_config()
-    teacher = find_model(config.source(config.teacher), save.extras())
+    teacher = find_model(config.source(config.teacher), wanted_extras(save))
     networks = teacher.architectures
     plan = plan_student(networks, config.student, save)
     start = find_initial_weights(plan, config)

@@ -1,88 +1,12 @@
 """The three losses of BK-SDM (arXiv 2305.15798, section 3.2), each in float32."""
 
-import dataclasses
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 
-from bksdm_jax.base.errors import InputError, finite_number, known_name, nearest
-from bksdm_jax.pruning.removal import FeaturePair, RemovalPlan
-
-
-@dataclasses.dataclass(frozen=True)
-class LossWeights:
-    """Weights and options of the loss; with output and feature both 0 the teacher isn't run.
-
-    Attributes:
-        task, output, feature: weights of the three terms.
-        min_snr_gamma: above 0, the task term weighs each image by its noise level (Hang et al. 2023, section 3.4).
-        feature_source, feature_scales: which features are compared, and their weights, see `weighted_pairs`.
-    """
-
-    task: float = 1.0
-    output: float = 1.0
-    feature: float = 1.0
-    min_snr_gamma: float = 0.0
-    feature_source: str = "stages"
-    feature_scales: tuple[str, ...] = ()
-
-    def require_valid(self) -> None:
-        """Raises `InputError` with the key of a bad weight or source; `weighted_pairs` checks `feature_scales`."""
-        for field in dataclasses.fields(self):
-            if isinstance(field.default, float):
-                finite_number("config", f"loss.{field.name}", getattr(self, field.name), 0)
-        known_name("config", "loss.feature_source", self.feature_source, SOURCES)
-
-    @property
-    def distils(self) -> bool:
-        """Whether the teacher is needed."""
-        return self.output != 0 or self.feature != 0
-
-
-SOURCES: dict[str, Callable[[RemovalPlan], tuple[FeaturePair, ...]]] = {
-    "stages": lambda plan: plan.features,
-    "self_attention": lambda plan: tuple(
-        FeaturePair(f"{theirs}.attn1", f"{ours}.attn1") for ours, theirs in plan.layers
-    ),
-}
-"""Name -> feature pairs: `stages` as in the paper, `self_attention` as in KOALA (Lee et al. 2023, section 3.3)."""
-
-
-def weighted_pairs(plan: RemovalPlan, source: str, scales: Sequence[str]) -> tuple[tuple[FeaturePair, float], ...]:
-    """The compared feature pairs of a key of `SOURCES`, with their weights within the feature term.
-
-    Each of `scales` is `NAME=WEIGHT` for a student's feature, or for all features of a stage. The last match counts;
-    the default is 1. Raises `InputError` for an unknown source or name, or a weight that isn't a number of at least 0.
-    """
-    known_name("config", "loss.feature_source", source, SOURCES)
-    pairs = SOURCES[source](plan)
-    known = [pair.student for pair in pairs]
-    weights = dict.fromkeys(known, 1.0)
-    for entry in scales:
-        name, _, text = str(entry).partition("=")
-        fitting = [one for one in known if one == name or one.startswith(f"{name}.")]
-        if not name or not fitting:
-            raise InputError(
-                f"loss.feature_scales: no feature {name!r}{nearest(name, known)}; known: {', '.join(known)}"
-            )
-        try:
-            weight = float(text)
-        except ValueError:
-            weight = math.nan
-        if not 0 <= weight < math.inf:
-            raise InputError(f"loss.feature_scales: {entry!r}; expected NAME=WEIGHT with a weight of at least 0")
-        weights |= dict.fromkeys(fitting, weight)
-    return tuple((pair, weights[pair.student]) for pair in pairs)
-
-
-def shares(pairs: Sequence[tuple[FeaturePair, float]], values: Mapping[str, float]) -> dict[str, float]:
-    """Each pair's share of `loss_feature`, as `share/NAME`, from the metrics of an update."""
-    return {
-        f"share/{pair.student}": weight * values[f"feature/{pair.student}"] / (values["loss_feature"] or 1.0)
-        for pair, weight in pairs
-    }
+from bksdm_jax.pruning.removal import FeaturePair
+from bksdm_jax.tasks.distill.config import LossWeights
 
 
 def mean_squared_error(a: jax.Array, b: jax.Array) -> jax.Array:

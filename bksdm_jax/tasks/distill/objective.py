@@ -15,7 +15,9 @@ from bksdm_jax.models.unet import FEATURES, Conditioning, UNet, captured, parame
 from bksdm_jax.models.vae import sample_latents
 from bksdm_jax.pipelines.pipeline import Architectures
 from bksdm_jax.pruning.removal import RemovalPlan
-from bksdm_jax.tasks.distill.losses import LossWeights, distillation_terms, min_snr_weight, weighted_pairs
+from bksdm_jax.tasks.distill.config import LossWeights
+from bksdm_jax.tasks.distill.features import weighted_pairs
+from bksdm_jax.tasks.distill.losses import distillation_terms, min_snr_weight
 from bksdm_jax.training.train_step import Batch, Frozen, Loss, LossAndTerms, Objective
 
 _DROPOUT, _OFFSET = 1, 2  # key streams of the augmentations

@@ -23,8 +23,8 @@ from bksdm_jax.pruning.prune import card_facts
 from bksdm_jax.pruning.removal import FeaturePair, RemovalPlan
 from bksdm_jax.reports.score_curves import points_over_updates, write_score_plot
 from bksdm_jax.tasks.distill.config import MAY_CHANGE, DistillConfig
+from bksdm_jax.tasks.distill.features import shares, weighted_pairs
 from bksdm_jax.tasks.distill.inputs import Inputs, open_inputs
-from bksdm_jax.tasks.distill.losses import shares, weighted_pairs
 from bksdm_jax.tasks.distill.objective import Augmentation, Problem, make_batch_loss, make_objective
 from bksdm_jax.training.config import WEIGHTS
 from bksdm_jax.training.sample_grids import sample_grids

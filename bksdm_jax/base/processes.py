@@ -1,0 +1,44 @@
+"""Which processes make up a run, as settings; nothing here imports JAX."""
+
+import dataclasses
+import re
+
+from bksdm_jax.base.errors import InputError, whole_number
+
+NONE, AUTO = "none", "auto"
+
+
+@dataclasses.dataclass(frozen=True)
+class ProcessConfig:
+    """Which processes make up a run.
+
+    Attributes:
+        distributed: `none`: a single process; `auto`: as the cluster reports (TPU pods, SLURM, Kubernetes, MPI); or
+            `HOST:PORT` of the first process.
+        processes, process_id: with `HOST:PORT`: the number of processes, and this one's index from 0.
+        timeout: seconds to wait for the other processes.
+    """
+
+    distributed: str = NONE
+    processes: int = 0
+    process_id: int = -1
+    timeout: int = 300
+
+    @property
+    def explicit(self) -> bool:
+        """Whether the first process is named."""
+        return self.distributed not in (NONE, AUTO)
+
+
+def require_processes(config: ProcessConfig) -> None:
+    """Raises `InputError`, with the flag, for settings that can't be used."""
+    if not config.explicit:
+        if (config.processes, config.process_id) != (0, -1):
+            raise InputError(
+                f"--distributed: {config.distributed} takes no --processes or --process_id; give HOST:PORT"
+            )
+        return
+    if not re.fullmatch(r".+:\d+", config.distributed):
+        raise InputError(f"--distributed: {config.distributed!r}; expected none, auto, or HOST:PORT")
+    whole_number("--distributed", "processes", config.processes)
+    whole_number("--distributed", "process_id", config.process_id, 0, config.processes - 1)

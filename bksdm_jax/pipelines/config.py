@@ -1,0 +1,81 @@
+"""Settings of commands that read pipelines with other parts, or write pipelines; nothing here imports JAX."""
+
+import dataclasses
+
+from bksdm_jax.base.errors import one_of, whole_number
+from bksdm_jax.formats.stored import FLOATS
+
+FOLDERS = {"safetensors": ".safetensors", "flax": ".msgpack"}
+"""Format of a folder -> suffix of its weights."""
+FILES = {"single_file": False, "single_file_spaced": True}
+"""Format of a file -> numbering, as in `unet_modules`."""
+FORMATS = (*FOLDERS, *FILES)
+_DTYPES = tuple(name for name in FLOATS if name != "float64")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PartsConfig:
+    """What replaces parts of a pipeline, as settings of a command.
+
+    Attributes:
+        vae: an autoencoder, as `load_autoencoder` takes it; its own scaling factor counts. Empty: the pipeline's.
+        clip_skip: layers at the end of the text encoder that are left out, before its final norm, as Diffusers counts
+            them: 1 is what WebUIs call 2. As there, and unlike Diffusers, it applies to negative prompts too.
+        embeddings: files of textual inversion, each `FILE` or `TOKEN=FILE`, as `find_embedding` takes them.
+    """
+
+    vae: str = ""
+    clip_skip: int = 0
+    embeddings: tuple[str, ...] = ()
+
+
+def require_parts(config: PartsConfig) -> None:
+    """Raises `InputError`, with the key, for a setting that no pipeline can have; reads no files."""
+    whole_number("config", "clip_skip", config.clip_skip, 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class SaveConfig:
+    """How a pipeline is written.
+
+    Attributes:
+        format: one of `FORMATS`: a folder for PyTorch Diffusers (`safetensors`) or for Diffusers' Flax classes
+            (`flax`), or one file in the original layout, with its configs beside it (`single_file`, or
+            `single_file_spaced` with the block numbers that stable-diffusion.cpp expects of small U-Nets).
+        dtype: `float32`, `float16` or `bfloat16`; empty: the U-Net in float32, the other networks in the teacher's.
+        safety_checker: copy the teacher's safety checker and feature extractor, if any (folders only).
+    """
+
+    format: str = "safetensors"
+    dtype: str = ""
+    safety_checker: bool = True
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SaveOptions:
+    """`SaveConfig` as settings of a command.
+
+    Attributes:
+        format: of the student: a folder for PyTorch Diffusers (`safetensors`) or for Diffusers' Flax classes (`flax`),
+            or one file in the original layout, with its configs beside it (`single_file`, or `single_file_spaced` with
+            the block numbers that stable-diffusion.cpp expects of small U-Nets).
+        save_dtype: of its weights, `float32`, `float16` or `bfloat16`; empty: the U-Net in float32, the other networks
+            in the teacher's.
+        safety_checker: copy the teacher's safety checker and feature extractor, if any (folders only).
+    """
+
+    format: str = "safetensors"
+    save_dtype: str = ""
+    safety_checker: bool = True
+
+    def save_config(self) -> SaveConfig:
+        """These settings as a `SaveConfig`."""
+        return SaveConfig(self.format, self.save_dtype, self.safety_checker)
+
+
+def require_save(config: SaveConfig) -> None:
+    """Raises `InputError` for an unknown format or dtype."""
+    if config.format not in FORMATS:
+        raise one_of("format", config.format, FORMATS)
+    if config.dtype and config.dtype not in _DTYPES:
+        raise one_of("save_dtype", config.dtype, _DTYPES)

@@ -1,0 +1,49 @@
+"""Settings of `launch.prune`, and of a student's initial weights; nothing here imports JAX."""
+
+import dataclasses
+
+from bksdm_jax.base.errors import whole_number
+from bksdm_jax.pipelines.config import SaveOptions, require_save
+from bksdm_jax.pipelines.source import ModelOptions
+from bksdm_jax.pruning.removal import removed_blocks
+
+INITS = {"teacher": "the parent's weights of the remaining blocks", "random": "random weights"}
+"""Initial weights by name, as a model card describes them."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InitOptions:
+    """The source of a student's initial weights, as settings of a command.
+
+    Attributes:
+        student_init: the student's initial weights: `teacher` (the remaining blocks' own), `random`, or a pipeline
+            whose U-Net has the student's architecture: folder, single file or hub id.
+        init_revision: branch, tag or commit, if that is a hub model; empty: its default branch.
+        init_variant: of its weights, such as `fp16` or `non_ema`; empty: the default weights.
+    """
+
+    student_init: str = "teacher"
+    init_revision: str = ""
+    init_variant: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class PruneConfig(ModelOptions, InitOptions, SaveOptions):
+    """A student to prune.
+
+    Attributes:
+        teacher: pipeline folder, single file, hub id, or `shapes_teacher`.
+        student: a preset (sd, bk_base, bk_small, bk_tiny, no_mid), or a comma-separated list of blocks to remove.
+        seed: of random weights.
+    """
+
+    teacher: str
+    student: str
+    seed: int = 0
+
+
+def require_settings(config: PruneConfig) -> None:
+    """Raises `InputError`, with the key, for a setting that no teacher can be pruned with; reads no files."""
+    removed_blocks(config.student)
+    require_save(config.save_config())
+    whole_number("config", "seed", config.seed, 0)
