@@ -21,7 +21,7 @@ def test_waiting_speaks_before_during_and_after(said: pytest.LogCaptureFixture) 
     with waiting("compiling", every=0.02):
         assert said.messages == ["compiling ..."]
         time.sleep(0.15)
-    first, *during, last = said.messages
+    _, *during, last = said.messages
     assert len(during) >= 2
     assert all(re.fullmatch(r"compiling: \d+ s \.\.\.", line) for line in during)
     assert re.fullmatch(r"compiling: \d+ s", last)
@@ -51,9 +51,14 @@ def test_only_what_began_last_speaks(said: pytest.LogCaptureFixture) -> None:
 
 def test_an_error_ends_it_at_once(said: pytest.LogCaptureFixture) -> None:
     before, start = threading.active_count(), time.monotonic()
-    with pytest.raises(KeyboardInterrupt), Progress("images", 3), waiting("compiling"):
-        assert threading.active_count() == before + 2
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with Progress("images", 3), waiting("compiling"):
+            assert threading.active_count() == before + 2
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert time.monotonic() - start < progress.EVERY / 2
     assert threading.active_count() == before
     assert said.messages == ["compiling ..."]
