@@ -24,8 +24,9 @@ from bksdm_jax.tasks.distill.config import DistillConfig  # noqa: E402
 
 
 def main(config: DistillConfig) -> None:
-    """Prints the estimate."""
-    print(plan_run(config))
+    """Prints each part of the estimate once it is known."""
+    for part in plan_run(config):
+        print(part, flush=True)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,9 @@
 
 import dataclasses
 
+from bksdm_jax.base.errors import whole_number
+from bksdm_jax.data.decode import background_colour
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageOptions:
@@ -37,3 +40,9 @@ class SourceOptions(ImageOptions):
     caption: str = ""
     repeats: bool = True
     coco_images: str = ""
+
+
+def require_options(options: ImageOptions) -> None:
+    """Raises `InputError`, with the key, for a setting that is out of range; reads no files."""
+    whole_number("config", "least_side", options.least_side)
+    background_colour("config", options.background)

@@ -1,5 +1,6 @@
 """Images with captions in any form but TFDS, as examples in random order."""
 
+import concurrent.futures
 import dataclasses
 import hashlib
 import itertools
@@ -8,15 +9,17 @@ from collections.abc import Sequence
 from absl import logging
 from PIL import Image
 
-from bksdm_jax.base.errors import InputError
+from bksdm_jax.base.errors import InputError, in_short
 from bksdm_jax.base.paths import AnyPath
+from bksdm_jax.base.progress import Progress
 from bksdm_jax.data.decode import background_colour, open_image, require_shape, to_rgb
 from bksdm_jax.data.forms.open import open_source
-from bksdm_jax.data.forms.pairs import Pair, Reject, Source, Stored
+from bksdm_jax.data.forms.pairs import Pair, Reject, Source, Stored, counted
 from bksdm_jax.data.forms.reasons import commonest
 from bksdm_jax.data.options import SourceOptions
 from bksdm_jax.data.unpacked import unpacked
 
+_THREADS, _AT_ONCE = 16, 1024
 SKIP = "skip_unusable"
 """The setting of `launch.train` that leaves out pairs that can't be used."""
 
@@ -42,28 +45,39 @@ class PairExample:
         except ValueError as error:
             raise self._unusable(error) from error
 
-    def check(self) -> None:
-        """Reads the image's header only; raises `InputError` as `image`."""
+    def problem(self) -> str:
+        """Why the image can't be used, as far as its header says; empty: it seems usable."""
         try:
             with self.stored.open() as file:
                 require_shape(open_image(file), self.options.least_side)
         except InputError:
             raise
         except (OSError, ValueError) as error:
-            raise self._unusable(error) from error
-
-    def _unusable(self, error: Exception) -> InputError:
-        advice = f"mend or replace it, or leave out such images with --config.{SKIP}=yes"
-        return InputError(f"{self.stored}: not a usable image ({error}); {advice}")
+            return in_short(error)
+        return ""
 
 
 class PairExamples(Sequence[PairExample]):
-    """The examples of a split, or of a form without splits."""
+    """The examples of a split, or of a form without splits.
 
-    def __init__(self, where: AnyPath, pairs: Sequence[Pair], options: SourceOptions, splits: tuple[str, ...]) -> None:
+    Attributes:
+        splits: all splits; empty: there are none.
+        listing: a hash of the names, sizes and times of the source's files.
+    """
+
+    def __init__(
+        self,
+        where: AnyPath,
+        pairs: Sequence[Pair],
+        options: SourceOptions,
+        splits: tuple[str, ...] = (),
+        split: str = "",
+        listing: str = "",
+    ) -> None:
         """`pairs` are those of all `splits`, in the source's order; `where` they come from is for errors."""
-        self._where, self._pairs, self._options, self.splits = where, pairs, options, splits
-        self._positions = [index for index, pair in enumerate(pairs) for _ in range(pair.times)]
+        self._where, self._all, self._options, self.splits, self.listing = where, pairs, options, splits, listing
+        self._pairs = [pair for pair in pairs if not split or pair.split == split]
+        self._positions = [index for index, pair in enumerate(self._pairs) for _ in range(pair.times)]
 
     def __len__(self) -> int:
         return len(self._positions)
@@ -71,8 +85,7 @@ class PairExamples(Sequence[PairExample]):
     def __getitem__(self, index: int) -> PairExample:
         if not 0 <= index < len(self):
             raise IndexError(f"{self._where} has {len(self)} examples; there is no example {index}")
-        pair = self._pairs[self._positions[index]]
-        return PairExample(pair.name, pair.texts, pair.image, self._options)
+        return self._example(self._pairs[self._positions[index]])
 
     def of_split(self, split: str) -> "PairExamples":
         """Those of a split; raises `InputError` if there is no such split."""
@@ -81,19 +94,32 @@ class PairExamples(Sequence[PairExample]):
         if split not in self.splits:
             known = ", ".join(self.splits) or "none but train"
             raise InputError(f"split: {split!r}, but {self._where} has splits {known}")
-        chosen = [pair for pair in self._pairs if pair.split == split]
-        return PairExamples(self._where, chosen, self._options, self.splits)
-
-    def each_once(self) -> list[PairExample]:
-        """One example for each image."""
-        return [PairExample(pair.name, pair.texts, pair.image, self._options) for pair in self._pairs]
+        return PairExamples(self._where, self._all, self._options, self.splits, split, self.listing)
 
     def facts(self) -> dict[str, int | str]:
-        """The number of pairs, and a hash of their names, captions, splits and repeats."""
+        """The number of pairs of all splits, and a hash of their names, captions, splits and repeats."""
         whole = hashlib.sha256()
-        for pair in self._pairs:
+        for pair in self._all:
             whole.update(repr((pair.name, pair.texts, pair.split, pair.times)).encode("utf-8", "surrogatepass"))
-        return {"pairs": len(self._pairs), "sha256": whole.hexdigest()}
+        return {"pairs": len(self._all), "sha256": whole.hexdigest()}
+
+    def unusable(self) -> list[Reject]:
+        """Opens every image of all splits, without decoding it; raises `InputError` if a bucket doesn't answer."""
+        found = []
+        with (
+            concurrent.futures.ThreadPoolExecutor(_THREADS) as pool,
+            Progress("reading image headers", len(self._all)) as progress,
+        ):
+            examples = map(self._example, self._all)
+            while some := list(itertools.islice(examples, _AT_ONCE)):
+                for example, problem in zip(some, pool.map(PairExample.problem, some), strict=True):
+                    if problem:
+                        found.append(Reject(example.name, problem))
+                progress.advance(len(some))
+        return found
+
+    def _example(self, pair: Pair) -> PairExample:
+        return PairExample(pair.name, pair.texts, pair.image, self._options)
 
 
 def read_pairs(where: AnyPath, options: SourceOptions, skip: bool = False) -> PairExamples:
@@ -108,15 +134,20 @@ def read_pairs(where: AnyPath, options: SourceOptions, skip: bool = False) -> Pa
     pairs = [one for one in found if isinstance(one, Pair)]
     rejects = [one for one in found if isinstance(one, Reject)]
     if rejects and not (skip and pairs):
-        raise InputError(
-            f"{where}: {len(rejects)} of {len(found)} pairs can't be used ({commonest(rejects)}); "
-            f"mend them, or leave them out with --config.{SKIP}=yes"
-        )
+        raise unusable_error(where, rejects, len(found))
     for reject in itertools.islice(rejects, 10):
         logging.warning("left out: %s: %s", reject.name, reject.reason)
     if rejects:
         logging.warning("%s: %d of %d pairs are left out", where, len(rejects), len(found))
-    return PairExamples(where, pairs, options, _splits(source, pairs))
+    return PairExamples(where, pairs, options, _splits(source, pairs), listing=str(source.facts["sha256"]))
+
+
+def unusable_error(where: AnyPath, rejects: Sequence[Reject], count: int) -> InputError:
+    """The error for pairs that can't be used, among `count`."""
+    return InputError(
+        f"{where}: {len(rejects)} of {counted(count, 'pair')} can't be used ({commonest(rejects)}); "
+        f"mend them, or leave them out with --config.{SKIP}=yes"
+    )
 
 
 def _splits(source: Source, pairs: Sequence[Pair]) -> tuple[str, ...]:

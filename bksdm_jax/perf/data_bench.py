@@ -72,7 +72,7 @@ def _decoding(folder: Path, resolution: int, repeats: int) -> Iterator[str]:
 
     cores = os.cpu_count() or 1
     pairs = [Pair(path.name, StoredFile(path), ("a caption",), times=_REPEATED) for path in paths]
-    examples = PairExamples(folder, pairs, SourceOptions(), ())
+    examples = PairExamples(folder, pairs, SourceOptions())
     stream = _stream(examples, resolution, cores)
     rates = _rates({"Pillow": pillow, "ours": ours}, _FILES, repeats)
     rates |= _rates({"stream": lambda: _take(stream, 4 * _FILES)}, 4 * _FILES, repeats)  # far more than is prefetched

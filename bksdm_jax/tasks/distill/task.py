@@ -16,7 +16,7 @@ from bksdm_jax.cost.counts import unet_cost
 from bksdm_jax.cost.table import cost_table
 from bksdm_jax.data.latents import CENTRE, latent_identity, require_identity
 from bksdm_jax.data.loader import LoaderConfig, training_batches
-from bksdm_jax.data.sources import fingerprint
+from bksdm_jax.data.sources import facts_of
 from bksdm_jax.pipelines.pipeline import Architectures
 from bksdm_jax.pipelines.save import write_pipeline
 from bksdm_jax.pruning.prune import card_facts
@@ -24,7 +24,7 @@ from bksdm_jax.pruning.removal import FeaturePair, RemovalPlan
 from bksdm_jax.reports.score_curves import points_over_updates, write_score_plot
 from bksdm_jax.tasks.distill.config import MAY_CHANGE, DistillConfig
 from bksdm_jax.tasks.distill.features import shares, weighted_pairs
-from bksdm_jax.tasks.distill.inputs import Inputs, open_inputs
+from bksdm_jax.tasks.distill.inputs import Inputs, check_images, note_checked, open_inputs
 from bksdm_jax.tasks.distill.objective import Augmentation, Problem, make_batch_loss, make_objective
 from bksdm_jax.training.config import WEIGHTS
 from bksdm_jax.training.sample_grids import sample_grids
@@ -53,9 +53,10 @@ def distill(config: DistillConfig, workdir: Path) -> Path | None:
     record = dataclasses.asdict(config) | {  # resolved paths, and a hash of the captions
         "teacher": str(inputs.teacher.path),
         "data": str(inputs.data),
-        "data_sha256": fingerprint(inputs.data),
+        "data_facts": facts_of(inputs.data, inputs.found),
     }
     require_same(workdir, record, {*MAY_CHANGE, _TEACHER})
+    inputs = check_images(config, inputs, workdir)
     task = DistillTask(config, inputs)
     record[_TEACHER] = task.teacher_sha256
     require_same_parts(workdir, _TEACHER, record[_TEACHER], "teacher")
@@ -63,6 +64,7 @@ def distill(config: DistillConfig, workdir: Path) -> Path | None:
         claim(workdir, record)
     barrier("claimed")
     require_shared(workdir)
+    note_checked(inputs, workdir)
     _log_start(config, inputs, record)
     return train(task, config, workdir)
 
