@@ -88,7 +88,7 @@ class TarChunk:
             return
         try:
             groups: dict[_Key, _Group] = {}
-            ends = list(_index(archive, groups))
+            ends = list(_index(archive, groups)) or ([] if groups else ["no images in it"])
             yield from self._pairs(archive, groups)
             yield from (Reject(self.name, reason) for reason in ends)
         finally:

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 _EVALUATED = ("sheets", "validation", "evaluators", "scoring")
 _WATCHED = ("log_every", "checkpoint_every", "keep_checkpoints", "profile_step", *_EVALUATED)
 _COMPUTED = ("accumulation", "fsdp", "attention", "remat", "workers", "topology", "plan")
-_READ = ("skip_unusable",)
 _SAVED = ("format", "save_dtype", "save_weights", "safety_checker")
 MAY_CHANGE = (
     "steps",
