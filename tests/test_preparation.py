@@ -101,7 +101,7 @@ BAD = {
     "bomb.png": (encoded(Image.new("1", (12_000, 12_000))), "a decompression bomb?"),
     "moving.gif": (
         encoded(picture(1), "GIF", save_all=True, append_images=[picture(2)]),
-        "several pictures in one file",
+        "several pictures",
     ),
     "program.eps": (encoded(picture(), "EPS"), "format"),
     "narrow.png": (encoded(picture(size=(900, 10))), "too narrow"),

@@ -43,7 +43,8 @@ class PairExample:
         except InputError:
             raise
         except ValueError as error:
-            raise self._unusable(error) from error
+            advice = f"mend or replace it, or leave out such images with --config.{SKIP}=yes"
+            raise InputError(f"{self.stored}: not a usable image ({error}); {advice}") from error
 
     def problem(self) -> str:
         """Why the image can't be used, as far as its header says; empty: it seems usable."""

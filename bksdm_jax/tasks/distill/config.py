@@ -34,7 +34,6 @@ MAY_CHANGE = (
     "steps",
     *_WATCHED,
     *_COMPUTED,
-    *_READ,
     *_SAVED,
     "revision",
 )  # the teacher's folder is recorded, with its commit
