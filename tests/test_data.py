@@ -267,7 +267,7 @@ def test_skipped_images_are_listed_and_keep_the_others_batches(photographs: Path
     assert examples[1].name in (tmp_path / "skipped.csv").read_text()
     for example in examples:
         (folder / example.name).write_bytes(b"damaged")
-    with pytest.raises(InputError, match="none of the 3 images"):
+    with pytest.raises(InputError, match="none of the"):
         next(training_batches(Skipping(open_examples(folder), tmp_path / "all.csv"), lengths, config))
 
 

@@ -30,13 +30,8 @@ _EVALUATED = ("sheets", "validation", "evaluators", "scoring")
 _WATCHED = ("log_every", "checkpoint_every", "keep_checkpoints", "profile_step", *_EVALUATED)
 _COMPUTED = ("accumulation", "fsdp", "attention", "remat", "workers", "topology", "plan")
 _SAVED = ("format", "save_dtype", "save_weights", "safety_checker")
-MAY_CHANGE = (
-    "steps",
-    *_WATCHED,
-    *_COMPUTED,
-    *_SAVED,
-    "revision",
-)  # the teacher's folder is recorded, with its commit
+# The teacher's folder is recorded, with its commit.
+MAY_CHANGE = ("steps", "skip_unusable", *_WATCHED, *_COMPUTED, *_SAVED, "revision")
 """Keys that don't affect the trained weights and may differ when a run continues."""
 
 
