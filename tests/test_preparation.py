@@ -178,7 +178,7 @@ def test_a_kill_loses_no_chunk_that_was_done(tmp_path: Path, monkeypatch: pytest
     for split in ("train", "validation"):
         assert names(made, split) == names(expected, split)
     assert prepare(config(source, chunk=4, validation=0.3), tmp_path / "set") == made  # done already
-    with pytest.raises(InputError, match="this workdir's run has chunk 4, not 5"):
+    with pytest.raises(InputError, match=r"chunk is 4 .* 5"):
         prepare(config(source, chunk=5, validation=0.3), tmp_path / "set")
 
 

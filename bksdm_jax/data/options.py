@@ -5,6 +5,9 @@ import dataclasses
 from bksdm_jax.base.errors import whole_number
 from bksdm_jax.data.decode import background_colour
 
+KINDS = ("auto", "table", "files", "coco", "tars", "parquet", "tfds")
+"""The forms that sources have, and `auto`."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageOptions:

@@ -13,11 +13,9 @@ from bksdm_jax.data.forms.splits import SplitSource, split_folders
 from bksdm_jax.data.forms.tables import NAMES, TableSource
 from bksdm_jax.data.forms.tars import ENDINGS as TARS
 from bksdm_jax.data.forms.tars import TarSource
-from bksdm_jax.data.options import SourceOptions
+from bksdm_jax.data.options import KINDS, SourceOptions
 from bksdm_jax.data.tfds_set import INFO
 
-KINDS = ("auto", "table", "files", "coco", "tars", "parquet", "tfds")
-"""The forms, and `auto`."""
 CHUNK = 1000  # images of a chunk
 _EXPECTED = (
     "metadata.csv, .tsv or .jsonl, images with a .txt each, .tar or .parquet files, COCO's captions_*.json, "

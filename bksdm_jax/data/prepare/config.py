@@ -2,8 +2,9 @@
 
 import dataclasses
 
+from bksdm_jax.base.errors import finite_number, known_name, whole_number
 from bksdm_jax.data.decode import MOST_PIXELS
-from bksdm_jax.data.options import ImageOptions, SourceOptions
+from bksdm_jax.data.options import KINDS, ImageOptions, SourceOptions, require_options
 from bksdm_jax.pipelines.source import ModelOptions
 
 
@@ -69,3 +70,14 @@ class PrepareConfig(ShardOptions, SourceOptions):
     chunk: int = 1000
     workers: int = 0
     latents: LatentConfig = LatentConfig()
+
+
+def require_settings(config: PrepareConfig) -> None:
+    """Raises `InputError`, with the key, for a setting that is out of range; reads no files."""
+    known_name("config", "kind", config.kind, KINDS)
+    for key, least in {"resolution": 0, "chunk": 1, "workers": 0}.items():
+        whole_number("config", key, getattr(config, key), least)
+    whole_number("config", "most_pixels", config.most_pixels, 1, MOST_PIXELS)
+    for key in ("validation", "most_rejects"):
+        finite_number("config", key, getattr(config, key), 0, 1)
+    require_options(config)

@@ -15,17 +15,16 @@ from typing import Any
 import jax
 from absl import logging
 
-from bksdm_jax.base.errors import InputError, finite_number, one_of, whole_number
+from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.files import make_folder, read_json, write_json
 from bksdm_jax.base.paths import MOST_READ, to_path
 from bksdm_jax.base.progress import Progress
 from bksdm_jax.base.signals import Interrupts
 from bksdm_jax.base.workdir import claim, require_same
-from bksdm_jax.data.decode import MOST_PIXELS
-from bksdm_jax.data.forms.open import KINDS, open_source
+from bksdm_jax.data.forms.open import open_source
 from bksdm_jax.data.forms.pairs import SPLITS, Reject, Source, counted
 from bksdm_jax.data.forms.reasons import commonest
-from bksdm_jax.data.prepare.config import PrepareConfig
+from bksdm_jax.data.prepare.config import PrepareConfig, require_settings
 from bksdm_jax.data.prepare.latents import prepare_latents
 from bksdm_jax.data.prepare.shards import pair_features, write_shard
 from bksdm_jax.data.prepare.summary import summary, write_contact_sheet
@@ -51,7 +50,7 @@ def prepare(config: PrepareConfig, workdir: Path) -> Path | None:
     Raises:
         InputError: a setting or the source can't be used, the disk can't be written, or too many pairs are rejected.
     """
-    _require_settings(config)
+    require_settings(config)
     if config.latents.pipeline:
         return prepare_latents(config.source, config.latents, config.resolution, config.chunk, workdir)
     if jax.process_count() > 1:
@@ -83,16 +82,6 @@ def prepare(config: PrepareConfig, workdir: Path) -> Path | None:
     write_json(workdir / SUMMARY, found)
     write_set(workdir, "pairs", "Images with captions.", pair_features(), records)
     return workdir
-
-
-def _require_settings(config: PrepareConfig) -> None:
-    if config.kind not in KINDS:
-        raise one_of("kind", config.kind, KINDS)
-    for key, least in {"resolution": 0, "chunk": 1, "workers": 0, "least_side": 1}.items():
-        whole_number("config", key, getattr(config, key), least)
-    whole_number("config", "most_pixels", config.most_pixels, 1, MOST_PIXELS)
-    for key in ("validation", "most_rejects"):
-        finite_number("config", key, getattr(config, key), 0, 1)
 
 
 def _made(parts: Path) -> dict[int, dict[str, Any]]:

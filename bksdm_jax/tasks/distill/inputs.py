@@ -1,7 +1,7 @@
 """A run's inputs: the files that its settings name, found and checked against each other."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from absl import logging
@@ -122,6 +122,20 @@ def note_checked(inputs: Inputs, workdir: Path) -> None:
 def _is_checked(found: PairExamples, workdir: Path) -> bool:
     path = workdir / _CHECKED
     return path.exists() and read_json(path).get("listing") == found.listing
+
+
+def oddities(config: DistillConfig, inputs: Inputs) -> Iterator[str]:
+    """What a run's settings say that is hardly meant, a line each."""
+    count, held_out = len(inputs.examples), len(inputs.held_out)
+    if config.batch_size > count:
+        yield f"batch_size: {config.batch_size}, but there are {count} examples: an update has some of them twice"
+    if config.validation.images and not held_out:
+        yield f"validation: none, since {inputs.data} has no split {' or '.join(_HELD_OUT)}"
+    elif config.validation.images > held_out:
+        yield f"validation.images: {config.validation.images}, but {held_out} are held out: all of them are used"
+    if config.optimizer.warmup_steps >= config.steps:
+        rate, last = config.optimizer.learning_rate, config.optimizer.warmup_steps
+        yield f"optimizer.warmup_steps: {last}, but steps is {config.steps}: the learning rate never reaches {rate:g}"
 
 
 def _prompts(config: DistillConfig, held_out: Sequence[Example | CachedExample]) -> tuple[str, ...]:
