@@ -9,9 +9,9 @@ import huggingface_hub
 import pytest
 
 from bksdm_jax.base.errors import InputError
+from bksdm_jax.pipelines.config import SaveConfig
 from bksdm_jax.pipelines.folder import needed_files
 from bksdm_jax.pipelines.load import find_model
-from bksdm_jax.pipelines.config import SaveConfig
 from bksdm_jax.pipelines.save import wanted_extras
 from bksdm_jax.pipelines.source import ModelSource
 from tests.fake_hub import COMMIT, REPOSITORY, fake_hub
