@@ -3,8 +3,7 @@
   python -m launch.ablation --config=configs/ablation.py --workdir=runs/ablation
 
 Expect these attribute accuracies with the task loss, with output KD added, and with feature KD added: 0.441, 0.481 and
-0.325 from random weights; 0.825, 0.847 and 0.878 from the teacher's. All settings are explained in `ComparisonConfig`
-(bksdm_jax/experiments/comparison.py).
+0.325 from random weights; 0.825, 0.847 and 0.878 from the teacher's. All settings: `python -m launch.ablation --help`.
 """
 
 from ml_collections import config_dict

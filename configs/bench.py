@@ -6,34 +6,35 @@
   python -m launch.bench --config=configs/bench.py:deep_cache --config.model=MODEL  # time saved, and distance of images
 
 At full size this takes minutes on a CPU (`--config.steps=0` times only the U-Net call), less on an accelerator.
-Variants: `v1` or `v2`; `unet`, `update`, `data`, `deep_cache` (of a trained model), `scores` or
-`scores_beside` (torch-fidelity and OpenCLIP); a preset; `small` (a tenth
-of the widths, seconds on a CPU). All settings are explained in `BenchConfig` (bksdm_jax/perf/bench.py).
+
+Variants, at most one of each line:
+  generation: v1, v2
+  what to time: unet, update, data, deep_cache (of a trained model), scores, scores_beside (torch-fidelity and OpenCLIP)
+  student: sd, bk_base, bk_small, bk_tiny, no_mid
+  size: small (a tenth of the widths, seconds on a CPU)
+
+All settings: `python -m launch.bench --help`.
 """
 
 from ml_collections import config_dict
 
-from bksdm_jax.perf.config import BenchConfig
+from bksdm_jax.perf.config import BENCHES, BenchConfig
+from bksdm_jax.pipelines.generations import TEACHERS
 from bksdm_jax.pruning.presets import PRESETS
 from launch.defaults import defaults
+from launch.variants import chosen_variants
 
-GENERATIONS = ("v1", "v2")
-WHAT = ("unet", "update", "data", "deep_cache", "scores", "scores_beside")
-STUDENTS = tuple(PRESETS)
+GROUPS = {"generation": tuple(TEACHERS), "what": BENCHES, "student": tuple(PRESETS)}
+"""Setting -> variants that set it."""
+VARIANTS = (*(name for group in GROUPS.values() for name in group), "small")
 
 
 def get_config(variants: str = "") -> config_dict.ConfigDict:
     """The settings of a comma-separated list of variants, at most one of each group."""
+    names = chosen_variants(variants, VARIANTS, list(GROUPS.values()))
     config = defaults(BenchConfig)
-    names = [name.strip() for name in variants.split(",") if name.strip()]
-    for name in names:
-        if name not in (*GENERATIONS, *WHAT, *STUDENTS, "small"):
-            raise ValueError(f"unknown variant {name!r}; known: {', '.join((*GENERATIONS, *WHAT, 'small', *STUDENTS))}")
-    for key, group in (("generation", GENERATIONS), ("what", WHAT), ("student", STUDENTS)):
-        chosen = [name for name in names if name in group]
-        if len(chosen) > 1:
-            raise ValueError(f"variants {' and '.join(chosen)} exclude each other")
-        config[key] = chosen[0] if chosen else config[key]
+    for key, group in GROUPS.items():
+        config[key] = next((name for name in group if name in names), config[key])
     if config.what == "deep_cache":
         config.guidance_scale = 1.5  # the shapes teacher's
     if "small" in names:

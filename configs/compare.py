@@ -3,8 +3,7 @@
   python -m launch.compare --config=configs/compare.py --config.model=MODEL --workdir=runs/compared
 
 At full size this takes minutes on a CPU; `--config.steps=0` skips the images. Expect differences of at most 1e-4 of a
-network's largest output, and of 2/255 in images. All settings are explained in `CompareConfig`
-(bksdm_jax/interop/parity.py).
+network's largest output, and of 2/255 in images. All settings: `python -m launch.compare --help`.
 """
 
 from ml_collections import config_dict

@@ -2,18 +2,28 @@
 
   python -m launch.cost --config=configs/cost.py:v1
 
-Expect the paper's counts, listed in `PRESETS` (bksdm_jax/pruning/presets.py). All settings are explained in
-`CostConfig` (bksdm_jax/perf/cost_report.py).
+Variants:
+  v1  Stable Diffusion 1.x
+  v2  Stable Diffusion 2.x
+
+Expect the paper's counts, listed in `PRESETS` (bksdm_jax/pruning/presets.py).
+
+All settings: `python -m launch.cost --help`.
 """
 
 from ml_collections import config_dict
 
 from bksdm_jax.perf.config import CostConfig
+from bksdm_jax.pipelines.generations import TEACHERS
 from launch.defaults import defaults
+from launch.variants import chosen_variants
+
+VARIANTS = tuple(TEACHERS)
 
 
-def get_config(generation: str = "") -> config_dict.ConfigDict:
-    """The defaults of `launch.cost`; variants `v1` and `v2` are Stable Diffusion itself."""
+def get_config(variant: str = "") -> config_dict.ConfigDict:
+    """The defaults of `launch.cost`, with the generation that the variant names."""
+    chosen = chosen_variants(variant, VARIANTS, [VARIANTS])
     config = defaults(CostConfig)
-    config.generation = generation
+    config.generation = chosen[0] if chosen else ""
     return config

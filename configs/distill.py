@@ -3,6 +3,7 @@
   python -m launch.train --config=configs/distill.py:v1,bk_small --config.teacher=DIR --config.data=DIR --workdir=DIR
   python -m launch.train --config=configs/distill.py:shapes,bk_small --workdir=runs/shapes_small
 
+Variants, at most one of a kind.
 Teacher generation (default v1):
   v1       SD 1.x: 512 px, batch 64 x 4 = 256
   v2_base  SD 2.x base: 512 px, batch 32 x 4 = 128
@@ -31,20 +32,9 @@ In the authors' code a run took about 300 hours and 53 GB on one A100 80G at bat
 64. `launch.plan` estimates other hardware: sixteen v4 chips (`v4:2x2x4`) take 0.28 days for v1,bk_base, and as long for
 v2,bk_base. With `shapes` a run takes 15 minutes on two CPU cores, less with smaller batches.
 
-All settings are explained in `DistillConfig` (bksdm_jax/tasks/distill/config.py), `LossWeights` (losses.py in the same
-folder), `OptimizerConfig` (bksdm_jax/training/state.py), `SampleGridConfig` (sample_grids.py in the same folder),
-`ValidationConfig` and `PlanConfig`. Choices and common values of some:
-  dtype                float32, bfloat16
-  attention            auto, xla, chunked, cudnn (NVIDIA), flash (TPU)
-  remat                none, products, attention, blocks, full: what the backward pass recomputes
-  format               safetensors, flax, single_file, single_file_spaced
-  noise_offset         commonly 0.1
-  loss.min_snr_gamma   commonly 5
-  loss.feature_scales  "('up_blocks.3=0.5',)": weights of features or stages; the default is 1
-  loss.feature_source  stages, self_attention (as in KOALA)
+All settings: `python -m launch.train --help`.
 """
 
-import difflib
 from collections.abc import Callable
 from typing import Any
 
@@ -53,6 +43,7 @@ from ml_collections import config_dict
 from bksdm_jax.pruning.presets import PRESETS
 from bksdm_jax.tasks.distill.config import DistillConfig
 from launch.defaults import defaults
+from launch.variants import chosen_variants
 
 Variant = Callable[[config_dict.ConfigDict], None]
 
@@ -159,16 +150,7 @@ GROUPS = (
 
 def get_config(variants: str = "") -> config_dict.ConfigDict:
     """The config of a comma-separated list of variants; the generation is applied first and `runlocal` last."""
-    names = [name.strip() for name in variants.split(",") if name.strip()]
-    for name in names:
-        if name not in VARIANTS:
-            close = difflib.get_close_matches(name, VARIANTS, n=1)
-            hint = f" (did you mean {close[0]!r}?)" if close else ""
-            raise ValueError(f"unknown variant {name!r}{hint}; known: {', '.join(VARIANTS)}")
-    for group in GROUPS:
-        chosen = [name for name in group if name in names]
-        if len(chosen) > 1:
-            raise ValueError(f"variants {' and '.join(chosen)} exclude each other")
+    names = chosen_variants(variants, VARIANTS, GROUPS)
     config = _base()
     for name in sorted(names, key=lambda name: (name not in GENERATIONS, name == "runlocal")):
         VARIANTS[name](config)

@@ -4,8 +4,7 @@
 
 The workdir becomes the dataset; pass it to `launch.train` as `--config.data`. With `--config.latents.pipeline=TEACHER`
 and a prepared dataset as source, it becomes a dataset of cached latents, with which training doesn't run the
-autoencoder. All settings are explained in `PrepareConfig` and `LatentConfig`
-(bksdm_jax/data/prepare/config.py).
+autoencoder. All settings: `python -m launch.prepare --help`.
 """
 
 from ml_collections import config_dict

@@ -2,8 +2,9 @@
 
   python -m launch.prune --config=configs/prune.py --config.teacher=DIR --config.student=bk_tiny --workdir=DIR
 
-Expect the U-Net parameters listed in `PRESETS` (bksdm_jax/pruning/presets.py). All settings are explained in
-`PruneConfig` (bksdm_jax/pruning/prune.py).
+Expect the U-Net parameters listed in `PRESETS` (bksdm_jax/pruning/presets.py).
+
+All settings: `python -m launch.prune --help`.
 """
 
 from ml_collections import config_dict

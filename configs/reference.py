@@ -9,13 +9,14 @@ Variants:
   bk_sdm     30,000 prompts; all images at 256 pixels
   mlperf_sd  30,000 prompts, for comparable scores MLPerf's own list; only their images, at 512 pixels
 
-All settings are explained in `ReferenceConfig` (bksdm_jax/evaluation/make_reference.py).
+All settings: `python -m launch.reference --help`.
 """
 
 from ml_collections import config_dict
 
 from bksdm_jax.evaluation.config import SCORING, ReferenceConfig
 from launch.defaults import defaults
+from launch.variants import chosen_variants
 
 VARIANTS = {
     name: {"protocol": name, "count": SCORING[name].images, "size": SCORING[name].size}
@@ -26,8 +27,8 @@ VARIANTS["mlperf_sd"]["of_prompts"] = True
 
 def get_config(variant: str = "") -> config_dict.ConfigDict:
     """The settings of a variant."""
-    if variant and variant not in VARIANTS:
-        raise ValueError(f"unknown variant {variant!r}; known: {', '.join(VARIANTS)}")
+    chosen = chosen_variants(variant, VARIANTS, [VARIANTS])
     config = defaults(ReferenceConfig)
-    config.update(VARIANTS.get(variant, {}))
+    for name in chosen:
+        config.update(VARIANTS[name])
     return config

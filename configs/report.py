@@ -9,7 +9,7 @@ More of it:
   --config.over=guidance_scale               curves over a setting of sampling, one per model
   --config.curves="('points.csv',)"          more curves, from curve,x_name,x,metric,value,low,high,published
 
-All settings are explained in `ReportConfig` (bksdm_jax/reports/score_page.py).
+All settings: `python -m launch.report --help`.
 """
 
 from ml_collections import config_dict

@@ -4,7 +4,7 @@
   python -m launch.sample --config=configs/sample.py --config.model=DIR --config.prompts=FILE \\
       --config.protocol=bk_sdm --workdir=DIR
 
-All settings are explained in `SampleConfig` (bksdm_jax/sampling/config.py).
+All settings: `python -m launch.sample --help`.
 """
 
 from ml_collections import config_dict

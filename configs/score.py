@@ -11,14 +11,16 @@ Variants:
   subjects   DINO, CLIP-I, CLIP-T of DreamBooth; images and reference need subjects
   shapes     attribute accuracy, CLIP score and Frechet distance of the shapes world; seconds on a CPU
 
-Without a variant, name metrics: --config.metrics="('fid_clean','kid_clean')". All settings are explained in
-`ScoreConfig` (bksdm_jax/evaluation/config.py) and `MetricsConfig` (bksdm_jax/metrics/config.py).
+Without a variant, name metrics: --config.metrics="('fid_clean','kid_clean')".
+
+All settings: `python -m launch.score --help`.
 """
 
 from ml_collections import config_dict
 
 from bksdm_jax.evaluation.config import SCORING, ScoreConfig
 from launch.defaults import defaults
+from launch.variants import chosen_variants
 
 VARIANTS = {
     "bk_sdm": {"metrics": SCORING["bk_sdm"].metrics, "protocol": "bk_sdm"},
@@ -35,8 +37,8 @@ VARIANTS = {
 
 def get_config(variant: str = "") -> config_dict.ConfigDict:
     """The settings of a variant."""
-    if variant and variant not in VARIANTS:
-        raise ValueError(f"unknown variant {variant!r}; known: {', '.join(VARIANTS)}")
+    chosen = chosen_variants(variant, VARIANTS, [VARIANTS])
     config = defaults(ScoreConfig)
-    config.update(VARIANTS.get(variant, {}))
+    for name in chosen:
+        config.update(VARIANTS[name])
     return config

@@ -19,8 +19,7 @@ Results on held-out captions:
 
 At 3.0, the best scale: colour 98.4, size 98.6, place 99.5, background 100, number of objects 99.6.
 
-All settings are explained in `TeacherConfig` (bksdm_jax/shapes_teacher/make.py) and `Phase` (phase.py in the same
-folder).
+All settings: `python -m launch.shapes_teacher --help`.
 """
 
 from ml_collections import config_dict

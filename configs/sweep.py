@@ -4,10 +4,10 @@
   python -m launch.sweep --config=configs/sweep.py:v2_base,ablation --config.settings="('teacher=DIR', 'data=DIR')" \
     --workdir=DIR
   python -m launch.sweep --config=configs/sweep.py:shapes,rates \
-    --config.settings="('evaluators=clip_score_shapes', 'scoring.images=64')" --workdir=DIR
+    --config.settings="(\"evaluators=('clip_score_shapes',)\", 'scoring.images=64')" --workdir=DIR
 
-Generation: v1, v2_base, v2, shapes (default; a run takes about 15 minutes on two CPU cores)
-Runs (choose one):
+Variants, one generation and one set of runs:
+  v1, v2_base, v2, shapes (default; a run takes about 15 minutes on two CPU cores)
   students   bk_base, bk_small, bk_tiny
   batches    bk_small at three batch sizes
   ablation   bk_small from random and from the teacher's weights; task loss, plus output KD, plus feature KD (Table 4)
@@ -16,8 +16,9 @@ Runs (choose one):
   volumes    bk_small on three volumes of data (Fig. 11)
   mid        only the mid stage removed, with and without distillation (Tables 10, 11)
 
-The paper's scores of these runs are in `PUBLISHED` (bksdm_jax/pruning/presets.py). All settings are explained in
-`SweepConfig` (launch/runs.py).
+The paper's scores of these runs are in `PUBLISHED` (bksdm_jax/pruning/presets.py).
+
+All settings: `python -m launch.sweep --help`.
 """
 
 from ml_collections import config_dict
@@ -25,6 +26,7 @@ from ml_collections import config_dict
 from configs.distill import BATCHES, GENERATIONS, PAIRS, RATES
 from launch.defaults import defaults
 from launch.runs import SweepConfig
+from launch.variants import chosen_variants
 
 RUNS = {
     "students": ("bk_base", "bk_small", "bk_tiny"),
@@ -46,14 +48,9 @@ RUNS = {
 
 def get_config(variants: str = "") -> config_dict.ConfigDict:
     """The runs of a comma-separated generation and name of `RUNS`."""
-    names = [name.strip() for name in variants.split(",") if name.strip()]
-    unknown = [name for name in names if name not in (*GENERATIONS, *RUNS)]
-    if unknown:
-        raise ValueError(f"unknown variant {unknown[0]!r}; known: {', '.join((*GENERATIONS, *RUNS))}")
+    names = chosen_variants(variants, (*GENERATIONS, *RUNS), (GENERATIONS, tuple(RUNS)))
     generation = next((name for name in names if name in GENERATIONS), "shapes")
     chosen = [name for name in names if name in RUNS]
-    if len(names) - len(chosen) > 1 or len(chosen) > 1:
-        raise ValueError(f"variants {', '.join(names)}: expected one generation and one of {', '.join(RUNS)}")
     config = defaults(SweepConfig)
     config.runs = tuple(f"{generation},{run}" for run in (RUNS[chosen[0]] if chosen else ()))
     return config

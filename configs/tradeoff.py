@@ -10,8 +10,7 @@ Variants, which may be combined:
   steps     10, 15, 20, 25, 50 steps at guidance 7.5
   shapes    the bundled teacher and the metrics of the shapes world, at guidance 3 where that isn't varied
 
-All settings are explained in `TradeoffConfig` (bksdm_jax/experiments/tradeoff.py) and `MetricsConfig`
-(bksdm_jax/metrics/config.py).
+All settings: `python -m launch.tradeoff --help`.
 """
 
 from typing import Any
@@ -20,6 +19,7 @@ from ml_collections import config_dict
 
 from bksdm_jax.experiments.config import TradeoffConfig
 from launch.defaults import defaults
+from launch.variants import chosen_variants
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "guidance": {},
@@ -35,10 +35,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 def get_config(variants: str = "") -> config_dict.ConfigDict:
     """The settings of a comma-separated list of variants."""
-    names = [name.strip() for name in variants.split(",") if name.strip()]
-    for name in names:
-        if name not in VARIANTS:
-            raise ValueError(f"unknown variant {name!r}; known: {', '.join(VARIANTS)}")
+    names = chosen_variants(variants, VARIANTS)
     config = defaults(TradeoffConfig)
     if "steps" in names and "guidance" not in names:
         config.over_guidance = ()

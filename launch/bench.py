@@ -31,40 +31,37 @@ Prints how many images a second one pass for FID, Inception score and CLIP score
 torch-fidelity and OpenCLIP one after the other (`make install-oracles`).
 """
 
-from launch.command import quiet_libraries, run_without_workdir
+from collections.abc import Callable
 
-quiet_libraries()
-
-from bksdm_jax.base.errors import known_name  # noqa: E402
-from bksdm_jax.perf.bench import bench, bench_update
-from bksdm_jax.perf.config import BenchConfig
-from bksdm_jax.perf.data_bench import bench_data  # noqa: E402
-from bksdm_jax.perf.deep_cache_bench import bench_deep_cache  # noqa: E402
-from bksdm_jax.perf.score_bench import bench_scores  # noqa: E402
-
-
-def _scores_beside(config: BenchConfig) -> str:
-    from bksdm_jax.interop.score_bench import bench_scores_beside  # noqa: PLC0415 - imports PyTorch
-
-    return bench_scores_beside(config)
-
-
-BENCHES = {
-    "unet": bench,
-    "update": bench_update,
-    "data": lambda config: bench_data(config.resolution, config.repeats),
-    "deep_cache": bench_deep_cache,
-    "scores": bench_scores,
-    "scores_beside": _scores_beside,
-}
-"""`config.what` -> benchmark."""
+from bksdm_jax.perf.config import BenchConfig, require_bench
+from launch.command import run_without_workdir
 
 
 def main(config: BenchConfig) -> None:
     """Runs the benchmark and prints the results."""
-    known_name("config", "what", config.what, BENCHES)
-    print(BENCHES[config.what](config))
+    print(benchmark(config.what)(config))
+
+
+def benchmark(name: str) -> Callable[[BenchConfig], str]:
+    """The benchmark of that name, one of `BENCHES`."""
+    from bksdm_jax.perf.bench import bench, bench_update
+    from bksdm_jax.perf.data_bench import bench_data
+    from bksdm_jax.perf.deep_cache_bench import bench_deep_cache
+    from bksdm_jax.perf.score_bench import bench_scores
+
+    if name == "scores_beside":
+        from bksdm_jax.interop.score_bench import bench_scores_beside  # imports PyTorch
+
+        return bench_scores_beside
+    benches = {
+        "unet": bench,
+        "update": bench_update,
+        "data": lambda config: bench_data(config.resolution, config.repeats),
+        "deep_cache": bench_deep_cache,
+        "scores": bench_scores,
+    }
+    return benches[name]
 
 
 if __name__ == "__main__":
-    run_without_workdir(BenchConfig, main)
+    run_without_workdir(__doc__, BenchConfig, main, require_bench)

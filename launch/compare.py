@@ -1,6 +1,7 @@
 """Compares the outputs of a pipeline in PyTorch Diffusers and in this package.
 
   python -m launch.compare --config=configs/compare.py --config.model=MODEL --workdir=DIR
+  python -m launch.compare --config=configs/compare.py --config.model=MODEL --config.steps=0 --workdir=DIR
 
 Needs PyTorch and Diffusers (`pip install -e .[interop]`). `MODEL` is a pipeline folder, a single file or a hub id.
 Compares text encoder, U-Net, decoder and encoder in float32 on the same inputs, then images from the same noise and
@@ -11,21 +12,19 @@ prompts. Prints the maximum and mean difference of each with its tolerance, and 
 import sys
 from pathlib import Path
 
-from launch.command import quiet_libraries, run
-
-quiet_libraries()
-
-try:
-    from bksdm_jax.interop.config import CompareConfig
-    from bksdm_jax.interop.parity import difference_table, parity
-except ModuleNotFoundError as error:
-    if error.name not in ("torch", "diffusers"):
-        raise
-    sys.exit(f"error: {error.name} isn't installed; launch.compare needs it: pip install -e .[interop]")
+from bksdm_jax.base.errors import InputError
+from bksdm_jax.interop.config import CompareConfig, require_compare
+from launch.command import run
 
 
 def main(config: CompareConfig, workdir: Path) -> None:
     """Compares and prints the differences."""
+    try:
+        from bksdm_jax.interop.parity import difference_table, parity
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "diffusers"):
+            raise
+        raise InputError(f"{error.name} isn't installed; launch.compare needs it: pip install -e .[interop]") from error
     found = parity(config, workdir)
     print(difference_table(found))
     print(f"\n{workdir}")
@@ -34,4 +33,4 @@ def main(config: CompareConfig, workdir: Path) -> None:
 
 
 if __name__ == "__main__":
-    run(CompareConfig, main)
+    run(__doc__, CompareConfig, main, require_compare)

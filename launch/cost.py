@@ -9,18 +9,16 @@ and 4 per element of a LayerNorm; "full" counts the products inside attention to
 `--config.latency=True` times the networks on this machine's device.
 """
 
-from launch.command import quiet_libraries, run_without_workdir
-
-quiet_libraries()
-
-from bksdm_jax.perf.config import CostConfig
-from bksdm_jax.perf.cost_report import cost_report
+from bksdm_jax.perf.config import CostConfig, require_cost
+from launch.command import run_without_workdir
 
 
 def main(config: CostConfig) -> None:
     """Prints the report."""
+    from bksdm_jax.perf.cost_report import cost_report
+
     print(cost_report(config))
 
 
 if __name__ == "__main__":
-    run_without_workdir(CostConfig, main)
+    run_without_workdir(__doc__, CostConfig, main, require_cost)

@@ -1,6 +1,8 @@
-"""Prunes a teacher to a student.
+r"""Prunes a teacher to a student.
 
   python -m launch.prune --config=configs/prune.py --config.teacher=DIR --config.student=bk_small --workdir=DIR
+  python -m launch.prune --config=configs/prune.py --config.teacher=shapes_teacher --config.student=bk_tiny \
+    --workdir=DIR
 
 `teacher` is a Stable Diffusion pipeline: a folder in Diffusers' layout, a single-file checkpoint or a hub id.
 `student` is a preset (sd, bk_base, bk_small, bk_tiny, no_mid) or a comma-separated list of the teacher's blocks to
@@ -14,18 +16,16 @@ Prints which teacher block each student block comes from, and the parameters and
 
 from pathlib import Path
 
-from launch.command import quiet_libraries, run
-
-quiet_libraries()
-
-from bksdm_jax.cost.table import cost_table  # noqa: E402
-from bksdm_jax.pruning.config import PruneConfig
-from bksdm_jax.pruning.prune import prune
-from bksdm_jax.pruning.removal import plan_text  # noqa: E402
+from bksdm_jax.pruning.config import PruneConfig, require_settings
+from launch.command import run
 
 
 def main(config: PruneConfig, workdir: Path) -> None:
     """Writes the student and prints its blocks and cost."""
+    from bksdm_jax.cost.table import cost_table
+    from bksdm_jax.pruning.prune import prune
+    from bksdm_jax.pruning.removal import plan_text
+
     plan, student = prune(config, workdir)
     print(plan_text(plan))
     print()
@@ -34,4 +34,4 @@ def main(config: PruneConfig, workdir: Path) -> None:
 
 
 if __name__ == "__main__":
-    run(PruneConfig, main)
+    run(__doc__, PruneConfig, main, require_settings)

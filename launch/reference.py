@@ -2,6 +2,9 @@
 
   python -m launch.reference --config=configs/reference.py:bk_sdm --config.images=val2014 \
     --config.captions=captions_val2014.json --config.inception=FILE --workdir=runs/coco
+  python -m launch.reference --config=configs/reference.py:mlperf_sd --config.images=val2014 \
+    --config.captions=captions_val2014.json --config.prompts=val2014_30k.tsv --config.inception=FILE \
+    --workdir=runs/mlperf
 
 The workdir gets
 
@@ -15,23 +18,21 @@ The workdir gets
   config.json          the settings
 
 Features are kept in the cache that `launch.score` uses, those for --config.metrics too. The same command continues an
-interrupted run. All settings are explained in `ReferenceConfig` (bksdm_jax/evaluation/make_reference.py).
+interrupted run.
 """
 
 from pathlib import Path
 
-from launch.command import quiet_libraries, run
-
-quiet_libraries()
-
-from bksdm_jax.evaluation.config import ReferenceConfig
-from bksdm_jax.evaluation.make_reference import make_reference, reference_lines
+from bksdm_jax.evaluation.config import ReferenceConfig, reference_metrics
+from launch.command import run
 
 
 def main(config: ReferenceConfig, workdir: Path) -> None:
     """Makes the reference and says what it is."""
+    from bksdm_jax.evaluation.make_reference import make_reference, reference_lines
+
     print(reference_lines(make_reference(config, workdir), workdir, config))
 
 
 if __name__ == "__main__":
-    run(ReferenceConfig, main)
+    run(__doc__, ReferenceConfig, main, reference_metrics)

@@ -21,11 +21,7 @@ More of it:
   --config.beside="('MODEL2','MODEL3')"          more models' images of the same noise in beside_1/, beside_2/, and
                                                  sheet_000.png, ... with a row per model, in this order
 
-With --config.score.metrics="('clip_score',)" the images are scored and not written: see `MetricsConfig`
-(bksdm_jax/metrics/config.py) for what else `score` holds.
-
-Other parts, text layers, sizes, samplers, DeepCache, previews and decoding: see `SampleConfig`
-(bksdm_jax/sampling/config.py) and the README.
+With --config.score.metrics="('clip_score',)" the images are scored and not written.
 
 An image depends only on the settings and its number; `batch_size`, the images per call and device, and the number of
 devices change pixels by rounding at most, in float32. The same command generates only the missing images. On several
@@ -36,20 +32,18 @@ all must see the same workdir.
 import dataclasses
 from pathlib import Path
 
-from launch.command import quiet_libraries, run
-
-quiet_libraries()
-
-from bksdm_jax.base.distributed import is_first  # noqa: E402
-from bksdm_jax.evaluation.config import SampleAndScoreConfig
-from bksdm_jax.evaluation.live import sample_and_score
-from bksdm_jax.evaluation.score import score_table  # noqa: E402
-from bksdm_jax.sampling.config import SampleConfig  # noqa: E402
-from bksdm_jax.sampling.run import sample  # noqa: E402
+from bksdm_jax.evaluation.config import SampleAndScoreConfig, require_sample_settings
+from bksdm_jax.sampling.config import SampleConfig
+from launch.command import run
 
 
 def main(config: SampleAndScoreConfig, workdir: Path) -> None:
     """Generates the images, and prints their folder or their scores."""
+    from bksdm_jax.base.distributed import is_first
+    from bksdm_jax.evaluation.live import sample_and_score
+    from bksdm_jax.evaluation.score import score_table
+    from bksdm_jax.sampling.run import sample
+
     if config.score.metrics:
         print(score_table(sample_and_score(config, workdir)))
         return
@@ -60,4 +54,4 @@ def main(config: SampleAndScoreConfig, workdir: Path) -> None:
 
 
 if __name__ == "__main__":
-    run(SampleAndScoreConfig, main, distributed=True)
+    run(__doc__, SampleAndScoreConfig, main, require_sample_settings, distributed=True)

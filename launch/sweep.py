@@ -1,6 +1,8 @@
-"""Runs several distillations in sequence, with one table and plot.
+r"""Runs several distillations in sequence, with one table and plot.
 
   python -m launch.sweep --config=configs/sweep.py:shapes,rates --workdir=runs/rates
+  python -m launch.sweep --config=configs/sweep.py:v2_base,ablation --config.settings="('teacher=DIR','data=DIR')" \
+    --workdir=DIR
 
 The same command continues an interrupted sweep. A run that fails is reported in the table and the others still run; the
 exit status is then 1. On several hosts, run the same command on each, as with `launch.train`.
@@ -11,16 +13,14 @@ import re
 import sys
 from pathlib import Path
 
-from launch.command import quiet_libraries, run, tell
-
-quiet_libraries()
-
-from bksdm_jax.experiments.sweep import read_sweep, sweep  # noqa: E402
-from launch.runs import SweepConfig, read_run  # noqa: E402
+from launch.command import run, tell
+from launch.runs import SweepConfig, read_run, require_runs
 
 
 def main(config: SweepConfig, workdir: Path) -> None:
     """Executes the runs and prints the table."""
+    from bksdm_jax.experiments.sweep import read_sweep, sweep
+
     runs = {re.sub(r"[^\w.-]+", "_", name): read_run(name, config.settings) for name in config.runs}
     made = sweep(runs, workdir)
     if made is not None:
@@ -35,4 +35,4 @@ def main(config: SweepConfig, workdir: Path) -> None:
 
 
 if __name__ == "__main__":
-    run(SweepConfig, main, distributed=True)
+    run(__doc__, SweepConfig, main, require_runs, distributed=True)

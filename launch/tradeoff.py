@@ -3,6 +3,7 @@
   python -m launch.tradeoff --config=configs/tradeoff.py:guidance --config.models="('DIR','DIR2')" \
     --config.prompts=FILE --config.metrics="('fid_pytorch_fid','clip_score')" --config.reference=DIR \
     --config.inception=FILE --workdir=DIR
+  python -m launch.tradeoff --config=configs/tradeoff.py:shapes,guidance --config.prompts=FILE --workdir=DIR
 
 The workdir gets `report.html`, a self-contained page with every score over the guidance scale and over the steps,
 Frechet distances against CLIP scores with each point's guidance scale, and images; the same numbers as `curves.csv` and
@@ -12,19 +13,17 @@ The same command continues an interrupted run, and one with more models or setti
 
 from pathlib import Path
 
-from launch.command import keep_compiled, quiet_libraries, run
-
-quiet_libraries()
-
-from bksdm_jax.experiments.config import TradeoffConfig
-from bksdm_jax.experiments.tradeoff import tradeoff
+from bksdm_jax.experiments.config import TradeoffConfig, require_tradeoff
+from launch.command import keep_compiled, run
 
 
 def main(config: TradeoffConfig, workdir: Path) -> None:
     """Makes the curves and prints the page's path."""
+    from bksdm_jax.experiments.tradeoff import tradeoff
+
     keep_compiled(workdir)
     print(tradeoff(config, workdir))
 
 
 if __name__ == "__main__":
-    run(TradeoffConfig, main)
+    run(__doc__, TradeoffConfig, main, require_tradeoff)

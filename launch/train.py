@@ -1,6 +1,7 @@
 """Distils a student from a teacher.
 
   python -m launch.train --config=configs/distill.py:v1,bk_small --config.teacher=DIR --config.data=DIR --workdir=DIR
+  python -m launch.train --config=configs/distill.py:shapes,bk_small --workdir=runs/shapes_small
 
 `teacher` is a Stable Diffusion pipeline: a folder in Diffusers' layout, a single-file checkpoint or a hub id.
 `data` is a folder of images with a `metadata.csv` (`file_name,text`), or of a TFDS dataset with `image` and `text`.
@@ -22,18 +23,16 @@ The workdir gets
 
 from pathlib import Path
 
-from launch.command import quiet_libraries, run, tell
-
-quiet_libraries()
-
-from bksdm_jax.tasks.distill.config import DistillConfig  # noqa: E402
-from bksdm_jax.tasks.distill.task import distill  # noqa: E402
+from bksdm_jax.tasks.distill.config import DistillConfig, require_settings
+from launch.command import run, tell
 
 
 def main(config: DistillConfig, workdir: Path) -> None:
     """Runs the distillation and prints the path of the student."""
+    from bksdm_jax.tasks.distill.task import distill
+
     tell(distill(config, workdir), workdir)
 
 
 if __name__ == "__main__":
-    run(DistillConfig, main, distributed=True)
+    run(__doc__, DistillConfig, main, require_settings, distributed=True)

@@ -15,7 +15,8 @@ class ProcessConfig:
     Attributes:
         distributed: `none`: a single process; `auto`: as the cluster reports (TPU pods, SLURM, Kubernetes, MPI); or
             `HOST:PORT` of the first process.
-        processes, process_id: with `HOST:PORT`: the number of processes, and this one's index from 0.
+        processes: with `HOST:PORT`: the number of processes.
+        process_id: with `HOST:PORT`: the index of this one, from 0.
         timeout: seconds to wait for the other processes.
     """
 

@@ -1,16 +1,20 @@
 """The settings of `launch.score`, of `launch.reference`, and of sampling with scores; nothing here imports JAX."""
 
 import dataclasses
+from collections.abc import Sequence
 
-from bksdm_jax.base.errors import InputError, known_name, whole_number
+from bksdm_jax.base.errors import InputError, known_name, listed, whole_number
 from bksdm_jax.metrics.config import MetricsConfig, ScoringNetworks, require_metrics
 from bksdm_jax.metrics.table import METRICS
 from bksdm_jax.sampling import config as sampling
-from bksdm_jax.sampling.config import SampleConfig
+from bksdm_jax.sampling.config import MOST_IMAGES, SampleConfig
 from bksdm_jax.sampling.protocols import with_protocol
 
 MAY_CHANGE = ("scoring_batch_size", "cache", "images", "reference", "captions", "most_unreadable")
 """Keys that may differ when a run continues: what they name is recorded too, or they change scores by rounding only."""
+FID = "fid_pytorch_fid"
+"""The metric whose statistics `launch.reference` writes."""
+_MOST_SIZE = 4096  # pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,3 +146,32 @@ class ReferenceConfig(ScoringNetworks):
     metrics: tuple[str, ...] = ()
     scoring_batch_size: int = 32
     cache: str = ""
+
+
+def reference_metrics(config: ReferenceConfig) -> tuple[str, ...]:
+    """The metrics whose features are computed.
+
+    Raises `InputError`, with the key, for a setting that can't be used; reads no files.
+    """
+    whole_number("config", "count", config.count, most=MOST_IMAGES)
+    whole_number("config", "seed", config.seed, 0)
+    whole_number("config", "size", config.size, most=_MOST_SIZE)
+    if config.protocol:
+        known_name("config", "protocol", config.protocol, SCORING)
+    if not config.captions and not config.prompts:
+        raise InputError("captions: empty; give COCO's captions file, or a list of prompts with --config.prompts")
+    scored = tuple(dict.fromkeys(([FID] if config.inception else []) + list(config.metrics)))
+    if scored:
+        require_metrics(metrics_config(config, config.metrics or scored), tuple(METRICS))
+    for name in scored:
+        if METRICS[name].reference is None or METRICS[name].subjects:
+            known = listed((name for name, own in METRICS.items() if own.reference and not own.subjects), name)
+            raise InputError(f"metrics: {name} needs no features of these images; those that do: {known}")
+    return scored
+
+
+def metrics_config(config: ReferenceConfig, metrics: Sequence[str], reference: str = "") -> MetricsConfig:
+    """The settings of some metrics, with those of `config`."""
+    known = {field.name for field in dataclasses.fields(MetricsConfig)} - {"metrics"}
+    shared = {field.name: getattr(config, field.name) for field in dataclasses.fields(config) if field.name in known}
+    return MetricsConfig(metrics=tuple(metrics), reference=reference, **shared)

@@ -6,26 +6,25 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bksdm_jax.base.errors import InputError, known_name, whole_number
+from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.files import file_sha256, write_json
 from bksdm_jax.base.locks import locked
 from bksdm_jax.base.paths import local_path
 from bksdm_jax.base.workdir import claim, require_same
 from bksdm_jax.data.coco import RULE, Coco, choose_prompts, read_coco, read_prompt_list
 from bksdm_jax.data.tables import Prompt, texts_sha256, write_table
-from bksdm_jax.evaluation.config import SCORING, ReferenceConfig
+from bksdm_jax.evaluation.config import FID, SCORING, ReferenceConfig, metrics_config, reference_metrics
 from bksdm_jax.evaluation.images import ImageSet, open_images
 from bksdm_jax.evaluation.reference import FACTS, gather_reference
 from bksdm_jax.evaluation.scorer import versions
 from bksdm_jax.evaluation.squash import squash_all, squashed_names
-from bksdm_jax.metrics.config import MetricsConfig, ScoringNetworks, require_metrics
+from bksdm_jax.metrics.config import ScoringNetworks
 from bksdm_jax.metrics.extractors import EXTRACTORS
 from bksdm_jax.metrics.gather import Extracts, Features
 from bksdm_jax.metrics.statistics_file import Statistics, write_statistics
 from bksdm_jax.metrics.store import Need
 from bksdm_jax.metrics.sums import FeatureSums
 from bksdm_jax.metrics.table import METRICS, reference_needs
-from bksdm_jax.sampling.jobs import MOST_IMAGES
 
 MAY_CHANGE = (
     *("images", "captions", "prompts", "metrics", "scoring_batch_size", "cache"),
@@ -36,9 +35,7 @@ MAY_CHANGE = (
 So statistics can be added to a run without weights.
 """
 PROMPTS, IMAGES = "prompts.csv", "images"
-_FID = "fid_pytorch_fid"
-STATISTICS = f"{_FID}.npz"
-_MOST_SIZE = 4096
+STATISTICS = f"{FID}.npz"
 
 
 def make_reference(config: ReferenceConfig, workdir: Path) -> dict[str, Any]:
@@ -54,7 +51,7 @@ def make_reference(config: ReferenceConfig, workdir: Path) -> dict[str, Any]:
     Raises:
         InputError: a setting, file, image or list can't be used, or images of the prompts are missing.
     """
-    scored = _require_settings(config)
+    scored = reference_metrics(config)
     coco = read_coco(local_path("captions", config.captions)) if config.captions else None
     prompts, told = _prompts(config, coco)
     source = open_images(local_path(IMAGES, config.images), IMAGES, one_size=False)
@@ -90,39 +87,14 @@ def make_reference(config: ReferenceConfig, workdir: Path) -> dict[str, Any]:
             },
             "captions_sha256": record["captions_sha256"],
             "extractors": {name: dict(load[name]().facts) for name in sorted({need.extractor for need in features})},
-            "statistics": STATISTICS if _FID in scored else None,
+            "statistics": STATISTICS if FID in scored else None,
             "protocol": {"name": config.protocol, "departures": _departures(config, len(prompts), len(names))},
             "versions": versions(),
         }
-        if _FID in scored:
+        if FID in scored:
             _write_statistics(workdir / STATISTICS, features, found)
         write_json(workdir / FACTS, found)
         return found
-
-
-def _require_settings(config: ReferenceConfig) -> tuple[str, ...]:
-    """The metrics whose features are computed."""
-    whole_number("config", "count", config.count, most=MOST_IMAGES)
-    whole_number("config", "seed", config.seed, 0)
-    whole_number("config", "size", config.size, most=_MOST_SIZE)
-    if config.protocol:
-        known_name("config", "protocol", config.protocol, SCORING)
-    if not config.captions and not config.prompts:
-        raise InputError("captions: empty; give COCO's captions file, or a list of prompts with --config.prompts")
-    scored = tuple(dict.fromkeys(([_FID] if config.inception else []) + list(config.metrics)))
-    if scored:
-        require_metrics(_scoring(config, config.metrics or scored), tuple(METRICS))
-    for name in scored:
-        if METRICS[name].reference is None or METRICS[name].subjects:
-            known = ", ".join(name for name, own in METRICS.items() if own.reference and not own.subjects)
-            raise InputError(f"metrics: {name} needs no features of these images; those that do: {known}")
-    return scored
-
-
-def _scoring(config: ReferenceConfig, metrics: Sequence[str], reference: str = "") -> MetricsConfig:
-    known = {field.name for field in dataclasses.fields(MetricsConfig)} - {"metrics"}
-    shared = {field.name: getattr(config, field.name) for field in dataclasses.fields(config) if field.name in known}
-    return MetricsConfig(metrics=tuple(metrics), reference=reference, **shared)
 
 
 def _prompts(config: ReferenceConfig, coco: Coco | None) -> tuple[list[Prompt], dict[str, Any]]:
@@ -167,13 +139,13 @@ def _features(
     folder = workdir / IMAGES
     if not scored:
         return {}, open_images(folder, IMAGES).sha256
-    reference = gather_reference(_scoring(config, scored, str(folder)), reference_needs(scored), load)
+    reference = gather_reference(metrics_config(config, scored, str(folder)), reference_needs(scored), load)
     assert reference is not None  # some features are needed
     return reference.features, reference.facts["sha256"]
 
 
 def _write_statistics(path: Path, features: Features, found: Mapping[str, Any]) -> None:
-    need = METRICS[_FID].reference
+    need = METRICS[FID].reference
     assert isinstance(need, Need)
     sums, extractor = features[need], found["extractors"][need.extractor]
     assert isinstance(sums, FeatureSums)

@@ -19,7 +19,7 @@ from bksdm_jax.data.tables import write_table
 from bksdm_jax.evaluation.config import ScoreConfig
 from bksdm_jax.evaluation.reference import SHAPES
 from bksdm_jax.evaluation.score import score
-from bksdm_jax.experiments.config import ComparisonConfig
+from bksdm_jax.experiments.config import ComparisonConfig, require_comparison
 from bksdm_jax.models.unet import parameter_shapes
 from bksdm_jax.models.unet_table import UNetConfig
 from bksdm_jax.pipelines.config import SaveConfig
@@ -122,6 +122,7 @@ def compare_students(config: ComparisonConfig, experiment: Experiment, workdir: 
 
 def _require_settings(config: ComparisonConfig, rows: Sequence[Row], teacher: Architectures) -> None:
     """Checks all settings before anything is written."""
+    require_comparison(config)
     known_name("config", "dataset", config.dataset, ShapesWorld.builder_configs)
     whole_number("config", "images", config.images, 2, ShapesWorld.builder_configs[config.dataset].heldout)
     for row in rows:

@@ -2,7 +2,12 @@
 
 import dataclasses
 
-from bksdm_jax.metrics.config import MetricsConfig
+from bksdm_jax.base.choices import require_dtype
+from bksdm_jax.base.errors import InputError, finite_number, known_name, whole_number
+from bksdm_jax.diffusion.choices import SAMPLERS, SCHEDULER
+from bksdm_jax.metrics.config import FEWEST, MetricsConfig, require_metrics
+from bksdm_jax.metrics.table import METRICS
+from bksdm_jax.pruning.removal import removed_blocks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +37,18 @@ class ComparisonConfig:
     dataset: str = "demo"
     sampling_steps: int = 25
     guidance_scale: float = 3.0
+
+
+def require_comparison(config: ComparisonConfig) -> None:
+    """Raises `InputError`, with the key, for a setting that no comparison can have."""
+    removed_blocks(config.student)
+    for key in ("steps", "batch_size", "sampling_steps"):
+        whole_number("config", key, getattr(config, key))
+    whole_number("config", "images", config.images, FEWEST)
+    for key in ("warmup_steps", "seed"):
+        whole_number("config", key, getattr(config, key), 0)
+    for key in ("learning_rate", "guidance_scale"):
+        finite_number("config", key, getattr(config, key), 0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,3 +84,24 @@ class TradeoffConfig(MetricsConfig):
     dtype: str = "float32"
     batch_size: int = 4
     columns: int = 8
+
+
+def require_tradeoff(config: TradeoffConfig) -> None:
+    """Raises `InputError`, with the key, for a setting that can't be used; reads no files."""
+    require_metrics(config, tuple(METRICS))
+    for name in config.metrics:
+        if METRICS[name].subjects:
+            raise InputError(f"metrics: {name} needs subjects, which prompts don't have; use launch.score for it")
+        if METRICS[name].reference and not config.reference:
+            raise InputError(f"reference: empty, but {name} compares with real images; give a folder of images")
+    known_name("config", "sampler", config.sampler, (SCHEDULER, *SAMPLERS))
+    require_dtype(config.dtype)
+    whole_number("config", "columns", config.columns, 0)
+    for key in ("steps", "batch_size"):
+        whole_number("config", key, getattr(config, key))
+    for scale in (*config.over_guidance, config.guidance_scale):
+        finite_number("config", "over_guidance", scale, 0)
+    for count in config.over_steps:
+        whole_number("config", "over_steps", count)
+    if not config.over_guidance and not config.over_steps:
+        raise InputError('over_guidance: empty, as is over_steps; give --config.over_guidance="(2.0,7.5)"')

@@ -8,16 +8,16 @@ from typing import Any, NamedTuple
 
 from absl import logging
 
-from bksdm_jax.base.errors import InputError, finite_number, whole_number
+from bksdm_jax.base.errors import InputError, whole_number
 from bksdm_jax.base.files import read_json
 from bksdm_jax.base.paths import MOST_READ
 from bksdm_jax.base.workdir import claim, require_same
 from bksdm_jax.data.tables import read_prompts
 from bksdm_jax.evaluation.config import ScoreConfig
 from bksdm_jax.evaluation.score import SCORES, score
-from bksdm_jax.experiments.config import TradeoffConfig
-from bksdm_jax.metrics.config import MetricsConfig, require_metrics
-from bksdm_jax.metrics.table import METRICS, require_enough
+from bksdm_jax.experiments.config import TradeoffConfig, require_tradeoff
+from bksdm_jax.metrics.config import MetricsConfig
+from bksdm_jax.metrics.table import require_enough
 from bksdm_jax.pipelines.load import find_model
 from bksdm_jax.reports.curves import Point
 from bksdm_jax.reports.score_files import read_scores
@@ -57,6 +57,7 @@ def tradeoff(config: TradeoffConfig, workdir: Path) -> Path:
         InputError: a setting, model or file can't be used, found before the first image where no weights are needed; or
             as `sample` and `score`. Or a model, reference or scoring network has changed since an earlier call.
     """
+    require_tradeoff(config)
     models, settings = _models(config), _settings(config)
     texts = [prompt.text for prompt in read_prompts(config.prompts)]
     _require_usable(config, models, settings)
@@ -96,26 +97,14 @@ def _models(config: TradeoffConfig) -> dict[str, str]:
 
 def _settings(config: TradeoffConfig) -> list[_Setting]:
     """What to sample, each once."""
-    for scale in config.over_guidance:
-        finite_number("config", "over_guidance", scale, 0)
-    for count in config.over_steps:
-        whole_number("config", "over_steps", count)
     found = [_Setting(float(scale), config.steps) for scale in config.over_guidance]
     found += [_Setting(config.guidance_scale, count) for count in config.over_steps]
-    if not found:
-        raise InputError('over_guidance: empty, as is over_steps; give --config.over_guidance="(2.0,7.5)"')
     return list(dict.fromkeys(found))
 
 
 def _require_usable(config: TradeoffConfig, models: Mapping[str, str], settings: Sequence[_Setting]) -> None:
     """Checks what needs no weights."""
-    require_metrics(config, tuple(METRICS))
     whole_number("config", "columns", config.columns, 0, MOST_IMAGES)
-    for name in config.metrics:
-        if METRICS[name].subjects:
-            raise InputError(f"metrics: {name} needs subjects, which prompts don't have; use launch.score for it")
-        if METRICS[name].reference and not config.reference:
-            raise InputError(f"reference: empty, but {name} compares with real images; give a folder of images")
     for model in models.values():
         networks = find_model(model).architectures
         for setting in settings:

@@ -4,7 +4,6 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator
 
-from bksdm_jax.base.errors import finite_number, known_name
 from bksdm_jax.base.precision import compute_dtype
 from bksdm_jax.base.progress import QUIET, waiting
 from bksdm_jax.cost.chips import peak_flops
@@ -18,7 +17,7 @@ from bksdm_jax.pipelines.pipeline import Architectures
 from bksdm_jax.pipelines.stable_diffusion import stable_diffusion
 from bksdm_jax.pruning.removal import RemovalPlan, plan_removal, removed_blocks
 from bksdm_jax.sampling.text_to_image import require_resolution
-from bksdm_jax.tasks.distill.config import DistillConfig, require_generation, require_settings
+from bksdm_jax.tasks.distill.config import DistillConfig, require_generation, require_plan
 from bksdm_jax.tasks.distill.features import weighted_pairs
 from bksdm_jax.training.config import require_whole_batches
 from bksdm_jax.training.sharding import make_mesh
@@ -32,9 +31,8 @@ def plan_run(config: DistillConfig) -> Iterator[str]:
     Raises:
         InputError: a setting that can't be used, or devices that can't be compiled for; nothing is compiled then.
     """
-    require_settings(config)
+    require_plan(config)
     require_attention(config.attention, compute_dtype(config.dtype))
-    finite_number("config", "plan.price", config.plan.price, 0)
     networks = _networks(config)
     require_resolution(config.resolution, networks)
     plan = plan_removal(networks.denoiser, removed_blocks(config.student))
@@ -70,7 +68,6 @@ def _networks(config: DistillConfig) -> Architectures:
         networks = find_model(config.source(config.teacher), networks=()).architectures
         require_generation(config, networks)
         return networks
-    known_name("config", "generation", config.generation, GENERATIONS)
     return stable_diffusion(GENERATIONS[config.generation][0])
 
 

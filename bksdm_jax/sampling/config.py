@@ -16,6 +16,7 @@ MAY_CHANGE = ("batch_size", "prompts", "init", "latents", "workers", "revision")
 MOST_BESIDE = 64
 MOST_WORKERS = 256
 MOST_RESOLUTION = 4096  # pixels
+MOST_IMAGES = 10**6
 MOST_SEED = 2**32 - 1
 """Larger seeds would silently be cut to 32 bits."""
 DECODING = ("whole", "slices", "tiles")

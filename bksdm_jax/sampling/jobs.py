@@ -13,10 +13,9 @@ from bksdm_jax.base.paths import local_path, read_bytes
 from bksdm_jax.data.decode import ENDINGS, MOST_BYTES, open_image, to_rgb
 from bksdm_jax.data.tables import Prompt, read_prompts
 from bksdm_jax.pipelines.pipeline import Architectures
-from bksdm_jax.sampling.config import SampleConfig, require_text
+from bksdm_jax.sampling.config import MOST_IMAGES, SampleConfig, require_text
 from bksdm_jax.sampling.text_to_image import require_multiple
 
-MOST_IMAGES = 10**6
 """As many as there are names of six digits."""
 
 

@@ -63,7 +63,7 @@ class SampleGridConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScoringConfig(ScoringOptions):
-    """When and how images of the moving average are scored; see `ScoringOptions` for networks and reference.
+    """When and how images of the moving average are scored.
 
     Attributes:
         every: optimiser updates between scores; 0: once at the end.

@@ -41,7 +41,8 @@ class LossWeights:
 
     Attributes:
         task, output, feature: weight of this term.
-        min_snr_gamma: above 0, the task term weighs each image by its noise level (Hang et al. 2023, section 3.4).
+        min_snr_gamma: above 0, the task term weighs each image by its noise level (Hang et al. 2023, section
+            3.4); commonly 5.
         feature_source: which features are compared: `stages`, or `self_attention` (as in KOALA).
         feature_scales: `NAME=WEIGHT` for a student's feature, or for all features of a stage, such as
             `up_blocks.3=0.5`; the last match counts, and the default is 1.
@@ -203,6 +204,14 @@ def require_settings(config: DistillConfig) -> None:
     require_scoring(config.scoring, config.evaluators)
     finite_number("config", "caption_dropout", config.caption_dropout, 0, 1)
     finite_number("config", "noise_offset", config.noise_offset, 0)
+
+
+def require_plan(config: DistillConfig) -> None:
+    """The same for `launch.plan`, which needs no teacher."""
+    require_settings(config)
+    finite_number("config", "plan.price", config.plan.price, 0)
+    if not config.teacher:
+        known_name("config", "generation", config.generation, GENERATIONS)
 
 
 def require_generation(config: DistillConfig, teacher: "Architectures") -> None:

@@ -1,0 +1,1 @@
+"""The programs' settings, as files of ml_collections."""
