@@ -62,7 +62,7 @@ def settings(micro_teacher: Path, photographs: Path) -> DistillConfig:
         ({"loss": LossWeights(feature_source="attn")}, ("loss.feature_source", "'attn'")),
         ({"loss": LossWeights(feature_scales=("mid_block=2",))}, ("'mid_block'",)),
         ({"validation": ValidationConfig(images=-1)}, ("validation.images is -1",)),
-        ({"validation": ValidationConfig(split="test")}, ("validation.split", "'test'", "image folder")),
+        ({"validation": ValidationConfig(split="test")}, ("validation.split", "'test'", "no splits")),
         ({"validation": ValidationConfig(split="train")}, ("validation.split", "'train'")),
         ({"sheets": SampleGridConfig(prompts=(1, 2))}, ("sheets.prompts", "(1, 2)")),
         ({"resolution": 13, "sheets": SampleGridConfig(steps=0)}, ("resolution: 13",)),

@@ -187,12 +187,6 @@ def test_a_loss_that_is_not_finite_stops_the_run(micro_teacher: Path, photograph
     assert not (tmp_path / "run" / "model").exists()
 
 
-def test_an_unreadable_image_is_named(micro_teacher: Path, photographs: Path, tmp_path: Path) -> None:
-    data = shutil.copytree(photographs, tmp_path / "data")
-    (data / "coffee.png").write_bytes(b"not an image")
-    assert "coffee.png" in fail("train", micro_run(micro_teacher, data, tmp_path / "run", steps=6))
-
-
 @pytest.mark.parametrize(
     ("arguments", "facts"),
     [
