@@ -88,7 +88,7 @@ def test_image_bombs_are_refused_before_they_are_decoded(tmp_path: Path) -> None
 def test_what_has_more_than_one_picture_or_runs_is_no_image(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (8, 8), (shade, 0, 0)) for shade in (0, 200)]
     frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
-    with pytest.raises(InputError, match=r"moving\.gif.*2 pictures"):
+    with pytest.raises(InputError, match=r"moving\.gif.*several pictures"):
         example_of(tmp_path / "moving.gif").image()
     whole = (tmp_path / "moving.gif").read_bytes()
     (tmp_path / "moving.gif").write_bytes(whole[: whole.rindex(b",") + 1])
