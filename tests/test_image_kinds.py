@@ -246,6 +246,20 @@ def test_no_warning_of_pillow_reaches_the_user(tmp_path: Path) -> None:
         assert "9500 x 9500" in done.stdout
 
 
+@pytest.mark.parametrize("kind", ["JPEG RGB", "text"])
+def test_errors_show_no_addresses_of_memory(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(file: io.BytesIO, formats: tuple[str, ...]) -> None:
+        raise OSError(f"can't read {file!r} as {formats[0]}, {'of many words ' * 9} {object()!r}")
+
+    monkeypatch.setattr(Image, "open", fails)
+    data = READ[kind]() if kind in READ else REFUSED[kind][0]()
+    with pytest.raises(
+        ValueError, match="damaged JPEG file: can't read as JPEG" if kind in READ else "unknown"
+    ) as error:
+        open_image(data)
+    assert "0x" not in str(error.value)
+
+
 def test_names_of_files() -> None:
     assert {".jfif", ".avif", ".jpg", ".png"} < set(ENDINGS)
     assert {".heic", ".heif", ".jp2", ".j2k", ".jpx", ".svg", ".jxl", ".psd", ".eps"} == set(FOREIGN_ENDINGS)
