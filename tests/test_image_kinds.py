@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageColor, ImageOps, TiffImagePlugin
+from PIL import Image, ImageColor, ImageOps, PngImagePlugin, TiffImagePlugin
 
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.data.decode import ENDINGS, FOREIGN_ENDINGS, background_colour, fit_square, open_image, to_rgb
@@ -180,6 +180,13 @@ def test_broken_exif_turns_nothing(exif: bytes) -> None:
     data = saved(picture(), "JPEG", exif=exif)
     np.testing.assert_array_equal(np.asarray(to_rgb(open_image(data))), np.asarray(Image.open(io.BytesIO(data))))
     assert storable(data, ShardOptions()) == (data, (WIDE, HIGH))
+
+
+def test_exif_that_is_no_hexadecimal_text_turns_nothing() -> None:
+    text = PngImagePlugin.PngInfo()
+    text.add_text("Raw profile type exif", "\nexif\n  4\nno hex\n")
+    data = saved(picture(), "PNG", pnginfo=text)
+    np.testing.assert_array_equal(np.asarray(to_rgb(open_image(data))), np.asarray(picture()))
 
 
 def test_small_and_narrow_images_are_rejected_with_numbers() -> None:
