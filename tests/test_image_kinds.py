@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageColor, ImageOps, TiffImagePlugin
+from PIL import Image, ImageColor, ImageOps, PngImagePlugin, TiffImagePlugin
 
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.data.decode import ENDINGS, FOREIGN_ENDINGS, background_colour, fit_square, open_image, to_rgb
@@ -182,6 +182,13 @@ def test_broken_exif_turns_nothing(exif: bytes) -> None:
     assert storable(data, ShardOptions()) == (data, (WIDE, HIGH))
 
 
+def test_exif_that_is_no_hexadecimal_text_turns_nothing() -> None:
+    text = PngImagePlugin.PngInfo()
+    text.add_text("Raw profile type exif", "\nexif\n  4\nno hex\n")
+    data = saved(picture(), "PNG", pnginfo=text)
+    np.testing.assert_array_equal(np.asarray(to_rgb(open_image(data))), np.asarray(picture()))
+
+
 def test_small_and_narrow_images_are_rejected_with_numbers() -> None:
     data = of_size(40, 30)
     assert storable(data, ShardOptions(least_side=30))[0] == data
@@ -202,7 +209,7 @@ def test_pages_of_a_tiff_are_not_walked(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(TiffImagePlugin.ImageFileDirectory_v2, "load", counted)
     with pytest.raises(ValueError, match="several pictures"):
-        open_image(pages_of_tiff(1000))
+        open_image(pages_of_tiff(100_000))
     reads.clear()
     assert to_rgb(open_image(pages_of_tiff(1))).getpixel((0, 0)) == (128, 128, 128)
 
@@ -244,6 +251,20 @@ def test_no_warning_of_pillow_reaches_the_user(tmp_path: Path) -> None:
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout.splitlines().count("(8, 8, 3)") == len(NOISY) - 1
         assert "9500 x 9500" in done.stdout
+
+
+@pytest.mark.parametrize("kind", ["JPEG RGB", "text"])
+def test_errors_show_no_addresses_of_memory(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(file: io.BytesIO, formats: tuple[str, ...]) -> None:
+        raise OSError(f"can't read {file!r} as {formats[0]}, {'of many words ' * 9} {object()!r}")
+
+    monkeypatch.setattr(Image, "open", fails)
+    data = READ[kind]() if kind in READ else REFUSED[kind][0]()
+    with pytest.raises(
+        ValueError, match="damaged JPEG file: can't read as JPEG" if kind in READ else "unknown"
+    ) as error:
+        open_image(data)
+    assert "0x" not in str(error.value)
 
 
 def test_names_of_files() -> None:

@@ -101,9 +101,9 @@ BAD = {
     "bomb.png": (encoded(Image.new("1", (12_000, 12_000))), "a decompression bomb?"),
     "moving.gif": (
         encoded(picture(1), "GIF", save_all=True, append_images=[picture(2)]),
-        "several pictures",
+        "several pictures in one file",
     ),
-    "program.eps": (encoded(picture(), "EPS"), "format"),
+    "program.eps": (encoded(picture(), "EPS"), "EPS"),
     "narrow.png": (encoded(picture(size=(900, 10))), "too narrow"),
     "float.tiff": (encoded(Image.new("F", (9, 9)), "TIFF"), "32-bit pixels"),
 }

@@ -70,7 +70,8 @@ def open_image(data: bytes | BinaryIO, most_pixels: int = MOST_PIXELS) -> ImageF
         raise ValueError(f"damaged: more than {_MOST_EXIF} segments of EXIF data")
     try:
         image = Image.open(file, formats=FORMATS)
-        several = image.format != "MPO" and _has_second(image)
+        # `n_frames` would read the whole file, in quadratic time for a TIFF
+        several = image.format != "MPO" and getattr(image, "is_animated", False)
     except Image.DecompressionBombError as error:
         count = re.search(r"\d+", str(error))
         raise ValueError(_bomb(f"{count[0] if count else 'too many'} pixels", most_pixels)) from error
@@ -204,13 +205,6 @@ def _laid_on(background: tuple[int, int, int], image: Image.Image) -> Image.Imag
     return below
 
 
-def _has_second(image: ImageFile.ImageFile) -> bool:
-    """Whether another picture follows; `n_frames` would read the whole file, in quadratic time for a TIFF."""
-    if image.format == "TIFF":
-        return bool(image.is_animated and image.tag_v2.next)  # None where the file ends before the pointer
-    return getattr(image, "is_animated", False)
-
-
 def _foreign(head: bytes) -> str:
     """The name of a known format that isn't read; empty: none is recognised."""
     if head[4:8] == b"ftyp":
@@ -258,4 +252,4 @@ def _bomb(found: str, most_pixels: int) -> str:
 
 def _short(error: Exception) -> str:
     """Without addresses of memory."""
-    return re.sub(r"(<[\w. ]+)? at 0x[0-9a-f]+>?", "", in_short(error))
+    return re.sub(r"( <[\w. ]+)? at 0x[0-9a-f]*>?", "", in_short(error))
