@@ -2,18 +2,23 @@
 
 import gc
 import itertools
+import re
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import grain
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
+from bksdm_jax.base.errors import InputError
 from bksdm_jax.perf.compiled_step import planned_step
 from bksdm_jax.tasks.distill import task as distill_task
-from bksdm_jax.tasks.distill.config import DistillConfig, LossWeights
-from bksdm_jax.tasks.distill.inputs import open_inputs
+from bksdm_jax.tasks.distill.config import DistillConfig, LossWeights, ValidationConfig
+from bksdm_jax.tasks.distill.inputs import oddities, open_inputs
 from bksdm_jax.tasks.distill.objective import make_objective
 from bksdm_jax.tasks.distill.task import DistillTask
 from bksdm_jax.training.config import OptimizerConfig, SampleGridConfig
@@ -75,6 +80,76 @@ def test_validation_has_the_plain_loss(micro_teacher: Path, photographs: Path, m
     (problem,) = problems
     assert problem == problem.plain()
     assert problem.weights == LossWeights(feature=0.5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "held_out", "said"),
+    [
+        ({}, 2, []),
+        ({"batch_size": 16}, 2, ["batch_size: 16, .* 10 "]),
+        ({"validation": ValidationConfig(images=3)}, 2, [r"validation\.images: 3, .* 2 "]),
+        ({}, 0, ["validation: none, .*pictures"]),
+        ({"validation": ValidationConfig(images=0)}, 0, []),
+        ({"steps": 5, "optimizer": OptimizerConfig(warmup_steps=5)}, 2, [r"optimizer\.warmup_steps: 5, .*steps is 5"]),
+    ],
+)
+def test_what_is_hardly_meant_is_told(settings: dict[str, Any], held_out: int, said: list[str]) -> None:
+    fixed = {"batch_size": 10, "validation": ValidationConfig(images=2)} | settings
+    config = DistillConfig("teacher", "bk_base", "pictures", **fixed)
+    inputs = SimpleNamespace(examples=range(10), held_out=range(held_out), data="pictures")
+    found = list(oddities(config, inputs))
+    assert len(found) == len(said)
+    assert all(re.match(pattern, line) for pattern, line in zip(said, found, strict=True))
+
+
+def test_the_start_tells_what_is_not_the_default(
+    micro_teacher: Path, photographs: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "absl")
+    changes = {"resolution": 16, "batch_size": 8, "accumulation": 1, "optimizer": OptimizerConfig(learning_rate=1e-4)}
+    config = DistillConfig(str(micro_teacher), tiny.MICRO_STUDENT, str(photographs), loss=NO_KD, **changes)
+    distill_task._log_start(config, open_inputs(config))
+    assert {line for line in caplog.messages if line.startswith("config.")} == {
+        f"config.teacher = {str(micro_teacher)!r}",
+        f"config.student = {tiny.MICRO_STUDENT!r}",
+        f"config.data = {str(photographs)!r}",
+        "config.batch_size = 8",
+        "config.accumulation = 1",
+        "config.optimizer.learning_rate = 1e-4",
+        "config.loss.output = 0.0",
+        "config.loss.feature = 0.0",
+        "config.resolution = 16",
+    }
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        "batch_size: 8, but there are 6 examples: an update has some of them twice",
+        f"validation: none, since {photographs} has no split validation or heldout",
+    ]
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_once_a_damaged_image_is_mended(micro_teacher: Path, tmp_path: Path) -> None:
+    data, count = tmp_path / "data", 40
+    data.mkdir()
+    generator = np.random.default_rng(0)
+    for index in range(count):
+        Image.fromarray(generator.integers(0, 256, (16, 16, 3), np.uint8)).save(data / f"{index}.png")
+    (data / "metadata.csv").write_text("file_name,text\n" + "".join(f"{i}.png,picture {i}\n" for i in range(count)))
+    fixed = {"resolution": 16, "batch_size": 8, "accumulation": 1, "dtype": "float32", "steps": 4, "log_every": 1}
+    config = DistillConfig(str(micro_teacher), tiny.MICRO_STUDENT, str(data), sheets=SampleGridConfig(steps=0), **fixed)
+    model = distill(config, tmp_path / "whole")
+    third = grain.MapDataset.source(range(count)).seed(config.seed).shuffle()[2 * 8 + 3]  # of the third batch
+    damaged = data / f"{third}.png"
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[:100])
+    run = tmp_path / "run"
+    with pytest.raises(InputError, match=rf"{damaged}.* step 2 "):
+        distill(config, run)
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["2"]
+    damaged.write_bytes(whole)
+    again = distill(config, run)
+    files = [path.relative_to(model) for path in model.rglob("*.safetensors")]
+    assert files
+    assert all((again / path).read_bytes() == (model / path).read_bytes() for path in files)
 
 
 def test_batches_are_those_of_the_step(micro_teacher: Path, photographs: Path) -> None:

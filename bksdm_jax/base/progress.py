@@ -89,7 +89,7 @@ class Progress:
         if self._done > self._first and seconds > 0:
             rate = (self._done - self._first) / seconds
             text += f", {rate:.2f}/s, {(self._total - self._done) / rate:.0f} s left"
-        logging.info("%s %s", text, self._note)
+        logging.info("%s", f"{text} {self._note}".rstrip())
 
     def _leave_out(self, seconds: float) -> None:
         self._start += seconds

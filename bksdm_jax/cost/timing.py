@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from bksdm_jax.base.progress import Progress, waiting
+from bksdm_jax.base.progress import QUIET, Progress, waiting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,8 @@ def time_calls(what: str, build: Callable[[], Callable[[], Any]], repeats: int) 
     with waiting(f"compiling {what}"):
         call = build()
     compiling = time.perf_counter() - start
-    jax.block_until_ready(call())
+    with waiting(f"the first of the {what}", QUIET):
+        jax.block_until_ready(call())
     seconds = []
     with Progress(what, repeats) as progress:
         for _ in range(repeats):
@@ -50,6 +51,7 @@ def time_calls(what: str, build: Callable[[], Callable[[], Any]], repeats: int) 
     return Timing(compiling, statistics.median(seconds))
 
 
+@waiting("making weights", QUIET)
 def arbitrary_weights(shapes: Any, dtype: np.dtype) -> Any:
     """Quickly generated weights for a tree of shapes: normal, scaled so that activations stay in range.
 

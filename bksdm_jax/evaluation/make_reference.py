@@ -10,6 +10,7 @@ from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.files import file_sha256, write_json
 from bksdm_jax.base.locks import locked
 from bksdm_jax.base.paths import local_path
+from bksdm_jax.base.progress import QUIET, waiting
 from bksdm_jax.base.workdir import claim, require_same
 from bksdm_jax.data.coco import RULE, Coco, choose_prompts, read_coco, read_prompt_list
 from bksdm_jax.data.tables import Prompt, texts_sha256, write_table
@@ -52,8 +53,9 @@ def make_reference(config: ReferenceConfig, workdir: Path) -> dict[str, Any]:
         InputError: a setting, file, image or list can't be used, or images of the prompts are missing.
     """
     scored = reference_metrics(config)
-    coco = read_coco(local_path("captions", config.captions)) if config.captions else None
-    prompts, told = _prompts(config, coco)
+    with waiting("reading the captions", QUIET):
+        coco = read_coco(local_path("captions", config.captions)) if config.captions else None
+        prompts, told = _prompts(config, coco)
     source = open_images(local_path(IMAGES, config.images), IMAGES, one_size=False)
     names = squashed_names(source.paths)
     if config.of_prompts:
@@ -66,7 +68,8 @@ def make_reference(config: ReferenceConfig, workdir: Path) -> dict[str, Any]:
     require_same(workdir, record, MAY_CHANGE)
     load = {name: functools.cache(functools.partial(build, config)) for name, build in EXTRACTORS.items()}
     for name in sorted({need.extractor for need in reference_needs(scored)}):
-        load[name]()  # wrong weights are refused before anything slow
+        with waiting(f"reading the network {name}", QUIET):
+            load[name]()  # wrong weights are refused before anything slow
     claim(workdir, record)
     with locked(workdir):
         write_table(workdir / PROMPTS, ("file_name", "text"), [(prompt.source, prompt.text) for prompt in prompts])
@@ -92,7 +95,8 @@ def make_reference(config: ReferenceConfig, workdir: Path) -> dict[str, Any]:
             "versions": versions(),
         }
         if FID in scored:
-            _write_statistics(workdir / STATISTICS, features, found)
+            with waiting("writing the statistics", QUIET):
+                _write_statistics(workdir / STATISTICS, features, found)
         write_json(workdir / FACTS, found)
         return found
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from bksdm_jax.base.errors import InputError
+from bksdm_jax.base.progress import QUIET, waiting
 from bksdm_jax.evaluation.reference import gather_reference
 from bksdm_jax.metrics.config import FEWEST, MetricsConfig, require_metrics
 from bksdm_jax.metrics.extractors import EXTRACTORS
@@ -38,7 +39,8 @@ class Scorer:
         needs = image_needs(config.metrics, config.intervals)
         theirs = reference_needs(config.metrics)
         for name in sorted({need.extractor for need in (*needs, *theirs)}):
-            load[name]()  # wrong weights are refused before anything slow
+            with waiting(f"reading the network {name}", QUIET):
+                load[name]()  # wrong weights are refused before anything slow
         self._reference = gather_reference(config, theirs, load)
         images = self._reference and self._reference.facts["images"]
         if images is not None:
@@ -94,7 +96,8 @@ class Scorer:
         )
         found: dict[str, dict[str, Any]] = {}
         for name in self._config.metrics:
-            scores = METRICS[name].scores(evidence)
+            with waiting(f"computing {name}", QUIET):
+                scores = METRICS[name].scores(evidence)
             found |= {key: dataclasses.asdict(score) for key, score in scores.items()}
         return found
 

@@ -12,6 +12,7 @@ from absl import logging
 from bksdm_jax.base import trees
 from bksdm_jax.base.errors import known_name, whole_number
 from bksdm_jax.base.files import read_json, require_space, write_json
+from bksdm_jax.base.progress import QUIET, waiting
 from bksdm_jax.base.workdir import claim, require_same
 from bksdm_jax.cost.counts import unet_cost
 from bksdm_jax.data.sources import open_examples
@@ -92,7 +93,8 @@ def compare_students(config: ComparisonConfig, experiment: Experiment, workdir: 
     require_space(workdir, _space(student, rows, workdir))
     claim(workdir, record)
     logging.info("== the shapes world")
-    data = build(workdir / "data", config.dataset)
+    with waiting("rendering", QUIET):
+        data = build(workdir / "data", config.dataset)
     prompts = workdir / "prompts.csv"
     examples = open_examples(data, "heldout")
     write_table(prompts, ("file_name", "text"), [(f"heldout/{i}", examples[i].texts[0]) for i in range(config.images)])

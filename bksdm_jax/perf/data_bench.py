@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from bksdm_jax.base.errors import whole_number
+from bksdm_jax.base.progress import waiting
 from bksdm_jax.data.decode import fit_square, open_image, to_rgb
 from bksdm_jax.data.forms.pairs import Pair, StoredFile
 from bksdm_jax.data.latents import latent_features
@@ -50,8 +51,13 @@ def bench_data(resolution: int, repeats: int) -> str:
     whole_number("config", "repeats", repeats)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        lines = [*_decoding(folder / "images", resolution, repeats), *_latents(folder / "latents", resolution, repeats)]
-        return "\n".join([*lines, *_memory(folder)])
+        with waiting("decoding images"):
+            lines = [*_decoding(folder / "images", resolution, repeats)]
+        with waiting("reading latents"):
+            lines += _latents(folder / "latents", resolution, repeats)
+        with waiting("preparing images"):
+            lines += _memory(folder)
+        return "\n".join(lines)
 
 
 def _decoding(folder: Path, resolution: int, repeats: int) -> Iterator[str]:

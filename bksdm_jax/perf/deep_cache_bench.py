@@ -7,6 +7,7 @@ import numpy as np
 
 from bksdm_jax.base.errors import whole_number
 from bksdm_jax.base.precision import compute_dtype
+from bksdm_jax.base.progress import Progress
 from bksdm_jax.models.unet_table import cuts
 from bksdm_jax.perf.config import BenchConfig
 from bksdm_jax.pipelines.load import load_pipeline
@@ -52,7 +53,10 @@ def bench_deep_cache(config: BenchConfig) -> str:
     batch = Batch(tuple(range(count)), _PROMPTS * jax.local_device_count())
     for interval in _INTERVALS:
         engine = Engine(pipeline, dataclasses.replace(sampler, deep_cache=interval), config.dtype, len(_PROMPTS))
-        images = [made.images for made in engine.make([batch] * (1 + config.repeats))][-1].astype(int)
+        with Progress(f"batches, full calls 1 in {interval or 1}", 1 + config.repeats) as progress:
+            for made in engine.make([batch] * (1 + config.repeats)):
+                images = made.images.astype(int)
+                progress.advance()
         seconds = float(np.median(engine.seconds)) / count
         if exact is None:
             exact, slowest = images, seconds

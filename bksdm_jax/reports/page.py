@@ -8,6 +8,7 @@ from typing import Any
 import jinja2
 
 from bksdm_jax.base.files import atomic_file, read_json
+from bksdm_jax.base.progress import QUIET, waiting
 from bksdm_jax.reports.figures import Curve, line_plot, read_metrics
 
 COLUMNS = 8
@@ -17,6 +18,7 @@ GROUPS = ("all", "shape", "colour", "size", "place", "background", "count", "one
 """Groups of facts, in the table's order."""
 
 
+@waiting("writing the report", QUIET)
 def write_page(workdir: Path) -> Path:
     """Writes `report.html` from `report.json` and the files below `samples/` and `models/`, and returns its path."""
     report = read_json(workdir / "report.json")

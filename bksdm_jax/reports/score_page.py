@@ -12,6 +12,7 @@ import jinja2
 from bksdm_jax.base.errors import InputError, finite_number, shown, whole_number
 from bksdm_jax.base.files import atomic_file
 from bksdm_jax.base.paths import local_path
+from bksdm_jax.base.progress import QUIET, waiting
 from bksdm_jax.base.workdir import claim, require_same
 from bksdm_jax.reports import published as paper
 from bksdm_jax.reports import score_tables as tables
@@ -118,6 +119,7 @@ def setting_points(models: Mapping[str, Scored], over: str) -> list[Point]:
     return points
 
 
+@waiting("writing the report", QUIET)
 def _write(models: Mapping[str, Scored], workdir: Path, images: int, published: bool, points: Sequence[Point]) -> Path:
     rows = paper.published_rows() if published else []
     metrics = tables.metrics_of(models, published)

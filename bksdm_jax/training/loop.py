@@ -159,11 +159,12 @@ def _saved(
 
     `last` are step and metrics of the last update; None: there was none.
     """
-    if last is None or jax.process_count() > 1:
-        return InputError(str(error))
-    _finite_values(*last)
-    checkpoints.save(state)
-    return InputError(f"{error}; the state of step {last[0]} was saved, and the same command continues from there")
+    if jax.process_count() == 1 and last is not None:
+        _finite_values(*last)
+        checkpoints.save(state)
+        return InputError(f"{error}; the state of step {last[0]} was saved, and the same command continues from there")
+    saved = checkpoints.latest()
+    return InputError(f"{error}; the same command continues from step {saved}" if saved else str(error))
 
 
 def _due(step: int, period: int, steps: int) -> bool:
