@@ -55,7 +55,7 @@ def settings(cls: type, config: Mapping[str, Any], prefix: str = "") -> Iterator
     fields = [field for field in dataclasses.fields(cls) if not dataclasses.is_dataclass(types[field.name])]
     for field in sorted(fields, key=lambda field: field.default is not dataclasses.MISSING):
         value = config.get(field.name, field.default)
-        needed = field.default is dataclasses.MISSING and value in ("", ())
+        needed = field.default is dataclasses.MISSING and value in ("", (), dataclasses.MISSING)
         yield f"{prefix}{field.name}", "" if needed else typed(value), manual[field.name]
     for field in dataclasses.fields(cls):
         if field not in fields:
