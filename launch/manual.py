@@ -47,20 +47,25 @@ def _entries(docstring: str) -> Iterator[tuple[str, str]]:
 
 
 def settings(cls: type, config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str, str]]:
-    """Key, default and explanation of each setting, those that must be given first and groups last.
+    """Key, default and explanation of each setting: those that must be given first, then its own, inherited, groups.
 
     Before a group comes its name with a dot.
     """
     types, manual = typing.get_type_hints(cls), explanations(cls)
     fields = [field for field in dataclasses.fields(cls) if not dataclasses.is_dataclass(types[field.name])]
-    for field in sorted(fields, key=lambda field: field.default is not dataclasses.MISSING):
+    for field in sorted(fields, key=lambda field: (field.default is not dataclasses.MISSING, _depth(cls, field.name))):
         value = config.get(field.name, field.default)
-        needed = field.default is dataclasses.MISSING and value in ("", ())
+        needed = field.default is dataclasses.MISSING and value in ("", (), dataclasses.MISSING)
         yield f"{prefix}{field.name}", "" if needed else typed(value), manual[field.name]
     for field in dataclasses.fields(cls):
         if field not in fields:
             yield f"{prefix}{field.name}.", "", _summary(types[field.name])
             yield from settings(types[field.name], config.get(field.name, {}), f"{prefix}{field.name}.")
+
+
+def _depth(cls: type, name: str) -> int:
+    """How far up its bases a class has a field from."""
+    return next(depth for depth, base in enumerate(cls.__mro__) if name in vars(base).get("__annotations__", {}))
 
 
 def _summary(cls: type) -> str:
@@ -96,11 +101,11 @@ def help_text(
     section = re.search(r"^Variants.*?(?=\n\n|\Z)", inspect.cleandoc(variants), re.MULTILINE | re.DOTALL)
     if section:
         lines += [*_paragraph(section[0]), ""]
-    lines += [*textwrap.wrap(f"Settings, --config.KEY=VALUE, with the values of {source}:", _WIDTH)]
+    lines += [*_wrap(f"Settings, --config.KEY=VALUE, with the values of {source}:")]
     shared = ""
     for key, value, text in settings(cls, config):
         if key.endswith("."):
-            lines += ["", *textwrap.wrap(f"  {key[:-1]}: {text}", _WIDTH, subsequent_indent="  ")]
+            lines += ["", *_wrap(f"  {key[:-1]}: {text}", later="  ")]
         else:
             lines += _row(f"{key}={value}" if value else f"{key}=... (required)", "" if text == shared else text)
         shared = text
@@ -110,10 +115,15 @@ def help_text(
     return "\n".join(line.rstrip() for line in lines)
 
 
+def _wrap(text: str, width: int = _WIDTH, later: str = "") -> list[str]:
+    """The text in lines, which are broken at spaces only."""
+    return textwrap.wrap(text, width, subsequent_indent=later, break_on_hyphens=False)
+
+
 def _row(head: str, text: str) -> list[str]:
     """A name, and its explanation to the right of it or below."""
-    lines = textwrap.wrap(text, _WIDTH - _INDENT) or [""]
-    heads = textwrap.wrap(head, _WIDTH - 2, break_on_hyphens=False)
+    lines = _wrap(text, _WIDTH - _INDENT) or [""]
+    heads = _wrap(head, _WIDTH - 2)
     if len(head) < _INDENT - 2:
         return [f"  {head:{_INDENT - 2}}{lines[0]}", *(" " * _INDENT + line for line in lines[1:])]
     return [*(f"  {line}" for line in heads), *(" " * _INDENT + line for line in lines if line)]
@@ -123,7 +133,7 @@ def _paragraph(text: str) -> list[str]:
     """Running text is filled anew; commands are broken before flags, and lists between words."""
     lines = text.splitlines()
     if not any(line.startswith(" ") for line in lines):
-        return textwrap.wrap(text, _WIDTH)
+        return _wrap(text)
     return [part for line in _joined(lines) for part in _fitting(line)]
 
 
@@ -147,8 +157,8 @@ def _fitting(line: str) -> list[str]:
     if "python -m launch." not in line:
         gap = re.match(r"\s*\S.*?\s{2,}", line)
         later = " " * len(gap[0]) if gap else indent
-        return textwrap.wrap(line, _WIDTH, subsequent_indent=later)
-    parts, made = re.split(r" (?=--)", line.strip()), [indent]
+        return _wrap(line, later=later)
+    parts, made = re.split(r"\s+(?=--)", line.strip()), [indent]
     for part in parts:
         if len(made[-1]) + len(part) > _WIDTH - 3:
             made.append(f"{indent}    ")

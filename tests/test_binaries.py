@@ -191,8 +191,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(micro_teacher: Path, photograph
     ("arguments", "facts"),
     [
         (["--config=configs/distill.py:v1,bk_smal"], ("bk_smal", "'bk_small'")),
-        (["--config=configs/distill.py", "--config.loss.outptu=2"], ("outptu", "'output'")),
-        (["--config=configs/distil.py"], ("configs/distil.py",)),
+        (["--config=configs/distill.py", "--config.loss.outptu=2"], ("outptu", "--config.loss.output")),
+        (["--config=configs/distil.py"], ("configs/distil.py", "configs/distill.py")),
         (["--config=configs/distill.py", "--config.steps=many"], ("--config.steps=many",)),
         (["--config=configs/distill.py", "--stepz=2"], ("--stepz",)),
         (["--config=configs/distill.py", "extra"], ("'extra'",)),

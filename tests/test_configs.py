@@ -114,15 +114,15 @@ def test_runs_are_what_they_are_called() -> None:
     [
         ("v1,batch_64,batch_128", (), ("batch_64", "batch_128")),
         ("v1,lr_1e-6", (), ("lr_1e-6", "'lr_1e-5'")),
-        ("v1", ("stepz=3",), ("settings", "stepz=3", "'steps'")),
-        ("v1", ("steps=many",), ("steps=many", "int")),
-        ("v1", ("loss.tusk=1",), ("loss.tusk=1", "'task'")),
+        ("v1", ("stepz=3",), ("settings", "stepz=3", "config.steps")),
+        ("v1", ("steps=many",), ("steps=many", "whole number")),
+        ("v1", ("loss.tusk=1",), ("loss.tusk=1", "loss.task")),
         ("v1", ("loss.task.x=1",), ("loss.task.x=1",)),
         ("v1", ("loss=1",), ("loss=1",)),
-        ("v1", ("flip=perhaps",), ("flip=perhaps", "boolean")),
+        ("v1", ("flip=perhaps",), ("flip=perhaps", "yes, no")),
         ("v1", ("steps",), ("'steps'", "KEY=VALUE")),
         ("v1", ("=3",), ("'=3'", "KEY=VALUE")),
-        ("v1", ("sheets.prompts=a b",), ("sheets.prompts=a b", "tuple")),
+        ("v1", ("sheets.prompts=a b",), ("sheets.prompts=a b", "list")),
         ("v1", ("teacher=",), ("v1", "teacher=DIR")),
     ],
 )
@@ -206,7 +206,8 @@ def test_every_setting_is_explained(cls: type) -> None:
 
 
 @pytest.mark.parametrize(
-    ("variants", "named"), [("shapes,rates,batches", "rates, batches"), ("v1,v2,rates", "v1, v2"), ("v3,rates", "'v3'")]
+    ("variants", "named"),
+    [("shapes,rates,batches", "batches and rates"), ("v1,v2,rates", "v1 and v2"), ("v3,rates", "'v3'")],
 )
 def test_no_such_sweep(variants: str, named: str) -> None:
     with pytest.raises(ValueError, match=named):

@@ -1,7 +1,6 @@
 """Each binary starts, explains itself, and does its work on networks that are as small as can be."""
 
 import json
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,18 +12,7 @@ from bksdm_jax.experiments.sweep import read_sweep
 from bksdm_jax.reports.curves import read_points
 from bksdm_jax.shapes.world import example
 from tests import tiny
-from tests.binaries import VERBS, fail, metrics, micro_run, settings, start, succeed
-
-
-def test_help_is_the_manual() -> None:
-    def manual(verb: str) -> str:
-        output, errors = (process := start(verb, ["--help"])).communicate(timeout=300)
-        assert process.returncode == 1, errors  # absl's status of --help
-        return output
-
-    with ThreadPoolExecutor(2) as two:
-        for verb, text in zip(VERBS, two.map(manual, VERBS), strict=True):
-            assert f"python -m launch.{verb} --config=configs/" in text, verb
+from tests.binaries import fail, metrics, micro_run, settings, succeed
 
 
 def test_prune_prints_the_plan_and_the_cost(micro_teacher: Path, tmp_path: Path) -> None:

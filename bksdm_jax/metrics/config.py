@@ -14,9 +14,9 @@ class ScoringNetworks:
     Attributes:
         inception: the file `pt_inception-2015-12-05-6726825d.pth` that pytorch-fid downloads, or its safetensors twin.
         clip: for `clip_score`, `clip_i` and `clip_t`: folder, file or hub id of a CLIP; the default is the paper's.
-        clip_336: for `cmmd`, which is defined with OpenAI's ViT-L/14 for 336 pixels.
-        dino: for `dino`.
-        dinov2: for `fd_dinov2` and other metrics on DINOv2's features.
+        clip_336: the CLIP for `cmmd`, which is defined with OpenAI's ViT-L/14 for 336 pixels.
+        dino: the ViT for `dino`: folder or hub id.
+        dinov2: the ViT for `fd_dinov2` and other metrics on DINOv2's features.
         scoring_dtype: of these networks' computations, `float32` or `bfloat16`.
     """
 
@@ -37,7 +37,7 @@ class ScoringOptions(ScoringNetworks):
             file of statistics; `shapes`: rendered held-out pictures of the shapes world.
         reference_count: number of rendered pictures.
         kid_subset_size: images in each of KID's subsets.
-        intervals: False keeps sums instead of every image's features where that is enough, and gives no interval there.
+        intervals: false keeps sums instead of every image's features where that is enough, and gives no interval there.
         scoring_batch_size: images per call of a scoring network, and device.
         cache: folder for what is computed of reference images; empty: `~/.cache/bksdm_jax`.
     """

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from bksdm_jax.base.errors import InputError, shown
+from bksdm_jax.base.errors import InputError, listed, shown
 from bksdm_jax.metrics.bootstrap import Score, bootstrap_mean
 
 _ROWS = 1024  # features converted to float64 at a time
@@ -39,9 +39,8 @@ def subject_score(
     missing = [name for name in names if name not in set(reference_subjects)]
     if missing:
         others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise InputError(
-            f"subject {shown(missing[0])}{others}: no real images; known: {', '.join(sorted(set(reference_subjects)))}"
-        )
+        known = listed(sorted(set(reference_subjects)), missing[0])
+        raise InputError(f"subject {shown(missing[0])}{others}: no real images; known: {known}")
     # The mean cosine with some features is the product with the mean of their directions.
     means = {name: _mean_direction(reference, np.flatnonzero(np.asarray(reference_subjects) == name)) for name in names}
     cosines = np.empty(len(features))

@@ -72,6 +72,17 @@ class UNetConfig:
             stages["mid_block"] = self.mid
         return stages | {f"up_blocks.{i}": stage for i, stage in enumerate(self.up)}
 
+    def in_words(self) -> dict[str, str]:
+        """Stage, or name of another property -> what it is, for errors."""
+        found = {
+            name: f"{stage.width} channels, {stage.heads} heads, blocks {' '.join(stage.pairs)}"
+            + (", resampler" if stage.resampler else "")
+            for name, stage in self.stages().items()
+        }
+        others = {key: value for key, value in vars(self).items() if key not in ("down", "mid", "up", "added")}
+        added = f"{self.added.width} channels" if self.added else "none"
+        return found | {"added embedding": added} | {key: str(value) for key, value in others.items()}
+
     @property
     def downscale(self) -> int:
         """Height and width of the input over those of the smallest feature map."""

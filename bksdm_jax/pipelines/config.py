@@ -18,10 +18,12 @@ class PartsConfig:
     """What replaces parts of a pipeline, as settings of a command.
 
     Attributes:
-        vae: an autoencoder, as `load_autoencoder` takes it; its own scaling factor counts. Empty: the pipeline's.
+        vae: an autoencoder or TAESD: its folder or a pipeline's, a hub id, or a single file; its own scaling factor
+            counts. Empty: the pipeline's.
         clip_skip: layers at the end of the text encoder that are left out, before its final norm, as Diffusers counts
             them: 1 is what WebUIs call 2. As there, and unlike Diffusers, it applies to negative prompts too.
-        embeddings: files of textual inversion, each `FILE` or `TOKEN=FILE`, as `find_embedding` takes them.
+        embeddings: files of textual inversion, each `FILE` or `TOKEN=FILE`; without `TOKEN` it is the one in the file,
+            or the file's name.
     """
 
     vae: str = ""

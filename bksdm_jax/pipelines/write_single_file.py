@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from bksdm_jax.formats.markers import markers
 from bksdm_jax.formats.original_names import CLIP, OPEN_CLIP_LAYER, original_name, text_name, unet_modules, vae_modules
 from bksdm_jax.formats.weights import torch_tensors, write_tensors
 from bksdm_jax.models.unet import parameter_shapes
+from bksdm_jax.models.unet_table import UNetConfig
 from bksdm_jax.models.vae import vae_parameter_shapes
 from bksdm_jax.pipelines.pipeline import Architectures, Network, Pipeline
 
@@ -54,11 +56,11 @@ def require_single_file(networks: Architectures, spaced: bool) -> None:
     except InputError as error:
         raise _inexpressible("pipeline", str(error)) from error
     for name, config in zip(("unet", "vae", "text_encoder"), found, strict=True):
-        ours = networks.configs[name]
+        ours, read = _in_words(networks.configs[name]), _in_words(config)
         differing = [
-            f"{key} is {getattr(ours, key)!r}, would be read as {getattr(config, key)!r}"
-            for key in vars(ours)
-            if key not in _NOT_COMPARED and getattr(ours, key) != getattr(config, key)
+            f"{key} is {ours.get(key, 'none')}, would be read as {read.get(key, 'none')}"
+            for key in ours | read
+            if key not in _NOT_COMPARED and ours.get(key) != read.get(key)
         ]
         if differing:
             raise _inexpressible(name, "; ".join(differing))
@@ -80,6 +82,15 @@ def original_shapes(networks: Architectures, spaced: bool) -> dict[str, tuple[in
 
 
 _NOT_COMPARED = ("sample_size", "upcast_attention")  # of the U-Net; markers say the first, SD 2.x has the second
+
+
+def _in_words(config: Any) -> dict[str, str]:
+    """What a network's config says, by name."""
+    return (
+        config.in_words()
+        if isinstance(config, UNetConfig)
+        else {key: str(value) for key, value in vars(config).items()}
+    )
 
 
 def _inexpressible(what: str, why: str) -> InputError:

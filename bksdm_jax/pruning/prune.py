@@ -102,12 +102,12 @@ def pruned(teacher: Pipeline, start: InitialWeights, seed: int) -> Pipeline:
 
 def _require_student(plan: RemovalPlan, name: str, found: UNetConfig) -> None:
     """Checks that a U-Net to start from matches the plan's student."""
-    for key in vars(plan.student):
-        ours, theirs = getattr(plan.student, key), getattr(found, key)
-        if key not in ("sample_size", "upcast_attention") and ours != theirs:
+    ours, theirs = plan.student.in_words(), found.in_words()
+    for key in ours | theirs:
+        own, other = ours.get(key, "none"), theirs.get(key, "none")
+        if key not in ("sample_size", "upcast_attention") and own != other:
             raise InputError(
-                f"student_init: the U-Net of {name} doesn't match the student: "
-                f"its {key} is {str(theirs)[:300]}, expected {str(ours)[:300]}"
+                f"student_init: the U-Net of {name} doesn't match the student: its {key}: {other}; expected {own}"
             )
 
 

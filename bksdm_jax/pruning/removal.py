@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from bksdm_jax.base.errors import InputError, nearest, shown
+from bksdm_jax.base.errors import InputError, listed, nearest, shown
 from bksdm_jax.models.unet_table import Block, Stage, UNetConfig, block_table
 from bksdm_jax.pruning.presets import PRESETS
 
@@ -138,7 +138,7 @@ def _require_known(teacher: UNetConfig, removed: tuple[str, ...]) -> None:
             hint = nearest(name[:_LONGEST_NAME], [*blocks, *PRESETS, *layers])
             raise InputError(
                 f"student: the teacher has no block {shown(name)}{hint}; presets: {', '.join(PRESETS)}; blocks: "
-                f"{', '.join(blocks)}; the layers of attentions.j are transformer_blocks.k"
+                f"{listed(blocks, name)}; the layers of attentions.j are transformer_blocks.k"
             )
 
 

@@ -107,13 +107,15 @@ class SampleConfig(SamplerConfig, ModelOptions, PartsConfig):
 
     Attributes:
         model: pipeline folder, single file, id on the hub, or `shapes_teacher`.
-        prompts, prompt: a `.txt` or `.csv` file of prompts, or a single prompt; give one of the two.
+        prompts: a `.txt` or `.csv` file of prompts; or give `prompt`.
+        prompt: a single prompt; or give `prompts`.
         images_per_prompt: image number i is of prompt i // images_per_prompt.
         init: an image, or a folder of images in the order of their names, to begin from; each is used with the one
             prompt, or with its own if there are as many prompts. An image keeps its size, rounded down to whole
             latents, unless `resolution`, `height` or `width` is given.
         strength: how much of the steps an image to begin from goes through, above 0 and up to 1.
-        latents: a `.npy` or `.safetensors` file of starting noise, see `read_latents`; empty: drawn from `seed`.
+        latents: a `.npy` or `.safetensors` file of starting noise, [N, h, w, C] or [N, C, h, w]; empty: drawn from
+            `seed`.
         teacher: the model whose denoiser makes the first `switch_at` steps.
         beside: more models, whose images of the same prompts and noise go to `beside_1/`, `beside_2/`, ...; the
             settings and parts apply to all models.
