@@ -20,7 +20,7 @@ from bksdm_jax.tasks.distill import task as distill_task
 from bksdm_jax.tasks.distill.config import DistillConfig, LossWeights, ValidationConfig
 from bksdm_jax.tasks.distill.inputs import oddities, open_inputs
 from bksdm_jax.tasks.distill.objective import make_objective
-from bksdm_jax.tasks.distill.task import DistillTask
+from bksdm_jax.tasks.distill.task import DistillTask, distill
 from bksdm_jax.training.config import OptimizerConfig, SampleGridConfig
 from bksdm_jax.training.sharding import batch_to_global, make_mesh
 from bksdm_jax.training.state import create_state, make_optimizer
