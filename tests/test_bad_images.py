@@ -2,6 +2,8 @@
 
 import csv
 import dataclasses
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +21,10 @@ from tests import tiny
 COUNT, STEP = 32, 3
 
 
-@pytest.fixture
-def config(micro_teacher: Path, tmp_path: Path) -> DistillConfig:
+@pytest.fixture(scope="module")
+def config(micro_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> DistillConfig:
     """A run of four updates on a folder with 32 images, each seen once."""
-    data = tmp_path / "data"
-    data.mkdir()
+    data = tmp_path_factory.mktemp("data")
     for index in range(COUNT):
         pixels = np.random.default_rng(index).integers(0, 256, (32, 40, 3), np.uint8)
         Image.fromarray(pixels).save(data / f"{index}.png")
@@ -33,15 +34,36 @@ def config(micro_teacher: Path, tmp_path: Path) -> DistillConfig:
     return DistillConfig(str(micro_teacher), tiny.MICRO_STUDENT, str(data), **settings)
 
 
-def of_step(config: DistillConfig, step: int) -> Path:
-    """An image that the update sees."""
+@pytest.fixture(scope="module")
+def damaged(config: DistillConfig) -> Path:
+    """An image that the third update sees."""
 
     def number(texts: list[str]) -> dict[str, np.ndarray]:
         return {"number": np.array([int(text.split()[-1]) for text in texts])}
 
     loader = LoaderConfig(16, 8, 1, flip=True, seed=config.seed)
-    batches = training_batches(open_examples(Path(config.data)), number, loader, step - 1)
+    batches = training_batches(open_examples(Path(config.data)), number, loader, STEP - 1)
     return Path(config.data) / f"{int(next(batches)['captions']['number'][0, 0])}.png"
+
+
+@pytest.fixture(scope="module")
+def stopped(config: DistillConfig, damaged: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The workdir of a run that the damaged image stopped; its header is whole."""
+    workdir, whole = tmp_path_factory.mktemp("runs") / "stopped", damaged.read_bytes()
+    damaged.write_bytes(whole[: len(whole) // 2])
+    refused(config, workdir, str(damaged), f"step {STEP - 1}")
+    damaged.write_bytes(whole)
+    return workdir
+
+
+@pytest.fixture
+def data(config: DistillConfig) -> Iterator[Path]:
+    """The folder, which a test may change."""
+    folder = Path(config.data)
+    files = {path: path.read_bytes() for path in folder.iterdir()}
+    yield folder
+    for path, content in files.items():
+        path.write_bytes(content)
 
 
 def refused(config: DistillConfig, workdir: Path, *facts: str) -> None:
@@ -52,42 +74,45 @@ def refused(config: DistillConfig, workdir: Path, *facts: str) -> None:
         assert fact in str(error.value)
 
 
-def test_bad_headers_are_told_before_anything_is_written(config: DistillConfig, tmp_path: Path) -> None:
+def test_bad_headers_are_told_before_anything_is_written(config: DistillConfig, data: Path, tmp_path: Path) -> None:
     for name in ("3.png", "5.png"):
-        (Path(config.data) / name).write_bytes(b"")
-    (Path(config.data) / "7.png").unlink()  # its caption stays
-    Image.new("RGB", (8, 8)).save(Path(config.data) / "9.png")
+        (data / name).write_bytes(b"")
+    (data / "7.png").unlink()  # its caption stays
+    Image.new("RGB", (8, 8)).save(data / "9.png")
     config = dataclasses.replace(config, least_side=16)
-    refused(
-        config, tmp_path / "run", "3 of 31 pairs", "2 like 3.png: the file is empty", "9.png: 8 x 8", "skip_unusable"
-    )
+    facts = ("3 of 31 pairs", "2 like 3.png: the file is empty", "9.png: 8 x 8", "skip_unusable")
+    refused(config, tmp_path / "run", *facts)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_damaged_image_is_mended_or_skipped(config: DistillConfig, tmp_path: Path) -> None:
-    path, workdir = of_step(config, STEP), tmp_path / "run"
-    whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2])  # its header is whole
-    refused(config, workdir, str(path), f"step {STEP - 1}")
-    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == [str(STEP - 1)]
-    refused(config, workdir, str(path))
+def test_a_damaged_image_is_skipped_on_request(
+    config: DistillConfig, damaged: Path, stopped: Path, data: Path, tmp_path: Path
+) -> None:
+    workdir = shutil.copytree(stopped, tmp_path / "run")
+    damaged.write_bytes(damaged.read_bytes()[:1000])
+    assert [path.name for path in (workdir / "checkpoints").iterdir()] == [str(STEP - 1)]
     made = distill(dataclasses.replace(config, skip_unusable=True), workdir)
     assert (made / "model_index.json").is_file()
     with (workdir / "skipped.csv").open(newline="") as file:
-        assert [row["name"] for row in csv.DictReader(file)] == [path.name]
+        assert [row["name"] for row in csv.DictReader(file)] == [damaged.name]
 
 
-def test_what_changed_in_the_data_is_told_in_words(config: DistillConfig, tmp_path: Path) -> None:
-    path, workdir = of_step(config, STEP), tmp_path / "run"
-    whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2])
-    refused(config, workdir, str(path))
-    text = Path(config.data) / "0.txt"
-    (Path(config.data) / "0.png").rename(tmp_path / "0.png")
-    refused(config, workdir, "data", "1 pair fewer")
-    (tmp_path / "0.png").rename(Path(config.data) / "0.png")
-    text.write_text("another caption")
+def test_what_changed_in_the_data_is_told_in_words(
+    config: DistillConfig, stopped: Path, data: Path, tmp_path: Path
+) -> None:
+    workdir = shutil.copytree(stopped, tmp_path / "run")
+    (data / "0.txt").write_text("another caption")
     refused(config, workdir, "data", "same number of pairs")
-    text.write_text("picture 0")
-    path.write_bytes(whole)  # mended: the run goes on
-    assert distill(config, workdir) == workdir / "model"
+    (data / "0.png").unlink()
+    refused(config, workdir, "data", "1 pair fewer")
+
+
+def test_once_it_is_mended_the_run_ends_as_an_undisturbed_one(
+    config: DistillConfig, stopped: Path, tmp_path: Path
+) -> None:
+    again = distill(config, shutil.copytree(stopped, tmp_path / "run"))
+    whole = distill(config, tmp_path / "whole")
+    files = [path.relative_to(whole) for path in whole.rglob("*.safetensors")]
+    assert files
+    for file in files:
+        assert (again / file).read_bytes() == (whole / file).read_bytes()

@@ -8,19 +8,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import grain
 import jax
 import numpy as np
 import pytest
-from PIL import Image
 
-from bksdm_jax.base.errors import InputError
 from bksdm_jax.perf.compiled_step import planned_step
 from bksdm_jax.tasks.distill import task as distill_task
 from bksdm_jax.tasks.distill.config import DistillConfig, LossWeights, ValidationConfig
 from bksdm_jax.tasks.distill.inputs import oddities, open_inputs
 from bksdm_jax.tasks.distill.objective import make_objective
-from bksdm_jax.tasks.distill.task import DistillTask, distill
+from bksdm_jax.tasks.distill.task import DistillTask
 from bksdm_jax.training.config import OptimizerConfig, SampleGridConfig
 from bksdm_jax.training.sharding import batch_to_global, make_mesh
 from bksdm_jax.training.state import create_state, make_optimizer
@@ -127,31 +124,6 @@ def test_the_start_tells_what_is_not_the_default(
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_once_a_damaged_image_is_mended(micro_teacher: Path, tmp_path: Path) -> None:
-    data, count = tmp_path / "data", 40
-    data.mkdir()
-    generator = np.random.default_rng(0)
-    for index in range(count):
-        Image.fromarray(generator.integers(0, 256, (16, 16, 3), np.uint8)).save(data / f"{index}.png")
-    (data / "metadata.csv").write_text("file_name,text\n" + "".join(f"{i}.png,picture {i}\n" for i in range(count)))
-    fixed = {"resolution": 16, "batch_size": 8, "accumulation": 1, "dtype": "float32", "steps": 4, "log_every": 1}
-    config = DistillConfig(str(micro_teacher), tiny.MICRO_STUDENT, str(data), sheets=SampleGridConfig(steps=0), **fixed)
-    model = distill(config, tmp_path / "whole")
-    third = grain.MapDataset.source(range(count)).seed(config.seed).shuffle()[2 * 8 + 3]  # of the third batch
-    damaged = data / f"{third}.png"
-    whole = damaged.read_bytes()
-    damaged.write_bytes(whole[:100])
-    run = tmp_path / "run"
-    with pytest.raises(InputError, match=rf"{damaged}.* step 2 "):
-        distill(config, run)
-    assert [path.name for path in (run / "checkpoints").iterdir()] == ["2"]
-    damaged.write_bytes(whole)
-    again = distill(config, run)
-    files = [path.relative_to(model) for path in model.rglob("*.safetensors")]
-    assert files
-    assert all((again / path).read_bytes() == (model / path).read_bytes() for path in files)
-
-
 def test_batches_are_those_of_the_step(micro_teacher: Path, photographs: Path) -> None:
     task = make_task(micro_teacher, photographs)
     from_first, from_second = task.batches(0, range(8)), task.batches(1, [2, 5])

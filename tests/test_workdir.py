@@ -46,7 +46,7 @@ HASHES = [hashlib.sha256(text).hexdigest() for text in (b"former", b"present")]
         ("data_facts", {"rows": 40}, {"rows": 39}, "data.*: 1 row fewer;"),
         ("data_facts", {"rows": 40}, {"rows": 43}, "data.*: 3 rows more;"),
         ("data", {"rows": 40, "captions": 80}, {"rows": 41, "captions": 78}, "data.*: 2 captions fewer, 1 row more;"),
-        ("data", {"files": 40}, {"files": 40}, "data.*: same number of files, .*names or captions;"),
+        ("data", {"files": 40}, {"files": 40}, "data.*: same number of files, .*names or contents;"),
     ],
 )
 def test_no_hash_is_shown(tmp_path: Path, key: str, former: Any, present: Any, said: str) -> None:
