@@ -86,10 +86,6 @@ def _write_shapes(folder: Path, count: int) -> None:
     (folder / "metadata.csv").write_text("\n".join(rows) + "\n")
 
 
-def test_its_length() -> None:
-    assert len(README.read_text(encoding="utf-8").splitlines()) <= 420
-
-
 @pytest.mark.parametrize(
     ("old", "new", "fact"),
     [
