@@ -4,7 +4,9 @@ r"""Converts captioned images into a training dataset, or such a dataset into on
   python -m launch.prepare --config=configs/prepare.py --config.source=PREPARED --config.latents.pipeline=TEACHER \
     --workdir=DIR
 
-Ctrl-C or SIGTERM stops it; the same command continues.
+`source` is a folder of images with a table (`metadata.csv`, `.tsv`, `.jsonl`) or with a `.txt`, `.caption` or `.json`
+beside each; COCO's captions file; `.tar`, `.tar.gz` or Parquet files, one or a folder of them; folders `train/` and
+`validation/` of these; or a TFDS dataset. Ctrl-C or SIGTERM stops it; the same command continues.
 """
 
 from pathlib import Path

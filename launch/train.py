@@ -4,7 +4,7 @@
   python -m launch.train --config=configs/distill.py:shapes,bk_small --workdir=runs/shapes_small
 
 `teacher` is a Stable Diffusion pipeline: a folder in Diffusers' layout, a single-file checkpoint or a hub id.
-`data` is a folder of images with a `metadata.csv` (`file_name,text`), or of a TFDS dataset with `image` and `text`.
+`data` is a dataset of `launch.prepare`, or images with captions in any form that `launch.prepare` reads.
 `student` is a preset or a comma-separated list of blocks to remove; `launch.prune` prints the resulting student. An
 interrupted run (Ctrl-C, SIGTERM) saves its state and ends with status 1; the same command continues it.
 
@@ -15,6 +15,7 @@ The workdir gets
   config.json          the settings
   metrics.csv          every loss term by logged step; also in tensorboard/
   validation.csv       losses on held-out images, if there are any
+  skipped.csv          images that couldn't be used, with --config.skip_unusable=yes
   checkpoints/STEP/    the training state
   samples/step_*.png   images of the teacher, the EMA weights and the current weights, from the same starting noise
   profile/             the profiler's trace, if enabled
