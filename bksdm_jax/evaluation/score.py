@@ -12,6 +12,7 @@ from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.files import read_json, write_json
 from bksdm_jax.base.locks import locked
 from bksdm_jax.base.paths import MOST_READ, local_path
+from bksdm_jax.base.progress import QUIET, waiting
 from bksdm_jax.base.workdir import claim, require_same
 from bksdm_jax.cost.counts import unet_cost
 from bksdm_jax.data.tables import texts_sha256
@@ -197,6 +198,7 @@ def _settings_in(workdir: Path) -> dict[str, Any] | None:
     return settings if "guidance_scale" in settings and "model" in settings else None
 
 
+@waiting("counting the cost of the model that made the images", QUIET)
 def model_facts(place: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     """What is known of the model that made the images in a folder with these settings of `launch.sample`."""
     facts: dict[str, Any] = {"name": settings["model"], "settings": {key: settings.get(key) for key in _SETTINGS}}
