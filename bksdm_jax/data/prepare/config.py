@@ -30,7 +30,8 @@ class LatentConfig(ModelOptions):
     """How latents are made.
 
     Attributes:
-        pipeline: the teacher of the runs that will use them, as `find_model` takes it; empty: make no latents.
+        pipeline: the teacher of the runs that will use them: folder, single file, hub id or `shapes_teacher`; empty:
+            make no latents.
         revision, variant, tokenizer, prediction: of the pipeline, as in `ModelSource`.
         flip: also encode mirrored images.
         dtype: of the autoencoder's computations.

@@ -7,7 +7,7 @@ import multiprocessing.connection
 import os
 import signal
 import threading
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Mapping
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from bksdm_jax.data.forms.pairs import SPLITS, Reject, Source, counted
 from bksdm_jax.data.forms.reasons import commonest
 from bksdm_jax.data.prepare.config import PrepareConfig, require_settings
 from bksdm_jax.data.prepare.latents import prepare_latents
-from bksdm_jax.data.prepare.shards import pair_features, write_shard
+from bksdm_jax.data.prepare.shards import TRAIN, VALIDATION, pair_features, write_shard
 from bksdm_jax.data.prepare.summary import summary, write_contact_sheet
 from bksdm_jax.data.prepare.tfds_folder import PARTS, clear, write_set
 from bksdm_jax.data.sources import INFO
@@ -72,7 +72,8 @@ def prepare(config: PrepareConfig, workdir: Path) -> Path | None:
         return None
     records = list(_made(parts).values())
     _tell_rejects(parts)
-    found = summary(records) | {"notes": list(source.notes)}
+    found = summary(records)
+    found["notes"] = [*source.notes, *_odd_splits(config, source, found["examples"])]
     accepted = sum(found["examples"].values())
     _require_few_rejects(config, parts, accepted, found["rejects"])
     if not accepted:
@@ -82,6 +83,16 @@ def prepare(config: PrepareConfig, workdir: Path) -> Path | None:
     write_json(workdir / SUMMARY, found)
     write_set(workdir, "pairs", "Images with captions.", pair_features(), records)
     return workdir
+
+
+def _odd_splits(config: PrepareConfig, source: Source, counts: Mapping[str, int]) -> Iterator[str]:
+    """What is hardly meant of the splits, a line each."""
+    wanted = not source.splits and config.validation > 0
+    if wanted and not counts[VALIDATION]:
+        few = counted(counts[TRAIN], "example")
+        yield f"validation: {config.validation:g} of {few} is none; raise it, or set it to 0"
+    if not counts[TRAIN]:
+        yield "there are no examples for training"
 
 
 def _made(parts: Path) -> dict[int, dict[str, Any]]:
