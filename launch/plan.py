@@ -14,12 +14,13 @@ from launch.command import run_without_workdir
 
 
 def main(config: DistillConfig) -> None:
-    """Prints the estimate."""
+    """Prints each part of the estimate once it is known."""
     if config.topology:
         expect_no_tpu()
     from bksdm_jax.perf.plan import plan_run
 
-    print(plan_run(config))
+    for part in plan_run(config):
+        print(part, flush=True)
 
 
 if __name__ == "__main__":

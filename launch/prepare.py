@@ -9,7 +9,7 @@ Ctrl-C or SIGTERM stops it; the same command continues.
 
 from pathlib import Path
 
-from bksdm_jax.data.prepare.config import PrepareConfig
+from bksdm_jax.data.prepare.config import PrepareConfig, require_settings
 from launch.command import run, tell
 
 
@@ -25,9 +25,11 @@ def main(config: PrepareConfig, workdir: Path) -> None:
         print(f"{found['captions']:,} captions, {found['bytes'] / 2**20:,.1f} MiB")
         for key in filter(found.get, ("short_side", "caption_letters", "reasons")):
             print(f"{key.replace('_', ' ')}: " + "; ".join(f"{what}: {count:,}" for what, count in found[key].items()))
+        for note in found["notes"]:
+            print(note)
         print(f"{found['rejects']:,} rejected (list: {made / REJECTS}); preview: {made / SHEET}")
     tell(made, workdir)
 
 
 if __name__ == "__main__":
-    run(__doc__, PrepareConfig, main, distributed=True)
+    run(__doc__, PrepareConfig, main, require_settings, distributed=True)

@@ -105,7 +105,7 @@ class Runner:
 
     def plan(self) -> None:
         with mock.patch.object(plan, "count_work", side_effect=_ReachedError), contextlib.suppress(_ReachedError):
-            plan.plan_run(self._distillation())
+            list(plan.plan_run(self._distillation()))
 
     def train(self) -> None:
         config = self._distillation()

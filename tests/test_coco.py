@@ -277,8 +277,8 @@ def test_captions_that_arent_json(text: str, tmp_path: Path) -> None:
 
 def test_captions_beyond_the_limit(tmp_path: Path) -> None:
     with (tmp_path / "c.json").open("wb") as file:
-        file.truncate(2**26 + 1)
-    with pytest.raises(InputError, match=r"c\.json.*67108865"):
+        file.truncate(2**27 + 1)
+    with pytest.raises(InputError, match=r"c\.json.*134217729"):
         read_coco(tmp_path / "c.json")
 
 

@@ -137,7 +137,7 @@ def test_an_interrupted_demo_continues_and_a_finished_one_trains_nothing(fakes, 
 
 def test_other_settings_need_another_folder(fakes, tmp_path) -> None:
     demo(ComparisonConfig(images=6), tmp_path / "demo")
-    with pytest.raises(InputError, match="steps 300, not 301"):
+    with pytest.raises(InputError, match=r"steps is 300 .* 301"):
         demo(ComparisonConfig(images=6, steps=301), tmp_path / "demo")
     with pytest.raises(InputError, match="images is 7"):
         demo(ComparisonConfig(images=7), tmp_path / "other")

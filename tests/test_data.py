@@ -1,6 +1,7 @@
 """Images, captions and prompts as people have them, and the stream of batches."""
 
 import codecs
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,20 +9,23 @@ import pytest
 from PIL import Image
 
 from bksdm_jax.base.errors import InputError
-from bksdm_jax.data.image_folder import FileExample, read_image_folder
+from bksdm_jax.data.forms.pairs import StoredFile
 from bksdm_jax.data.loader import LoaderConfig, training_batches
+from bksdm_jax.data.options import SourceOptions
+from bksdm_jax.data.pair_examples import PairExample
+from bksdm_jax.data.skipping import Skipping, skipped
 from bksdm_jax.data.sources import open_examples, square_image
 from bksdm_jax.data.tables import read_prompts
 from tests import tiny
 
 
-def example_of(path: Path) -> FileExample:
-    return FileExample(path, path.name, "a caption")
+def example_of(path: Path) -> PairExample:
+    return PairExample(path.name, ("a caption",), StoredFile(path), SourceOptions())
 
 
 def test_photographs_are_read(photographs: Path) -> None:
-    examples = read_image_folder(photographs)
-    assert [example.text for example in examples] == list(tiny.PHOTOGRAPHS.values())
+    examples = open_examples(photographs)
+    assert [example.texts[0] for example in examples] == list(tiny.PHOTOGRAPHS.values())
     image = square_image(examples[0], 64)
     assert (image.shape, image.dtype) == ((64, 64, 3), np.uint8)
 
@@ -80,15 +84,15 @@ def test_image_bombs_are_refused_before_they_are_decoded(tmp_path: Path) -> None
     Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")
     with pytest.raises(InputError, match="bomb"):
         square_image(example_of(tmp_path / "bomb.png"), 64)
-    Image.new("RGB", (90_000, 1)).save(tmp_path / "thread.png")  # small, until its short side is enlarged
-    with pytest.raises(InputError, match=r"thread\.png.*5760000 x 64"):
+    Image.new("RGB", (90_000, 1)).save(tmp_path / "thread.png")
+    with pytest.raises(InputError, match=r"thread\.png.*90000 x 1 .*narrow"):
         square_image(example_of(tmp_path / "thread.png"), 64)
 
 
 def test_what_has_more_than_one_picture_or_runs_is_no_image(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (8, 8), (shade, 0, 0)) for shade in (0, 200)]
     frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
-    with pytest.raises(InputError, match=r"moving\.gif.*2 pictures"):
+    with pytest.raises(InputError, match=r"moving\.gif.*several pictures"):
         example_of(tmp_path / "moving.gif").image()
     whole = (tmp_path / "moving.gif").read_bytes()
     (tmp_path / "moving.gif").write_bytes(whole[: whole.rindex(b",") + 1])
@@ -110,12 +114,10 @@ def test_sixteen_bits_keep_their_range(tmp_path: Path) -> None:
         ("", ("'file_name'",)),
         ("file_name,text\n", ("no rows",)),
         ("file,text\na.png,cat\n", ("'file_name'", "'file'")),
-        ("file_name,text\nmissing.png,cat\n", ("row 1", "'missing.png'")),
-        ("file_name,text\n../secret.png,cat\n", ("row 1", "'../secret.png'")),
-        ("file_name,text\na.png\n", ("line 2", "text")),
-        ('file_name,text\na.png,"cat\n', ("CSV",)),
+        ("file_name,text\n../secret.png,cat\n", ("line 2", "'../secret.png'")),
+        ("file_name,text\na.png\n", ("line 2", "1 fields")),
         ("file_name,text\na.png,a red, shiny cat\n", ("line 2", "3 fields", "2")),
-        ("file_name,text\n/etc/passwd,cat\n", ("row 1", "'/etc/passwd'")),
+        ("file_name,text\n/etc/passwd,cat\n", ("line 2", "'/etc/passwd'")),
         ("file_name,text\na\0.png,cat\n", ()),
     ],
 )
@@ -126,8 +128,8 @@ def test_bad_tables_are_refused(tmp_path: Path, table: str, facts: tuple[str, ..
     (folder / "a.png").touch()
     (folder / "metadata.csv").write_text(table)
     with pytest.raises(InputError) as error:
-        read_image_folder(folder)
-    assert str(error.value).startswith(str(folder / "metadata.csv"))
+        open_examples(folder)
+    assert str(error.value).startswith(str(folder))
     assert all(fact in str(error.value) for fact in facts)
     assert "\n" not in str(error.value)
 
@@ -135,23 +137,19 @@ def test_bad_tables_are_refused(tmp_path: Path, table: str, facts: tuple[str, ..
 def test_a_folder_of_links_is_read(tmp_path: Path, photographs: Path) -> None:
     (tmp_path / "cat.png").symlink_to(photographs / "chelsea.png")
     (tmp_path / "metadata.csv").write_text("file_name,text\ncat.png,a cat\n")
-    assert read_image_folder(tmp_path)[0].path == tmp_path / "cat.png"
+    assert open_examples(tmp_path)[0].stored.path == tmp_path / "cat.png"
 
 
 def test_missing_data_is_told(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="nowhere"):
-        read_image_folder(tmp_path / "nowhere")
-    with pytest.raises(InputError, match=r"metadata\.csv"):
-        read_image_folder(tmp_path)
-    with pytest.raises(InputError, match=r"metadata\.csv.*dataset_info\.json"):
-        open_examples(tmp_path)
+    with pytest.raises(InputError, match=r"nowhere.*no such"):
+        open_examples(tmp_path / "nowhere")
 
 
 def test_tables_with_marks_quotes_and_windows_line_ends(tmp_path: Path) -> None:
     (tmp_path / "a b.png").touch()
     text = 'file_name,text\r\na b.png,"a ""red"" cat,\nété 🐱"\r\n'
     (tmp_path / "metadata.csv").write_bytes(codecs.BOM_UTF8 + text.encode())
-    assert read_image_folder(tmp_path)[0].text == 'a "red" cat,\nété 🐱'
+    assert open_examples(tmp_path)[0].texts[0] == 'a "red" cat,\nété 🐱'
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
@@ -193,7 +191,7 @@ def test_bad_prompt_files_are_refused(tmp_path: Path, name: str, content: bytes,
 def first(photographs: Path, steps: int, start: int = 0, rows: range | None = None, **changes: int) -> list:
     settings = {"resolution": 16, "batch_size": 4, "accumulation": 2, "flip": True, "seed": 3} | changes
     batches = training_batches(
-        read_image_folder(photographs),
+        open_examples(photographs),
         lambda captions: {"tokens": np.array([[len(caption)] for caption in captions], np.int32)},
         LoaderConfig(**settings),
         start,
@@ -218,7 +216,7 @@ def test_an_epoch_shows_every_image_once_and_flips_half(photographs: Path) -> No
     for epoch in range(30):
         lengths = np.concatenate([batch["captions"]["tokens"].ravel() for batch in batches[3 * epoch : 3 * epoch + 3]])
         assert sorted(lengths) == sorted(len(caption) for caption in tiny.PHOTOGRAPHS.values())
-    plain = {len(e.text): square_image(e, 16) for e in read_image_folder(photographs)}
+    plain = {len(e.texts[0]): square_image(e, 16) for e in open_examples(photographs)}
     flipped = [
         not np.array_equal(image, plain[int(tokens[0])])
         for batch in batches
@@ -245,6 +243,32 @@ def test_what_a_worker_cannot_read_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^/.*bad\.png") as error:
         first(tmp_path, 1, workers=1)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_skipped_images_are_listed_and_keep_the_others_batches(photographs: Path, tmp_path: Path, workers: int) -> None:
+    folder = tmp_path / "photographs"
+    shutil.copytree(photographs, folder)
+    config = LoaderConfig(16, 4, 1, flip=False, seed=3, workers=workers)
+
+    def lengths(captions: list[str]) -> dict[str, np.ndarray]:
+        return {"tokens": np.array([[len(caption)] for caption in captions], np.int32)}
+
+    examples = open_examples(folder)
+    whole = training_batches(examples, lengths, config)
+    before = [next(whole) for _ in range(4)]
+    (folder / examples[1].name).write_bytes(b"damaged")
+    stream = training_batches(Skipping(examples, tmp_path / "skipped.csv"), lengths, config)
+    bad, following = (len(examples[index].texts[0]) for index in (1, 2))
+    for batch in before:
+        found, tokens = next(stream)["captions"]["tokens"], batch["captions"]["tokens"]
+        np.testing.assert_array_equal(found, np.where(tokens == bad, following, tokens))
+    assert skipped(tmp_path / "skipped.csv") == 1
+    assert examples[1].name in (tmp_path / "skipped.csv").read_text()
+    for example in examples:
+        (folder / example.name).write_bytes(b"damaged")
+    with pytest.raises(InputError, match="none of the"):
+        next(training_batches(Skipping(open_examples(folder), tmp_path / "all.csv"), lengths, config))
 
 
 def test_a_random_crop_moves_along_the_long_side(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ import pytest
 
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.files import read_json
-from bksdm_jax.data.image_folder import FileExample
+from bksdm_jax.base.paths import read_bytes
+from bksdm_jax.data.decode import MOST_BYTES
 from bksdm_jax.formats.clip_json import clip_text_from_transformers, clip_text_to_transformers
 from bksdm_jax.formats.scheduler_json import schedule_from_diffusers
 from bksdm_jax.formats.unet_json import unet_from_diffusers
@@ -56,7 +57,7 @@ def test_what_is_no_file_is_not_read(tmp_path: Path, kind: str) -> None:
             os.mkfifo(path)
         else:
             path.mkdir()
-    readers = [read_json, lambda path: FileExample(path, path.name, "").image(), *INDEXERS.values()]
+    readers = [read_json, lambda path: read_bytes(path, MOST_BYTES), *INDEXERS.values()]
     for path, read in zip(paths, readers, strict=True):
         with pytest.raises(InputError, match=rf"{path.name}: not a regular file"):
             read(path)

@@ -35,14 +35,13 @@ def test_jsonl_with_several_captions_and_other_columns(tmp_path: Path) -> None:
     (source / "metadata.jsonl").write_text("\n".join(rows))
     made = prepare(config(source, image_column="image", text_column="said"), tmp_path / "set")
     (example,) = open_examples(made)
-    assert list(example.texts) == ["one", "two"]
+    assert list(example.texts) == ["one", "two", "again"]
     assert rejects(made) == {
         "line 2 of metadata.jsonl": "not valid JSON",
-        "line 4 of metadata.jsonl": "image 3 isn't the name of a file in the folder",
-        "line 5 of metadata.jsonl": "list; expected an object",
-        "b.png": "the caption isn't text but int",
+        "line 4 of metadata.jsonl": "image 3 isn't the name of a file",
+        "line 5 of metadata.jsonl": "not a JSON object",
+        "b.png": "the caption isn't text but a number",
         "line 7 of metadata.jsonl": "image '\\ud800.png' isn't the name of a file in the folder",
-        "./a.png": "duplicate row for this image; the first row is used",
         "c.png": "unpaired surrogate in the caption",
         "d.png": "no caption (null)",
     }
@@ -56,10 +55,10 @@ def test_jsonl_with_several_captions_and_other_columns(tmp_path: Path) -> None:
         (b"file_name,text\n", ("metadata.csv", "no rows")),
         (b"file_name,text\na.png,ok\nb.png,\xff\xfe\n", ("metadata.csv", "line 3", "UTF-8")),
         ("file_name,text\n".encode("utf-16") + b"\x00\xd8a", ("metadata.csv", "UTF-16")),
-        (b'file_name,text\na.png,"cat\n', ("metadata.csv", "CSV")),
+        (b'file_name,text\na.png,"cat\n', ("metadata.csv", "line 2", "quote")),
         (b"file_name,text\na.png,b,c\n", ("rejects.csv",)),
         (b"x" * 2**23, ("metadata.csv", "4194304")),
-        (None, ("metadata.csv", "metadata.jsonl", ".tar", "dataset_info.json")),
+        (None, ("metadata.csv", ".jsonl", ".tar", "dataset_info.json")),
     ],
 )
 def test_bad_tables_are_one_line(tmp_path: Path, table: bytes | None, facts: tuple[str, ...]) -> None:
@@ -108,19 +107,21 @@ def test_webdataset_archives(tmp_path: Path) -> None:
             ("caf\udce9.txt", b"coffee"),
             ("../../014.jpg", image),
             ("../../014.txt", b"outside"),
-            ("a/010.txt", b"once more"),
+            ("a/010.txt", b"once more"),  # apart from its image
+            ("a/013.0.txt", b"x"),
+            ("a/013.0.txt", b"y"),
         ],
     )
     made = prepare(config(source), tmp_path / "set")
     found = [(example.name, list(example.texts)) for example in open_examples(made)]
     assert found == [
         ("00000.tar/000", ["zero"]),
-        ("00001.tar/a/010", ["one", "two"]),
+        ("00001.tar/a/010", ["once more"]),
         ("00001.tar/caf\\udce9", ["coffee"]),
         ("00001.tar/../../014", ["outside"]),  # a name, of which no file is made
     ]
     assert rejects(made) == {
-        "00001.tar/a/010": "duplicate name; the first pair is used",
+        "00001.tar/a/013.0": "two .txt files of this name",
         "00001.tar/a/011": "neither .txt nor .json with a caption",
         "00001.tar/a/012": "no images of this name",
         "00001.tar/a/013": "2 images of this name",

@@ -8,6 +8,7 @@ import pytest
 
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.cost.chips import TPUS, chip_of
+from bksdm_jax.perf import plan as plans
 from bksdm_jax.perf import topology
 from bksdm_jax.perf.compiled_step import Compiled
 from bksdm_jax.perf.hlo import CompiledProgram, Traffic, array_bytes
@@ -17,6 +18,7 @@ from bksdm_jax.perf.work import Work, count_work
 from bksdm_jax.pipelines.stable_diffusion import stable_diffusion
 from bksdm_jax.pruning.removal import plan_removal, removed_blocks
 from bksdm_jax.tasks.distill.config import DistillConfig, PlanConfig
+from bksdm_jax.tasks.distill.losses import LossWeights
 from tests import tiny
 
 NOTE = ', backend_config={"known_trip_count":{"n":"4"}}'
@@ -167,6 +169,31 @@ def test_time_and_money_follow_the_roofline() -> None:
     assert single[-1] == "time and cost: unknown, as the peak of TPU v4 in float32 is unknown"
 
 
+def test_small_networks_work_in_smaller_units() -> None:
+    no_kd = dataclasses.replace(CONFIG, loss=LossWeights(output=0.0, feature=0.0))
+    first, *_ = work_lines(no_kd, Work(image=2e9, update=0.0, passes=1.6e9), compiled(4), SIXTEEN)
+    assert first == "2.000 GFLOP per image; student forward and backward 1.600 (+25.0%)"
+
+
+def test_a_part_is_told_before_the_next_is_compiled(micro_teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def compile_update(config: DistillConfig, *_: object) -> Compiled:
+        calls.append(config.batch_size)
+        return compiled(config.batch_size // 8)
+
+    monkeypatch.setattr(plans, "compile_update", compile_update)
+    monkeypatch.setattr(plans, "count_work", lambda *_: Work(1e12, 1e12, 1e12))
+    own = dataclasses.replace(target_of(""), memory=30 * GIB)
+    monkeypatch.setattr(plans, "target_of", lambda topology: own)
+    made = PlanConfig(confirm=True)
+    micro = DistillConfig(str(micro_teacher), tiny.MICRO_STUDENT, "", resolution=16, batch_size=32, accumulation=1)
+    told = [(part, list(calls)) for part in plan_run(dataclasses.replace(micro, plan=made))]
+    compiled_before = [known for part, known in told if part]
+    assert compiled_before == [[], [32], [32, 16], [32, 16, 80]]
+    assert "memory of one device" in told[1][0]
+
+
 @pytest.mark.parametrize(
     ("images", "memory", "said", "asked"),
     [
@@ -192,7 +219,7 @@ def test_the_largest_batch_is_on_a_line(images: int, memory: int, said: str, ask
 def test_where_not_one_image_fits_it_is_said() -> None:
     never = Compiled(1, {}, None, refused="too much")
     lines = largest_lines(CONFIG, compiled(11), SIXTEEN, lambda images: dataclasses.replace(never, images=images))
-    assert lines == ["largest micro-batch: not even one image per device fits"]
+    assert list(lines) == ["largest micro-batch: not even one image per device fits"]
 
 
 def test_the_largest_batch_is_confirmed() -> None:
@@ -228,7 +255,7 @@ def test_a_plan_for_the_devices_at_hand(micro_teacher: Path) -> None:
         dtype="float32",
     )
     assert len(jax.devices()) == 8
-    text = plan_run(config)
+    text = "\n".join(plan_run(config))
     for part in (
         "16 images per update: 2 micro-batch(es), 1 on each of 8 device(s)",
         "data 4 x fsdp 2",

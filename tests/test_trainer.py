@@ -34,9 +34,9 @@ def squared_error(params: Any, ema: Any, frozen: Any, batch: Any, keys: Any) -> 
 class Regression(Task):
     """A line through points; every batch follows from its step."""
 
-    def __init__(self, stop_before: int = -1) -> None:
-        """`stop_before`: SIGTERM comes while the batch of this step is read."""
-        self.stop_before, self.written, self.evaluated = stop_before, [], []
+    def __init__(self, stop_before: int = -1, damaged: int = -1) -> None:
+        """`stop_before`: SIGTERM comes while the batch of this step is read; that of step `damaged` is unreadable."""
+        self.stop_before, self.damaged, self.written, self.evaluated = stop_before, damaged, [], []
         shapes = {"slope": jax.ShapeDtypeStruct((3,), jnp.float32)}
         batch = {"x": jax.ShapeDtypeStruct((2, ROWS, 3), jnp.float32)}
         self.objective = Objective(squared_error, shapes, {"truth": shapes}, batch)
@@ -51,6 +51,8 @@ class Regression(Task):
         while True:
             if step == self.stop_before:
                 os.kill(os.getpid(), signal.SIGTERM)
+            if step == self.damaged:
+                raise InputError("cat.png: truncated")
             yield {"x": np.random.default_rng(step).standard_normal((2, ROWS, 3)).astype(np.float32)[:, list(rows)]}
             step += 1
 
@@ -76,8 +78,10 @@ class Regression(Task):
         return workdir / "result"
 
 
-def run(workdir: Path, stop_before: int = -1, steps: int = 7, **settings: Any) -> tuple[Any, Regression]:
-    task = Regression(stop_before)
+def run(
+    workdir: Path, stop_before: int = -1, steps: int = 7, damaged: int = -1, **settings: Any
+) -> tuple[Any, Regression]:
+    task = Regression(stop_before, damaged)
     return trainer.train(task, TrainerConfig(steps=steps, optimizer=RATE, **CONFIG | settings), workdir), task
 
 
@@ -129,6 +133,44 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(undisturbed: Any, tmp_pat
     assert task.evaluated[-2:] == [7, "seen 7"]
     for name in ("metrics.csv", "probe.csv"):
         assert table(tmp_path / "run" / name) == table(whole / name)
+
+
+@pytest.mark.parametrize(("damaged", "saved"), [(0, []), (2, [2]), (4, [4]), (6, [4, 6])])
+def test_a_bad_image_leaves_the_state_before_it(
+    undisturbed: Any, tmp_path: Path, damaged: int, saved: list[int]
+) -> None:
+    made, _, whole = undisturbed
+    with pytest.raises(InputError, match=rf"^cat\.png: truncated{f'; .* step {damaged} ' if damaged else '$'}"):
+        run(tmp_path, damaged=damaged)
+    assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == saved
+    if damaged:
+        with pytest.raises(InputError, match=r"^cat\.png: truncated"):  # not mended yet
+            run(tmp_path, damaged=damaged)
+    np.testing.assert_array_equal(run(tmp_path)[0], made)
+    for name in ("metrics.csv", "probe.csv"):
+        assert table(tmp_path / name) == table(whole / name)
+
+
+def test_a_bad_image_saves_no_state_that_is_not_finite(tmp_path: Path) -> None:
+    too_high = OptimizerConfig(learning_rate=1e38)
+    with pytest.raises(InputError, match="not finite at step"):
+        trainer.train(
+            Regression(damaged=3), TrainerConfig(steps=9, optimizer=too_high, **CONFIG | {"log_every": 0}), tmp_path
+        )
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_what_takes_long_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "absl")
+    run(tmp_path, steps=3)
+    said = [line for line in caplog.messages if line.startswith(("compiling", "probe", "look"))]
+    names = [line.split(":")[0].removesuffix(" ...") for line in said]
+    assert names == [
+        *["compiling the update"] * 2,
+        *["probe at step 2"] * 3,
+        *["probe at step 3"] * 3,
+        *["look at step 3"] * 2,
+    ]
 
 
 def test_a_run_that_is_done_is_only_written(undisturbed: Any) -> None:

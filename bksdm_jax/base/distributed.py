@@ -13,6 +13,7 @@ from orbax.checkpoint import multihost
 
 from bksdm_jax.base.errors import InputError, in_short
 from bksdm_jax.base.processes import NONE, ProcessConfig, require_processes
+from bksdm_jax.base.progress import waiting
 
 _BARRIER_TIMEOUT = 24 * 3600  # seconds; dead processes are noticed earlier, by their missing heartbeats
 _SHUTDOWN_TIMEOUT = 60  # seconds that a process waits for the others when it ends
@@ -67,18 +68,20 @@ def barrier(what: str) -> None:
     multihost.sync_global_processes(name, timeout=_BARRIER_TIMEOUT, processes=set(range(jax.process_count())))
 
 
-def compiled_together(jitted: Any) -> Callable[..., Any]:
+def compiled_together(jitted: Any, what: str) -> Callable[..., Any]:
     """A jitted function for arguments of one shape, which runs only after all processes have compiled it.
 
-    One process may find the program in the compilation cache while another compiles it for minutes.
+    Progress says that `what` is compiled. One process may find the program in the compilation cache while another
+    compiles it for minutes.
     """
     compiled = None
 
     def call(*arguments: Any) -> Any:
         nonlocal compiled
         if compiled is None:
-            compiled = jitted.lower(*arguments).compile()
-            barrier("compiled")
+            with waiting(f"compiling {what}"):
+                compiled = jitted.lower(*arguments).compile()
+                barrier("compiled")
         return compiled(*arguments)
 
     return call

@@ -44,6 +44,12 @@ def local_path(key: str, name: object) -> Path:
     return path
 
 
+def cache_folder(name: str = "") -> Path:
+    """The folder for what can be made again: `name`, a setting, or `bksdm_jax` in the user's cache."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return local_path("cache", name or f"{base}/bksdm_jax")
+
+
 def is_remote(path: AnyPath) -> bool:
     """Whether the path is in a bucket."""
     return os.fspath(path).startswith(f"{_REMOTE}://")

@@ -1,8 +1,11 @@
 """A workdir belongs to one run, whose settings are in its `config.json`."""
 
 import json
+import math
+import re
 import time
 from collections.abc import Collection, Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from bksdm_jax.base.paths import MOST_READ
 COMPILED = ".compiled"
 """A workdir's folder of XLA's compiled programs, which may exist before the workdir is claimed."""
 
+_SHA256 = "[0-9a-f]{64}"
 _LATE = 60  # seconds within which a shared disk shows what another machine wrote
 
 
@@ -21,7 +25,8 @@ def require_same(workdir: Path, settings: Mapping[str, Any], may_change: Collect
 
     Args:
         workdir: the folder; it need not exist.
-        settings: plain data.
+        settings: plain data; of hashes, and dicts of counts with a hash under `sha256`, an error says that what is
+            hashed has changed, and by how much.
         may_change: keys that don't affect a run's results and may differ when it continues.
 
     Raises:
@@ -40,10 +45,8 @@ def require_same(workdir: Path, settings: Mapping[str, Any], may_change: Collect
         raise InputError(f"{path}: written by another program; choose another workdir")
     for key in sorted(theirs | ours):
         if former.get(key) != present.get(key):
-            name, old, new = _difference(key, former.get(key), present.get(key))
-            raise InputError(
-                f"{path}: this workdir's run has {name} {_short(old)}, not {_short(new)}; choose another workdir"
-            )
+            changed = _difference(key, former.get(key), present.get(key))
+            raise InputError(f"{path}: {changed}; choose another workdir, or restore it")
 
 
 def require_same_parts(workdir: Path, key: str, parts: Mapping[str, str], what: str) -> None:
@@ -61,14 +64,44 @@ def require_same_parts(workdir: Path, key: str, parts: Mapping[str, str], what: 
         )
 
 
-def _difference(key: str, old: Any, new: Any) -> tuple[str, Any, Any]:
-    """The name of the first value inside `key` that differs (`loss.task`, `texts.3`), and both values."""
+def _difference(key: str, old: Any, new: Any) -> str:
+    """The first value inside `key` that differs, by its name (`loss.task`, `texts.3`), in words."""
+    if _are_facts(old) and _are_facts(new):
+        return f"the {_noun(key)} changed since this run began: {_counted(old, new)}"
     if isinstance(old, list) and isinstance(new, list):
         old, new = dict(enumerate(old)), dict(enumerate(new))
-    if not isinstance(old, dict) or not isinstance(new, dict):
-        return key, old, new
-    inner = next(name for name in old | new if old.get(name) != new.get(name))
-    return _difference(f"{key}.{inner}", old.get(inner), new.get(inner))
+    if isinstance(old, dict) and isinstance(new, dict):
+        inner = next(name for name in old | new if old.get(name) != new.get(name))
+        return _difference(f"{key}.{inner}", old.get(inner), new.get(inner))
+    if any(isinstance(value, str) and re.fullmatch(_SHA256, value) for value in (old, new)):
+        return f"the {_noun(key)} changed since this run began"
+    return f"{key} is {_short(old)} in this workdir, now {_short(new)}"
+
+
+def _are_facts(value: Any) -> bool:
+    """Whether this is a hash with counts, as of data: `{"rows": 40, "sha256": "..."}`."""
+    if not isinstance(value, dict) or not isinstance(value.get("sha256"), str):
+        return False
+    return all(type(count) is int for name, count in value.items() if name != "sha256")
+
+
+def _counted(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """How many more or fewer there are of what is counted; names of counts are plurals."""
+    names = sorted((old.keys() | new.keys()) - {"sha256"})
+    found = []
+    for name in names:
+        more = new.get(name, 0) - old.get(name, 0)
+        if more:
+            noun = name.removesuffix("s") if abs(more) == 1 else name
+            found.append(f"{abs(more)} {noun} {'more' if more > 0 else 'fewer'}")
+    same = f"same number of {' and '.join(names)}, " if names else ""
+    return ", ".join(found) or f"{same}other names or contents"
+
+
+def _noun(key: str) -> str:
+    """What a hash is of: `data_sha256` and `data_facts` are of data."""
+    name = re.sub(r"_(sha256|facts)(?=\.|$)", "", key)
+    return name if "." in name else name.replace("_", " ")
 
 
 def is_used(folder: Path) -> bool:
@@ -98,6 +131,16 @@ def require_shared(workdir: Path) -> None:
         time.sleep(1)
 
 
-def _short(value: Any) -> str:
+def as_written(value: Any) -> str:
+    """A setting as a user would write it: `1e-5`, `1e10`, `'text'`."""
     text = repr(value)
+    if isinstance(value, float) and math.isfinite(value) and not (value == 0 or 1e-3 <= abs(value) < 1e6):
+        mantissa, _, exponent = f"{Decimal(text):e}".partition("e")
+        mantissa = mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa
+        text = min(text, f"{mantissa}e{int(exponent)}", key=len)
+    return text
+
+
+def _short(value: Any) -> str:
+    text = "not set" if value is None else as_written(value)
     return text if len(text) <= 100 else text[:97] + "..."

@@ -13,6 +13,7 @@ from absl import flags
 
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.data.latents import CachedExample
+from bksdm_jax.data.skipping import Skipping
 from bksdm_jax.data.sources import Example, square_image
 
 _ENDLESS = 2**48  # examples; Grain wants a finite number
@@ -76,8 +77,8 @@ def training_batches(
     rows = range(micro_batch) if rows is None else rows
     share = len(rows)
     epochs = max(1, _ENDLESS // len(examples))
-    shuffled = grain.MapDataset.source(examples).seed(config.seed).shuffle().repeat(epochs)
-    loaded = shuffled.random_map(functools.partial(_load, caption_inputs, config))
+    shuffled = grain.MapDataset.range(len(examples)).seed(config.seed).shuffle().repeat(epochs)
+    loaded = shuffled.random_map(functools.partial(_load_usable, examples, caption_inputs, config))
     batch, workers = config.accumulation * share, max(config.workers, 1)
 
     def own(position: int) -> dict[str, Any]:
@@ -98,6 +99,25 @@ def training_batches(
         options = grain.MultiprocessingOptions(config.workers, per_worker_buffer_size=2)
         stream = stream.mp_prefetch(options, _start_worker)
     return in_one_line(iter(stream))
+
+
+def _load_usable(
+    examples: Sequence[Example | CachedExample],
+    caption_inputs: _CaptionInputs,
+    config: LoaderConfig,
+    index: int,
+    rng: np.random.Generator,
+) -> dict[str, Any]:
+    """Loads example `index` or, of `Skipping` examples, the first usable one from there on."""
+    if not isinstance(examples, Skipping):
+        return _load(caption_inputs, config, examples[index], rng)
+    for ahead in range(len(examples)):
+        example = examples[(index + ahead) % len(examples)]
+        try:
+            return _load(caption_inputs, config, example, rng)
+        except InputError as error:
+            examples.note(example.name, error)
+    raise InputError(f"{examples.path}: none of the {len(examples)} images can be used")
 
 
 def _load(

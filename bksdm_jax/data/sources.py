@@ -1,11 +1,10 @@
-"""Opens images with captions: an image folder or a TFDS dataset."""
+"""Opens images with captions for training."""
 
 import dataclasses
 import hashlib
-import resource
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -13,15 +12,14 @@ from etils import epath
 from PIL import Image
 
 from bksdm_jax.base.distributed import barrier, is_first
-from bksdm_jax.base.errors import InputError, in_short, one_of
+from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.paths import AnyPath, read_bytes, to_path
-from bksdm_jax.data.decode import fit_square, open_image, to_rgb
-from bksdm_jax.data.image_folder import read_image_folder
+from bksdm_jax.data.decode import fit_square
 from bksdm_jax.data.latents import IDENTITY, CachedExample
+from bksdm_jax.data.options import SourceOptions
+from bksdm_jax.data.pair_examples import PairExamples, read_pairs
+from bksdm_jax.data.tfds_set import INFO, TfdsExamples
 from bksdm_jax.shapes.world import ShapesWorld, build
-
-INFO = "dataset_info.json"
-"""The file that marks a folder as a TFDS dataset."""
 
 
 class Example(Protocol):
@@ -54,22 +52,23 @@ def data_folder(name: str | Path) -> epath.Path:
     return to_path(name)
 
 
-def open_examples(folder: AnyPath, split: str = "train") -> Sequence[Example | CachedExample]:
-    """Opens an image folder (with `metadata.csv`), or a split of a TFDS dataset in ArrayRecord (with `INFO`).
+def open_examples(
+    folder: AnyPath, split: str = "train", options: SourceOptions | None = None, skip: bool = False
+) -> Sequence[Example | CachedExample]:
+    """Opens a split of a TFDS dataset in ArrayRecord (with `INFO`), or of any other form that `open_source` knows.
 
-    Raises `InputError` if the folder has neither, or can't be read.
+    Args:
+        folder: a folder or file.
+        split: a form without splits has only `train`.
+        options: how images and captions are found; not for TFDS datasets.
+        skip: leave out pairs that can't be used, instead of raising an error.
+
+    Raises:
+        InputError: there are no such images with captions, or a pair can't be used.
     """
     if (folder / INFO).is_file():
         return TfdsExamples(folder, split)
-    if folder.is_dir() and not (folder / "metadata.csv").exists():
-        inner = next((found for depth in ("*", "*/*") for found in sorted(folder.glob(f"{depth}/{INFO}"))), None)
-        if inner is not None:
-            raise InputError(f"{folder}: give the TFDS dataset's version folder, {inner.parent}")
-        raise InputError(
-            f"{folder}: found neither metadata.csv nor {INFO} (TFDS); "
-            "convert metadata.jsonl or .tar data with launch.prepare first"
-        )
-    return read_image_folder(folder)
+    return read_pairs(folder, options or SourceOptions(), skip).of_split(split)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,8 +93,18 @@ def is_cached(examples: Sequence[Example | CachedExample]) -> bool:
 
 
 def splits_of(examples: Sequence[Example | CachedExample]) -> tuple[str, ...]:
-    """All splits of the TFDS dataset that these come from; none for an image folder."""
-    return examples.splits if isinstance(examples, TfdsExamples) else ()
+    """All splits of the dataset that these come from; empty: it has none."""
+    return examples.splits if isinstance(examples, (TfdsExamples, PairExamples)) else ()
+
+
+def facts_of(folder: AnyPath, examples: Sequence[Example | CachedExample]) -> dict[str, int | str]:
+    """What identifies a dataset: the number of its examples, and a hash of their names and captions.
+
+    The images of pairs don't belong to it: a damaged one can be replaced while a run is interrupted.
+    """
+    if isinstance(examples, PairExamples):
+        return examples.facts()
+    return {"examples": len(examples), "sha256": fingerprint(folder)}
 
 
 def square_image(
@@ -110,91 +119,6 @@ def square_image(
 
 
 def fingerprint(folder: AnyPath) -> str:
-    """SHA-256 that identifies a dataset: of its table, or of the TFDS dataset's own description."""
-    names = (INFO, IDENTITY) if (folder / INFO).is_file() else ("metadata.csv",)
-    contents = (read_bytes(path) for path in map(folder.joinpath, names) if path.is_file())
+    """SHA-256 of a TFDS dataset's own description."""
+    contents = (read_bytes(path) for path in (folder / INFO, folder / IDENTITY) if path.is_file())
     return hashlib.sha256(b"".join(contents)).hexdigest()
-
-
-def open_set(folder: AnyPath) -> tfds.core.DatasetBuilder:
-    """Opens a TFDS dataset by its folder with `INFO`; raises `InputError` if it can't be opened."""
-    try:
-        return tfds.builder_from_directory(folder)
-    except Exception as error:  # TFDS raises whatever its parsers do
-        raise InputError(f"{folder}: TFDS can't open this dataset ({in_short(error)})") from error
-
-
-class TfdsExamples(Sequence[Example | CachedExample]):
-    """A split of a TFDS dataset with `image` and `text`, or with cached latents (`cached`), read record by record."""
-
-    def __init__(self, folder: AnyPath, split: str) -> None:
-        builder = open_set(folder)
-        if split not in builder.info.splits:
-            raise one_of("split", split, builder.info.splits)
-        self.splits = tuple(builder.info.splits)
-        self.cached = "moments" in builder.info.features
-        if not self.cached:
-            _require_pairs(folder, builder.info.features)
-        # Keep the encoded bytes: Pillow decodes them in half the time that TFDS takes.
-        decoders = None if self.cached else {"image": tfds.decode.SkipDecoding()}
-        _allow_open(len(builder.info.splits[split].filepaths))
-        try:
-            self._records: Sequence[Any] = builder.as_data_source(split=split, decoders=decoders)
-        except Exception as error:
-            reason = f"no random access ({in_short(error)}); write the dataset as array_record"
-            raise InputError(f"{folder}: {reason}") from error
-        if not len(self._records):
-            raise InputError(f"{folder}: split {split!r} is empty")
-        self._where = f"{folder}: split {split!r}"
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __getitem__(self, index: int) -> "TfdsExample | CachedExample":
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self._where} has {len(self)} examples; there is no example {index}")
-        try:
-            record = self._records[index]
-            return CachedExample(record) if self.cached else TfdsExample(record, f"{self._where}: example {index}")
-        except Exception as error:  # ArrayRecord and the decoders raise many types
-            raise InputError(f"{self._where}: example {index} can't be read ({in_short(error)})") from error
-
-
-def _allow_open(files: int) -> None:
-    """Raises the limit of open files: ArrayRecord keeps open every file it has read."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = files + 512
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
-
-
-def _require_pairs(folder: AnyPath, features: tfds.features.FeaturesDict) -> None:
-    missing = {"image", "text"} - set(features)
-    if missing:
-        found = ", ".join(features)
-        raise InputError(f"{folder}: no feature {min(missing)!r}; this dataset has {found}")
-    image, text = features["image"], features["text"]
-    if not isinstance(image, tfds.features.Image) or image.np_dtype != np.uint8 or image.shape[-1] not in (1, 3):
-        raise InputError(f"{folder}: image is {image}; expected 8-bit images with 1 or 3 channels")
-    several = isinstance(text, tfds.features.Sequence) and isinstance(text.feature, tfds.features.Text)
-    if not several and not isinstance(text, tfds.features.Text):
-        raise InputError(f"{folder}: text is {text}; expected captions")
-
-
-class TfdsExample:
-    """One record; errors name it by `where`."""
-
-    def __init__(self, record: dict[str, Any], where: str) -> None:
-        texts = record["text"] if isinstance(record["text"], list) else [record["text"]]
-        self.texts = [text.decode() for text in texts]
-        self.name = record["name"].decode() if "name" in record else where
-        self._data: bytes = record["image"]
-        self._where = where
-
-    def image(self) -> Image.Image:
-        """As `Example.image`."""
-        try:
-            return to_rgb(open_image(self._data))
-        except ValueError as error:
-            raise InputError(f"{self._where} can't be read ({error})") from error

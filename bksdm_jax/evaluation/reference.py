@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from absl import logging
 from bksdm_jax.base.errors import InputError, whole_number
 from bksdm_jax.base.files import read_json
 from bksdm_jax.base.locks import locked
-from bksdm_jax.base.paths import MOST_READ, local_path
+from bksdm_jax.base.paths import MOST_READ, cache_folder, local_path
 from bksdm_jax.base.progress import Progress
 from bksdm_jax.evaluation.images import ImageSet, open_images
 from bksdm_jax.metrics.config import FEWEST, MetricsConfig
@@ -92,12 +91,6 @@ class _Rendered:
                 numbers = range(start, min(start + count, self.count))
                 yield [example("heldout", number)[0] for number in numbers]
                 progress.advance(len(numbers))
-
-
-def cache_folder(name: str) -> Path:
-    """The folder for what is computed of references; `name`: the setting."""
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return local_path("cache", name or f"{base}/bksdm_jax")
 
 
 def gather_reference(

@@ -1,6 +1,7 @@
 """A feature extractor: a network that turns images into features, with its preprocessing."""
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import os
@@ -13,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.precision import exact_products
+from bksdm_jax.base.progress import waiting
 
 _THREADS = os.cpu_count() or 1
 
@@ -58,9 +60,23 @@ class Extractor:
                 _require_one_size(prepared)
                 own = np.stack(prepared)[chosen - start]
                 text = None if captions is None else self.text([captions[i] for i in chosen])
-                features = self.program(self._params, *jax.device_put((own, text), _sharding("data")))
+                inputs = jax.device_put((own, text), _sharding("data"))
+                with self._compiling(inputs):
+                    features = self.program(self._params, *inputs)
                 found.append({name: rows[: count - start] for name, rows in features.items()})
         return {name: np.concatenate([np.asarray(part[name]) for part in found]) for name in found[0]}
+
+    def _compiling(self, inputs: Any) -> contextlib.AbstractContextManager[None]:
+        """Announces the first call with inputs of these shapes, in which the program is compiled."""
+        shapes = tuple(leaf.shape for leaf in jax.tree.leaves(inputs))
+        if shapes in self._compiled:
+            return contextlib.nullcontext()
+        self._compiled.add(shapes)
+        return waiting("compiling a scoring network")
+
+    @functools.cached_property
+    def _compiled(self) -> set[tuple[tuple[int, ...], ...]]:
+        return set()
 
     @functools.cached_property
     def _params(self) -> Any:

@@ -67,7 +67,7 @@ def compile_update(
     with (
         exact_products(config.dtype),
         jax.set_mesh(mesh),
-        waiting(f"compiling for {len(devices)} x {devices[0].device_kind}"),
+        waiting(f"compiling for {len(devices)} x {devices[0].device_kind}, {images} images each"),
     ):
         lowered = step.update.trace(*step.arguments()).lower(lowering_platforms=platforms)
         try:

@@ -17,9 +17,11 @@ from PIL import Image
 
 from bksdm_jax.base.errors import whole_number
 from bksdm_jax.data.decode import fit_square, open_image, to_rgb
-from bksdm_jax.data.image_folder import FileExample
+from bksdm_jax.data.forms.pairs import Pair, StoredFile
 from bksdm_jax.data.latents import latent_features
 from bksdm_jax.data.loader import LoaderConfig, training_batches
+from bksdm_jax.data.options import SourceOptions
+from bksdm_jax.data.pair_examples import PairExamples
 from bksdm_jax.data.prepare.config import PrepareConfig
 from bksdm_jax.data.prepare.prepare import prepare
 from bksdm_jax.data.prepare.shards import TRAIN, ShardWriters
@@ -69,7 +71,8 @@ def _decoding(folder: Path, resolution: int, repeats: int) -> Iterator[str]:
             fit_square(to_rgb(open_image(path.read_bytes())), resolution)
 
     cores = os.cpu_count() or 1
-    examples = [FileExample(path, path.name, "a caption") for path in paths * _REPEATED]
+    pairs = [Pair(path.name, StoredFile(path), ("a caption",), times=_REPEATED) for path in paths]
+    examples = PairExamples(folder, pairs, SourceOptions())
     stream = _stream(examples, resolution, cores)
     rates = _rates({"Pillow": pillow, "ours": ours}, _FILES, repeats)
     rates |= _rates({"stream": lambda: _take(stream, 4 * _FILES)}, 4 * _FILES, repeats)  # far more than is prefetched

@@ -2,9 +2,10 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from bksdm_jax.base.precision import compute_dtype
+from bksdm_jax.base.progress import QUIET, waiting
 from bksdm_jax.cost.chips import peak_flops
 from bksdm_jax.models.attention import require_attention
 from bksdm_jax.perf.compiled_step import Compiled, compile_update
@@ -14,7 +15,7 @@ from bksdm_jax.pipelines.generations import GENERATIONS
 from bksdm_jax.pipelines.load import find_model
 from bksdm_jax.pipelines.pipeline import Architectures
 from bksdm_jax.pipelines.stable_diffusion import stable_diffusion
-from bksdm_jax.pruning.removal import plan_removal, removed_blocks
+from bksdm_jax.pruning.removal import RemovalPlan, plan_removal, removed_blocks
 from bksdm_jax.sampling.text_to_image import require_resolution
 from bksdm_jax.tasks.distill.config import DistillConfig, require_generation, require_plan
 from bksdm_jax.tasks.distill.features import weighted_pairs
@@ -24,8 +25,8 @@ from bksdm_jax.training.sharding import make_mesh
 _LIKELY = 0.4  # of the peak; an assumption, not measured
 
 
-def plan_run(config: DistillConfig) -> str:
-    """Compiles a run's update and returns the report.
+def plan_run(config: DistillConfig) -> Iterator[str]:
+    """Checks the settings, and returns the report's parts, each of some lines, as an iterator that compiles for them.
 
     Raises:
         InputError: a setting that can't be used, or devices that can't be compiled for; nothing is compiled then.
@@ -40,7 +41,14 @@ def plan_run(config: DistillConfig) -> str:
     devices = len(target.devices)
     make_mesh(config.fsdp, list(target.devices))  # raises if fsdp doesn't divide them
     require_whole_batches(config, devices)
-    work = count_work(config, plan, networks)
+    return _parts(config, networks, plan, target)
+
+
+def _parts(config: DistillConfig, networks: Architectures, plan: RemovalPlan, target: Target) -> Iterator[str]:
+    devices = len(target.devices)
+    yield "\n".join([*_about(config, target), ""])
+    with waiting("counting the work", QUIET):
+        work = count_work(config, plan, networks)
 
     def compile_with(images: int) -> Compiled:
         """`images` of a micro-batch on each device."""
@@ -48,11 +56,11 @@ def plan_run(config: DistillConfig) -> str:
         return compile_update(sized, plan, networks, target.devices)
 
     compiled = compile_with(config.batch_size // config.accumulation // devices)
-    lines = [*_about(config, target), "", *memory_lines(compiled, target), ""]
-    lines += [*work_lines(config, work, compiled, target), "", *_traffic(compiled)]
+    lines = [*memory_lines(compiled, target), "", *work_lines(config, work, compiled, target), "", *_traffic(compiled)]
+    yield "\n".join(lines)
     if target.memory and config.plan.largest:
-        lines += ["", *largest_lines(config, compiled, target, compile_with)]
-    return "\n".join(lines)
+        yield ""
+        yield from largest_lines(config, compiled, target, compile_with)
 
 
 def _networks(config: DistillConfig) -> Architectures:
@@ -102,7 +110,8 @@ def work_lines(config: DistillConfig, work: Work, compiled: Compiled, target: Ta
     passes += f"student {'twice ' if config.remat == 'full' else ''}forward and backward"
     share = config.batch_size / devices
     each = work.image + work.update / config.batch_size
-    lines = [f"{each / 1e12:.3f} TFLOP per image; {passes} {work.passes / 1e12:.3f} ({each / work.passes - 1:+.1%})"]
+    unit, scale = ("TFLOP", 1e12) if each >= 1e11 else ("GFLOP", 1e9)
+    lines = [f"{each / scale:.3f} {unit} per image; {passes} {work.passes / scale:.3f} ({each / work.passes - 1:+.1%})"]
     if compiled.temporaries is None:
         return lines
     lines.append(
@@ -145,8 +154,8 @@ def _traffic(compiled: Compiled) -> list[str]:
 
 def largest_lines(
     config: DistillConfig, compiled: Compiled, target: Target, compile_with: Callable[[int], Compiled]
-) -> list[str]:
-    """The largest micro-batch that fits the target's (known) memory, extrapolated linearly from that of two.
+) -> Iterator[str]:
+    """Lines on the largest micro-batch that fits the target's (known) memory, extrapolated linearly from that of two.
 
     `compile_with` compiles the run's update for another number of images per device.
     """
@@ -154,25 +163,26 @@ def largest_lines(
     while compiled.temporaries is None:
         refused = compiled.images
         if refused == 1:
-            return ["largest micro-batch: not even one image per device fits"]
+            yield "largest micro-batch: not even one image per device fits"
+            return
         compiled = compile_with(refused // 2)
     other = compiled.images * 2 if compiled.images == 1 else compiled.images // 2
     second = compile_with(other) if other != refused else None
     if second is None or second.temporaries is None:
-        return [f"largest micro-batch: {compiled.images} image(s) per device; {other} don't fit"]
+        yield f"largest micro-batch: {compiled.images} image(s) per device; {other} don't fit"
+        return
     slope = (second.needed - compiled.needed) / (second.images - compiled.images)
     images = compiled.images
     if slope > 0:
         images = max(images + math.floor((target.memory - compiled.needed) / slope), 0)
     images = min(images, refused - 1) if refused else images
-    lines = [
+    yield (
         f"each image of a micro-batch takes another {slope / 2**30:.2f} GiB, so {images} per device fit: "
         f"{images * len(target.devices)} per micro-batch, {images * len(target.devices) * config.accumulation} per "
         "update"
-    ]
+    )
     if config.plan.confirm and images:
         third = compile_with(images)
         found = "rejected by the compiler" if third.temporaries is None else f"{third.needed / 2**30:.2f} GiB"
         answer = "yes" if third.needed <= target.memory else "no"
-        lines.append(f"compiled with {images} per device: {found}; fits: {answer}")
-    return lines
+        yield f"compiled with {images} per device: {found}; fits: {answer}"

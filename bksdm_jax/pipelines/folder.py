@@ -9,6 +9,7 @@ from huggingface_hub.repocard import metadata_load
 
 from bksdm_jax.base.errors import InputError, shown
 from bksdm_jax.base.files import read_json, write_json
+from bksdm_jax.base.progress import QUIET, waiting
 from bksdm_jax.diffusion.schedule import ScheduleConfig
 from bksdm_jax.formats.clip_json import loaded_in_float32
 from bksdm_jax.formats.locate import choose_files, other_weights, weight_files
@@ -42,6 +43,7 @@ class FolderModel:
     architectures: Architectures
     json: Mapping[str, dict[str, Any]]
 
+    @waiting("reading the model's weights", QUIET)
     def read(self, networks: Collection[str] | None = None) -> Pipeline:
         """Reads each network from `.safetensors`, PyTorch `.bin` or Flax `.msgpack`, in this order of preference.
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from bksdm_jax.base import trees
 from bksdm_jax.base.errors import InputError
+from bksdm_jax.base.progress import QUIET, waiting
 from bksdm_jax.diffusion.schedule import ScheduleConfig
 from bksdm_jax.models.unet import Conditioning
 from bksdm_jax.models.unet_table import UNetConfig
@@ -159,6 +160,7 @@ class Pipeline:
         """Captions -> the networks' inputs, arrays [N, ...]: token ids int32 [N, T] under `tokens`."""
         return functools.partial(FAMILIES[self.family].caption_inputs, self.tokenizers)  # workers get no weights
 
+    @waiting("hashing the model's weights", QUIET)
     def identity(self) -> dict[str, str]:
         """SHA-256 of all that decides the pipeline's images: of each network, each tokenizer, and the scheduler."""
         parts = {name: [network.weights_sha256(), network.config] for name, network in self.networks.items()}

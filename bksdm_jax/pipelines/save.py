@@ -10,6 +10,7 @@ import numpy as np
 from bksdm_jax.base import trees
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.files import atomic_folder, write_json
+from bksdm_jax.base.progress import QUIET, waiting
 from bksdm_jax.formats.scheduler_json import require_flax_schedule
 from bksdm_jax.formats.stored import FLOATS
 from bksdm_jax.formats.unet_json import require_flax_expressible, unet_to_diffusers
@@ -44,6 +45,7 @@ def require_savable(networks: Architectures, config: SaveConfig) -> None:
         require_single_file(networks, FILES[config.format])
 
 
+@waiting("writing the model", QUIET)
 def write_pipeline(
     target: Path,
     pipeline: Pipeline,

@@ -8,6 +8,7 @@ from typing import Any
 from absl import logging
 
 from bksdm_jax.base.errors import InputError, known_name
+from bksdm_jax.base.progress import QUIET, waiting
 from bksdm_jax.diffusion.schedule import ScheduleConfig
 from bksdm_jax.formats import names
 from bksdm_jax.formats.infer import infer_architectures, is_second, is_spaced, is_vit_h
@@ -57,6 +58,7 @@ class SingleFileModel:
     tables: Mapping[str, dict[str, StoredTensor]]
     tokenizer: str = ""
 
+    @waiting("reading the model's weights", QUIET)
     def read(self, networks: Collection[str] | None = None) -> Pipeline:
         """Reads the checkpoint. SD 2.x pads captions with `!`, regardless of the tokenizer's files.
 

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from bksdm_jax.base.errors import InputError, whole_number
 from bksdm_jax.base.memory import explain_out_of_memory
 from bksdm_jax.base.precision import cast_frozen, exact_products
-from bksdm_jax.base.progress import waiting
+from bksdm_jax.base.progress import QUIET, waiting
 from bksdm_jax.diffusion.noise import image_keys
 from bksdm_jax.pipelines.pipeline import Architectures, Network, Pipeline
 from bksdm_jax.sampling.config import SamplerConfig
@@ -140,13 +140,13 @@ class Engine:
         if previews and previews.autoencoder:
             params["preview"] = previews.autoencoder.params
         self._whole = NamedSharding(self._mesh, PartitionSpec())
-        self._params = jax.device_put(cast_frozen(params, compute), self._whole)
+        with waiting("moving the weights to the devices", QUIET):
+            self._params = jax.block_until_ready(jax.device_put(cast_frozen(params, compute), self._whole))
         self._captions = pipeline.caption_inputs
         self._finite = jax.jit(lambda latents: jnp.isfinite(latents).all(axis=(1, 2, 3)))
-        self._encode_text = jax.jit(self._parts(config).condition)
+        self._encode_text = self._compiled_encoder(self._captions([config.negative_prompt]))  # refused if too long
         self._states: collections.OrderedDict[str, Any] = collections.OrderedDict()
         self._programs: dict[tuple[int, int], _Programs] = {}
-        self._text(config.negative_prompt)  # refused now if it is too long
 
     def make(self, batches: Iterable[Batch]) -> Iterator[Made]:
         """The images of each batch, in order; the next batch is begun before one is waited for."""
@@ -185,6 +185,11 @@ class Engine:
 
     def _size(self, batch: Batch) -> tuple[int, int]:
         return self._config.size if batch.init is None else batch.init.shape[1:3]
+
+    def _compiled_encoder(self, captions: Any) -> Callable[..., Any]:
+        """Compiled for one prompt; `captions` are any prompt's inputs."""
+        with exact_products(self._dtype), waiting("compiling the text encoder", QUIET):
+            return jax.jit(self._parts(self._config).condition).lower(self._params, captions).compile()
 
     def _text(self, prompt: str) -> Any:
         """The conditioning of one prompt, arrays [1, ...] on the host."""

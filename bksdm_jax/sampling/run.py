@@ -1,6 +1,5 @@
 """Sampling as one call: pipeline folder and prompts in, a folder of images out."""
 
-import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -229,20 +228,15 @@ def _make(plan: _Plan, maker: _Maker, output: Output) -> None:
     todo = [jobs for jobs in own if any(missing[job.index] for job in jobs)]
     by_index = {job.index: job for jobs in todo for job in jobs}
     done = sum(len(jobs) for jobs in own) - len(by_index)
-    progress = None
-    with contextlib.ExitStack() as stack, Writers(config.workers) as writers:
+    with Progress("images", len(missing), done) as progress, Writers(config.workers) as writers:
         for made in maker.engine.make(_batches(todo, plan.noise)):
             if is_first():
                 _write_timing(output.folder, config, maker.engine)
-            ended = progress.advance if progress else _not_counted
             for i, index in enumerate(made.batch.indices):
                 job = by_index[index]
                 text = parameters(config, maker.sampler, maker.facts, job.prompt.text, index, job.size)
                 previews = {call: images[i] for call, images in made.previews.items()}
-                writers.add(ended, output.write, index, made.images[i], missing[index], text, previews)
-            if progress is None:  # from here on, since the first call was compiled
-                done += len(made.images)
-                progress = stack.enter_context(Progress("images", len(missing), done))
+                writers.add(progress.advance, output.write, index, made.images[i], missing[index], text, previews)
 
 
 def _make_for(plan: _Plan, maker: _Maker, consumer: Consumer) -> None:
@@ -258,10 +252,6 @@ def _make_for(plan: _Plan, maker: _Maker, consumer: Consumer) -> None:
             progress.advance(len(images))
             if interrupts.wanted:
                 raise KeyboardInterrupt
-
-
-def _not_counted() -> None:
-    """For images that were there when the progress began."""
 
 
 def _batches(todo: Sequence[tuple[Job, ...]], noise: np.ndarray | None) -> Iterator[Batch]:

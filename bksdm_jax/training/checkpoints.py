@@ -7,6 +7,7 @@ from pathlib import Path
 import orbax.checkpoint as ocp
 
 from bksdm_jax.base.errors import InputError, in_short
+from bksdm_jax.base.progress import QUIET, waiting
 from bksdm_jax.base.signals import Interrupts
 from bksdm_jax.training.state import TrainState
 
@@ -25,7 +26,8 @@ class Checkpoints:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with Interrupts() as interrupts, self._explained("the last checkpoint can't be written; is the disk full?"):
+        problem = "the last checkpoint can't be written; is the disk full?"
+        with Interrupts() as interrupts, self._explained(problem), waiting("writing the last checkpoint", QUIET):
             self._manager.close()
         if interrupts.wanted:  # only now: Orbax's threads crash if the interpreter exits while they write
             raise KeyboardInterrupt

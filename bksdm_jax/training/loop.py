@@ -11,7 +11,7 @@ import numpy as np
 from bksdm_jax.base.distributed import all_reduce_max, barrier, is_first
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.memory import give_back, resident
-from bksdm_jax.base.progress import Progress
+from bksdm_jax.base.progress import QUIET, Progress, waiting
 from bksdm_jax.base.signals import Interrupts
 from bksdm_jax.training.checkpoints import Checkpoints
 from bksdm_jax.training.config import PROFILED, TrainerConfig
@@ -95,8 +95,9 @@ def run_loop(
     """Trains from `state.step` to `config.steps`; returns the state, and whether training is finished.
 
     Metrics go to `workdir`, see `writers.make_writer`, and the profiler's trace to `profile/` in it. Ctrl-C or SIGTERM
-    ends training early, with a checkpoint. Raises `InputError` if a loss is not finite; the steps since the last
-    checkpoint are not saved then.
+    ends training early, with a checkpoint, and so does an `InputError` of `batches`, which is raised again; where there
+    are several processes, it ends the run without a checkpoint, since the others may be in the next update. Raises
+    `InputError` if a loss is not finite; the steps since the last checkpoint are not saved then.
     """
     # Imports TensorFlow, which takes seconds that commands which fail early or don't train shouldn't wait for.
     from bksdm_jax.training.writers import make_writer  # noqa: PLC0415
@@ -105,14 +106,20 @@ def run_loop(
     writer = make_writer(workdir, first)
     writers = {name: make_writer(workdir, first, name) for name, one in evaluators.items() if one.metrics}
     previous: tuple[int, Mapping[str, jax.Array]] | None = None
-    barrier("ready to train")  # all have compiled, and the first process has its writers
+    with waiting("waiting for the other processes", QUIET):
+        barrier("ready to train")  # all have compiled, and the first process has its writers
     stop, rate = Stop(first), learning_rate(config.optimizer)
+    rate(first)  # compiles, which must not count as training
     rates.begin(first)
     with Interrupts() as interrupts, Progress("training", config.steps, done=first) as progress, ExitStack() as profile:
         for step in range(first + 1, config.steps + 1):
             if step == config.profile_step and is_first():
                 profile.enter_context(jax.profiler.trace(workdir / "profile"))
-            state, metrics = update(state, frozen, rates.next_batch(batches))
+            try:
+                batch = rates.next_batch(batches)
+            except InputError as error:
+                raise _saved(error, state, previous, checkpoints) from error
+            state, metrics = update(state, frozen, batch)
             if config.profile_step and step == config.profile_step + PROFILED - 1:
                 jax.block_until_ready(metrics)  # clu's periodic_actions.Profile wouldn't wait
                 profile.close()
@@ -130,7 +137,8 @@ def run_loop(
                 writer.flush()
             for name, evaluator in evaluators.items():  # before saving, since a continued run won't repeat them
                 if _due(step, evaluator.every, config.steps):
-                    found = evaluator.run(step, state, frozen)
+                    with waiting(f"{name} at step {step}"):
+                        found = evaluator.run(step, state, frozen)
                     if evaluator.metrics:
                         writers[name].write_scalars(step, found)
                         writers[name].flush()
@@ -142,6 +150,20 @@ def run_loop(
             if stopping:
                 return state, step == config.steps
     return state, True
+
+
+def _saved(
+    error: InputError, state: TrainState, last: tuple[int, Mapping[str, jax.Array]] | None, checkpoints: Checkpoints
+) -> InputError:
+    """Saves the state before a batch that can't be read; the error with what was done.
+
+    `last` are step and metrics of the last update; None: there was none.
+    """
+    if last is None or jax.process_count() > 1:
+        return InputError(str(error))
+    _finite_values(*last)
+    checkpoints.save(state)
+    return InputError(f"{error}; the state of step {last[0]} was saved, and the same command continues from there")
 
 
 def _due(step: int, period: int, steps: int) -> bool:

@@ -37,7 +37,10 @@ def sample_grids(
     """
     numbered = list(enumerate(prompts))
     programs = {
-        name: compiled_together(jax.jit(make_generate(networks, sampler, dtype), out_shardings=replicated(mesh)))
+        name: compiled_together(
+            jax.jit(make_generate(networks, sampler, dtype), out_shardings=replicated(mesh)),
+            f"sample grids of the {name or 'trained network'}",
+        )
         for name, networks in rows.items()
     }
     denoiser = next(iter(rows.values())).kind.denoiser

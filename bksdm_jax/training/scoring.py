@@ -59,7 +59,7 @@ def scoring(
     def generate(params: dict[str, jax.Array], captions: object, negative: object, keys: jax.Array) -> jax.Array:
         return make(params, *jax.lax.with_sharding_constraint((captions,), split), negative, keys)
 
-    program = compiled_together(jax.jit(generate, out_shardings=replicated(mesh)))
+    program = compiled_together(jax.jit(generate, out_shardings=replicated(mesh)), "the images to score")
     scorer = _Scores(config.of(metrics), prompts) if is_first() else None
     if scorer:
         scorer([np.full((size, size, 3), 128, np.uint8)] * count)

@@ -12,7 +12,7 @@ from bksdm_jax.base.distributed import barrier, is_first
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.memory import explain_out_of_memory, give_back
 from bksdm_jax.base.precision import exact_products
-from bksdm_jax.base.progress import waiting
+from bksdm_jax.base.progress import QUIET, waiting
 from bksdm_jax.cost.chips import chip_of, peak_flops
 from bksdm_jax.training.checkpoints import Checkpoints
 from bksdm_jax.training.config import TrainerConfig, require_whole_batches
@@ -44,16 +44,19 @@ def train(task: Task, config: TrainerConfig, workdir: Path, devices: list[jax.De
     ):
         step = make_train_step(task.objective, config.optimizer, config.seed, mesh)
         if checkpoints.latest() is None:
-            state = _initial_state(task, config, step)
+            with waiting("preparing the initial weights", QUIET):
+                state = _initial_state(task, config, step)
         else:
-            state = checkpoints.restore(step.state)
+            with waiting("reading the checkpoint", QUIET):
+                state = checkpoints.restore(step.state)
             logging.info("continuing after step %d", int(state.step))
         done = _train_on(task, config, workdir, state, step, mesh, checkpoints)
     if done is None:
         return None
-    params = gather_to_host({"ema": done.ema, "raw": done.params}[config.save_weights])
-    result = task.write(params, workdir) if is_first() else task.result(workdir)
-    barrier("written")
+    with waiting("writing the result", QUIET):
+        params = gather_to_host({"ema": done.ema, "raw": done.params}[config.save_weights])
+        result = task.write(params, workdir) if is_first() else task.result(workdir)
+        barrier("written")
     return result
 
 
@@ -80,7 +83,8 @@ def _train_on(
     if first == config.steps:
         logging.info("all %d steps are done", config.steps)
         return state
-    frozen = _device_put_frozen(task, step)
+    with waiting("moving the frozen networks to the devices", QUIET):
+        frozen = _device_put_frozen(task, step)
     with waiting("compiling the update"):
         compiled = step.update.lower(state, frozen, step.batch).compile()
     give_back()
@@ -89,7 +93,8 @@ def _train_on(
     peak = (peak_flops(chip, config.dtype) or 0.0) * mesh.size
     rates = Rates(config.batch_size, config.batch_size * task.flops_per_image, peak)
     batches = (batch_to_global(mesh, batch) for batch in task.batches(first, rows))
-    evaluators = task.evaluators(mesh, workdir)
+    with waiting("preparing the evaluators", QUIET):
+        evaluators = task.evaluators(mesh, workdir)
     state, finished = run_loop(task, state, frozen, compiled, batches, config, rates, workdir, checkpoints, evaluators)
     return state if finished else None
 

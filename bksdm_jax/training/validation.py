@@ -32,7 +32,7 @@ def validation(
         keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(number * share + jnp.arange(share))
         return loss(params, ema, frozen, jax.tree.map(lambda value: value[0], dict(batch)), keys)[1]
 
-    evaluate = compiled_together(jax.jit(terms, out_shardings=replicated(mesh)))
+    evaluate = compiled_together(jax.jit(terms, out_shardings=replicated(mesh)), "the validation")
 
     def run(step: int, state: TrainState, frozen: Frozen) -> dict[str, float]:
         del step

@@ -7,13 +7,44 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from absl import logging
 from clu import metric_writers
 
 from bksdm_jax.base.distributed import is_first
 from bksdm_jax.base.files import atomic_file
 
+_IN_LOG = ("grad_norm", "learning_rate", "images_per_second", "mfu", "data_wait", "host_memory")
+_MOST_IN_LOG = 8
 
-class CsvWriter(metric_writers.MetricWriter):
+
+class _ScalarWriter(metric_writers.MetricWriter):
+    """Ignores everything but scalars, which are on their way at once."""
+
+    def _ignore(self, *_: Any, **__: Any) -> None:
+        """Nothing to do."""
+
+    write_summaries = write_images = write_videos = write_audios = write_texts = write_histograms = _ignore
+    write_hparams = flush = close = _ignore
+
+
+class LogWriter(_ScalarWriter):
+    """Eight scalars of a step in one line of the log: the losses, then what tells how a run is doing.
+
+    clu's `LoggingWriter` logs all, of which a distillation has forty. `name` begins the line, if it isn't empty.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+        """Logs them at once."""
+        wanted = [*(name for name in scalars if name.startswith("loss")), *_IN_LOG]
+        chosen = [name for name in wanted if name in scalars] or [name for name in scalars if "/" not in name]
+        values = ", ".join(f"{name} {float(np.asarray(scalars[name])):.4g}" for name in chosen[:_MOST_IN_LOG])
+        logging.info("%sstep %d: %s", f"{self._name} at " if self._name else "", step, values)
+
+
+class CsvWriter(_ScalarWriter):
     """Scalars as a CSV table: a row per step, with `step` as the first column.
 
     When a run continues, rows up to `last_step`, its checkpoint, are kept; later ones will be written again.
@@ -61,15 +92,9 @@ class CsvWriter(metric_writers.MetricWriter):
         with atomic_file(self._path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows(rows)
 
-    def _ignore(self, *_: Any, **__: Any) -> None:
-        """A table holds scalars only, and its rows are on disk already."""
-
-    write_summaries = write_images = write_videos = write_audios = write_texts = write_histograms = _ignore
-    write_hparams = flush = close = _ignore
-
 
 def make_writer(workdir: Path, last_step: int, name: str = "") -> metric_writers.MultiWriter:
-    """Writes to `metrics.csv`, `tensorboard/` and the log in the first process, and nothing in the others.
+    """Writes to `metrics.csv`, `tensorboard/` and, in part, the log in the first process, and nothing in the others.
 
     The run continues from `last_step`. If `name` is an evaluator's, the files are `NAME.csv` and `tensorboard/NAME/`.
     """
@@ -77,4 +102,4 @@ def make_writer(workdir: Path, last_step: int, name: str = "") -> metric_writers
         return metric_writers.MultiWriter([])
     table = CsvWriter(workdir / f"{name or 'metrics'}.csv", last_step)
     events = metric_writers.SummaryWriter(str(workdir / "tensorboard" / name))
-    return metric_writers.MultiWriter([table, events, metric_writers.LoggingWriter()])
+    return metric_writers.MultiWriter([table, events, LogWriter(name)])

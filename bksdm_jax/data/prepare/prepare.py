@@ -13,28 +13,25 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from etils import epath
+from absl import logging
 
-from bksdm_jax.base.errors import InputError, finite_number, one_of, whole_number
+from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.files import make_folder, read_json, write_json
 from bksdm_jax.base.paths import MOST_READ, to_path
 from bksdm_jax.base.progress import Progress
 from bksdm_jax.base.signals import Interrupts
 from bksdm_jax.base.workdir import claim, require_same
-from bksdm_jax.data.decode import MOST_PIXELS
-from bksdm_jax.data.prepare.config import PrepareConfig
-from bksdm_jax.data.prepare.folders import TABLES, FolderSource
+from bksdm_jax.data.forms.open import open_source
+from bksdm_jax.data.forms.pairs import SPLITS, Reject, Source, counted
+from bksdm_jax.data.forms.reasons import commonest
+from bksdm_jax.data.prepare.config import PrepareConfig, require_settings
 from bksdm_jax.data.prepare.latents import prepare_latents
-from bksdm_jax.data.prepare.pairs import Source
-from bksdm_jax.data.prepare.shards import SPLITS, pair_features, write_shard
+from bksdm_jax.data.prepare.shards import pair_features, write_shard
 from bksdm_jax.data.prepare.summary import summary, write_contact_sheet
-from bksdm_jax.data.prepare.tars import TarSource
 from bksdm_jax.data.prepare.tfds_folder import PARTS, clear, write_set
-from bksdm_jax.data.prepare.tfds_sets import TfdsSource
 from bksdm_jax.data.sources import INFO
 from bksdm_jax.data.tables import write_table
 
-KINDS = ("auto", "folder", "tars", "tfds")
 REJECTS, SUMMARY, SHEET = "rejects.csv", "summary.json", "contact_sheet.png"
 """Files written beside a dataset."""
 _ENOUGH = 1000  # pairs from which on too many rejects stop the work at once
@@ -53,27 +50,29 @@ def prepare(config: PrepareConfig, workdir: Path) -> Path | None:
     Raises:
         InputError: a setting or the source can't be used, the disk can't be written, or too many pairs are rejected.
     """
-    _require_settings(config)
+    require_settings(config)
     if config.latents.pipeline:
         return prepare_latents(config.source, config.latents, config.resolution, config.chunk, workdir)
     if jax.process_count() > 1:
         raise InputError(
             f"latents.pipeline: empty with {jax.process_count()} processes; images are prepared by one, with workers"
         )
-    source = _open_source(config)
+    source = open_source(config.source, config, config.kind, config.split, config.chunk)
     record = {key: value for key, value in dataclasses.asdict(config).items() if key != "latents"}
-    record |= {"source": str(to_path(config.source)), "fingerprint": source.fingerprint}
+    record |= {"source": str(to_path(config.source)), "source_facts": source.facts}
     require_same(workdir, record, _MAY_CHANGE)
     if (workdir / INFO).exists():
         clear(workdir)  # an interrupted call may have left it
         return workdir
     claim(workdir, record)
+    for note in source.notes:
+        logging.warning("%s: %s", config.source, note)
     parts = make_folder(workdir / PARTS)
     if not _run(config, source, parts):
         return None
     records = list(_made(parts).values())
     _tell_rejects(parts)
-    found = summary(records)
+    found = summary(records) | {"notes": list(source.notes)}
     accepted = sum(found["examples"].values())
     _require_few_rejects(config, parts, accepted, found["rejects"])
     if not accepted:
@@ -83,39 +82,6 @@ def prepare(config: PrepareConfig, workdir: Path) -> Path | None:
     write_json(workdir / SUMMARY, found)
     write_set(workdir, "pairs", "Images with captions.", pair_features(), records)
     return workdir
-
-
-def _require_settings(config: PrepareConfig) -> None:
-    if config.kind not in KINDS:
-        raise one_of("kind", config.kind, KINDS)
-    for key, least in {"resolution": 0, "chunk": 1, "workers": 0}.items():
-        whole_number("config", key, getattr(config, key), least)
-    whole_number("config", "most_pixels", config.most_pixels, 1, MOST_PIXELS)
-    for key in ("validation", "most_rejects"):
-        finite_number("config", key, getattr(config, key), 0, 1)
-
-
-def _open_source(config: PrepareConfig) -> Source:
-    folder = to_path(config.source)
-    if not folder.is_dir():
-        raise InputError(f"{config.source}: no such folder")
-    kind = config.kind if config.kind != "auto" else _kind(folder)
-    columns = (config.image_column or ("image" if kind == "tfds" else "file_name"), config.text_column or "text")
-    if kind == "tfds":
-        return TfdsSource(folder, config.split, columns)
-    if kind == "tars":
-        return TarSource(folder, config.text_column or "caption")
-    return FolderSource(folder, columns, config.chunk)
-
-
-def _kind(folder: epath.Path) -> str:
-    if (folder / INFO).exists():
-        return "tfds"
-    if any((folder / name).exists() for name in TABLES):
-        return "folder"
-    if any(path.name.endswith(".tar") for path in folder.iterdir()):
-        return "tars"
-    raise InputError(f"{folder}: found no {', '.join(TABLES)}, .tar files or {INFO} (TFDS)")
 
 
 def _made(parts: Path) -> dict[int, dict[str, Any]]:
@@ -158,14 +124,14 @@ def _records(config: PrepareConfig, source: Source, parts: Path, former: Contain
     workers = config.workers or os.cpu_count() or 1
     if workers == 1:
         for index, chunk in missing:
-            yield write_shard(parts, index, chunk, config)
+            yield write_shard(parts, index, chunk, config, bool(source.splits))
         return
     context = multiprocessing.get_context("spawn")  # forking a process with threads can hang
     pool = concurrent.futures.ProcessPoolExecutor(workers, context, initializer=_start_worker)
     running: set[concurrent.futures.Future[dict[str, Any]]] = set()
     try:
         for index, chunk in missing:
-            running.add(pool.submit(write_shard, parts, index, chunk, config))
+            running.add(pool.submit(write_shard, parts, index, chunk, config, bool(source.splits)))
             if len(running) >= 2 * workers:  # never queues a whole table
                 done, running = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
                 yield from (future.result() for future in done)
@@ -190,7 +156,8 @@ def _require_few_rejects(config: PrepareConfig, parts: Path, accepted: int, bad:
     if bad > config.most_rejects * (accepted + bad):
         told = _tell_rejects(parts)
         raise InputError(
-            f"{config.source}: {bad} of {accepted + bad} pairs can't be used (reasons: {told}); "
+            f"{config.source}: {bad} of {counted(accepted + bad, 'pair')} can't be used "
+            f"({commonest(_rejects(parts))}; list: {told}); "
             f"to continue without them, raise most_rejects above {config.most_rejects:g}"
         )
 
@@ -198,6 +165,9 @@ def _require_few_rejects(config: PrepareConfig, parts: Path, accepted: int, bad:
 def _tell_rejects(parts: Path) -> Path:
     """Writes the list of rejects so far; returns its path."""
     path = parts.parent / REJECTS
-    rows = (row for record in _made(parts).values() for row in record["rejects"])
-    write_table(path, ("name", "reason"), rows)
+    write_table(path, ("name", "reason"), ((reject.name, reject.reason) for reject in _rejects(parts)))
     return path
+
+
+def _rejects(parts: Path) -> Iterator[Reject]:
+    return (Reject(*row) for record in _made(parts).values() for row in record["rejects"])

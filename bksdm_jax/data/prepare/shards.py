@@ -15,14 +15,13 @@ from PIL import Image
 
 from bksdm_jax.base.errors import InputError, in_short
 from bksdm_jax.base.files import write_json
-from bksdm_jax.data.decode import is_upright, open_image, to_rgb
+from bksdm_jax.data.decode import background_colour, open_image, require_shape, to_rgb
+from bksdm_jax.data.forms.pairs import SPLITS, Chunk, Pair, Reject, printable, share
 from bksdm_jax.data.prepare.config import ShardOptions
-from bksdm_jax.data.prepare.pairs import Chunk, Pair, Reject, printable, share
 
-TRAIN, VALIDATION = SPLITS = ("train", "validation")
+TRAIN, VALIDATION = "train", "validation"
 SHOWN = 48
 """Images on the contact sheet."""
-_MOST_RATIO = 64  # long side to short side
 _KEPT = ("JPEG", "MPO", "PNG", "WEBP")  # formats stored unchanged
 _QUALITY = 95  # of JPEG files written for downscaled images
 _MOST_REASON = 300  # letters
@@ -49,21 +48,29 @@ def record_path(folder: Path, index: int) -> Path:
     return folder / f"{index:06d}.json"
 
 
-def write_shard(folder: Path, index: int, chunk: Chunk, config: ShardOptions) -> dict[str, Any]:
-    """Reads a chunk, and writes its shards and its record; raises `InputError` if either fails."""
+def write_shard(folder: Path, index: int, chunk: Chunk, config: ShardOptions, splits: bool = False) -> dict[str, Any]:
+    """Reads a chunk, and writes its shards and its record; raises `InputError` if either fails.
+
+    With `splits` the pairs say which split they are of.
+    """
     features, tally = pair_features(), Tally()
     with ShardWriters(folder, index) as writers:
-        for pair in chunk.read():
+        for pair in chunk.read(folder):
             try:
                 if isinstance(pair, Reject):
                     raise ValueError(pair.reason)
-                data, size = storable(pair.data, config)
-                row = features.serialize_example({"name": pair.name, "image": data, "text": list(pair.texts)})
+                data, size = storable(pair.image.read(), config)
+            except InputError:
+                raise
             except ValueError as error:
                 tally.reject(pair.name, str(error))
                 continue
-            split = VALIDATION if share(pair.name) < config.validation else TRAIN
-            tally.accept(pair, split, size, len(row), writers.write(split, row))
+            by_hash = VALIDATION if share(pair.name) < config.validation else TRAIN
+            split = pair.split if splits else by_hash  # copies stay together
+            for copy in range(pair.times):
+                name = f"{pair.name}#{copy + 1}" if copy else pair.name
+                row = features.serialize_example({"name": name, "image": data, "text": list(pair.texts)})
+                tally.accept(pair, split, size, len(row), writers.write(split, row))
     record = tally.to_json()
     write_json(record_path(folder, index), record)
     return record
@@ -165,19 +172,21 @@ def bucket(number: int) -> int:
 
 
 def storable(data: bytes, config: ShardOptions) -> tuple[bytes, tuple[int, int]]:
-    """The image file to store, and its width and height.
+    """The image file to store, and the width and height in which it is shown.
 
-    Upright JPEG, PNG and WebP files in 8-bit RGB are stored unchanged; downscaled images become JPEG, all others
-    lossless PNG. Raises `ValueError` if the image can't be used.
+    JPEG, PNG and WebP files in 8-bit RGB are stored unchanged, with their EXIF orientation, which `to_rgb` applies;
+    downscaled images become upright JPEG, all others upright lossless PNG. Raises `ValueError` if the image can't be
+    used.
     """
     file = open_image(data, config.most_pixels)
+    require_shape(file, config.least_side)
     short = min(file.size)
-    if max(file.size) > _MOST_RATIO * short:
-        raise ValueError(f"{file.size[0]} x {file.size[1]} pixels: too narrow for a square crop")
     shrinks = 0 < config.resolution < short
-    image = to_rgb(file)  # decodes it, so that damage is found
-    if file.format in _KEPT and file.mode == "RGB" and is_upright(file) and not shrinks:
-        return data, file.size
+    background = background_colour("config", config.background)
+    image = to_rgb(file, background=background)  # decodes it, so that damage is found
+    composited = background is not None and file.has_transparency_data
+    if file.format in _KEPT and file.mode == "RGB" and not composited and not shrinks:
+        return data, image.size
     if shrinks:
         size = tuple(max(1, round(length * config.resolution / short)) for length in image.size)
         image = image.resize(size, Image.Resampling.BILINEAR)

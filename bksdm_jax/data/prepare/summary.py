@@ -13,7 +13,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from bksdm_jax.base.files import atomic_file
 from bksdm_jax.data.decode import open_image, to_rgb
-from bksdm_jax.data.prepare.shards import SHOWN, SPLITS, pair_features, shard_path
+from bksdm_jax.data.forms.pairs import SPLITS
+from bksdm_jax.data.forms.reasons import kind_of
+from bksdm_jax.data.prepare.shards import SHOWN, pair_features, shard_path
 
 _COLUMNS, _SIDE, _LINES, _LETTERS = 8, 144, 3, 24
 _MOST_REASONS = 10
@@ -27,9 +29,10 @@ def summary(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for record in records:
         sides.update({int(least): count for least, count in record["short_side"].items()})
         letters.update({int(least): count for least, count in record["caption_letters"].items()})
-        reasons.update(_kind(reason) for _, reason in record["rejects"])
+        reasons.update(kind_of(reason) for _, reason in record["rejects"])
+    counts = {split: sum(record["splits"][split][0] for record in records) for split in SPLITS}
     return {
-        "examples": {split: sum(record["splits"][split][0] for record in records) for split in SPLITS},
+        "examples": {split: count for split, count in counts.items() if count or split != "test"},
         "bytes": sum(record["splits"][split][1] for record in records for split in SPLITS),
         "captions": sum(record["captions"] for record in records),
         "short_side": {f"{least} to {2 * least - 1}": sides[least] for least in sorted(sides)},
@@ -67,8 +70,3 @@ def _drawn(cells: Sequence[tuple[bytes, str]]) -> Image.Image:
         for number, words in enumerate(textwrap.wrap(text[:1000], _LETTERS, max_lines=_LINES, placeholder=" ...")):
             draw.text((left, top + _SIDE + 2 + number * line), words, fill="black", font=font)
     return sheet
-
-
-def _kind(reason: str) -> str:
-    """A reason without the details of one image, so that similar ones are counted together."""
-    return "".join("N" if letter.isdigit() else letter for letter in reason.split(":", maxsplit=1)[0])[:80]

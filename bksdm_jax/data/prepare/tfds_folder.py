@@ -15,7 +15,8 @@ from tensorflow_datasets.core import naming, splits
 
 from bksdm_jax.base.errors import InputError, in_short
 from bksdm_jax.base.files import atomic_file
-from bksdm_jax.data.prepare.shards import SPLITS, TRAIN, shard_path
+from bksdm_jax.data.forms.pairs import SPLITS
+from bksdm_jax.data.prepare.shards import TRAIN, shard_path
 from bksdm_jax.data.sources import INFO
 
 PARTS = "parts"

@@ -5,6 +5,7 @@ import operator
 from typing import TYPE_CHECKING
 
 from bksdm_jax.base.errors import InputError, finite_number, known_name, shown, whole_number
+from bksdm_jax.data.options import SourceOptions, require_options
 from bksdm_jax.models.choices import require_attention_name, require_remat
 from bksdm_jax.pipelines.config import SaveOptions, require_save
 from bksdm_jax.pipelines.generations import GENERATIONS, TEACHERS
@@ -29,7 +30,8 @@ _EVALUATED = ("sheets", "validation", "evaluators", "scoring")
 _WATCHED = ("log_every", "checkpoint_every", "keep_checkpoints", "profile_step", *_EVALUATED)
 _COMPUTED = ("accumulation", "fsdp", "attention", "remat", "workers", "topology", "plan")
 _SAVED = ("format", "save_dtype", "save_weights", "safety_checker")
-MAY_CHANGE = ("steps", *_WATCHED, *_COMPUTED, *_SAVED, "revision")  # the teacher's folder is recorded, with its commit
+# The teacher's folder is recorded, with its commit.
+MAY_CHANGE = ("steps", "skip_unusable", *_WATCHED, *_COMPUTED, *_SAVED, "revision")
 """Keys that don't affect the trained weights and may differ when a run continues."""
 
 
@@ -99,7 +101,7 @@ class PlanConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class DistillConfig(TrainerConfig, ModelOptions, InitOptions, SaveOptions):
+class DistillConfig(TrainerConfig, ModelOptions, InitOptions, SaveOptions, SourceOptions):
     """A distillation run; see `TrainerConfig` for the trainer's settings.
 
     Defaults are the reference run's (section 4 of the paper).
@@ -107,9 +109,11 @@ class DistillConfig(TrainerConfig, ModelOptions, InitOptions, SaveOptions):
     Attributes:
         teacher: pipeline folder, single file, id on the hub, or `shapes_teacher`.
         student: a preset (bk_base, bk_small, bk_tiny, no_mid), or a comma-separated list of removed blocks.
-        data: image folder with `metadata.csv`, folder of a TFDS dataset with `image` and `text` or with cached latents,
-            or `shapes_world/demo`.
-        split: of the TFDS dataset.
+        data: images with captions in any form that `launch.prepare` reads, a TFDS dataset that it wrote, of images or
+            of cached latents, or `shapes_world/demo`.
+        split: of the data; data without splits are `train`.
+        skip_unusable: leave out pairs that can't be used; a damaged image is replaced by the next one, and
+            `skipped.csv` lists it.
         generation: the Stable Diffusion generation that the settings are for, v1, v2_base or v2: teachers of another
             one are rejected, and `launch.plan` uses its networks if no teacher is given; empty: any.
         examples: train on the first `examples` only; 0: on all.
@@ -130,6 +134,7 @@ class DistillConfig(TrainerConfig, ModelOptions, InitOptions, SaveOptions):
     student: str
     data: str
     split: str = "train"
+    skip_unusable: bool = False
     generation: str = ""
     seed: int = dataclasses.field(default=1234, kw_only=True)
     steps: int = dataclasses.field(default=50_000, kw_only=True)
@@ -190,6 +195,7 @@ def require_settings(config: DistillConfig) -> None:
     if config.generation:
         known_name("config", "generation", config.generation, GENERATIONS)
     whole_number("config", "resolution", config.resolution)
+    require_options(config)
     for key in ("examples", "workers", "sheets.every", "sheets.steps", "validation.every", "validation.images"):
         whole_number("config", key, operator.attrgetter(key)(config), 0)
     if any(not isinstance(prompt, str) for prompt in config.sheets.prompts):

@@ -1,13 +1,21 @@
 """A run's inputs: the files that its settings name, found and checked against each other."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
+from absl import logging
 from etils import epath
 
+from bksdm_jax.base.distributed import is_first
 from bksdm_jax.base.errors import InputError, known_name
+from bksdm_jax.base.files import read_json, write_json
 from bksdm_jax.base.precision import compute_dtype
+from bksdm_jax.data.forms.pairs import counted
+from bksdm_jax.data.forms.reasons import commonest
 from bksdm_jax.data.latents import CachedExample
+from bksdm_jax.data.pair_examples import PairExamples, unusable_error
+from bksdm_jax.data.skipping import Skipping
 from bksdm_jax.data.sources import Example, First, data_folder, is_cached, open_examples, splits_of
 from bksdm_jax.data.tables import read_prompts
 from bksdm_jax.metrics.config import FEWEST
@@ -22,6 +30,9 @@ from bksdm_jax.tasks.distill.features import weighted_pairs
 from bksdm_jax.training.config import require_whole_batches
 from bksdm_jax.training.sharding import make_mesh
 
+SKIPPED = "skipped.csv"
+"""The file of a workdir that lists images that couldn't be used."""
+_CHECKED = ".images_checked.json"
 _HELD_OUT = ("validation", "heldout")  # usual names of the split; the first that exists is used
 
 
@@ -34,6 +45,7 @@ class Inputs:
         plan: teacher and student.
         start: where the student's initial weights come from.
         data: the data's folder.
+        found: all examples of the training split.
         examples: the training examples.
         held_out: the validation examples; may be empty.
         cached: whether the examples are cached latents.
@@ -44,6 +56,7 @@ class Inputs:
     plan: RemovalPlan
     start: InitialWeights
     data: epath.Path
+    found: Sequence[Example | CachedExample]
     examples: Sequence[Example | CachedExample]
     held_out: Sequence[Example | CachedExample]
     cached: bool
@@ -68,13 +81,61 @@ def open_inputs(config: DistillConfig) -> Inputs:
         require_sampler(config.scoring_sampler(networks.schedule), networks)
     require_whole_batches(config, make_mesh(config.fsdp).size)
     data = data_folder(config.data)
-    examples = open_examples(data, config.split)
+    examples = open_examples(data, config.split, config, config.skip_unusable)
     held_out = _held_out(config, data, examples)
     if config.examples > len(examples):
         raise InputError(f"examples: {config.examples}, but {data} has {len(examples)}")
     first = First(examples, config.examples) if config.examples else examples
     prompts = _prompts(config, held_out) if config.evaluators else ()
-    return Inputs(teacher, plan, start, data, first, held_out, is_cached(examples), prompts)
+    return Inputs(teacher, plan, start, data, examples, first, held_out, is_cached(examples), prompts)
+
+
+def check_images(config: DistillConfig, inputs: Inputs, workdir: Path) -> Inputs:
+    """Opens every image that is read directly, unless that was done for this workdir and no file has changed since.
+
+    Returns the inputs; with `skip_unusable`, their examples are `Skipping`.
+
+    Raises `InputError` if images can't be used and `skip_unusable` isn't set.
+    """
+    found, path = inputs.found, workdir / SKIPPED
+    if not isinstance(found, PairExamples):
+        return inputs
+    if is_first() and not _is_checked(found, workdir):
+        rejects = found.unusable()
+        if rejects and not config.skip_unusable:
+            raise unusable_error(inputs.data, rejects, found.facts()["pairs"])
+        if rejects:
+            number, told = counted(len(rejects), "image"), commonest(rejects)
+            logging.warning("%s: %s can't be used and will be skipped (%s)", inputs.data, number, told)
+    if not config.skip_unusable:
+        return inputs
+    examples, held_out = (Skipping(some, path) for some in (inputs.examples, inputs.held_out))
+    return dataclasses.replace(inputs, examples=examples, held_out=held_out)
+
+
+def note_checked(inputs: Inputs, workdir: Path) -> None:
+    """Notes in a claimed workdir that the images were checked."""
+    if isinstance(inputs.found, PairExamples) and is_first():
+        write_json(workdir / _CHECKED, {"listing": inputs.found.listing})
+
+
+def _is_checked(found: PairExamples, workdir: Path) -> bool:
+    path = workdir / _CHECKED
+    return path.exists() and read_json(path).get("listing") == found.listing
+
+
+def oddities(config: DistillConfig, inputs: Inputs) -> Iterator[str]:
+    """What a run's settings say that is hardly meant, a line each."""
+    count, held_out = len(inputs.examples), len(inputs.held_out)
+    if config.batch_size > count:
+        yield f"batch_size: {config.batch_size}, but there are {count} examples: an update has some of them twice"
+    if config.validation.images and not held_out:
+        yield f"validation: none, since {inputs.data} has no split {' or '.join(_HELD_OUT)}"
+    elif config.validation.images > held_out:
+        yield f"validation.images: {config.validation.images}, but {held_out} are held out: all of them are used"
+    if config.optimizer.warmup_steps >= config.steps:
+        rate, last = config.optimizer.learning_rate, config.optimizer.warmup_steps
+        yield f"optimizer.warmup_steps: {last}, but steps is {config.steps}: the learning rate never reaches {rate:g}"
 
 
 def _prompts(config: DistillConfig, held_out: Sequence[Example | CachedExample]) -> tuple[str, ...]:
@@ -106,6 +167,6 @@ def _held_out(
             f"validation.split: {split!r} is the training split; name another one, or set validation.images to 0"
         )
     if not splits_of(examples):
-        raise InputError(f"validation.split: {split!r}, but {data} is an image folder, without splits")
+        raise InputError(f"validation.split: {split!r}, but {data} has no splits")
     known_name("config", "validation.split", split, splits_of(examples))
-    return open_examples(data, split)
+    return examples.of_split(split) if isinstance(examples, PairExamples) else open_examples(data, split)

@@ -11,12 +11,13 @@ from jax.sharding import Mesh
 
 from bksdm_jax.base.distributed import barrier, is_first
 from bksdm_jax.base.precision import compute_dtype
-from bksdm_jax.base.workdir import claim, require_same, require_same_parts, require_shared
+from bksdm_jax.base.progress import QUIET, waiting
+from bksdm_jax.base.workdir import as_written, claim, require_same, require_same_parts, require_shared
 from bksdm_jax.cost.counts import unet_cost
 from bksdm_jax.cost.table import cost_table
 from bksdm_jax.data.latents import CENTRE, latent_identity, require_identity
 from bksdm_jax.data.loader import LoaderConfig, training_batches
-from bksdm_jax.data.sources import fingerprint
+from bksdm_jax.data.sources import facts_of
 from bksdm_jax.pipelines.pipeline import Architectures
 from bksdm_jax.pipelines.save import write_pipeline
 from bksdm_jax.pruning.prune import card_facts
@@ -24,7 +25,7 @@ from bksdm_jax.pruning.removal import FeaturePair, RemovalPlan
 from bksdm_jax.reports.score_curves import points_over_updates, write_score_plot
 from bksdm_jax.tasks.distill.config import MAY_CHANGE, DistillConfig
 from bksdm_jax.tasks.distill.features import shares, weighted_pairs
-from bksdm_jax.tasks.distill.inputs import Inputs, open_inputs
+from bksdm_jax.tasks.distill.inputs import Inputs, check_images, note_checked, oddities, open_inputs
 from bksdm_jax.tasks.distill.objective import Augmentation, Problem, make_batch_loss, make_objective
 from bksdm_jax.training.config import WEIGHTS
 from bksdm_jax.training.sample_grids import sample_grids
@@ -49,13 +50,15 @@ def distill(config: DistillConfig, workdir: Path) -> Path | None:
         InputError: a setting, file or folder can't be used (where possible, raised before the workdir is touched), or
             as `trainer.train`.
     """
-    inputs = open_inputs(config)
+    with waiting("opening the teacher and the data", QUIET):
+        inputs = open_inputs(config)
     record = dataclasses.asdict(config) | {  # resolved paths, and a hash of the captions
         "teacher": str(inputs.teacher.path),
         "data": str(inputs.data),
-        "data_sha256": fingerprint(inputs.data),
+        "data_facts": facts_of(inputs.data, inputs.found),
     }
     require_same(workdir, record, {*MAY_CHANGE, _TEACHER})
+    inputs = check_images(config, inputs, workdir)
     task = DistillTask(config, inputs)
     record[_TEACHER] = task.teacher_sha256
     require_same_parts(workdir, _TEACHER, record[_TEACHER], "teacher")
@@ -63,7 +66,8 @@ def distill(config: DistillConfig, workdir: Path) -> Path | None:
         claim(workdir, record)
     barrier("claimed")
     require_shared(workdir)
-    _log_start(config, inputs, record)
+    note_checked(inputs, workdir)
+    _log_start(config, inputs)
     return train(task, config, workdir)
 
 
@@ -208,12 +212,23 @@ def _compared(config: DistillConfig, plan: RemovalPlan) -> tuple[tuple[FeaturePa
     return weighted_pairs(plan, config.loss.feature_source, config.loss.feature_scales)
 
 
-def _log_start(config: DistillConfig, inputs: Inputs, record: dict[str, Any]) -> None:
-    defaults = {field.name: field.default for field in dataclasses.fields(config)}
-    for key, value in record.items():
-        if getattr(config, key, None) != defaults.get(key):
-            logging.info("config.%s = %s", key, value)
-    logging.info("%d examples", len(inputs.examples))
+def _changed(config: Any, prefix: str = "config") -> Iterator[str]:
+    """The settings that aren't the defaults, one `KEY = VALUE` each."""
+    for field in dataclasses.fields(config):
+        value, key = getattr(config, field.name), f"{prefix}.{field.name}"
+        if dataclasses.is_dataclass(value):
+            yield from _changed(value, key)
+        elif value != field.default:
+            yield f"{key} = {as_written(value)}"
+
+
+def _log_start(config: DistillConfig, inputs: Inputs) -> None:
+    for line in _changed(config):
+        logging.info("%s", line)
+    logging.info("%d examples in %s, %d held out", len(inputs.examples), inputs.data, len(inputs.held_out))
+    if is_first():
+        for line in oddities(config, inputs):
+            logging.warning("%s", line)
     plan = inputs.plan
     for line in cost_table(plan.teacher, plan.student, plan.blocks, plan.teacher.sample_size or 64).splitlines():
         logging.info("%s", line)

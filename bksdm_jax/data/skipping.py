@@ -1,0 +1,55 @@
+"""Examples of which unusable ones are skipped and listed."""
+
+import csv
+import io
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+
+from bksdm_jax.base.errors import InputError, in_short
+
+COLUMNS = ("name", "reason")
+
+
+class Skipping(Sequence[Any]):
+    """Examples, and the file that lists those that couldn't be used.
+
+    The loader takes the next usable example instead, so that the number of examples and their order stay the same.
+    """
+
+    def __init__(self, examples: Sequence[Any], path: Path) -> None:
+        """`path` is a `.csv` file with the columns `name` and `reason`, written when the first example is skipped."""
+        self.path, self._examples = path, examples
+        self._noted: set[str] = set()
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._examples[index]
+
+    def note(self, name: str, error: InputError) -> None:
+        """Lists a skipped example, once per process."""
+        if name in self._noted:
+            return
+        self._noted.add(name)
+        logging.warning("skipped: %s", error)
+        buffer = io.StringIO(newline="")
+        csv.writer(buffer, lineterminator="\n").writerow((name, in_short(error)))
+        head = "" if self.path.exists() else ",".join(COLUMNS) + "\n"
+        with _WRITING, self.path.open("a", encoding="utf-8") as file:  # appended whole, so that processes don't mix
+            file.write(head + buffer.getvalue())
+
+
+_WRITING = threading.Lock()
+
+
+def skipped(path: Path) -> int:
+    """The number of examples that the file lists."""
+    if not path.exists():
+        return 0
+    with path.open(newline="", encoding="utf-8") as file:
+        return len({row[0] for row in csv.reader(file) if row}) - 1

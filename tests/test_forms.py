@@ -1,0 +1,438 @@
+"""Every form in which people have images with captions: each caption is of its image, in preparation and training."""
+
+import gzip
+import io
+import json
+import tarfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+from PIL import Image
+
+from bksdm_jax.base.errors import InputError
+from bksdm_jax.data.options import SourceOptions
+from bksdm_jax.data.prepare.prepare import SUMMARY, prepare
+from bksdm_jax.data.sources import open_examples
+from tests.pairs_on_disk import config, rejects
+
+COUNT = 40
+
+
+def colour(index: int) -> tuple[int, int, int]:
+    return 6 * index, 255 - 6 * index, 90
+
+
+def image(index: int, file_format: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (20, 16), colour(index)).save(buffer, file_format)
+    return buffer.getvalue()
+
+
+def text(index: int) -> str:
+    return f"picture {index}"
+
+
+def seen(picture: Image.Image) -> int:
+    """Which picture it is, by its colour; JPEG changes that a little."""
+    return round(float(np.asarray(picture)[..., 0].mean()) / 6)
+
+
+def write(path: Path, data: bytes | str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def table(folder: Path, ending: str, delimiter: str) -> Path:
+    rows = [f"file_name{delimiter}text", *(f"{i:02d}.png{delimiter}{text(i)}" for i in range(COUNT))]
+    for index in range(COUNT):
+        write(folder / f"{index:02d}.png", image(index))
+    write(folder / f"metadata{ending}", "\n".join(rows))
+    return folder
+
+
+def jsonl(folder: Path) -> Path:
+    for index in range(COUNT):
+        write(folder / f"a/{index:02d}.png", image(index))
+    rows = [json.dumps({"file_name": f"a/{i:02d}.png", "text": [text(i)]}) for i in range(COUNT)]
+    write(folder / "metadata.jsonl", "\n".join(rows))
+    return folder
+
+
+def beside(folder: Path, ending: str = ".txt", image_ending: str = ".png") -> Path:
+    for index in range(COUNT):
+        place = folder / ("one" if index % 2 else "two/three")
+        write(place / f"img.{index:02d}{image_ending}", image(index, "JPEG" if image_ending == ".jfif" else "PNG"))
+        write(place / f"img.{index:02d}{ending}", text(index))
+    return folder
+
+
+def avif(folder: Path) -> Path:
+    for index in range(COUNT):
+        write(folder / f"{index:02d}.avif", image(index, "AVIF"))
+        write(folder / f"{index:02d}.txt", text(index))
+    return folder
+
+
+def kohya(folder: Path) -> Path:
+    for index in range(COUNT):
+        place = folder / ("1_sks dog" if index < 30 else "3_cat")
+        write(place / f"{index:02d}.png", image(index))
+        write(place / f"{index:02d}.caption", text(index))
+    return folder
+
+
+def img2dataset_files(folder: Path) -> Path:
+    for index in range(COUNT):
+        place = folder / f"{index // 20:05d}"
+        write(place / f"{index:09d}.jpg", image(index, "JPEG"))
+        write(place / f"{index:09d}.txt", text(index))
+        write(place / f"{index:09d}.json", json.dumps({"caption": text(index), "status": "success"}))
+    pyarrow.parquet.write_table(pa.table({"url": ["x"], "caption": ["y"]}), folder / "00000.parquet")
+    write(folder / "00000_stats.json", "{}")
+    return folder
+
+
+def coco(folder: Path) -> Path:
+    for index in range(COUNT):
+        write(folder / f"val2014/{index:012d}.jpg", image(index, "JPEG"))
+    images = [{"id": i, "file_name": f"{i:012d}.jpg"} for i in range(COUNT)]
+    annotations = [{"id": i, "image_id": i, "caption": text(i)} for i in range(COUNT)]
+    path = folder / "annotations/captions_val2014.json"
+    write(path, json.dumps({"images": images, "annotations": annotations}))
+    return path
+
+
+def coco_folder(folder: Path) -> Path:
+    coco(folder)
+    return folder
+
+
+def imagefolder(folder: Path) -> Path:
+    for split, numbers in (("train", range(30)), ("validation", range(30, COUNT))):
+        rows = ["file_name,text", *(f"{i:02d}.png,{text(i)}" for i in numbers)]
+        for index in numbers:
+            write(folder / f"{split}/{index:02d}.png", image(index))
+        write(folder / f"{split}/metadata.csv", "\n".join(rows))
+    return folder
+
+
+def one_table_of_splits(folder: Path) -> Path:
+    names = [f"{'train' if i < 30 else 'val'}/{i:02d}.png" for i in range(COUNT)]
+    for index, name in enumerate(names):
+        write(folder / name, image(index))
+    write(folder / "metadata.csv", "\n".join(["file_name,text", *(f"{n},{text(i)}" for i, n in enumerate(names))]))
+    return folder
+
+
+def tar(path: Path, numbers: range, compress: bool = False, apart: bool = False) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    members = [(f"img.{i:03d}.jpg", image(i, "JPEG")) for i in numbers]
+    texts = [(f"img.{i:03d}.txt", text(i).encode()) for i in numbers]
+    if apart:
+        members += texts
+    else:
+        members = [member for pair in zip(members, texts, strict=True) for member in pair]
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    path.write_bytes(gzip.compress(buffer.getvalue()) if compress else buffer.getvalue())
+    return path
+
+
+def tars(folder: Path) -> Path:
+    tar(folder / "a/0.tar", range(20))
+    tar(folder / "b/0.tar", range(20, COUNT), apart=True)
+    return folder
+
+
+def tars_gz(folder: Path) -> Path:
+    tar(folder / "0.tar.gz", range(20), compress=True)
+    tar(folder / "1.tar", range(20, COUNT), compress=True)  # gzip, whatever its name says
+    return folder
+
+
+def parquet(folder: Path, whole: bool = True) -> Path:
+    folder = folder / "data"
+    folder.mkdir(parents=True)
+    for split, numbers in (("train", range(30)), ("validation", range(30, COUNT))):
+        images: list[Any] = [{"bytes": image(i), "path": f"{i}.png"} if whole else image(i) for i in numbers]
+        rows = pa.table({"image": images, "text": [text(i) for i in numbers]})
+        pyarrow.parquet.write_table(rows, folder / f"{split}-00000-of-00001.parquet", row_group_size=7)
+    return folder.parent
+
+
+def parquet_file(folder: Path) -> Path:
+    folder.mkdir()
+    rows = pa.table({"jpg": [image(i) for i in range(COUNT)], "caption": [[text(i)] for i in range(COUNT)]})
+    pyarrow.parquet.write_table(rows, folder / "00000.parquet")
+    return folder / "00000.parquet"
+
+
+FORMS: dict[str, tuple[Callable[[Path], Path], dict[str, Any]]] = {
+    "csv": (lambda folder: table(folder, ".csv", ","), {}),
+    "semicolons": (lambda folder: table(folder, ".csv", ";"), {}),
+    "tabs": (lambda folder: table(folder, ".tsv", "\t"), {}),
+    "the table itself": (lambda folder: table(folder, ".csv", ",") / "metadata.csv", {}),
+    "jsonl": (jsonl, {}),
+    "txt": (beside, {}),
+    "caption": (lambda folder: beside(folder, ".caption"), {}),
+    "jfif": (lambda folder: beside(folder, ".txt", ".jfif"), {}),
+    "avif": (avif, {}),
+    "kohya": (kohya, {"repeats": False}),
+    "img2dataset files": (img2dataset_files, {}),
+    "coco": (coco, {}),
+    "coco, its folder": (coco_folder, {}),
+    "imagefolder": (imagefolder, {}),
+    "one table of splits": (one_table_of_splits, {}),
+    "tars in sub-folders": (tars, {}),
+    "one tar": (lambda folder: tar(folder / "one.tar", range(COUNT)), {}),
+    "one tar.gz": (lambda folder: tar(folder / "one.tgz", range(COUNT), compress=True), {}),
+    "tars by gzip": (tars_gz, {}),
+    "parquet of the hub": (parquet, {}),
+    "parquet of bytes": (lambda folder: parquet(folder, whole=False), {}),
+    "one parquet": (parquet_file, {"image_column": "jpg", "text_column": "caption"}),
+}
+WITH_SPLITS = ("imagefolder", "one table of splits", "parquet of the hub", "parquet of bytes")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def read(examples: Any) -> list[int]:
+    """The numbers of the examples' pictures, when each has its own caption."""
+    found = []
+    for example in examples:
+        found.append(seen(example.image()))
+        assert list(example.texts) == [text(found[-1])], example.name
+    return found
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_each_caption_is_of_its_image(tmp_path: Path, form: str) -> None:
+    make, settings = FORMS[form]
+    source = make(tmp_path / "source")
+    made = prepare(config(source, chunk=7, **settings), tmp_path / "set")
+    splits = ("train", "validation") if form in WITH_SPLITS else ("train",)
+    prepared = {split: read(open_examples(made, split)) for split in splits}
+    direct = {split: read(open_examples(source, split, SourceOptions(**settings))) for split in splits}
+    assert prepared == direct
+    assert sorted(number for numbers in prepared.values() for number in numbers) == list(range(COUNT))
+    if form in WITH_SPLITS:
+        assert sorted(prepared["validation"]) == list(range(30, COUNT))
+    assert rejects(made) == {}
+    again = {split: read(open_examples(source, split, SourceOptions(**settings))) for split in splits}
+    assert again == direct  # from the cache, where there is one
+
+
+def test_repeats_are_counted_and_stay_in_one_split(tmp_path: Path) -> None:
+    source = kohya(tmp_path / "source")
+    (source / "3_cat/39.caption").unlink()
+    made = prepare(config(source, validation=0.5), tmp_path / "set")
+    assert json.loads((made / SUMMARY).read_text())["examples"].keys() == {"train", "validation"}
+    counts = {
+        split: Counter(seen(example.image()) for example in open_examples(made, split))
+        for split in ("train", "validation")
+    }
+    assert not counts["train"].keys() & counts["validation"].keys()
+    assert counts["train"] + counts["validation"] == Counter({i: 1 if i < 30 else 3 for i in range(COUNT)})
+    direct = open_examples(source)
+    assert Counter(seen(example.image()) for example in direct) == counts["train"] + counts["validation"]
+    assert [example.texts for example in direct if seen(example.image()) == 39] == [("cat",)] * 3
+
+
+def test_one_caption_for_all(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    for index in range(3):
+        write(source / f"{index}.png", image(index))
+    write(source / "2.txt", "its own")
+    options = {"caption": "a photo of sks dog"}
+    made = prepare(config(source, **options), tmp_path / "set")
+    for examples in (open_examples(made), open_examples(source, "train", SourceOptions(**options))):
+        assert [list(example.texts) for example in examples] == [["a photo of sks dog"]] * 2 + [["its own"]]
+    (source / "2.txt").unlink()
+    with pytest.raises(InputError, match=r"3 images without captions.*--config\.caption"):
+        open_examples(source)
+
+
+def test_rows_of_one_image_are_its_captions(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    for index in range(2):
+        write(source / f"{index}.png", image(index))
+    write(source / "metadata.csv", "file_name,text\n0.png,a\n1.png,b\n./0.png,c\n0.png,a\n0.png,\n")
+    made = prepare(config(source, chunk=1), tmp_path / "set")
+    for examples in (open_examples(made), open_examples(source)):
+        assert [list(example.texts) for example in examples] == [["a", "c"], ["b"]]
+    assert rejects(made) == {}
+
+
+def test_images_that_no_row_names_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = table(tmp_path / "source", ".csv", ",")
+    for index in range(5):
+        write(source / f"more/{index}.jpg", image(index, "JPEG"))
+    write(source / "more/6.heic", "of a phone")
+    made = prepare(config(source), tmp_path / "set")
+    open_examples(source)
+    assert caplog.text.count("6 images in") == 2
+    assert "6 images" in json.loads((made / SUMMARY).read_text())["notes"][0]
+
+
+def test_what_gives_no_pair_is_a_reject(tmp_path: Path) -> None:
+    """Archives: extra files of a pair are its own, but no group of members vanishes."""
+    path = tmp_path / "source/0.tar"
+    path.parent.mkdir()
+    members = {
+        **{"0.jpg": image(0, "JPEG"), "0.txt": b"picture 0", "0.depth.png": image(9), "0.cls": b"3"},
+        **{"a.b.jpg": image(1, "JPEG"), "a.b.json": b'{"caption": "picture 1", "blip": "new"}'},
+        **{"alone.1.jpg": image(2, "JPEG"), "2.heic": b"of a phone", "2.txt": b"x", "3.txt": b"no image"},
+    }
+    with tarfile.open(path, "w") as archive:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    made = prepare(config(path.parent), tmp_path / "set")
+    assert sorted(read(open_examples(made))) == [0, 1]
+    found = rejects(made)
+    assert found.keys() == {"0.tar/alone.1", "0.tar/2", "0.tar/3"}
+    assert "no images" in found["0.tar/3"]
+    named = prepare(config(path.parent, text_column="blip"), tmp_path / "named")
+    assert [list(e.texts) for e in open_examples(named)] == [["picture 0"], ["new"]]
+
+
+def test_a_column_that_was_named_wins(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    for name, data in {"1.jpg": image(1, "JPEG"), "1.txt": "old", "1.json": '{"blip": "new", "caption": "x"}'}.items():
+        write(source / name, data)
+    for options, expected in (({"text_column": "blip"}, "new"), ({}, "old")):
+        (example,) = open_examples(source, "train", SourceOptions(**options))
+        assert example.texts == (expected,)
+
+
+def test_a_source_that_has_changed_is_told(tmp_path: Path) -> None:
+    source = table(tmp_path / "source", ".csv", ",")
+    (source / "03.png").rename(tmp_path / "03.png")
+    prepare(config(source), tmp_path / "set")
+    assert list(rejects(tmp_path / "set")) == ["03.png"]
+    (tmp_path / "03.png").rename(source / "03.png")
+    with pytest.raises(InputError, match=r"1 file more"):
+        prepare(config(source), tmp_path / "set")
+    write(source / "04.png", image(5))
+    with pytest.raises(InputError, match="changed"):
+        prepare(config(source), tmp_path / "set")
+
+
+def test_a_prepared_set_keeps_its_splits(tmp_path: Path) -> None:
+    first = prepare(config(table(tmp_path / "source", ".csv", ","), validation=0.3), tmp_path / "first")
+    second = prepare(config(first), tmp_path / "second")
+    for split in ("train", "validation"):
+        assert [e.name for e in open_examples(first, split)] == [e.name for e in open_examples(second, split)]
+    held = prepare(config(first, split="validation"), tmp_path / "held")
+    assert len(open_examples(held)) == len(open_examples(first, "validation"))
+
+
+@pytest.mark.parametrize(
+    ("table_text", "facts"),
+    [
+        ("file_name,text\n/x/00.png,a\n", ("absolute path",)),
+        ("file_name,text\nC:\\x\\00.png,a\n", ("absolute path",)),
+        ("file_name,text\nx\\00.png,a\n", ("backslashes", "/")),
+        ("file_name,text\n../00.png,a\n", ("'../00.png'",)),
+        ("file_name,text\n00.png,\n", ("no caption", "00.png")),
+        ("name,text\n00.png,a\n", ("'file_name'", "--config.image_column")),
+        ("file_name;caption\n00.png;a\n", ("'file_name'", "file_name;caption")),
+        ("file_name,caption\n00.png,a\n", ("'text'", "--config.text_column")),
+        ('file_name,text\n00.png,a\n00.png,"b\nc\n', ("line 3", "quote", "closed")),
+        ('file_name,text\n00.png,"a" b\n', ("line 2", "quote", '""')),
+        ("file_name,text\n00.png,a, b\n", ("line 2", "3 fields", "quotes")),
+    ],
+)
+def test_a_bad_row_says_where_and_what_to_do(tmp_path: Path, table_text: str, facts: tuple[str, ...]) -> None:
+    source = tmp_path / "source"
+    write(source / "00.png", image(0))
+    write(source / "metadata.csv", table_text)
+    for call in (
+        lambda: prepare(config(source, most_rejects=0.1), tmp_path / "set"),
+        lambda: open_examples(source),
+    ):
+        with pytest.raises(InputError) as error:
+            call()
+        assert "\n" not in str(error.value)
+        for fact in facts:
+            assert fact in str(error.value)
+
+
+def test_the_commonest_reasons_are_told(tmp_path: Path) -> None:
+    source = table(tmp_path / "source", ".csv", ",")
+    for index in range(10):
+        (source / f"{index:02d}.png").unlink()
+    for index in range(10, 15):
+        write(source / f"{index:02d}.png", "")
+    for index in range(15, 18):
+        write(source / f"{index:02d}.png", "no image")
+    with pytest.raises(InputError) as error:
+        prepare(config(source, most_rejects=0.1), tmp_path / "set")
+    for fact in ("18 of 40", "10 like 00.png: no such file", "5 like 10.png: the file is empty", "3 like 15.png"):
+        assert fact in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("files", "facts"),
+    [
+        ({}, ("metadata.csv", ".txt", ".tar", "Parquet", "dataset_info.json")),
+        ({"0.jpg": image(0, "JPEG"), "0.tar": b""}, ("--config.kind",)),
+        ({"in/metadata.csv": b"file_name,text\n"}, ("/in",)),
+        ({"annotations/captions_a.json": b"{}", "annotations/captions_b.json": b"{}"}, ("captions_a.json", "source")),
+        ({"a.tar.zip": b""}, ("metadata.csv",)),
+        ({"a.parquet": b"no parquet"}, ("a.parquet", "Parquet")),
+    ],
+)
+def test_a_folder_of_no_known_form(tmp_path: Path, files: dict[str, bytes], facts: tuple[str, ...]) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for name, data in files.items():
+        write(source / name, data)
+    with pytest.raises(InputError) as error:
+        open_examples(source)
+    assert all(fact.lower() in str(error.value).lower() for fact in (str(source), *facts))
+
+
+def test_archives_of_other_programs_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "source"
+    tar(source / "0.tar", range(2))
+    write(source / "1.tar", b"BZh91AY")
+    write(source / "2.tar.gz", gzip.compress(bytes(2**20)))
+    write(source / "3.tar.gz", gzip.compress(bytes(2**22)))
+    monkeypatch.setattr("bksdm_jax.data.forms.tars._SPARE", 2**20)
+    made = prepare(config(source), tmp_path / "set")
+    found = rejects(made)
+    assert "bzip2" in found["1.tar"]
+    assert "no images" in found["2.tar.gz"]
+    assert "bomb" in found["3.tar.gz"]
+    assert not list((tmp_path / "set").glob("parts"))
+
+
+def test_damaged_parquet_is_a_reject(tmp_path: Path) -> None:
+    path = parquet_file(tmp_path / "source")
+    data = bytearray(path.read_bytes())
+    data[200:260] = b"\xff" * 60
+    path.write_bytes(data)
+    made_from = config(path, image_column="jpg", text_column="caption", most_rejects=0.1)
+    with pytest.raises(InputError, match=r"00000\.parquet/"):
+        prepare(made_from, tmp_path / "set")
+
+
+def test_links_in_a_circle_end(tmp_path: Path) -> None:
+    source = beside(tmp_path / "source")
+    (source / "one/again").symlink_to(source)
+    assert len(open_examples(source)) == COUNT
