@@ -27,6 +27,7 @@ from launch.values import to_dataclass
 
 _QUIET = {  # libraries' start-up messages
     "TF_CPP_MIN_LOG_LEVEL": "3",
+    "TF_ENABLE_ONEDNN_OPTS": "0",  # TensorFlow, which only writes events and reads files, would announce it
     "GRPC_VERBOSITY": "ERROR",
     "TPU_STDERR_LOG_LEVEL": "3",
     "TPU_MIN_LOG_LEVEL": "3",

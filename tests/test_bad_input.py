@@ -86,6 +86,13 @@ def test_a_folder_with_other_things_is_not_a_workdir(settings: DistillConfig, tm
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
+def test_weights_of_another_student_are_told_apart_in_words(settings: DistillConfig, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as error:
+        distill(dataclasses.replace(settings, student_init=settings.teacher), tmp_path / "run")
+    require_one_line(error.value, ("student_init", "down_blocks.0", "32 channels", "blocks RA RA", "blocks RA"))
+    assert "Stage(" not in str(error.value)
+
+
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Files that can't be used."""

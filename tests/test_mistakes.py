@@ -13,6 +13,7 @@ GIVEN = [*TRAIN, "--config.teacher=TEACHER", "--config.data=DATA", "--workdir=/n
 SAMPLE = ["--config=configs/sample.py", "--config.model=MODEL", "--config.prompt=a", "--workdir=/no/such/workdir"]
 SCORE = ["--config=configs/score.py", "--config.images=DIR", "--workdir=/no/such/workdir"]
 PRUNE = ["--config=configs/prune.py", "--config.teacher=TEACHER", "--workdir=/no/such/workdir"]
+PREPARE = ["--config=configs/prepare.py", "--config.source=DIR", "--workdir=/no/such/workdir"]
 MISTAKES = [  # program, arguments, what the line says
     # flags and names of settings
     ("train", [*TRAIN, "--teacher=X"], ("--teacher", "did you mean --config.teacher?")),
@@ -63,6 +64,8 @@ MISTAKES = [  # program, arguments, what the line says
     ("sample", [*SAMPLE, "--config.sampler=eular"], ("sampler", "'eular'", "'euler'", "and 6 more")),
     ("sample", [*SAMPLE, "--config.protocol=bk_sd"], ("protocol", "'bk_sd'", "'bk_sdm'")),
     ("sample", [*SAMPLE, "--config.prompts=FILE"], ("prompts", "prompt")),
+    ("prepare", [*PREPARE, "--config.kind=parket"], ("kind", "'parket'", "'parquet'")),
+    ("prepare", [*PREPARE, "--config.validation=2"], ("validation", "2.0")),
     ("score", SCORE, ("metrics", "--config.metrics=")),
     ("score", [*SCORE, "--config.metrics=('fid_clen',)"], ("metrics", "'fid_clen'", "'fid_clean'")),
     ("cost", ["--config=configs/cost.py"], ("generation", "pipeline")),
