@@ -350,7 +350,7 @@ def test_a_prepared_set_keeps_its_splits(tmp_path: Path) -> None:
         ("file_name,text\n../00.png,a\n", ("'../00.png'",)),
         ("file_name,text\n00.png,\n", ("no caption", "00.png")),
         ("name,text\n00.png,a\n", ("'file_name'", "--config.image_column")),
-        ("file_name;caption\n00.png;a\n", ("'file_name'", "file_name;caption")),
+        ("file_name;caption\n00.png;a\n", ("'text'", "file_name, caption", "--config.text_column")),
         ("file_name,caption\n00.png,a\n", ("'text'", "--config.text_column")),
         ('file_name,text\n00.png,a\n00.png,"b\nc\n', ("line 3", "quote", "closed")),
         ('file_name,text\n00.png,"a" b\n', ("line 2", "quote", '""')),

@@ -71,7 +71,7 @@ def _csv_rows(table: AnyPath, text: io.TextIOWrapper, columns: Columns) -> Itera
     lines = _bounded_lines(table, text)
     csv.field_size_limit(_MOST_LINE)
     first = next(lines, "")
-    delimiter = next((one for one in _DELIMITERS if set(columns) <= set(_header(first, one))), ",")
+    delimiter = max(_DELIMITERS, key=lambda one: (set(columns) <= set(header := _header(first, one)), len(header)))
     reader = csv.reader(itertools.chain([first], lines), delimiter=delimiter, strict=True)
     before = 0
     try:
