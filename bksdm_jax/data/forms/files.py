@@ -118,8 +118,8 @@ class FilesSource:
         self._repeated = self._kohya([name for name, count in with_images.items() if count])
         if not captioned and not options.caption and not self._repeated:
             raise InputError(
-                f"{folder}: {counted(images, 'image')} without captions; expected metadata.csv (file_name,text), another "
-                "table given instead of the folder, a .txt file beside each image, or one caption for all: "
+                f"{folder}: {counted(images, 'image')} without captions; expected metadata.csv (file_name,text), "
+                "another table given instead of the folder, a .txt file beside each image, or one caption for all: "
                 '--config.caption="a photo of sks dog"'
             )
         self.total = images
