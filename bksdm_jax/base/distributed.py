@@ -13,7 +13,7 @@ from orbax.checkpoint import multihost
 
 from bksdm_jax.base.errors import InputError, in_short
 from bksdm_jax.base.processes import NONE, ProcessConfig, require_processes
-from bksdm_jax.base.progress import waiting
+from bksdm_jax.base.progress import QUIET, waiting
 
 _BARRIER_TIMEOUT = 24 * 3600  # seconds; dead processes are noticed earlier, by their missing heartbeats
 _SHUTDOWN_TIMEOUT = 60  # seconds that a process waits for the others when it ends
@@ -65,7 +65,8 @@ def barrier(what: str) -> None:
     It goes through the coordinator, since collectives on devices time out within seconds on some platforms.
     """
     name = f"{what} {next(_barriers)}"  # the coordinator requires unique names
-    multihost.sync_global_processes(name, timeout=_BARRIER_TIMEOUT, processes=set(range(jax.process_count())))
+    with waiting("waiting for the other processes", QUIET):
+        multihost.sync_global_processes(name, timeout=_BARRIER_TIMEOUT, processes=set(range(jax.process_count())))
 
 
 def compiled_together(jitted: Any, what: str) -> Callable[..., Any]:

@@ -95,8 +95,7 @@ def make_reference(config: ReferenceConfig, workdir: Path) -> dict[str, Any]:
             "versions": versions(),
         }
         if FID in scored:
-            with waiting("writing the statistics", QUIET):
-                _write_statistics(workdir / STATISTICS, features, found)
+            _write_statistics(workdir / STATISTICS, features, found)
         write_json(workdir / FACTS, found)
         return found
 
@@ -148,6 +147,7 @@ def _features(
     return reference.features, reference.facts["sha256"]
 
 
+@waiting("writing the statistics", QUIET)
 def _write_statistics(path: Path, features: Features, found: Mapping[str, Any]) -> None:
     need = METRICS[FID].reference
     assert isinstance(need, Need)

@@ -10,6 +10,7 @@ import numpy as np
 
 from bksdm_jax.base.errors import InputError, whole_number
 from bksdm_jax.base.precision import compute_dtype, exact_products
+from bksdm_jax.base.progress import QUIET, waiting
 from bksdm_jax.cost.chips import chip_of, peak_flops
 from bksdm_jax.cost.counts import Cost, decoder_cost, layer_costs, text_encoder_cost, unet_cost
 from bksdm_jax.cost.timing import Timing, arbitrary_weights, time_calls, time_program
@@ -54,7 +55,8 @@ def bench(config: BenchConfig) -> str:
     )
     generate = make_generate(networks, sampler, dtype)
     size = config.resolution // models.factor
-    each = sum(unet_cost(plan.student, size).values(), Cost())
+    with waiting("counting the work", QUIET):
+        each = sum(unet_cost(plan.student, size).values(), Cost())
     params = {"unet": arbitrary_weights(parameter_shapes(plan.student), dtype)}
     generator = np.random.default_rng(0)
     latents = generator.standard_normal((config.batch_size, size, size, plan.student.in_channels), np.float32)
@@ -101,9 +103,10 @@ def bench_update(config: BenchConfig) -> str:
     configs = dict(models.configs)
     configs["text_encoder"] = dataclasses.replace(configs["text_encoder"], layers=0)
     problem = Problem(plan, Architectures(configs, models.schedule), LossWeights(), config.attention, config.remat)
-    objective = make_objective(problem, config.resolution, (1, config.batch_size), dtype, cached=True)
     mesh = make_mesh(1, jax.devices()[:1])
-    step = make_train_step(objective, OptimizerConfig(), 0, mesh)
+    with waiting("preparing the update", QUIET):
+        objective = make_objective(problem, config.resolution, (1, config.batch_size), dtype, cached=True)
+        step = make_train_step(objective, OptimizerConfig(), 0, mesh)
     params = arbitrary_weights(objective.params, np.dtype(np.float32))
     frozen = jax.device_put(arbitrary_weights(objective.frozen, dtype))
     generator = np.random.default_rng(0)
@@ -124,10 +127,12 @@ def bench_update(config: BenchConfig) -> str:
 
     with exact_products(config.dtype), jax.set_mesh(mesh):
         timing = time_calls("updates", build, config.repeats)
-    teacher, student = (sum(unet_cost(unet, size).values(), Cost()) for unet in (plan.teacher, plan.student))
+    with waiting("counting the work", QUIET):
+        teacher, student = (sum(unet_cost(unet, size).values(), Cost()) for unet in (plan.teacher, plan.student))
     return "\n".join([*_heading(config), _row("update", timing, config, teacher + student.times(3))])
 
 
+@waiting("preparing the networks", QUIET)
 def _networks(config: BenchConfig) -> tuple[Architectures, RemovalPlan]:
     """The networks of a generation with the config's widths, and the student; checks the settings."""
     require_bench(config)

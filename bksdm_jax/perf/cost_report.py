@@ -11,6 +11,7 @@ import numpy as np
 
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.precision import compute_dtype, exact_products
+from bksdm_jax.base.progress import QUIET, waiting
 from bksdm_jax.cost.table import image_table
 from bksdm_jax.cost.timing import arbitrary_weights, time_program
 from bksdm_jax.models.clip import CLIPTextEncoder, clip_text_parameter_shapes
@@ -39,14 +40,17 @@ def cost_report(config: CostConfig) -> str:
         teacher = find_model(source, networks=()).architectures
     names = [name.replace("+", ",") for name in config.students.split(",") if name.strip()]
     models = {"teacher": teacher}
-    for name in names or _possible(teacher.denoiser):
-        plan = plan_removal(teacher.denoiser, removed_blocks(name))
-        models[name] = teacher.with_denoiser(plan.student)
+    with waiting("planning the students", QUIET):
+        for name in names or _possible(teacher.denoiser):
+            plan = plan_removal(teacher.denoiser, removed_blocks(name))
+            models[name] = teacher.with_denoiser(plan.student)
     resolution = config.resolution or teacher.resolution
     size = resolution // teacher.factor
     require_resolution(resolution, teacher)
+    with waiting("counting", QUIET):
+        table = image_table(models, size, config.steps)
     lines = [
-        image_table(models, size, config.steps),
+        table,
         f"image: {resolution}x{resolution} pixels, text encoder once, U-Net {config.steps} times, decoder once "
         "(guidance doubles the first two; PNDM calls the U-Net once more)",
     ]

@@ -1,9 +1,10 @@
 """The training loop of all tasks."""
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,11 +12,11 @@ import numpy as np
 from bksdm_jax.base.distributed import all_reduce_max, barrier, is_first
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.memory import give_back, resident
-from bksdm_jax.base.progress import QUIET, Progress, waiting
+from bksdm_jax.base.progress import Progress, waiting
 from bksdm_jax.base.signals import Interrupts
 from bksdm_jax.training.checkpoints import Checkpoints
 from bksdm_jax.training.config import PROFILED, TrainerConfig
-from bksdm_jax.training.state import TrainState, learning_rate
+from bksdm_jax.training.state import OptimizerConfig, TrainState, learning_rate
 from bksdm_jax.training.task import Evaluator, Task
 from bksdm_jax.training.train_step import Batch, Frozen, Update
 
@@ -95,9 +96,8 @@ def run_loop(
     """Trains from `state.step` to `config.steps`; returns the state, and whether training is finished.
 
     Metrics go to `workdir`, see `writers.make_writer`, and the profiler's trace to `profile/` in it. Ctrl-C or SIGTERM
-    ends training early, with a checkpoint, and so does an `InputError` of `batches`, which is raised again; where there
-    are several processes, it ends the run without a checkpoint, since the others may be in the next update. Raises
-    `InputError` if a loss is not finite; the steps since the last checkpoint are not saved then.
+    ends training early, with a checkpoint. Raises `InputError` if a batch can't be read, with a checkpoint too unless
+    there are other processes, which may be in the next update; and if a loss is not finite, without a checkpoint.
     """
     # Imports TensorFlow, which takes seconds that commands which fail early or don't train shouldn't wait for.
     from bksdm_jax.training.writers import make_writer  # noqa: PLC0415
@@ -106,19 +106,15 @@ def run_loop(
     writer = make_writer(workdir, first)
     writers = {name: make_writer(workdir, first, name) for name, one in evaluators.items() if one.metrics}
     previous: tuple[int, Mapping[str, jax.Array]] | None = None
-    with waiting("waiting for the other processes", QUIET):
-        barrier("ready to train")  # all have compiled, and the first process has its writers
-    stop, rate = Stop(first), learning_rate(config.optimizer)
-    rate(first)  # compiles, which must not count as training
+    barrier("ready to train")  # all have compiled, and the first process has its writers
+    stop, rate = Stop(first), _compiled_rate(config.optimizer)
     rates.begin(first)
     with Interrupts() as interrupts, Progress("training", config.steps, done=first) as progress, ExitStack() as profile:
         for step in range(first + 1, config.steps + 1):
             if step == config.profile_step and is_first():
                 profile.enter_context(jax.profiler.trace(workdir / "profile"))
-            try:
+            with _saving_before_errors(state, previous, checkpoints):
                 batch = rates.next_batch(batches)
-            except InputError as error:
-                raise _saved(error, state, previous, checkpoints) from error
             state, metrics = update(state, frozen, batch)
             if config.profile_step and step == config.profile_step + PROFILED - 1:
                 jax.block_until_ready(metrics)  # clu's periodic_actions.Profile wouldn't wait
@@ -132,17 +128,11 @@ def run_loop(
             values = _finite_values(step, metrics) if logging_now or saving else {}
             if logging_now:
                 facts = {"learning_rate": float(rate(step - 1))} | task.facts(values)
-                more = rates.until(step) | {"host_memory": resident() / 2**30}
-                writer.write_scalars(step, values | facts | more)
+                writer.write_scalars(step, values | facts | rates.until(step) | {"host_memory": resident() / 2**30})
                 writer.flush()
-            for name, evaluator in evaluators.items():  # before saving, since a continued run won't repeat them
-                if _due(step, evaluator.every, config.steps):
-                    with waiting(f"{name} at step {step}"):
-                        found = evaluator.run(step, state, frozen)
-                    if evaluator.metrics:
-                        writers[name].write_scalars(step, found)
-                        writers[name].flush()
-                    rates.begin(step)
+            if due := {name: one for name, one in evaluators.items() if _due(step, one.every, config.steps)}:
+                _evaluate(due, step, state, frozen, writers)  # before saving, since a continued run won't repeat them
+                rates.begin(step)
             if saving:
                 give_back()
                 checkpoints.save(state)
@@ -152,19 +142,42 @@ def run_loop(
     return state, True
 
 
-def _saved(
-    error: InputError, state: TrainState, last: tuple[int, Mapping[str, jax.Array]] | None, checkpoints: Checkpoints
-) -> InputError:
-    """Saves the state before a batch that can't be read; the error with what was done.
+@contextmanager
+def _saving_before_errors(
+    state: TrainState, last: tuple[int, Mapping[str, jax.Array]] | None, checkpoints: Checkpoints
+) -> Iterator[None]:
+    """Saves the state if a batch can't be read, and says so in the `InputError`.
 
     `last` are step and metrics of the last update; None: there was none.
     """
-    if jax.process_count() == 1 and last is not None:
-        _finite_values(*last)
-        checkpoints.save(state)
-        return InputError(f"{error}; the state of step {last[0]} was saved, and the same command continues from there")
-    saved = checkpoints.latest()
-    return InputError(f"{error}; the same command continues from step {saved}" if saved else str(error))
+    try:
+        yield
+    except InputError as error:
+        if jax.process_count() == 1 and last is not None:
+            _finite_values(*last)
+            checkpoints.save(state)
+            done = f"; the state of step {last[0]} was saved, and the same command continues from there"
+        else:
+            saved = checkpoints.latest()
+            done = f"; the same command continues from step {saved}" if saved else ""
+        raise InputError(f"{error}{done}") from error
+
+
+def _compiled_rate(config: OptimizerConfig) -> Callable[[int], Any]:
+    rate = learning_rate(config)
+    rate(0)  # compiles its operations, which must not count as training
+    return rate
+
+
+def _evaluate(
+    evaluators: Mapping[str, Evaluator], step: int, state: TrainState, frozen: Frozen, writers: Mapping[str, Any]
+) -> None:
+    for name, evaluator in evaluators.items():
+        with waiting(f"{name} at step {step}"):
+            found = evaluator.run(step, state, frozen)
+        if evaluator.metrics:
+            writers[name].write_scalars(step, found)
+            writers[name].flush()
 
 
 def _due(step: int, period: int, steps: int) -> bool:

@@ -42,7 +42,8 @@ def train(task: Task, config: TrainerConfig, workdir: Path, devices: list[jax.De
         jax.set_mesh(mesh),
         Checkpoints(workdir / "checkpoints", config.keep_checkpoints) as checkpoints,
     ):
-        step = make_train_step(task.objective, config.optimizer, config.seed, mesh)
+        with waiting("preparing the update", QUIET):
+            step = make_train_step(task.objective, config.optimizer, config.seed, mesh)
         if checkpoints.latest() is None:
             with waiting("preparing the initial weights", QUIET):
                 state = _initial_state(task, config, step)

@@ -59,7 +59,8 @@ def distill(config: DistillConfig, workdir: Path) -> Path | None:
     }
     require_same(workdir, record, {*MAY_CHANGE, _TEACHER})
     inputs = check_images(config, inputs, workdir)
-    task = DistillTask(config, inputs)
+    with waiting("preparing the distillation", QUIET):
+        task = DistillTask(config, inputs)
     record[_TEACHER] = task.teacher_sha256
     require_same_parts(workdir, _TEACHER, record[_TEACHER], "teacher")
     if is_first():
@@ -230,7 +231,9 @@ def _log_start(config: DistillConfig, inputs: Inputs) -> None:
         for line in oddities(config, inputs):
             logging.warning("%s", line)
     plan = inputs.plan
-    for line in cost_table(plan.teacher, plan.student, plan.blocks, plan.teacher.sample_size or 64).splitlines():
+    with waiting("counting the student's cost", QUIET):
+        table = cost_table(plan.teacher, plan.student, plan.blocks, plan.teacher.sample_size or 64)
+    for line in table.splitlines():
         logging.info("%s", line)
     for pair, weight in _compared(config, plan):
         logging.info("feature pair: teacher %s, student %s, weight %g", pair.teacher, pair.student, weight)
