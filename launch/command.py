@@ -9,7 +9,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable, Collection
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -154,8 +154,11 @@ def keep_compiled(workdir: Path) -> None:
 
 def _worth_reading(record: logging.logging.LogRecord) -> bool:
     """Whether a record is a warning, or comes from this package or clu's metric writer; Orbax logs every file."""
-    clu = importlib.util.find_spec("clu")
+    return record.levelno >= logging.logging.WARNING or record.pathname.startswith(_logged_folders())
+
+
+@cache
+def _logged_folders() -> tuple[str, ...]:
+    clu = importlib.util.find_spec("clu")  # which isn't imported yet
     folders = [ROOT / "bksdm_jax", ROOT / "launch", *(clu.submodule_search_locations or () if clu else ())]
-    return record.levelno >= logging.logging.WARNING or record.pathname.startswith(
-        tuple(f"{folder}{os.sep}" for folder in folders)
-    )
+    return tuple(f"{folder}{os.sep}" for folder in folders)

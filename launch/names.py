@@ -12,6 +12,7 @@ from bksdm_jax.base.errors import InputError, listed
 
 ROOT = Path(__file__).resolve().parent.parent
 """The folder in which `configs/` is installed."""
+_MOST_SHOWN = 160
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)")
 
 
@@ -61,7 +62,7 @@ def require_settings_exist(argv: Sequence[str], cls: type) -> None:
     for argument in argv:
         override = _OVERRIDE.match(argument)
         if override and (problem := unknown_setting(override[1], cls)):
-            raise InputError(f"{argument if 'a group' in problem else argument.split('=')[0]}: {problem}")
+            raise InputError(f"{argument[:_MOST_SHOWN]}: {problem}")
 
 
 def unknown_flag(name: str, own: Collection[str], cls: type) -> InputError:
@@ -73,16 +74,23 @@ def unknown_flag(name: str, own: Collection[str], cls: type) -> InputError:
 
 
 def own_config(manual: str) -> str:
-    """The config file of a program: that of the examples in its manual."""
+    """The config file of a program: that of the examples in its manual; empty if there are none."""
     found = re.search(r"--config=(configs/\w+\.py)", manual)
-    assert found, "a program's docstring begins with an example"
-    return found[1]
-
-
-def program_of(text: str) -> str:
-    """The program that a docstring's first example runs."""
-    found = re.search(r"python -m (launch\.\w+)", text)
     return found[1] if found else ""
+
+
+def program_of(manual: str) -> str:
+    """The program that the first example of a program's or config file's manual runs; empty if there is none."""
+    found = re.search(r"python -m (launch\.\w+)", manual)
+    return found[1] if found else ""
+
+
+def docstring(path: Path) -> str:
+    """A module's docstring, without running it; empty if it has none."""
+    try:
+        return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    except (OSError, SyntaxError, ValueError):
+        return ""
 
 
 def find_config(given: str, manual: str) -> tuple[Path, str]:
@@ -95,14 +103,13 @@ def find_config(given: str, manual: str) -> tuple[Path, str]:
     """
     name, _, variants = given.partition(":")
     path, own = Path(name).expanduser(), own_config(manual)
-    if path.parent.name == "configs" and path.name != Path(own).name and (ROOT / "configs" / path.name).is_file():
-        other = ast.get_docstring(ast.parse((ROOT / "configs" / path.name).read_text(encoding="utf-8"))) or ""
-        if program_of(other):
-            raise InputError(
-                f"--config: {name} is the config of {program_of(other)}; {program_of(manual)} takes --config={own}"
-            )
+    if not name:
+        raise InputError(f"--config: missing; give --config={own}")
     for place in (path, ROOT / path):
         if place.is_file():
+            other = program_of(docstring(place))
+            if other and own_config(docstring(ROOT / f"{other.replace('.', '/')}.py")) not in (own, ""):
+                raise InputError(f"--config: {name} is a config of {other}; {program_of(manual)} takes --config={own}")
             return place, variants
     known = [f"configs/{file.name}" for file in sorted((ROOT / "configs").glob("[a-z]*.py"))]
     found = difflib.get_close_matches(f"configs/{path.name}", known, n=1, cutoff=0.85)

@@ -1,6 +1,5 @@
 """From the command line to a config, and errors of that in one line."""
 
-import ast
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,7 @@ from ml_collections import config_dict, config_flags
 
 from bksdm_jax.base.errors import InputError, shown
 from launch.manual import help_text
-from launch.names import find_config, own_config, require_settings_exist, unknown_flag
+from launch.names import docstring, find_config, own_config, require_settings_exist, unknown_flag
 from launch.values import UnusableTextError
 
 _HELP = re.compile(r"--?(h|\?|help|helpshort|helpfull|helpxml)")
@@ -37,7 +36,7 @@ def parse(argv: Sequence[str], manual: str, cls: type, own: Mapping[str, str]) -
     asked = any(_HELP.fullmatch(argument) for argument in argv[1:])
     place, config = _config_argument(argv)
     if config is not None or asked:
-        path, variants = find_config(config or own_config(manual), manual)
+        path, variants = find_config(own_config(manual) if config is None else config, manual)
         named = f"{path}:{variants}" if variants else str(path)
         if asked:
             print_help(manual, cls, path, named, own)
@@ -61,7 +60,9 @@ def _config_argument(argv: list[str]) -> tuple[int, str | None]:
     """
     for i, argument in enumerate(argv):
         if found := _CONFIG.fullmatch(argument):
-            return i, found[1] if found[1] is not None else argv.pop(i + 1) if i + 1 < len(argv) else ""
+            if found[1] is None and i + 1 < len(argv):
+                return i, argv.pop(i + 1)
+            return i, found[1] or ""
     return 0, None
 
 
@@ -73,8 +74,7 @@ def print_help(manual: str, cls: type, path: Path, named: str, own: Mapping[str,
         values(argv)
     except Exception as error:  # as in `parse`
         raise InputError(f"--config={named}: {explain(error)}") from error
-    variants = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-    print(help_text(manual, cls, holder.value, named, variants, own))
+    print(help_text(manual, cls, holder.value, named, docstring(path), own))
     sys.exit(0)
 
 

@@ -28,6 +28,7 @@ MISTAKES = [  # program, arguments, what the line says
     ("train", [*TRAIN, "bk_tiny"], ("'bk_tiny'", "--config.KEY=VALUE")),
     # config files and variants
     ("train", [], ("--config=configs/distill.py",)),
+    ("train", ["--config="], ("--config=configs/distill.py",)),
     ("train", ["--config=configs/distil.py"], ("configs/distil.py", "configs/distill.py")),
     ("train", ["--config=distill.py"], ("distill.py", "did you mean configs/distill.py?")),
     ("train", ["--config=configs/sample.py"], ("launch.sample", "launch.train takes --config=configs/distill.py")),
@@ -117,5 +118,13 @@ def test_configs_are_found_from_any_folder(tmp_path: Path) -> None:
     own.write_text("from configs.prune import get_config\n")
     (made,) = run_all([("prune", ["--config=configs/prune.py", "--config.student=x", "--workdir=X"])], tmp_path)
     assert "config.teacher" in made.errors  # the one in this folder, which takes from the installed one
+    copy = tmp_path / "configs" / "mine.py"
+    copy.write_text((ROOT / "configs" / "sample.py").read_text(encoding="utf-8"), encoding="utf-8")
+    broken = tmp_path / "broken.py"
+    broken.write_text("def get_config(:\n")
+    others, syntax = run_all([("train", [f"--config={copy}"]), ("train", [f"--config={broken}"])], tmp_path)
+    assert "launch.sample" in others.errors
+    assert "broken.py" in syntax.errors
+    assert len(syntax.errors.splitlines()) == 1
     (installed,) = run_all([("cost", ["--config=configs/cost.py:v3"])], tmp_path)
     assert "'v3'" in installed.errors

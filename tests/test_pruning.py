@@ -104,7 +104,7 @@ def test_lists_that_cannot_work_are_refused(student: str, facts: tuple[str, ...]
 def test_unknown_block_names_list_those_that_exist() -> None:
     with pytest.raises(InputError) as error:
         plan_removal(unet_from_diffusers(tiny.MICRO), ("mid",))
-    for name in ("mid_block", "down_blocks.0.downsamplers.0", "up_blocks.1.attentions.2", "bk_tiny"):
+    for name in ("mid_block", "down_blocks.0", "and 15 more", "bk_tiny"):
         assert name in str(error.value)
 
 

@@ -75,8 +75,8 @@ class UNetConfig:
     def in_words(self) -> dict[str, str]:
         """Stage, or name of another property -> what it is, for errors."""
         found = {
-            name: f"{stage.width} channels, {stage.heads} heads, blocks {' '.join(stage.pairs)}"
-            + (", resampler" if stage.resampler else "")
+            name: f"{stage.width} channels, {stage.heads} heads and blocks {' '.join(stage.pairs)}"
+            + (" with a resampler" if stage.resampler else "")
             for name, stage in self.stages().items()
         }
         others = {key: value for key, value in vars(self).items() if key not in ("down", "mid", "up", "added")}
