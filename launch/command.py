@@ -5,11 +5,10 @@ Settings are parsed and checked before a program imports JAX, which takes second
 
 import dataclasses
 import errno
-import importlib.util
 import os
 import sys
 from collections.abc import Callable, Collection
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -153,12 +152,6 @@ def keep_compiled(workdir: Path) -> None:
 
 
 def _worth_reading(record: logging.logging.LogRecord) -> bool:
-    """Whether a record is a warning, or comes from this package or clu's metric writer; Orbax logs every file."""
-    return record.levelno >= logging.logging.WARNING or record.pathname.startswith(_logged_folders())
-
-
-@cache
-def _logged_folders() -> tuple[str, ...]:
-    clu = importlib.util.find_spec("clu")  # which isn't imported yet
-    folders = [ROOT / "bksdm_jax", ROOT / "launch", *(clu.submodule_search_locations or () if clu else ())]
-    return tuple(f"{folder}{os.sep}" for folder in folders)
+    """Whether a record is a warning, or comes from this package; Orbax logs every file."""
+    folders = tuple(f"{ROOT / name}{os.sep}" for name in ("bksdm_jax", "launch"))
+    return record.levelno >= logging.logging.WARNING or record.pathname.startswith(folders)
