@@ -30,6 +30,7 @@ from bksdm_jax.data.loader import in_one_line
 from bksdm_jax.data.prepare.config import LatentConfig
 from bksdm_jax.data.prepare.shards import ShardWriters, record_path
 from bksdm_jax.data.prepare.tfds_folder import PARTS, clear, write_set
+from bksdm_jax.data.tfds_set import open_set
 from bksdm_jax.models.vae import VAE
 from bksdm_jax.pipelines.load import find_model
 from bksdm_jax.pipelines.pipeline import Network, Pipeline
@@ -181,7 +182,7 @@ def _open_splits(folder: AnyPath) -> dict[str, Sequence[sources.Example]]:
             f"{folder}: not a prepared dataset; run launch.prepare without latents.pipeline first, "
             "then give its workdir as source"
         )
-    names = list(sources.open_set(folder).info.splits)
+    names = list(open_set(folder).info.splits)
     if not names or not all(re.fullmatch(r"\w{1,64}", name) for name in names):
         raise InputError(
             f"{folder}: splits {names!r:.200}; expected letters, digits and underscores, since files are named by them"
