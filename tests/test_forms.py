@@ -613,3 +613,21 @@ def test_what_is_unpacked_depends_on_the_source_alone(tmp_path: Path, monkeypatc
     with pytest.raises(InputError, match="No space left"):
         open_examples(archive, "train", SourceOptions(text_column="x"))
     assert sum(path.name == "images.bin" for path in cache.glob("*/*")) == 1  # nothing half-written
+
+
+def test_parquet_that_would_fill_the_memory(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    rows = {"image": [image(0)], "text": pa.array([[None] * 10**6], pa.list_(pa.string()))}
+    pyarrow.parquet.write_table(pa.table(rows), source / "0.parquet")
+    assert all("0.parquet/0" in said and "1000000" in said for said in both(tmp_path, source))
+    large = image(1) + bytes(2**22)
+    rows = {"image": [large] * 16, "text": [text(1)] * 16, "embedding": [[0.0] * 2000] * 16}
+    pyarrow.parquet.write_table(pa.table(rows), source / "0.parquet", use_dictionary=True, compression="zstd")
+    (chunk,) = open_source(str(source), SourceOptions()).chunks()
+    before = pa.total_allocated_bytes()
+    count = 0
+    for _ in chunk.read(tmp_path):
+        assert pa.total_allocated_bytes() - before < 6 * len(large)
+        count += 1
+    assert count == 16

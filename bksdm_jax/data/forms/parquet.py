@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import pyarrow.parquet
 
 ENDING = ".parquet"
-_ROWS = 16  # read at a time
+_MOST_CAPTIONS = 1000  # per row, on average of a row group; a small file can claim billions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,9 @@ class ParquetChunk:
         try:
             with self.path.open("rb") as file:
                 parquet = opened(self.path, file)
-                batches = parquet.iter_batches(_ROWS, row_groups=[self.group], columns=_tops(self.columns))
+                _require_few_values(parquet.metadata.row_group(self.group), _tops(self.columns))
+                # One by one: a small file can have the same large value in every row.
+                batches = parquet.iter_batches(1, row_groups=[self.group], columns=_tops(self.columns))
                 for batch in batches:
                     for row in batch.to_pylist():
                         yield self._pair(f"{printable(self.name)}/{number}", row)
@@ -173,6 +175,14 @@ def _require_columns(path: AnyPath, schema: Any, columns: tuple[str, str]) -> No
             is_image = pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
             if not is_image and not pa.types.is_binary(kind) and not pa.types.is_large_binary(kind):
                 raise InputError(f"{path}: column {column!r} holds {kind!s:.100}; expected the bytes of images")
+
+
+def _require_few_values(group: Any, names: Sequence[str]) -> None:
+    """Raises `ValueError` if one of the named columns of a row group has lists of too many values."""
+    columns = (group.column(index) for index in range(group.num_columns))
+    most = max(column.num_values for column in columns if column.path_in_schema.split(".")[0] in names)
+    if most > _MOST_CAPTIONS * group.num_rows:
+        raise ValueError(f"{most} values in {counted(group.num_rows, 'row')}")
 
 
 def _inner(kind: Any, name: str) -> Any:
