@@ -341,6 +341,8 @@ def test_a_prepared_set_keeps_its_splits(tmp_path: Path) -> None:
     second = prepare(config(first), tmp_path / "second")
     for split in ("train", "validation"):
         assert [e.name for e in open_examples(first, split)] == [e.name for e in open_examples(second, split)]
+    with pytest.raises(InputError, match="text_column: 'caption'"):
+        open_examples(first, "train", SourceOptions(text_column="caption"))
     held = prepare(config(first, split="validation"), tmp_path / "held")
     assert len(open_examples(held)) == len(open_examples(first, "validation"))
 
@@ -354,6 +356,7 @@ def test_a_prepared_set_keeps_its_splits(tmp_path: Path) -> None:
         ("file_name,text\n../00.png,a\n", ("'../00.png'",)),
         ("file_name,text\n00.png,\n", ("no caption", "00.png")),
         ("name,text\n00.png,a\n", ("'file_name'", "--config.image_column")),
+        ("file_name,text,text\n00.png,a,b\n", ("metadata.csv", "two columns 'text'")),
         ("file_name;caption\n00.png;a\n", ("'file_name'", "file_name;caption")),
         ("file_name,caption\n00.png,a\n", ("'text'", "--config.text_column")),
         ('file_name,text\n00.png,a\n00.png,"b\nc\n', ("line 3", "quote", "closed")),
@@ -524,6 +527,10 @@ def test_lists_of_captions_count_by_rows(tmp_path: Path) -> None:
 def test_nested_columns_of_parquet(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
+    dotted = pa.table({"a.image": [image(1)], "a.text": [text(1)]})
+    pyarrow.parquet.write_table(dotted, source / "dotted.parquet")
+    options = {"image_column": "a.image", "text_column": "a.text"}
+    assert read(open_examples(source / "dotted.parquet", "train", SourceOptions(**options))) == [1]
     for name, captions in (("one", {"text": text(1)}), ("several", [{"text": text(1)}, {"text": "more"}])):
         path = source / f"{name}.parquet"
         pyarrow.parquet.write_table(pa.table({"image": [{"file": image(1)}], "captions": [captions]}), path)

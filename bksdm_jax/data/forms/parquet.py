@@ -179,8 +179,9 @@ def _require_columns(path: AnyPath, schema: Any, columns: tuple[str, str]) -> No
 
 def _require_few_values(group: Any, names: Sequence[str]) -> None:
     """Raises `ValueError` if one of the named columns of a row group has lists of too many values."""
+    tops = tuple(f"{name}." for name in names)
     columns = (group.column(index) for index in range(group.num_columns))
-    most = max(column.num_values for column in columns if column.path_in_schema.split(".")[0] in names)
+    most = max(column.num_values for column in columns if f"{column.path_in_schema}.".startswith(tops))
     if most > _MOST_CAPTIONS * group.num_rows:
         raise ValueError(f"{most} values in {counted(group.num_rows, 'row')}")
 

@@ -79,6 +79,9 @@ def _csv_rows(table: AnyPath, text: io.TextIOWrapper, columns: Columns) -> Itera
     try:
         header = [name.strip() for name in next(reader, [])]
         _require_columns(table, columns, header, "its first line has")
+        twice = [column for column in columns if header.count(column) > 1]
+        if twice:
+            raise InputError(f"{table}: two columns {twice[0]!r}; rename one of them")
         before = reader.line_num
         row_lines.ends()
         for row in reader:
