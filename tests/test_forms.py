@@ -496,7 +496,7 @@ def test_what_is_beside_folders_of_splits_is_told(tmp_path: Path) -> None:
     write(source / "README.md", "x")
     made = prepare(config(source), tmp_path / "set")
     (note,) = json.loads((made / SUMMARY).read_text())["notes"]
-    assert all(fact in note for fact in ("train", "validation", "2 files", "1.png", "extra"))
+    assert all(fact in note for fact in ("beside train, validation", "1.png, extra"))
 
 
 def test_rows_that_name_no_file_of_a_split(tmp_path: Path) -> None:

@@ -40,10 +40,9 @@ class SplitSource:
         self.splits = in_order({SPLIT_NAMES[name.lower()] for name in parts})
         self.notes = [f"{name}: {note}" for name, part in parts.items() for note in part.notes]
         if others:
-            names = ", ".join(in_one_line(name) for name in others[:3])
-            self.notes.append(
-                f"not read, since they are beside {', '.join(parts)}: {len(others)} files or folders, such as {names}"
-            )
+            named = ", ".join(in_one_line(name) for name in others[:3])
+            more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+            self.notes.append(f"not read, since beside {', '.join(parts)}: {named}{more}")
         counts: dict[str, int | str] = {}
         whole = hashlib.sha256()
         for name, part in parts.items():
