@@ -33,8 +33,12 @@ def shown(value: object) -> str:
 def in_short(error: Exception, most: int = 200) -> str:
     """An error's message in one printable line of at most `most` characters; its type if it has no message."""
     message = (error.strerror if isinstance(error, OSError) else "") or str(error)
-    line = " ".join(message.split())[:most]
-    return "".join(letter if letter.isprintable() else "?" for letter in line) or type(error).__name__
+    return in_one_line(" ".join(message.split()), most) or type(error).__name__
+
+
+def in_one_line(text: str, most: int = 200) -> str:
+    """The first `most` characters of a text, with `?` for those that a terminal wouldn't show or would obey."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text[:most])
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

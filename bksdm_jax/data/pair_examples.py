@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from absl import logging
 from PIL import Image
 
-from bksdm_jax.base.errors import InputError, in_short
+from bksdm_jax.base.errors import InputError, in_one_line, in_short
 from bksdm_jax.base.paths import AnyPath
 from bksdm_jax.base.progress import Progress
 from bksdm_jax.data.decode import background_colour, open_image, require_shape, to_rgb
@@ -137,7 +137,7 @@ def read_pairs(where: AnyPath, options: SourceOptions, skip: bool = False) -> Pa
     if rejects and not (skip and pairs):
         raise unusable_error(where, rejects, len(found))
     for reject in itertools.islice(rejects, 10):
-        logging.warning("left out: %s: %s", reject.name, reject.reason)
+        logging.warning("left out: %s: %s", in_one_line(reject.name), in_one_line(reject.reason))
     if rejects:
         logging.warning("%s: %d of %d pairs are left out", where, len(rejects), len(found))
     return PairExamples(where, pairs, options, _splits(source, pairs), listing=str(source.facts["sha256"]))

@@ -39,9 +39,10 @@ class Skipping(Sequence[Any]):
         logging.warning("skipped: %s", error)
         buffer = io.StringIO(newline="")
         csv.writer(buffer, lineterminator="\n").writerow((name, in_short(error)))
-        head = "" if self.path.exists() else ",".join(COLUMNS) + "\n"
-        with _WRITING, self.path.open("a", encoding="utf-8") as file:  # appended whole, so that processes don't mix
-            file.write(head + buffer.getvalue())
+        with _WRITING:
+            head = "" if self.path.exists() else ",".join(COLUMNS) + "\n"
+            with self.path.open("a", encoding="utf-8") as file:  # appended whole, so that processes don't mix
+                file.write(head + buffer.getvalue())
 
 
 _WRITING = threading.Lock()

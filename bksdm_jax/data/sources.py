@@ -60,15 +60,22 @@ def open_examples(
     Args:
         folder: a folder or file.
         split: a form without splits has only `train`.
-        options: how images and captions are found; not for TFDS datasets.
+        options: how images and captions are found; of TFDS datasets, `image` and `text` are used.
         skip: leave out pairs that can't be used, instead of raising an error.
 
     Raises:
         InputError: there are no such images with captions, or a pair can't be used.
     """
+    options = options or SourceOptions()
     if (folder / INFO).is_file():
+        for key, usual in (("image_column", "image"), ("text_column", "text")):
+            if getattr(options, key) not in ("", usual):
+                raise InputError(
+                    f"{key}: {getattr(options, key)!r}, but of a TFDS dataset, such as {folder}, the feature {usual!r} "
+                    "is used; make one that has it, with launch.prepare"
+                )
         return TfdsExamples(folder, split)
-    return read_pairs(folder, options or SourceOptions(), skip).of_split(split)
+    return read_pairs(folder, options, skip).of_split(split)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,19 +16,22 @@ from bksdm_jax.base.files import make_folder
 from bksdm_jax.base.locks import locked
 from bksdm_jax.base.paths import AnyPath, cache_folder
 from bksdm_jax.data.forms.pairs import Pair, Reject, Source, StoredBytes, StoredFile, StoredPart
-from bksdm_jax.data.options import SourceOptions
+from bksdm_jax.data.options import ImageOptions, SourceOptions
 
 _IMAGES, _INDEX = "images.bin", "index.jsonl"
+_OF_IMAGES = {field.name for field in dataclasses.fields(ImageOptions)}  # they change no unpacked file
 
 
 def unpacked(source: Source, where: AnyPath, options: SourceOptions) -> Iterator[Pair | Reject]:
     """The pairs and rejects of a source, each image in a file or a part of one.
 
-    What has to be unpacked for that is kept in `~/.cache/bksdm_jax/images`, by the source's identity and `options`.
+    What has to be unpacked for that is kept in `~/.cache/bksdm_jax/images`, by the source's identity and its `options`.
 
     Raises `InputError` if the cache can't be written.
     """
-    settings = json.dumps([str(where), source.facts, dataclasses.asdict(options)], sort_keys=True)
+    keys = [field.name for field in dataclasses.fields(SourceOptions)]  # `options` may be all settings of a run
+    used = {key: getattr(options, key) for key in keys if key not in _OF_IMAGES}
+    settings = json.dumps([str(where), source.facts, used], sort_keys=True)
     folder = cache_folder() / "images" / hashlib.sha256(settings.encode()).hexdigest()[:24]
     if (folder / _INDEX).exists():
         yield from _indexed(folder)
@@ -76,6 +79,9 @@ def _unpack(source: Source, where: AnyPath, folder: Path) -> None:
         ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+        if not (folder / _INDEX).exists():
+            for path in (partial, folder / _IMAGES):
+                path.unlink(missing_ok=True)
 
 
 def _stored(pair: Pair | Reject, images: BinaryIO) -> list[object]:

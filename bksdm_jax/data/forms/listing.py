@@ -61,7 +61,7 @@ def _local(folder: AnyPath, prefix: str) -> tuple[list[Entry], list[str]]:
     files, folders = [], []
     with os.scandir(folder) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
-            if _is_hidden(entry.name):
+            if is_hidden(entry.name):
                 continue
             try:
                 if entry.is_dir():
@@ -75,7 +75,7 @@ def _local(folder: AnyPath, prefix: str) -> tuple[list[Entry], list[str]]:
 
 
 def _remote(folder: AnyPath, prefix: str) -> tuple[list[Entry], list[str]]:
-    paths = sorted((path for path in folder.iterdir() if not _is_hidden(path.name)), key=lambda path: path.name)
+    paths = sorted((path for path in folder.iterdir() if not is_hidden(path.name)), key=lambda path: path.name)
 
     def look(path: AnyPath) -> Entry | None:
         return None if path.is_dir() else Entry(prefix + path.name, *size_and_time(path))
@@ -86,7 +86,8 @@ def _remote(folder: AnyPath, prefix: str) -> tuple[list[Entry], list[str]]:
     return files, [path.name for path, entry in zip(paths, found, strict=True) if entry is None]
 
 
-def _is_hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is left out."""
     return name.startswith(".") or name == "__MACOSX"
 
 

@@ -1,11 +1,13 @@
 """Recognises the form of a folder or file of images with captions, and opens it."""
 
+from collections.abc import Sequence
+
 from bksdm_jax.base.errors import InputError, one_of
 from bksdm_jax.base.paths import AnyPath, is_remote, to_path
 from bksdm_jax.data.forms import rows
 from bksdm_jax.data.forms.coco_files import CocoSource
 from bksdm_jax.data.forms.files import IMAGES, FilesSource
-from bksdm_jax.data.forms.listing import walk
+from bksdm_jax.data.forms.listing import is_hidden, walk
 from bksdm_jax.data.forms.pairs import Source
 from bksdm_jax.data.forms.parquet import ENDING as PARQUET
 from bksdm_jax.data.forms.parquet import ParquetSource
@@ -44,7 +46,8 @@ def open_source(name: str, options: SourceOptions, kind: str = "auto", split: st
     if kind == "auto":
         folders = _of_splits(path)
         if folders:
-            return SplitSource({inner: open_source(str(path / inner), options, chunk=chunk) for inner in folders})
+            parts = {inner: open_source(str(path / inner), options, chunk=chunk) for inner in folders}
+            return SplitSource(parts, _beside(path, folders))
         kind = _kind(path)
     if kind == "tfds":
         return _tfds(path, options, split)
@@ -79,6 +82,13 @@ def _of_splits(path: AnyPath) -> list[str]:
     if not path.is_dir() or (path / INFO).exists() or any((path / name).exists() for name in NAMES):
         return []
     return list(split_folders(path))
+
+
+def _beside(path: AnyPath, folders: Sequence[str]) -> list[str]:
+    """What is beside the folders of splits and may be meant: folders, and files of images or of a known form."""
+    known = (*IMAGES, *TARS, PARQUET, *rows.ENDINGS)
+    others = (one for one in path.iterdir() if one.name not in folders and not is_hidden(one.name))
+    return sorted(one.name for one in others if one.name.lower().endswith(known) or one.is_dir())
 
 
 def _kind(path: AnyPath) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Protocol
 
-from bksdm_jax.base.errors import InputError, in_short
+from bksdm_jax.base.errors import InputError, in_one_line, in_short
 from bksdm_jax.base.paths import AnyPath, is_remote
 from bksdm_jax.data.decode import MOST_BYTES
 from bksdm_jax.pipelines.tokenizer import MOST_LETTERS
@@ -20,6 +20,8 @@ SPLIT_NAMES = {
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
 """Names of folders, files and TFDS splits -> the split that they are."""
+MOST_NAME = 2**12
+"""Letters of a file's name in an error."""
 MOST_TEXT = 2**20
 """Bytes of a file of captions."""
 
@@ -52,7 +54,7 @@ class StoredFile:
         return self.path.open("rb")
 
     def __str__(self) -> str:
-        return str(self.path)
+        return in_one_line(str(self.path), MOST_NAME)
 
 
 class _Window(io.RawIOBase):
@@ -110,7 +112,7 @@ class StoredPart:
         return io.BufferedReader(_Window(self.path.open("rb"), self.offset, self.size))
 
     def __str__(self) -> str:
-        return self.name
+        return in_one_line(self.name, MOST_NAME)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +131,7 @@ class StoredBytes:
         return io.BytesIO(self.data)
 
     def __str__(self) -> str:
-        return self.name
+        return in_one_line(self.name, MOST_NAME)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,11 +214,12 @@ def file_bytes(path: AnyPath, most: int) -> bytes:
 
 
 def _require_file(path: AnyPath, most: int) -> None:
+    path = Path(path)  # etils takes pipes for files
     if not path.exists():
         raise ValueError("no such file")
     if not path.is_file():
         raise ValueError("a folder or device instead of a file")
-    if Path(path).stat().st_size > most:
+    if path.stat().st_size > most:
         raise ValueError(f"file of more than {most} bytes")
 
 

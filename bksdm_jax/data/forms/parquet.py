@@ -7,16 +7,26 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from bksdm_jax.base.errors import InputError, in_short, nearest
-from bksdm_jax.base.paths import AnyPath
+from bksdm_jax.base.paths import AnyPath, require_file
 from bksdm_jax.data.decode import MOST_BYTES
 from bksdm_jax.data.forms.listing import Entry, Identity, walk
-from bksdm_jax.data.forms.pairs import SPLIT_NAMES, Chunk, Pair, Reject, StoredBytes, captions, in_order
+from bksdm_jax.data.forms.pairs import (
+    SPLIT_NAMES,
+    Chunk,
+    Pair,
+    Reject,
+    StoredBytes,
+    captions,
+    counted,
+    in_order,
+    printable,
+)
 
 if TYPE_CHECKING:
     import pyarrow.parquet
 
 ENDING = ".parquet"
-_ROWS = 16  # read at a time
+_MOST_CAPTIONS = 1000  # per row, on average of a row group; a small file can claim billions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,16 +48,18 @@ class ParquetChunk:
         try:
             with self.path.open("rb") as file:
                 parquet = opened(self.path, file)
-                batches = parquet.iter_batches(_ROWS, row_groups=[self.group], columns=_tops(self.columns))
+                _require_few_values(parquet.metadata.row_group(self.group), _tops(self.columns))
+                # One by one: a small file can have the same large value in every row.
+                batches = parquet.iter_batches(1, row_groups=[self.group], columns=_tops(self.columns))
                 for batch in batches:
                     for row in batch.to_pylist():
-                        yield self._pair(f"{self.name}/{number}", row)
+                        yield self._pair(f"{printable(self.name)}/{number}", row)
                         number += 1
         except InputError:
             raise
         except Exception as error:  # pyarrow raises types of its own
             reason = f"damaged ({in_short(error)}); rows after this point of row group {self.group} were skipped"
-            yield Reject(f"{self.name}/{number}", reason)
+            yield Reject(f"{printable(self.name)}/{number}", reason)
 
     def _pair(self, name: str, row: dict[str, Any]) -> Pair | Reject:
         image, texts = (_value(row, column) for column in self.columns)
@@ -68,7 +80,6 @@ class ParquetSource:
     """Parquet files in the order of their names; each row group is a chunk."""
 
     unit = "pairs"
-    notes: Sequence[str] = ()
 
     def __init__(self, source: AnyPath, columns: tuple[str, str], caption: str) -> None:
         """Opens the files.
@@ -87,12 +98,14 @@ class ParquetSource:
         if not entries:
             raise InputError(f"{source}: no {ENDING} files")
         self._chunks: list[ParquetChunk] = []
-        identity, self.total, splits = Identity(), 0, set()
+        identity, self.total, splits, without = Identity(), 0, set(), []
         identity.add(entries)
         for entry in entries:
             path = source / entry.name if source.is_dir() else source
             split = _split(entry.name)
             splits.add(split)
+            without += [] if split else [entry.name]
+            require_file(path)
             with path.open("rb") as file:
                 parquet = opened(path, file)
                 _require_columns(path, parquet.schema_arrow, columns)
@@ -103,7 +116,11 @@ class ParquetSource:
             self.total += first
         if not self.total:
             raise InputError(f"{source}: no rows")
-        self.splits = in_order(splits) if "" not in splits else ()
+        self.splits = in_order(splits) if not without else ()
+        self.notes: Sequence[str] = ()
+        if without and len(splits) > 1:
+            files = f"{counted(len(without), 'file')} such as {printable(without[0])}"
+            self.notes = [f"splits {', '.join(in_order(splits))} aren't kept: of none are {files}"]
         if not self.splits:
             self._chunks = [dataclasses.replace(chunk, split="") for chunk in self._chunks]
         self.facts = {"rows": self.total} | identity.facts()
@@ -150,10 +167,33 @@ def _require_columns(path: AnyPath, schema: Any, columns: tuple[str, str]) -> No
                 f"{', '.join(schema.names):.300}; name yours with --config.{setting}"
             )
         kind = schema.field(top).type
-        if setting == "image_column" and not inner:
+        for name in inner.split("/") if inner else ():
+            kind = _inner(kind, name)
+            if kind is None:
+                raise InputError(f"{path}: no {column!r}: {top!r} holds {schema.field(top).type!s:.200}")
+        if setting == "image_column":
             is_image = pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
             if not is_image and not pa.types.is_binary(kind) and not pa.types.is_large_binary(kind):
                 raise InputError(f"{path}: column {column!r} holds {kind!s:.100}; expected the bytes of images")
+
+
+def _require_few_values(group: Any, names: Sequence[str]) -> None:
+    """Raises `ValueError` if one of the named columns of a row group has lists of too many values."""
+    tops = tuple(f"{name}." for name in names)
+    columns = (group.column(index) for index in range(group.num_columns))
+    most = max(column.num_values for column in columns if f"{column.path_in_schema}.".startswith(tops))
+    if most > _MOST_CAPTIONS * group.num_rows:
+        raise ValueError(f"{most} values in {counted(group.num_rows, 'row')}")
+
+
+def _inner(kind: Any, name: str) -> Any:
+    """The type of a struct's field, also of a list of structs; None if there is none."""
+    import pyarrow as pa  # noqa: PLC0415  # only for this form
+
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        kind = kind.value_type
+    known = pa.types.is_struct(kind) and kind.get_field_index(name) >= 0
+    return kind.field(name).type if known else None
 
 
 def _tops(columns: tuple[str, str]) -> list[str]:
@@ -163,5 +203,8 @@ def _tops(columns: tuple[str, str]) -> list[str]:
 def _value(row: dict[str, Any], column: str) -> Any:
     value: Any = row
     for name in column.split("/"):
-        value = value.get(name) if isinstance(value, dict) else None
+        if isinstance(value, list):
+            value = [one.get(name) for one in value if isinstance(one, dict)]
+        else:
+            value = value.get(name) if isinstance(value, dict) else None
     return value

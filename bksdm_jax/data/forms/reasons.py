@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable
 
+from bksdm_jax.base.errors import in_one_line
 from bksdm_jax.data.forms.pairs import Reject
 
 _SHOWN = 3
@@ -22,6 +23,9 @@ def commonest(rejects: Iterable[Reject]) -> str:
         counts[kind] += 1
         examples.setdefault(kind, reject)
     shown = counts.most_common(_SHOWN)
-    parts = [f"{count} like {examples[kind].name}: {examples[kind].reason}" for kind, count in shown]
+    parts = [
+        f"{count} like {in_one_line(examples[kind].name)}: {in_one_line(examples[kind].reason)}"
+        for kind, count in shown
+    ]
     rest = counts.total() - sum(count for _, count in shown)
     return "; ".join([*parts, *([f"{rest} for other reasons"] if rest else [])])

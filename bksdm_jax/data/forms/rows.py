@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 from bksdm_jax.base.errors import InputError, in_short, nearest
 from bksdm_jax.base.files import encoding_of
-from bksdm_jax.base.paths import AnyPath
+from bksdm_jax.base.paths import AnyPath, require_file
 
 ENDINGS = (".csv", ".tsv", ".jsonl")
 """Of the tables that are read, in lower case."""
@@ -28,6 +28,7 @@ def rows(table: AnyPath, columns: Columns) -> Iterator[tuple[str, dict[str, Any]
         InputError: the table can't be read, lacks one of `columns`, isn't text, or has a quote that isn't closed.
     """
     read = _json_rows if PurePosixPath(table.name).suffix.lower() == ".jsonl" else _csv_rows
+    require_file(table)
     try:
         with table.open("rb") as file, io.TextIOWrapper(file, _encoding(file), newline="") as text:
             yield from read(table, text, columns)
@@ -68,7 +69,8 @@ def _undecodable(table: AnyPath) -> str:
 
 
 def _csv_rows(table: AnyPath, text: io.TextIOWrapper, columns: Columns) -> Iterator[tuple[str, Any]]:
-    lines = _bounded_lines(table, text)
+    row_lines = _RowLines(table, _bounded_lines(table, text))
+    lines = iter(row_lines)
     csv.field_size_limit(_MOST_LINE)
     first = next(lines, "")
     delimiter = max(_DELIMITERS, key=lambda one: (set(columns) <= set(header := _header(first, one)), len(header)))
@@ -77,15 +79,42 @@ def _csv_rows(table: AnyPath, text: io.TextIOWrapper, columns: Columns) -> Itera
     try:
         header = [name.strip() for name in next(reader, [])]
         _require_columns(table, columns, header, "its first line has")
+        twice = [column for column in columns if header.count(column) > 1]
+        if twice:
+            raise InputError(f"{table}: two columns {twice[0]!r}; rename one of them")
         before = reader.line_num
+        row_lines.ends()
         for row in reader:
             where, before = f"line {before + 1} of {table.name}", reader.line_num
+            row_lines.ends()
             if row and len(row) != len(header):
                 yield where, f"{len(row)} fields; expected {len(header)} (put captions with commas in quotes)"
             elif row:
                 yield where, dict(zip(header, row, strict=True))
     except csv.Error as error:
         raise InputError(f"{table}: {quoting_problem(error, before + 1, reader.line_num)}") from error
+
+
+class _RowLines:
+    """The lines of a table, of which a row may span many but have at most `_MOST_LINE` characters."""
+
+    def __init__(self, table: AnyPath, lines: Iterator[str]) -> None:
+        self._table, self._lines, self._number, self._first, self._length = table, lines, 0, 1, 0
+
+    def __iter__(self) -> Iterator[str]:
+        for line in self._lines:
+            self._number += 1
+            self._length += len(line)
+            if self._length > _MOST_LINE:
+                raise InputError(
+                    f"{self._table}: line {self._first}: the row that begins here has more than {_MOST_LINE} "
+                    "characters; is one of its quotes not closed?"
+                )
+            yield line
+
+    def ends(self) -> None:
+        """Says that a row has ended with the last line."""
+        self._first, self._length = self._number + 1, 0
 
 
 def _header(line: str, delimiter: str) -> list[str]:

@@ -2,9 +2,10 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from bksdm_jax.base.errors import in_one_line
 from bksdm_jax.base.paths import AnyPath
 from bksdm_jax.data.forms.pairs import SPLIT_NAMES, Chunk, Pair, Reject, Source, in_order
 
@@ -27,14 +28,21 @@ class SplitChunk:
 class SplitSource:
     """The sources in the folders of a dataset's splits."""
 
-    def __init__(self, parts: Mapping[str, Source]) -> None:
-        """`parts` are the sources by the name of their folder, a key of `SPLIT_NAMES` in lower case."""
+    def __init__(self, parts: Mapping[str, Source], others: Sequence[str] = ()) -> None:
+        """`parts` are the sources by the name of their folder, a key of `SPLIT_NAMES` in lower case.
+
+        `others` beside these folders aren't read, which is a note.
+        """
         self._parts = parts
         self.unit = "pairs" if all(part.unit == "pairs" for part in parts.values()) else "archives"
         same = all(part.unit == self.unit for part in parts.values())
         self.total = sum(part.total for part in parts.values()) if same else 0
         self.splits = in_order({SPLIT_NAMES[name.lower()] for name in parts})
         self.notes = [f"{name}: {note}" for name, part in parts.items() for note in part.notes]
+        if others:
+            named = ", ".join(in_one_line(name) for name in others[:3])
+            more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+            self.notes.append(f"not read, since beside {', '.join(parts)}: {named}{more}")
         counts: dict[str, int | str] = {}
         whole = hashlib.sha256()
         for name, part in parts.items():

@@ -41,8 +41,7 @@ class TableChunk:
             except ValueError as error:
                 yield Reject(name, str(error))
                 continue
-            split = self.splits.get(PurePosixPath(name).parts[0], "train") if self.splits else ""
-            yield Pair(name, StoredFile(self.folder / name), kept, split)
+            yield Pair(name, StoredFile(self.folder / name), kept, _split(name, self.splits))
 
 
 class TableSource:
@@ -69,14 +68,15 @@ class TableSource:
         self._caption, self._chunk, self._folders = caption, chunk, dict(splits)
         once: set[bytes] = set()
         several: set[bytes] = set()
-        count, identity, given = 0, hashlib.sha256(), set()
+        count, again, identity, given = 0, 0, hashlib.sha256(), set()
         for row in self._rows():
             count += 1
             if isinstance(row, Reject):
                 continue
             mark = _mark(row[0])
+            again += mark in once
             (several if mark in once else once).add(mark)
-            given.add(splits.get(PurePosixPath(row[0]).parts[0], "train") if splits else "")
+            given.add(_split(row[0], splits))
             identity.update(repr(row).encode("utf-8", "surrogatepass"))
         if not count:
             raise InputError(f"{table}: no rows")
@@ -85,7 +85,7 @@ class TableSource:
         for row in self._rows() if several else ():
             if not isinstance(row, Reject) and (mark := _mark(row[0])) in several:
                 self._texts[mark] += row[1]
-        self.total = count - sum(len(texts) - 1 for texts in self._texts.values())
+        self.total = count - again
         files, unlisted = Identity(), 0
         for _, entries in walk(self._folder):
             files.add(entries)
@@ -136,6 +136,12 @@ def _name_problem(name: object, folder: AnyPath) -> str:
     if "\\" in name and not (folder / name).exists():
         return "has backslashes; write folders with /"
     return "" if is_inside(name) else "isn't the name of a file in the folder"
+
+
+def _split(name: str, splits: Mapping[str, str]) -> str:
+    """The split of the image `name`: that of its first folder, else `train`; empty if there are no `splits`."""
+    first = next(iter(PurePosixPath(name).parts), "")  # `.` has none
+    return splits.get(first, "train") if splits else ""
 
 
 def _mark(name: str) -> bytes:

@@ -7,13 +7,14 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from bksdm_jax.base.errors import InputError, in_short
 from bksdm_jax.base.files import require_space
-from bksdm_jax.base.paths import AnyPath, is_remote, size_and_time
+from bksdm_jax.base.paths import AnyPath, is_remote, require_file, size_and_time
 from bksdm_jax.data.decode import MOST_BYTES
 from bksdm_jax.data.forms.files import IMAGES, TEXTS, texts_of
 from bksdm_jax.data.forms.listing import walk
@@ -78,15 +79,15 @@ class TarChunk:
 
         A compressed archive, or one of a bucket, is stored in `scratch` meanwhile.
         """
-        target = scratch / f"{hashlib.sha256(str(self.path).encode()).hexdigest()[:24]}.tar"
+        target = scratch / f"{_digest(self.path)[:24]}.tar"
         try:
-            archive = _plain(self.path, target)
-        except (OSError, EOFError, ValueError) as error:
-            if isinstance(error, InputError):
+            try:
+                archive = _plain(self.path, target)
+            except InputError:
                 raise
-            yield Reject(self.name, f"damaged or not a tar file ({in_short(error)})")
-            return
-        try:
+            except ValueError as error:
+                yield Reject(self.name, f"damaged or not a tar file ({in_short(error)})")
+                return
             groups: dict[_Key, _Group] = {}
             ends = list(_index(archive, groups)) or ([] if groups else ["no images in it"])
             yield from self._pairs(archive, groups)
@@ -121,36 +122,65 @@ class TarChunk:
             raise ValueError("neither .txt nor .json with a caption")
         offset, size = group.members[ending]
         file.seek(offset)
-        return texts_of(ending, file.read(size), self.column)
+        data = file.read(size)
+        if len(data) < size:
+            raise ValueError(f"the archive ends inside its {ending}")
+        return texts_of(ending, data, self.column)
+
+
+def _digest(path: AnyPath) -> str:
+    return hashlib.sha256(str(path).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _plain(path: AnyPath, target: Path) -> AnyPath:
     """The archive as an uncompressed file of this machine: itself, or a copy, written to `target`.
 
-    Raises `ValueError` or `OSError` if it can't be unpacked, `InputError` if the disk is too small.
+    Raises `ValueError` if it can't be unpacked, `InputError` if it can't be read or stored.
     """
-    with path.open("rb") as file:
-        head = file.read(8)
-    foreign = next((name for mark, name in _FOREIGN.items() if head.startswith(mark)), None)
-    if foreign:
-        raise ValueError(f"compressed by {foreign}; expected .tar or .tar.gz")
-    compressed = head.startswith(_GZIP)
-    if not compressed and not is_remote(path):
-        return path
+    require_file(path)
     size = size_and_time(path)[0]
-    most = _GROWTH * size + _SPARE if compressed else size
-    require_space(target.parent, size)
-    with path.open("rb") as raw, target.open("wb") as copy, gzip.open(raw) if compressed else raw as file:
-        count = 0
-        try:
-            while piece := file.read(_PIECE):
-                count += len(piece)
-                if count > most:
-                    raise ValueError(f"unpacks to more than {most / 2**20:.0f} MiB: a decompression bomb?")
-                copy.write(piece)
-        except EOFError:
-            pass  # truncated: what there is can be read
+    try:
+        with path.open("rb") as file:
+            head = file.read(8)
+        foreign = next((name for mark, name in _FOREIGN.items() if head.startswith(mark)), None)
+        if foreign:
+            raise ValueError(f"compressed by {foreign}; expected .tar or .tar.gz")
+        compressed = head.startswith(_GZIP)
+        if not compressed and not is_remote(path):
+            return path
+        require_space(target.parent, size)
+        with path.open("rb") as raw:
+            _copy(_unzipped(raw) if compressed else raw.read, target, _GROWTH * size + _SPARE if compressed else size)
+    except ValueError:
+        raise
+    except Exception as error:  # OSError, or a bucket client's own types
+        raise InputError(f"{path}: can't be read, or not stored in {target.parent} ({in_short(error)})") from error
     return target
+
+
+def _unzipped(raw: BinaryIO) -> Callable[[int], bytes]:
+    """Reads what `raw` unpacks to; of a truncated one, all there is."""
+    file = gzip.GzipFile(fileobj=raw)
+
+    def read(size: int) -> bytes:
+        try:
+            return file.read1(size)  # `read` would lose what it has before the end
+        except EOFError:
+            return b""
+        except (gzip.BadGzipFile, zlib.error) as error:
+            raise ValueError(in_short(error)) from error
+
+    return read
+
+
+def _copy(read: Callable[[int], bytes], target: Path, most: int) -> None:
+    count = 0
+    with target.open("wb") as copy:
+        while piece := read(_PIECE):
+            count += len(piece)
+            if count > most:
+                raise ValueError(f"unpacks to more than {most / 2**20:.0f} MiB: a decompression bomb?")
+            copy.write(piece)
 
 
 def _index(path: AnyPath, groups: dict[_Key, _Group]) -> Iterator[str]:
