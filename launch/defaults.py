@@ -11,7 +11,7 @@ def defaults(cls: type) -> config_dict.ConfigDict:
     """Every field of the dataclass `cls` with its default, nested dataclasses as nested ConfigDicts.
 
     A field without a default becomes the empty value of its type, so that `--config.KEY=VALUE` can set it; if it stays
-    empty, `launch.command.to_dataclass` refuses it.
+    empty, `launch.values.to_dataclass` refuses it.
     """
     types = typing.get_type_hints(cls)
     fields = (field for field in dataclasses.fields(cls) if field.init)

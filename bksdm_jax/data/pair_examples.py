@@ -11,7 +11,7 @@ from PIL import Image
 
 from bksdm_jax.base.errors import InputError, in_one_line, in_short
 from bksdm_jax.base.paths import AnyPath
-from bksdm_jax.base.progress import Progress
+from bksdm_jax.base.progress import QUIET, Progress, waiting
 from bksdm_jax.data.decode import background_colour, open_image, require_shape, to_rgb
 from bksdm_jax.data.forms.open import open_source
 from bksdm_jax.data.forms.pairs import Pair, Reject, Source, Stored, counted
@@ -128,10 +128,12 @@ def read_pairs(where: AnyPath, options: SourceOptions, skip: bool = False) -> Pa
 
     Raises `InputError` if there is none, or (unless `skip`) one has no usable caption or is named wrongly.
     """
-    source = open_source(str(where), options)
+    with waiting(f"listing {where}", QUIET):
+        source = open_source(str(where), options)
     for note in source.notes:
         logging.warning("%s: %s", where, note)
-    found = list(unpacked(source, where, options))
+    with waiting(f"reading the captions of {where}", QUIET):
+        found = list(unpacked(source, where, options))
     pairs = [one for one in found if isinstance(one, Pair)]
     rejects = [one for one in found if isinstance(one, Reject)]
     if rejects and not (skip and pairs):

@@ -12,7 +12,7 @@ from etils import epath
 from PIL import Image
 
 from bksdm_jax.base.distributed import barrier, is_first
-from bksdm_jax.base.errors import InputError
+from bksdm_jax.base.errors import InputError, shown
 from bksdm_jax.base.paths import AnyPath, read_bytes, to_path
 from bksdm_jax.data.decode import fit_square
 from bksdm_jax.data.latents import IDENTITY, CachedExample
@@ -68,14 +68,21 @@ def open_examples(
     """
     options = options or SourceOptions()
     if (folder / INFO).is_file():
-        for key, usual in (("image_column", "image"), ("text_column", "text")):
-            if getattr(options, key) not in ("", usual):
-                raise InputError(
-                    f"{key}: {getattr(options, key)!r}, but of a TFDS dataset, such as {folder}, the feature {usual!r} "
-                    "is used; make one that has it, with launch.prepare"
-                )
+        _require_usual(folder, options)
         return TfdsExamples(folder, split)
     return read_pairs(folder, options, skip).of_split(split)
+
+
+def _require_usual(folder: AnyPath, options: SourceOptions) -> None:
+    """Raises `InputError` for a setting that a TFDS dataset, which is read as it is, would ignore."""
+    same = {"image_column": "image", "text_column": "text"}
+    for field in dataclasses.fields(SourceOptions):
+        value = getattr(options, field.name)
+        if value not in (field.default, same.get(field.name)):
+            raise InputError(
+                f"{field.name}: {shown(value)}, but {folder} is a TFDS dataset, which is read as it is; "
+                "give that setting to launch.prepare, with this dataset as source"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -268,8 +268,8 @@ def share(name: str) -> float:
 
 
 def in_order(splits: set[str]) -> tuple[str, ...]:
-    """The splits in the order of `SPLITS`."""
-    return tuple(split for split in SPLITS if split in splits)
+    """The splits in the order of `SPLITS`; none if there is only the one for training."""
+    return tuple(split for split in SPLITS if split in splits) if splits != {"train"} else ()
 
 
 def counted(number: int, noun: str) -> str:

@@ -56,7 +56,7 @@ class SplitSource:
         """As `Source.chunks`."""
         for name, part in self._parts.items():
             for chunk in part.chunks():
-                yield SplitChunk(chunk, name, SPLIT_NAMES[name.lower()])
+                yield SplitChunk(chunk, name, SPLIT_NAMES[name.lower()] if self.splits else "")
 
 
 def split_folders(folder: AnyPath) -> dict[str, str]:

@@ -18,7 +18,7 @@ from absl import logging
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.files import make_folder, read_json, write_json
 from bksdm_jax.base.paths import MOST_READ, to_path
-from bksdm_jax.base.progress import Progress
+from bksdm_jax.base.progress import QUIET, Progress, waiting
 from bksdm_jax.base.signals import Interrupts
 from bksdm_jax.base.workdir import claim, require_same
 from bksdm_jax.data.forms.open import open_source
@@ -57,7 +57,8 @@ def prepare(config: PrepareConfig, workdir: Path) -> Path | None:
         raise InputError(
             f"latents.pipeline: empty with {jax.process_count()} processes; images are prepared by one, with workers"
         )
-    source = open_source(config.source, config, config.kind, config.split, config.chunk)
+    with waiting(f"listing {config.source}", QUIET):
+        source = open_source(config.source, config, config.kind, config.split, config.chunk)
     record = {key: value for key, value in dataclasses.asdict(config).items() if key != "latents"}
     record |= {"source": str(to_path(config.source)), "source_facts": source.facts}
     require_same(workdir, record, _MAY_CHANGE)

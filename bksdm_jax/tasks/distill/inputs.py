@@ -114,8 +114,8 @@ def check_images(config: DistillConfig, inputs: Inputs, workdir: Path) -> Inputs
 
 
 def note_checked(inputs: Inputs, workdir: Path) -> None:
-    """Notes in a claimed workdir that the images were checked."""
-    if isinstance(inputs.found, PairExamples) and is_first():
+    """Notes in a claimed workdir that all images were found usable."""
+    if isinstance(inputs.found, PairExamples) and not isinstance(inputs.examples, Skipping) and is_first():
         write_json(workdir / _CHECKED, {"listing": inputs.found.listing})
 
 
