@@ -16,8 +16,10 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from bksdm_jax.base.errors import InputError
+from bksdm_jax.base.exits import RESTART
 from bksdm_jax.base.paths import local_path
 from bksdm_jax.base.processes import NONE, ProcessConfig, require_processes
+from bksdm_jax.base.signals import Interrupted, handled
 from bksdm_jax.base.workdir import COMPILED
 from launch.manual import FLAGS, explanations
 from launch.names import ROOT, own_config
@@ -124,7 +126,11 @@ def run_without_workdir(
         call(settings)
 
     try:
-        app.run(main, flags_parser=partial(parse, manual=manual, cls=config_class, own=known))
+        with handled():
+            app.run(main, flags_parser=partial(parse, manual=manual, cls=config_class, own=known))
+    except Interrupted as interrupted:
+        print(interrupted.line, file=sys.stderr)
+        sys.exit(interrupted.status)
     except InputError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
@@ -132,14 +138,12 @@ def run_without_workdir(
             raise
         path = error.filename or (flags.FLAGS["workdir"].value if "workdir" in flags.FLAGS else "writing")
         sys.exit(f"error: {path}: no space left on the disk; free some space and run the command again")
-    except KeyboardInterrupt:
-        sys.exit("interrupted")
 
 
 def tell(made: Path | None, workdir: Path) -> None:
-    """Prints the path of the result; None (interrupted) ends the program with status 1."""
+    """Prints the path of the result; None (interrupted) ends the program with `RESTART`."""
     if made is None:
-        sys.exit(f"interrupted; the same command continues in {workdir}")
+        raise Interrupted(RESTART, f"interrupted; the same command continues in {workdir}")
     print(made)
 
 
@@ -152,6 +156,7 @@ def keep_compiled(workdir: Path) -> None:
 
 
 def _worth_reading(record: logging.logging.LogRecord) -> bool:
-    """Whether a record is a warning, or comes from this package; Orbax logs every file."""
+    """Whether a record is a warning, or comes from this package; Orbax logs every file, and stacks of errors."""
     folders = tuple(f"{ROOT / name}{os.sep}" for name in ("bksdm_jax", "launch"))
-    return record.levelno >= logging.logging.WARNING or record.pathname.startswith(folders)
+    others = record.levelno >= logging.logging.WARNING and f"{os.sep}orbax{os.sep}" not in record.pathname
+    return others or record.pathname.startswith(folders)

@@ -6,7 +6,8 @@
 `teacher` is a Stable Diffusion pipeline: a folder in Diffusers' layout, a single-file checkpoint or a hub id.
 `data` is a dataset of `launch.prepare`, or images with captions in any form that `launch.prepare` reads.
 `student` is a preset or a comma-separated list of blocks to remove; `launch.prune` prints the resulting student. An
-interrupted run (Ctrl-C, SIGTERM) saves its state and ends with status 1; the same command continues it.
+interrupted run (Ctrl-C, SIGTERM) saves its state and ends with status 75, or with 130 or 143 if there was nothing to
+save yet; the same command continues it.
 
 On several hosts, run the same command on each, with `--distributed=auto` on TPU pods, SLURM and Kubernetes, or with
 `--distributed=HOST:PORT --processes=N --process_id=I`; all must see the same workdir.
@@ -16,7 +17,9 @@ The workdir gets
   metrics.csv          every loss term by logged step; also in tensorboard/
   validation.csv       losses on held-out images, if there are any
   skipped.csv          images that couldn't be used, with --config.skip_unusable=yes
-  checkpoints/STEP/    the training state
+  changes.csv          the steps after which the learning rate was changed
+  checkpoints/STEP/    the training state, with checksums
+  not_finite/STEP/     the update that ended a diverged run, for --config.replay
   samples/step_*.png   images of the teacher, the EMA weights and the current weights, from the same starting noise
   profile/             the profiler's trace, if enabled
   model/               at the end: the student's pipeline, with a model card that says which weights it has
@@ -30,8 +33,14 @@ from launch.command import run, tell
 
 def main(config: DistillConfig, workdir: Path) -> None:
     """Runs the distillation and prints the path of the student."""
-    from bksdm_jax.tasks.distill.task import distill
+    from bksdm_jax.base.distributed import is_first
+    from bksdm_jax.tasks.distill.task import distill, distill_again
 
+    if config.replay:
+        told = distill_again(config)
+        if is_first():
+            print(told)
+        return
     tell(distill(config, workdir), workdir)
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from bksdm_jax.base import distributed
 from bksdm_jax.base.errors import InputError
-from bksdm_jax.training import loop, trainer, writers
+from bksdm_jax.training import checkpoints, loop, trainer, writers
 from bksdm_jax.training.config import TrainerConfig
 from bksdm_jax.training.state import OptimizerConfig
 from bksdm_jax.training.task import Evaluator, Task
@@ -94,6 +94,11 @@ def table(path: Path) -> list[dict[str, str]]:
     ]
 
 
+def checkpoint_steps(workdir: Path) -> list[int]:
+    folder = workdir / "checkpoints"
+    return sorted(int(path.name) for path in folder.iterdir()) if folder.exists() else []
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Regression, Path]:
     """Result, task and workdir of a whole run."""
@@ -109,7 +114,7 @@ def test_a_task_is_trained_and_written(undisturbed: Any) -> None:
     assert {float(row["learning_rate"]) for row in rows} == {0.1}
     assert len(task.written) == 1
     assert (np.sign(made) == np.sign(SLOPE)).all()
-    assert sorted(int(path.name) for path in (workdir / "checkpoints").iterdir()) == [4, 7]
+    assert checkpoint_steps(workdir) == [4, 7]
 
 
 def test_evaluators_are_called_on_their_schedules_and_at_the_end(undisturbed: Any) -> None:
@@ -140,24 +145,15 @@ def test_a_bad_image_leaves_the_state_before_it(
     undisturbed: Any, tmp_path: Path, damaged: int, saved: list[int]
 ) -> None:
     made, _, whole = undisturbed
-    with pytest.raises(InputError, match=rf"^cat\.png: truncated{f'; .* step {damaged} ' if damaged else '$'}"):
+    with pytest.raises(InputError, match=rf"^cat\.png: truncated{f'; .* step {damaged}$' if damaged else '$'}"):
         run(tmp_path, damaged=damaged)
-    assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == saved
+    assert checkpoint_steps(tmp_path) == saved
     if damaged:
         with pytest.raises(InputError, match=rf"^cat\.png: truncated; .* step {damaged}$"):  # not mended yet
             run(tmp_path, damaged=damaged)
     np.testing.assert_array_equal(run(tmp_path)[0], made)
     for name in ("metrics.csv", "probe.csv"):
         assert table(tmp_path / name) == table(whole / name)
-
-
-def test_a_bad_image_saves_no_state_that_is_not_finite(tmp_path: Path) -> None:
-    too_high = OptimizerConfig(learning_rate=1e38)
-    with pytest.raises(InputError, match="not finite at step"):
-        trainer.train(
-            Regression(damaged=3), TrainerConfig(steps=9, optimizer=too_high, **CONFIG | {"log_every": 0}), tmp_path
-        )
-    assert not list((tmp_path / "checkpoints").iterdir())
 
 
 def test_what_takes_long_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -205,6 +201,7 @@ def test_another_process_waits_at_the_same_barriers_and_writes_nothing(
         made, task = run(tmp_path / str(first), steps=3, profile_step=1)
         return list(waits), task, made
 
+    monkeypatch.setattr(checkpoints, "barrier", lambda what: None)  # checkpoints know their own processes
     patch_barriers(monkeypatch, record)
     (ours, first, slope), (theirs, other, elsewhere) = in_a_process(True), in_a_process(False)
     assert ours == theirs == ["ready to train", "written"]
@@ -214,7 +211,7 @@ def test_another_process_waits_at_the_same_barriers_and_writes_nothing(
     assert elsewhere == tmp_path / "False" / "result"
     written = {path.name for path in (tmp_path / "True").iterdir()}
     assert written == {"checkpoints", "metrics.csv", "probe.csv", "tensorboard", "profile"}
-    assert {path.name for path in (tmp_path / "False").iterdir()} == {"checkpoints"}  # Orbax knows its own processes
+    assert {path.name for path in (tmp_path / "False").iterdir()} == {"checkpoints"}
 
 
 def patch_barriers(monkeypatch: pytest.MonkeyPatch, record: Callable[[str], None]) -> None:

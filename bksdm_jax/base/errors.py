@@ -15,6 +15,10 @@ class InputError(ValueError):
     """
 
 
+class NotFiniteError(InputError):
+    """Numbers that a network computed are NaN or infinite: its weights, inputs or training are at fault."""
+
+
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 120
 _SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 12

@@ -4,6 +4,7 @@ clu's `ReportProgress` knows training steps only, and no terminal.
 """
 
 import contextlib
+import faulthandler
 import sys
 import threading
 import time
@@ -136,3 +137,16 @@ def waiting(what: str, quiet: float = 0.0, every: float = EVERY) -> Iterator[Non
             outer.leave_out(time.monotonic() - start)
     if spoken and not terminal:
         logging.info("%s: %.0f s", what, time.monotonic() - start)
+
+
+@contextlib.contextmanager
+def stacks_if_stalled(seconds: float) -> Iterator[None]:
+    """Prints the stacks of all threads if this takes longer than so many seconds, and goes on; 0: never."""
+    if seconds:
+        with contextlib.suppress(ValueError, OSError, AttributeError):  # stderr has no descriptor, as in a notebook
+            faulthandler.dump_traceback_later(seconds, file=sys.__stderr__)
+    try:
+        yield
+    finally:
+        if seconds:
+            faulthandler.cancel_dump_traceback_later()

@@ -1,30 +1,131 @@
-"""Ctrl-C and SIGTERM as a request to stop after the current step."""
+"""Ctrl-C and SIGTERM: as an exception, as a request to stop after the current step, and while Python doesn't run."""
 
+import contextlib
+import os
 import signal
+import sys
 import threading
+from collections.abc import Callable, Iterator
 from types import FrameType
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_PATIENCE = 3.0  # seconds within which the main thread should come back from a library's C++ to Python
+Leave = Callable[[int], tuple[int, str] | None]
+"""Signal number -> exit status, and the line that says what is left behind; None: the main thread must come back."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """SIGINT or SIGTERM, as the program's exit status and last line."""
+
+    def __init__(self, status: int, line: str) -> None:
+        super().__init__(line)
+        self.status, self.line = status, line
 
 
 class Interrupts:
     """While entered, the first SIGINT or SIGTERM sets `wanted`; a second one has its usual effect."""
 
     def __init__(self) -> None:
-        self.wanted = False
+        self.wanted, self._raises = False, False
         self._former: dict[int, object] = {}
+        self._patient = contextlib.ExitStack()
 
     def __enter__(self) -> "Interrupts":
         if threading.current_thread() is threading.main_thread():
-            self._former = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+            self._patient.enter_context(leaving(lambda number: None))
+            self._former = {number: signal.signal(number, self._note) for number in _SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:
         self._restore()
+        self._patient.close()
+
+    @contextlib.contextmanager
+    def raising(self) -> Iterator[None]:
+        """In this block the signal raises `Interrupted` too, and at once if it came before."""
+        self._raises = True
+        try:
+            if self.wanted:
+                raise Interrupted(0, "")
+            yield
+        finally:
+            self._raises = False
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        _handled.set()
         self.wanted = True
         self._restore()
+        if self._raises:
+            raise Interrupted(0, "")
 
     def _restore(self) -> None:
         for number, handler in self._former.items():
             signal.signal(number, handler)
         self._former = {}
+
+
+def nothing_saved(number: int) -> tuple[int, str]:
+    """Exit status and last line of a program that a signal ended early."""
+    return 128 + number, "interrupted before there was anything to save; the same command starts again"
+
+
+_handled = threading.Event()
+_leaves: list[Leave] = [nothing_saved]
+
+
+@contextlib.contextmanager
+def leaving(how: Leave) -> Iterator[None]:
+    """In this block, `how` says what becomes of the program if a signal ends it.
+
+    It may be called in another thread, while the main thread is in a library that can't be interrupted.
+    """
+    _leaves.append(how)
+    try:
+        yield
+    finally:
+        _leaves.remove(how)
+
+
+@contextlib.contextmanager
+def handled() -> Iterator[None]:
+    """For a whole program: signals raise `Interrupted`; in a call that Python can't interrupt they end the program.
+
+    Python's handlers wait until such a call, XLA's compilation say, returns; a thread, woken through a pipe, doesn't.
+    """
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    former = {number: signal.signal(number, _raise) for number in _SIGNALS}
+    former_writing = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    threading.Thread(target=_watch, args=(reading,), daemon=True, name="signals").start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(former_writing)
+        for number, handler in former.items():
+            signal.signal(number, handler)
+        os.close(writing)  # ends the thread
+
+
+def _raise(number: int, frame: FrameType | None) -> None:
+    _handled.set()
+    raise Interrupted(*(_leaves[-1](number) or (128 + number, "interrupted")))
+
+
+def _watch(reading: int) -> None:
+    with open(reading, "rb", buffering=0) as file:
+        while received := file.read(1):
+            number = received[0]
+            if number in _SIGNALS and not _handled.wait(_PATIENCE):
+                left = _leaves[-1](number)
+                if left and not _handled.is_set():  # saving may have taken a while
+                    leave_at_once(*left)
+            _handled.clear()
+
+
+def leave_at_once(status: int, line: str) -> None:
+    """Prints a line and ends the process without cleaning up, from whatever thread."""
+    with contextlib.suppress(OSError, ValueError):
+        print(line, file=sys.stderr)
+        sys.stderr.flush()
+        sys.stdout.flush()
+    os._exit(status)

@@ -18,6 +18,7 @@ from bksdm_jax.data.sources import Example, square_image
 
 _ENDLESS = 2**48  # examples; Grain wants a finite number
 _THREADS = 16
+_WORKER_ENDED = r"terminated unexpectedly with exit code\s+(-?\d+)"
 _Entry = TypeVar("_Entry")
 _CaptionInputs = Callable[[Sequence[str]], Mapping[str, np.ndarray]]
 
@@ -76,9 +77,9 @@ def training_batches(
         raise InputError(f"batch_size: {config.batch_size} isn't a multiple of accumulation {config.accumulation}")
     rows = range(micro_batch) if rows is None else rows
     share = len(rows)
-    epochs = max(1, _ENDLESS // len(examples))
-    shuffled = grain.MapDataset.range(len(examples)).seed(config.seed).shuffle().repeat(epochs)
-    loaded = shuffled.random_map(functools.partial(_load_usable, examples, caption_inputs, config))
+    loaded = _shuffled(len(examples), config.seed).random_map(
+        functools.partial(_load_usable, examples, caption_inputs, config)
+    )
     batch, workers = config.accumulation * share, max(config.workers, 1)
 
     def own(position: int) -> dict[str, Any]:
@@ -99,6 +100,17 @@ def training_batches(
         options = grain.MultiprocessingOptions(config.workers, per_worker_buffer_size=2)
         stream = stream.mp_prefetch(options, _start_worker)
     return in_one_line(iter(stream))
+
+
+def batch_names(examples: Sequence[Example | CachedExample], config: LoaderConfig, step: int) -> list[str]:
+    """The names of the examples in the batch that `training_batches` begins with for `start_step` `step`."""
+    order, first = _shuffled(len(examples), config.seed), step * config.batch_size
+    return [examples[int(order[first + row])].name for row in range(config.batch_size)]
+
+
+def _shuffled(count: int, seed: int) -> grain.MapDataset:
+    """The numbers of examples, in a new order each epoch."""
+    return grain.MapDataset.range(count).seed(seed).shuffle().repeat(max(1, _ENDLESS // count))
 
 
 def _load_usable(
@@ -142,14 +154,25 @@ def _start_worker(index: int, count: int) -> None:
 
 
 def in_one_line(entries: Iterator[_Entry]) -> Iterator[_Entry]:
-    """Reduces errors to their first line: Grain appends advice, and wraps what a worker raised."""
+    """Reduces errors to their first line: Grain appends advice, and wraps what a worker raised.
+
+    Closes `entries` at its end, if they can be closed.
+    """
     try:
         yield from entries
     except Exception as error:
         said = str(error)
         if not isinstance(error, InputError):
             wrapped = re.findall(rf"{InputError.__module__}\.{InputError.__name__}: (.+)", said)
+            if not wrapped and (killed := re.search(_WORKER_ENDED, said)):
+                wrapped = [
+                    f"workers: a process that reads data ended with exit code {killed[1]}; if the system killed it "
+                    "(-9), memory was short: use fewer workers"
+                ]
             if not wrapped:
                 raise
             said = wrapped[-1]
         raise InputError(said.splitlines()[0]) from error
+    finally:
+        if close := getattr(entries, "close", None):
+            close()

@@ -1,61 +1,220 @@
-"""Training checkpoints with Orbax: `checkpoints/STEP/`, written atomically."""
+"""Training checkpoints: `STEP/` with the state, written by Orbax in the background, facts and checksums."""
 
 import contextlib
-from collections.abc import Iterator
+import json
+import threading
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
+from etils import epath
+from jax.experimental import multihost_utils
 
+from bksdm_jax.base.checksums import NAME, damage, write_checksums
+from bksdm_jax.base.distributed import barrier, is_first
 from bksdm_jax.base.errors import InputError, in_short
+from bksdm_jax.base.exits import RESTART
+from bksdm_jax.base.paths import to_path
 from bksdm_jax.base.progress import QUIET, waiting
-from bksdm_jax.base.signals import Interrupts
+from bksdm_jax.base.signals import Interrupted, Interrupts
 from bksdm_jax.training.state import TrainState
+
+_STATE, _FACTS = "state", "facts.json"
+_DAMAGED = ".damaged"
 
 
 class Checkpoints:
-    """The checkpoints of one run; use as a context manager, which waits for pending writes at its end."""
+    """The checkpoints of one run; use as a context manager, which waits for what is being written at its end.
 
-    def __init__(self, folder: Path, keep: int) -> None:
-        """`keep`: how many of the newest are kept; 0: all."""
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep or None, create=True)
-        self._folder = folder
+    Attributes:
+        folder: of all checkpoints.
+        problem: why the last checkpoint that was begun can't be written; None: it could.
+        blocked: seconds that `save` took of the training's time.
+    """
+
+    def __init__(self, folder: str | Path, keep: int, keep_every: int = 0) -> None:
+        """Checks the checkpoints in a folder, on disk or in a bucket, and removes or renames what isn't whole.
+
+        Args:
+            folder: created by the first checkpoint.
+            keep: how many of the newest are kept; 0: all.
+            keep_every: those whose step is a multiple are kept too; 0: none.
+
+        Raises:
+            InputError: the folder can't be used, or there are checkpoints of which none is whole.
+        """
+        self.problem: InputError | None = None
+        self.blocked = 0.0
+        self.folder, self._keep, self._keep_every = to_path(folder), keep, keep_every
+        self._thread: threading.Thread | None = None
         with self._explained("can't be opened; move it away to start over"):
-            self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+            self._latest = self._newest_whole()
+        self._checkpointer = ocp.StandardCheckpointer()
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        problem = "the last checkpoint can't be written; is the disk full?"
-        with Interrupts() as interrupts, self._explained(problem), waiting("writing the last checkpoint", QUIET):
-            self._manager.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with Interrupts() as interrupts, waiting("writing the last checkpoint", QUIET):
+            self._join()
+            with self._explained("the last checkpoint can't be written"):
+                self._checkpointer.close()
         if interrupts.wanted:  # only now: Orbax's threads crash if the interpreter exits while they write
-            raise KeyboardInterrupt
+            raise Interrupted(RESTART, f"interrupted; the newest checkpoint is {self._latest}")
+        if self.problem and kind is None:
+            raise self.problem
 
     def latest(self) -> int | None:
-        """The newest checkpoint's step, or None."""
-        return self._manager.latest_step()
+        """The step of the newest whole checkpoint, or None."""
+        return self._latest
 
-    def save(self, state: TrainState) -> None:
-        """Writes `state` under its step in the background, unless that checkpoint exists."""
+    def steps(self) -> list[int]:
+        """The steps of all checkpoints that were written to the end, ascending."""
+        return sorted(step for step in _steps(self.folder) if (self.folder / str(step) / NAME).exists())
+
+    def facts(self) -> dict[str, Any]:
+        """What was saved with the newest whole checkpoint's state."""
+        return read_facts(self.folder / str(self._latest))
+
+    def save(self, state: TrainState, facts: Mapping[str, Any], wait: bool = False) -> None:
+        """Writes `state` under its step in the background, with facts, plain data, unless that checkpoint exists.
+
+        What goes wrong is logged, at once, and is in `problem` until the next call; then the older checkpoints are as
+        they were. `wait`: returns when all is written.
+        """
+        begin = time.monotonic()
         step = int(state.step)
-        if step != self._manager.latest_step():
-            with self._explained(f"checkpoint {step} can't be written; is the disk full?"):
-                self._manager.save(step, args=ocp.args.StandardSave(state))
+        self._join()
+        if step != self._latest:
+            self.problem = None
+            try:
+                if is_first():
+                    _remove(self.folder / str(step))
+                barrier("ready to save")
+                self._checkpointer.save(self.folder / str(step) / _STATE, state)
+            except Exception as error:
+                self._note(step, error)
+            else:
+                self._thread = threading.Thread(target=self._finish, args=(step, dict(facts)), name="checkpoint")
+                self._thread.start()
+        if wait:
+            self._join()
+        self.blocked += time.monotonic() - begin
 
     def restore(self, like: TrainState) -> TrainState:
         """The newest state, with the shapes, dtypes and shardings of `like`, whose leaves are `ShapeDtypeStruct`s.
 
-        Raises `InputError` if the checkpoint is damaged or of another network.
+        Raises `InputError` if it is of another network.
         """
-        step = self._manager.latest_step()
-        with self._explained(f"checkpoint {step} can't be restored; delete it to continue from the one before"):
-            return self._manager.restore(step, args=ocp.args.StandardRestore(like))
+        with self._explained(f"checkpoint {self._latest} can't be restored; it is of another network or program"):
+            return self._checkpointer.restore(self.folder / str(self._latest) / _STATE, like)
+
+    def _finish(self, step: int, facts: dict[str, Any]) -> None:
+        """Waits until a state is written, makes its checkpoint whole, and deletes old ones; runs in a thread."""
+        folder = self.folder / str(step)
+        try:
+            self._checkpointer.wait_until_finished()
+            if is_first():
+                (folder / _FACTS).write_text(json.dumps(facts, sort_keys=True, allow_nan=False))
+                write_checksums(folder)
+                self._latest = step
+                for other in self._outdated():
+                    _remove(self.folder / str(other))
+            self._latest = step
+        except Exception as error:
+            self._note(step, error)
+
+    def _join(self) -> None:
+        if self._thread:
+            self._thread.join()
+            self._thread = None
+
+    def _note(self, step: int, error: Exception) -> None:
+        last = f"the newest whole one is {self._latest}" if self._latest is not None else "there is no other"
+        self.problem = InputError(
+            f"{self.folder}: checkpoint {step} can't be written ({in_short(error, 300)}); {last}; "
+            "is the disk full, or read-only?"
+        )
+        logging.error("%s", self.problem)
+        if is_first():
+            with contextlib.suppress(OSError):
+                _remove(self.folder / str(step))  # its space may be what the next one needs
+
+    def _outdated(self) -> list[int]:
+        steps = sorted(_steps(self.folder), reverse=True)
+        old = steps[self._keep :] if self._keep else []
+        return [step for step in old if not self._keep_every or step % self._keep_every]
+
+    def _newest_whole(self) -> int | None:
+        """The newest whole checkpoint's step, the same in all processes."""
+        found = -1
+        if is_first():
+            with waiting("checking the newest checkpoint", QUIET):
+                whole = newest_whole(self.folder, tidy=True)
+            found = -1 if whole is None else whole
+        barrier("checkpoints are checked")
+        found = int(multihost_utils.broadcast_one_to_all(np.int32(found)))
+        return None if found < 0 else found
 
     @contextlib.contextmanager
     def _explained(self, problem: str) -> Iterator[None]:
         """Turns Orbax's errors, of many types, into an `InputError`."""
         try:
             yield
+        except InputError:
+            raise
         except Exception as error:
-            raise InputError(f"{self._folder}: {problem} ({in_short(error, 300)})") from error
+            raise InputError(f"{self.folder}: {problem} ({in_short(error, 300)})") from error
+
+
+def newest_whole(folder: epath.Path, tidy: bool = False) -> int | None:
+    """The step of the newest checkpoint that is whole, None if there are no checkpoints.
+
+    `tidy`: of newer ones, deletes those that were not written to the end, and renames damaged ones to `STEP.damaged`.
+
+    Raises:
+        InputError: there are checkpoints, but none is whole.
+    """
+    damaged: dict[int, str] = {}
+    unfinished: list[int] = []
+    whole = None
+    for step in sorted(_steps(folder), reverse=True):
+        problem = damage(folder / str(step))
+        if not problem:
+            whole = step
+            break
+        logging.warning("%s: skipped, since %s", folder / str(step), problem)
+        if (folder / str(step) / NAME).exists():
+            damaged[step] = problem
+        else:
+            unfinished.append(step)
+    if damaged and whole is None:
+        told = "; ".join(f"{step}: {problem}" for step, problem in damaged.items())
+        raise InputError(
+            f"{folder}: no checkpoint is whole ({told}); restore one, or move the folder away to start over"
+        )
+    if tidy:
+        for step in unfinished:
+            _remove(folder / str(step))
+        for step in damaged:
+            _remove(folder / f"{step}{_DAMAGED}")
+            (folder / str(step)).rename(folder / f"{step}{_DAMAGED}")
+    return whole
+
+
+def read_facts(checkpoint: epath.Path) -> dict[str, Any]:
+    """What was saved with a whole checkpoint's state."""
+    return json.loads((checkpoint / _FACTS).read_text())
+
+
+def _steps(folder: epath.Path) -> list[int]:
+    return [int(path.name) for path in folder.iterdir() if path.name.isdigit()] if folder.exists() else []
+
+
+def _remove(folder: epath.Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        folder.rmtree()

@@ -13,6 +13,7 @@ from bksdm_jax.sampling.config import MOST_SEED
 
 PROFILED = 3
 """Number of profiled updates."""
+RETRY_WITHOUT_ROOM, STOP_WITHOUT_ROOM = "retry", "stop"
 _BELOW_1 = math.nextafter(1, 0)
 WEIGHTS = {"ema": "the moving average", "raw": "those of the last update"}
 """The weights that a run can return -> their description in model cards."""
@@ -105,6 +106,13 @@ class TrainerConfig:
         log_every: optimiser updates between logged losses; 0: those of the last only.
         checkpoint_every: optimiser updates between checkpoints; 0: only one at the end.
         keep_checkpoints: how many of the newest are kept; 0: all.
+        keep_every: checkpoints whose step is a multiple of this are kept for good; 0: none.
+        checkpoints: their folder, also in a bucket (`gs://`), from where a machine that lost its disk continues; empty:
+            `checkpoints/` in the workdir.
+        without_room: what follows if a checkpoint can't be written: `retry`, at the next one, or `stop`.
+        most_skipped: so many updates in a row that aren't finite, and so are skipped, end the run.
+        stack_dump_seconds: an update that takes longer prints the stacks of all threads; 0: never.
+        replay: a folder `not_finite/STEP` of a workdir: computes that skipped update again, and nothing else.
         profile_step: the first of three updates to profile; 0: none.
         save_weights: the weights that the run returns: `ema`, the moving average, or `raw`, those of the last update.
         optimizer: of the updates.
@@ -120,6 +128,12 @@ class TrainerConfig:
     log_every: int = 50
     checkpoint_every: int = 1000
     keep_checkpoints: int = 3
+    keep_every: int = 0
+    checkpoints: str = ""
+    without_room: str = RETRY_WITHOUT_ROOM
+    most_skipped: int = 5
+    stack_dump_seconds: int = 600
+    replay: str = ""
     profile_step: int = 0
     fsdp: int = 1
 
@@ -128,9 +142,13 @@ def require_trainer_settings(config: TrainerConfig) -> None:
     """Raises `InputError`, with the key, for a setting that is out of range."""
     require_dtype(config.dtype)
     known_name("config", "save_weights", config.save_weights, WEIGHTS)
-    for key in ("steps", "batch_size", "accumulation", "fsdp"):
+    known_name("config", "without_room", config.without_room, (RETRY_WITHOUT_ROOM, STOP_WITHOUT_ROOM))
+    for key in ("steps", "batch_size", "accumulation", "fsdp", "most_skipped"):
         whole_number("config", key, getattr(config, key))
-    for key in ("log_every", "checkpoint_every", "keep_checkpoints", "profile_step"):
+    for key in (
+        *("log_every", "checkpoint_every", "keep_checkpoints", "keep_every", "profile_step"),
+        "stack_dump_seconds",
+    ):
         whole_number("config", key, getattr(config, key), 0)
     whole_number("config", "seed", config.seed, 0, MOST_SEED)
     if config.profile_step > max(config.steps - PROFILED + 1, 0):

@@ -1,166 +1,218 @@
 """The training loop of all tasks."""
 
-import time
+import collections
+import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
-import numpy as np
+from jax.sharding import Mesh
 
-from bksdm_jax.base.distributed import all_reduce_max, barrier, is_first
-from bksdm_jax.base.errors import InputError
+from bksdm_jax.base.distributed import barrier, is_first
+from bksdm_jax.base.errors import InputError, NotFiniteError
+from bksdm_jax.base.exits import RESTART
 from bksdm_jax.base.memory import give_back, resident
-from bksdm_jax.base.progress import Progress, waiting
-from bksdm_jax.base.signals import Interrupts
+from bksdm_jax.base.progress import Progress, stacks_if_stalled, waiting
+from bksdm_jax.base.signals import Interrupted, Interrupts, leaving
 from bksdm_jax.training.checkpoints import Checkpoints
-from bksdm_jax.training.config import PROFILED, TrainerConfig
+from bksdm_jax.training.config import PROFILED, STOP_WITHOUT_ROOM, TrainerConfig
+from bksdm_jax.training.health import Health, Outcome, advice, cause
+from bksdm_jax.training.rates import Rates
+from bksdm_jax.training.replay import save_step
+from bksdm_jax.training.sharding import batch_sharding, per_device, zeros
 from bksdm_jax.training.state import OptimizerConfig, TrainState, learning_rate
 from bksdm_jax.training.task import Evaluator, Task
-from bksdm_jax.training.train_step import Batch, Frozen, Update
+from bksdm_jax.training.train_step import GO, SIGNALS, STOP, UNUSABLE, Batch, Frozen, Update
 
-_ASK_SECONDS, _ASK_MOST = 2.0, 100  # seconds, and at most updates, between agreements on whether to stop
+Facts = Callable[[list[str]], dict[str, Any]]
+"""Names of the evaluators that are due but haven't run -> what to save with a state."""
 
 
-class Rates:
-    """Throughput of updates over a window.
+class Loop:
+    """Trains from a state to `config.steps`; the same in all processes.
 
-    clu's `ReportProgress` includes evaluators in its window, and measures neither images, FLOPs nor waiting.
+    What a process wants (to stop, or that its part of a batch can't be used) travels with the batch, so that all
+    learn of it with the update's metrics, which are read while the next update runs.
     """
 
-    def __init__(self, images: int, flops: float = 0.0, peak: float = 0.0) -> None:
-        """Images and FLOPs of an update, and the peak of all devices together in FLOP/s; 0: unknown."""
-        self._images, self._flops, self._peak = images, flops, peak
-        self.begin(0)
+    def __init__(
+        self,
+        task: Task,
+        frozen: Frozen,
+        update: Update,
+        config: TrainerConfig,
+        rates: Rates,
+        workdir: Path,
+        checkpoints: Checkpoints,
+        evaluators: Mapping[str, Evaluator],
+        facts: Facts,
+        mesh: Mesh,
+    ) -> None:
+        """`workdir` gets the metrics, see `writers.make_writer`, and the profiler's trace in `profile/`."""
+        self._task, self._frozen, self._update, self._config = task, frozen, update, config
+        self._rates, self._workdir, self._checkpoints, self._evaluators = rates, workdir, checkpoints, evaluators
+        self._facts, self._mesh = facts, mesh
+        self._signals = {signal: per_device(mesh, signal) for signal in (GO, STOP, UNUSABLE)}
+        self._health = Health()
+        self._unread: collections.deque[tuple[int, Mapping[str, jax.Array]]] = collections.deque()
+        self._writers: dict[str, Any] = {}
+        self._broken: InputError | None = None
 
-    def begin(self, step: int) -> None:
-        """Starts a new window after this step."""
-        self._since, self._step, self._waited = time.monotonic(), step, 0.0
+    def run(self, state: TrainState, batches: Iterator[Batch], pending: list[str]) -> tuple[TrainState, bool]:
+        """Returns the state, and whether training is finished; `pending` evaluators run before the first update.
 
-    def next_batch(self, batches: Iterator[Batch]) -> Batch:
-        """The next batch; measures the time spent waiting for it."""
-        start = time.monotonic()
-        batch = next(batches)
-        self._waited += time.monotonic() - start
-        return batch
+        Ctrl-C or SIGTERM ends training early, with a checkpoint. Raises `InputError`, with a checkpoint, if a batch
+        can't be read, and without one if too many updates in a row aren't finite.
+        """
+        config, first = self._config, int(state.step)
+        self._open_writers(first, pending)
+        rate = _compiled_rate(config.optimizer)
+        barrier("ready to train")  # all have compiled, and the first process has its writers
+        total = config.steps
+        with Interrupts() as interrupts, Progress("training", total, first) as progress, ExitStack() as profile:
+            if pending and (left := self._evaluate(pending, first, state, interrupts)):
+                self._save(state, left)
+                return state, False
+            self._rates.begin(first)
+            for step in range(first + 1, total + 1):
+                if step == config.profile_step and is_first():
+                    profile.enter_context(jax.profiler.trace(self._workdir / "profile"))
+                due = [name for name, one in self._evaluators.items() if _due(step, one.every, total)]
+                logging_now, saving = _due(step, config.log_every, total), _due(step, config.checkpoint_every, total)
+                with stacks_if_stalled(config.stack_dump_seconds):
+                    batch = self._next(batches, interrupts)
+                    state, metrics = self._update(state, self._frozen, batch)
+                    self._unread.append((step, metrics))
+                    if config.profile_step and step == config.profile_step + PROFILED - 1:
+                        jax.block_until_ready(metrics)  # clu's periodic_actions.Profile wouldn't wait
+                        profile.close()
+                    stopping = interrupts.wanted and jax.process_count() == 1
+                    outcome = self._judge(state, batch, at_once=bool(logging_now or saving or due or stopping))
+                    stopping |= outcome is not None and outcome.signal == STOP
+                if logging_now:
+                    values = outcome.values
+                    facts = {"learning_rate": float(rate(step - 1 - int(values["skipped"])))} | self._task.facts(values)
+                    facts |= self._rates.until(step) | {"host_memory": resident() / 2**30}
+                    self._write("", step, values | facts)
+                left = []
+                if due:  # before saving, so that a run doesn't continue from weights that can't be evaluated
+                    left = due if stopping else self._evaluate(due, step, state, interrupts)
+                    self._rates.begin(step)
+                    stopping |= bool(left)
+                if stopping or (saving and (step == total or not self._health.in_a_row)):
+                    self._save(state, left)
+                known = outcome is not None and outcome.step == step and "loss" in outcome.values
+                progress.advance(note=f"loss {outcome.values['loss']:.4g}" if known else "")
+                if stopping:
+                    return state, step == total and not left
+        return state, True
 
-    def until(self, step: int) -> dict[str, float]:
-        """Images and FLOPs per second, and the fractions of the peak and of the time spent waiting for data."""
-        seconds = time.monotonic() - self._since
-        rate = (step - self._step) / seconds
-        found = {"images_per_second": rate * self._images, "data_wait": self._waited / seconds}
-        if self._flops:
-            found["flops_per_second"] = rate * self._flops
-        if self._flops and self._peak:
-            found["mfu"] = rate * self._flops / self._peak
-        self.begin(step)
-        return found
+    def _open_writers(self, first: int, pending: list[str]) -> None:
+        # Imports TensorFlow, which takes seconds that commands which fail early or don't train shouldn't wait for.
+        from bksdm_jax.training.writers import make_writer  # noqa: PLC0415
+
+        names = ["", *(name for name, one in self._evaluators.items() if one.metrics)]
+        self._writers = {name: make_writer(self._workdir, first - (name in pending), name) for name in names}
+
+    def _write(self, name: str, step: int, values: Mapping[str, float]) -> None:
+        self._writers[name].write_scalars(step, values)
+        self._writers[name].flush()
+
+    def _judge(self, state: TrainState, batch: Batch, at_once: bool) -> Outcome | None:
+        """What is known of the updates so far: all `at_once`, else all but the last, which runs meanwhile."""
+        outcome = None
+        at_once |= self._config.most_skipped == 1  # so that the state before a skipped update is known
+        while len(self._unread) > (0 if at_once or self._health.in_a_row else 1):
+            outcome = self._health.judge(*self._unread.popleft())
+            if outcome.signal == UNUSABLE:
+                self._end_unusable(state, outcome)
+            if self._health.in_a_row >= self._config.most_skipped:
+                self._end_not_finite(state, batch, outcome)
+        return outcome
+
+    def _next(self, batches: Iterator[Batch], interrupts: Interrupts) -> Batch:
+        """The next batch with what this process wants; one of zeros, marked as such, if it can't be read."""
+        if self._broken is None:
+            try:
+                batch = self._rates.next_batch(batches)
+                several = jax.process_count() > 1
+                return batch | {SIGNALS: self._signals[STOP if several and interrupts.wanted else GO]}
+            except InputError as error:
+                self._broken = error
+        return zeros(self._task.objective.batch, batch_sharding(self._mesh)) | {SIGNALS: self._signals[UNUSABLE]}
+
+    def _end_unusable(self, state: TrainState, outcome: Outcome) -> NoReturn:
+        """Saves the state before a batch that a process couldn't read, and raises that process's error."""
+        if int(state.step) and not self._health.in_a_row:
+            self._save(state, [], wait=True)
+        saved = self._checkpoints.latest()
+        done = f"; the same command continues from step {saved}" if saved else ""
+        if self._broken is None:
+            raise PeerError(f"training: another process can't read its part of batch {outcome.step}{done}")
+        raise InputError(f"{self._broken}{done}") from self._broken
+
+    def _end_not_finite(self, state: TrainState, batch: Batch, outcome: Outcome) -> NoReturn:
+        """Saves the last of too many updates in a row that changed nothing, and raises an error that explains it."""
+        why = cause(state, self._frozen, batch)
+        folder = save_step(self._workdir, self._task, state, outcome, self._config.seed)
+        raise InputError(
+            f"training: {self._health.in_a_row} update(s) up to step {outcome.step} were skipped, since numbers aren't "
+            f"finite ({outcome.text()}); {why}; {self._advice()}; to "
+            f"compute the last one again: --config.replay={folder}"
+        )
+
+    def _advice(self) -> str:
+        return advice(self._config, self._checkpoints.steps(), str(self._checkpoints.folder))
+
+    def _evaluate(self, due: list[str], step: int, state: TrainState, interrupts: Interrupts) -> list[str]:
+        """Runs evaluators; returns the names of those that a signal has kept from it."""
+        left = list(due)
+
+        def save(number: int) -> tuple[int, str] | None:
+            """For a signal while a library compiles."""
+            if jax.process_count() > 1:
+                return None
+            self._save(state, left, wait=True)
+            return RESTART, f"interrupted; the same command continues after step {step}"
+
+        alone = jax.process_count() == 1  # several must stop at the same place
+        try:
+            with leaving(save), interrupts.raising() if alone else nullcontext():
+                while left:
+                    self._run_evaluator(left[0], step, state)
+                    left.pop(0)
+        except Interrupted:
+            if not interrupts.wanted:
+                raise
+        except NotFiniteError:
+            raise
+        except InputError as error:
+            if alone:
+                self._save(state, left, wait=True)
+            raise InputError(f"{error}; the same command continues from step {self._checkpoints.latest()}") from error
+        return left
+
+    def _run_evaluator(self, name: str, step: int, state: TrainState) -> None:
+        evaluator = self._evaluators[name]
+        with waiting(f"{name} at step {step}"):
+            found = evaluator.run(step, state, self._frozen)
+        if wrong := [key for key, value in found.items() if not math.isfinite(value)]:
+            raise NotFiniteError(f"{name} at step {step}: {', '.join(wrong[:5])} not finite; {self._advice()}")
+        if evaluator.metrics:
+            self._write(name, step, found)
+
+    def _save(self, state: TrainState, left: list[str], wait: bool = False) -> None:
+        """Begins a checkpoint; raises `InputError` if the one before couldn't be written and the run is to end then."""
+        give_back()
+        self._checkpoints.save(state, self._facts(left), wait)
+        if self._checkpoints.problem and self._config.without_room == STOP_WITHOUT_ROOM:
+            raise self._checkpoints.problem
 
 
-class Stop:
-    """Lets all processes agree on whether to stop.
-
-    They do so about every two seconds, since each has to wait for the others; the slowest process's updates determine
-    after how many steps that is.
-    """
-
-    def __init__(self, step: int) -> None:
-        self._asked, self._next, self._since = step, step + 1, time.monotonic()
-
-    def after(self, step: int, wanted: bool) -> bool:
-        """To be called after every step; the same in all processes. `wanted`: this process was asked to stop."""
-        if jax.process_count() == 1:
-            return wanted
-        if step < self._next:
-            return False
-        now = time.monotonic()
-        any_wanted, seconds = all_reduce_max(wanted, (now - self._since) / (step - self._asked))
-        self._next = step + max(1, min(round(_ASK_SECONDS / max(seconds, 1e-6)), _ASK_MOST))
-        self._asked, self._since = step, now
-        return bool(any_wanted)
-
-
-def run_loop(
-    task: Task,
-    state: TrainState,
-    frozen: Frozen,
-    update: Update,
-    batches: Iterator[Batch],
-    config: TrainerConfig,
-    rates: Rates,
-    workdir: Path,
-    checkpoints: Checkpoints,
-    evaluators: Mapping[str, Evaluator],
-) -> tuple[TrainState, bool]:
-    """Trains from `state.step` to `config.steps`; returns the state, and whether training is finished.
-
-    Metrics go to `workdir`, see `writers.make_writer`, and the profiler's trace to `profile/` in it. Ctrl-C or SIGTERM
-    ends training early, with a checkpoint. Raises `InputError` if a batch can't be read, with a checkpoint too unless
-    there are other processes, which may be in the next update; and if a loss is not finite, without a checkpoint.
-    """
-    # Imports TensorFlow, which takes seconds that commands which fail early or don't train shouldn't wait for.
-    from bksdm_jax.training.writers import make_writer  # noqa: PLC0415
-
-    first = int(state.step)
-    writer = make_writer(workdir, first)
-    writers = {name: make_writer(workdir, first, name) for name, one in evaluators.items() if one.metrics}
-    previous: tuple[int, Mapping[str, jax.Array]] | None = None
-    barrier("ready to train")  # all have compiled, and the first process has its writers
-    stop, rate = Stop(first), _compiled_rate(config.optimizer)
-    rates.begin(first)
-    with Interrupts() as interrupts, Progress("training", config.steps, done=first) as progress, ExitStack() as profile:
-        for step in range(first + 1, config.steps + 1):
-            if step == config.profile_step and is_first():
-                profile.enter_context(jax.profiler.trace(workdir / "profile"))
-            with _saving_before_errors(state, previous, checkpoints):
-                batch = rates.next_batch(batches)
-            state, metrics = update(state, frozen, batch)
-            if config.profile_step and step == config.profile_step + PROFILED - 1:
-                jax.block_until_ready(metrics)  # clu's periodic_actions.Profile wouldn't wait
-                profile.close()
-            if previous is not None:  # waits for it, so that one update runs while the next is prepared
-                _finite_values(*previous)
-            previous = (step, metrics)
-            logging_now = _due(step, config.log_every, config.steps)
-            stopping = stop.after(step, interrupts.wanted)  # read once per step, so that the step that stops also saves
-            saving = _due(step, config.checkpoint_every, config.steps) or stopping
-            values = _finite_values(step, metrics) if logging_now or saving else {}
-            if logging_now:
-                facts = {"learning_rate": float(rate(step - 1))} | task.facts(values)
-                writer.write_scalars(step, values | facts | rates.until(step) | {"host_memory": resident() / 2**30})
-                writer.flush()
-            if due := {name: one for name, one in evaluators.items() if _due(step, one.every, config.steps)}:
-                _evaluate(due, step, state, frozen, writers)  # before saving, since a continued run won't repeat them
-                rates.begin(step)
-            if saving:
-                give_back()
-                checkpoints.save(state)
-            progress.advance(note=f"loss {values['loss']:.4g}" if values else "")
-            if stopping:
-                return state, step == config.steps
-    return state, True
-
-
-@contextmanager
-def _saving_before_errors(
-    state: TrainState, last: tuple[int, Mapping[str, jax.Array]] | None, checkpoints: Checkpoints
-) -> Iterator[None]:
-    """Saves the state if a batch can't be read, and says so in the `InputError`.
-
-    `last` are step and metrics of the last update; None: there was none.
-    """
-    try:
-        yield
-    except InputError as error:
-        if jax.process_count() == 1 and last is not None:
-            _finite_values(*last)
-            checkpoints.save(state)
-            done = f"; the state of step {last[0]} was saved, and the same command continues from there"
-        else:
-            saved = checkpoints.latest()
-            done = f"; the same command continues from step {saved}" if saved else ""
-        raise InputError(f"{error}{done}") from error
+class PeerError(InputError):
+    """Another process has failed; its own error says why."""
 
 
 def _compiled_rate(config: OptimizerConfig) -> Callable[[int], Any]:
@@ -169,29 +221,5 @@ def _compiled_rate(config: OptimizerConfig) -> Callable[[int], Any]:
     return rate
 
 
-def _evaluate(
-    evaluators: Mapping[str, Evaluator], step: int, state: TrainState, frozen: Frozen, writers: Mapping[str, Any]
-) -> None:
-    for name, evaluator in evaluators.items():
-        with waiting(f"{name} at step {step}"):
-            found = evaluator.run(step, state, frozen)
-        if evaluator.metrics:
-            writers[name].write_scalars(step, found)
-            writers[name].flush()
-
-
 def _due(step: int, period: int, steps: int) -> bool:
     return step == steps or (period > 0 and step % period == 0)
-
-
-def _finite_values(step: int, metrics: Mapping[str, jax.Array]) -> dict[str, float]:
-    """The metrics of a step as floats, the losses first."""
-    names = sorted(metrics, key=lambda name: (not name.startswith("loss"), name))
-    values = {name: float(np.asarray(metrics[name])) for name in names}
-    if not np.isfinite([values["loss"], values["grad_norm"], values["update_norm"]]).all():
-        facts = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-        raise InputError(
-            f"training: the loss is not finite at step {step} ({facts}); earlier checkpoints are kept; "
-            "try a lower optimizer.learning_rate, or dtype float32"
-        )
-    return values

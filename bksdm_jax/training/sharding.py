@@ -29,6 +29,27 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(None, ("data", "fsdp")))
 
 
+def device_sharding(mesh: Mesh) -> NamedSharding:
+    """For arrays [devices]: an element for each."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def per_device(mesh: Mesh, value: int) -> jax.Array:
+    """A global int32 array [devices] with `value` on this process's devices."""
+    own = np.full((len(mesh.local_devices),), value, np.int32)
+    return jax.make_array_from_process_local_data(device_sharding(mesh), own)
+
+
+def zeros(like: Any, sharding: NamedSharding) -> Any:
+    """Global arrays of zeros with the shapes and dtypes of `like`."""
+
+    def make(leaf: Any) -> jax.Array:
+        shard = np.zeros(sharding.shard_shape(leaf.shape), leaf.dtype)
+        return jax.make_array_from_callback(leaf.shape, sharding, lambda _: shard)
+
+    return jax.tree.map(make, like)
+
+
 def parameter_shardings(mesh: Mesh, tree: Any) -> Any:
     """Splits each leaf's largest axis that is a multiple of `fsdp`; small and odd leaves are replicated."""
 

@@ -13,9 +13,13 @@ from bksdm_jax.training.config import OptimizerConfig
 
 @flax.struct.dataclass
 class TrainState:
-    """`step` counts optimiser updates; `params`, and their moving average `ema`, are float32."""
+    """`step` counts updates, `skipped` those that changed nothing else.
+
+    `params`, and their moving average `ema`, are float32.
+    """
 
     step: jax.Array
+    skipped: jax.Array
     params: Any
     ema: Any
     opt_state: Any
@@ -44,7 +48,8 @@ def create_state(params: Any, optimizer: optax.GradientTransformation, trainable
     `trainable` is a tree of bools like `params`, True for trained leaves; only these have moments. None: all.
     """
     ema = jax.tree.map(jnp.copy, params)
-    return TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer.init(split(params, trainable)[0]))
+    counts = [jnp.zeros((), jnp.int32) for _ in range(2)]  # two arrays, since both are donated
+    return TrainState(*counts, params, ema, optimizer.init(split(params, trainable)[0]))
 
 
 def split(params: Any, trainable: Any = None) -> tuple[Any, Any]:

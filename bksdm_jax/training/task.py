@@ -59,6 +59,11 @@ class Task(abc.ABC):
         `rows` are the positions in each micro-batch that this process reads, ascending.
         """
 
+    def example_names(self, step: int) -> list[str]:
+        """The names of the examples of the update after `step`, of all processes; by default none."""
+        del step
+        return []
+
     def evaluators(self, mesh: Mesh, workdir: Path) -> Mapping[str, Evaluator]:
         """Evaluators by name, to be called in this order; by default none."""
         del mesh, workdir

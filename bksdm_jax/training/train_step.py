@@ -10,7 +10,7 @@ import optax
 from jax.sharding import Mesh
 
 from bksdm_jax.training.config import OptimizerConfig
-from bksdm_jax.training.sharding import batch_sharding, parameter_shardings, replicated
+from bksdm_jax.training.sharding import batch_sharding, device_sharding, parameter_shardings, replicated
 from bksdm_jax.training.state import TrainState, create_state, ema_decay, make_optimizer, merge, split
 
 _TRAINING_STREAM = 2**32 - 1  # keeps the keys of training apart from those of sampled images
@@ -24,6 +24,10 @@ LossAndTerms = tuple[jax.Array, dict[str, jax.Array]]
 Loss = Callable[[Any, Any, Frozen, Batch, jax.Array], LossAndTerms]
 """(parameters, their moving average, frozen, a micro-batch [M, ...], keys [M]) -> loss and terms."""
 Update = Callable[[TrainState, Frozen, Batch], tuple[TrainState, dict[str, jax.Array]]]
+SIGNALS = "signals"
+"""The entry of a batch that tells all processes what each wants, int32 [devices]: one of the following."""
+GO, STOP, UNUSABLE = 0, 1, 2
+"""Train on; save and stop; save and stop, since this process's part of the batch can't be used."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +49,11 @@ class Objective:
     trainable: Any = None
 
 
+def update_key(seed: int, done: int | jax.Array) -> jax.Array:
+    """The key of the update after `done` updates."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _TRAINING_STREAM), done)
+
+
 def make_update(
     loss: Loss, optimizer: optax.GradientTransformation, ema_bound: float, seed: int, trainable: Any = None
 ) -> Update:
@@ -52,42 +61,56 @@ def make_update(
 
     Each example's key follows from seed, update and its position in the batch, so neither accumulation nor the number
     of devices changes its noise. Leaves that aren't `trainable` (see `Objective`) stay bit-identical; `ema_bound` is
-    the upper bound of the moving average's decay.
+    the upper bound of the moving average's decay. If the loss, or the norm of gradients, update or new parameters isn't
+    finite, all but `step` and `skipped` stays bit-identical; if the batch's signals say `UNUSABLE`, all does.
 
     Returns:
         (state, frozen, batch) -> (new state, float32 metrics: losses by name, `grad_norm` before clipping,
-        `update_norm`, `ema_decay`, and `ema_distance`, that of the moving average from the weights relative to their
-        norm), not jitted.
+        `update_norm`, `ema_decay`, `ema_distance`, that of the moving average from the weights relative to their
+        norm, `applied`, 1 or 0, `skipped`, how many updates were so far, and `signals`, the largest), not jitted.
     """
 
     def update(state: TrainState, frozen: Frozen, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        batch = dict(batch)
+        signal = jnp.max(batch.pop(SIGNALS, jnp.int32(GO)))
         trained, others = split(state.params, trainable)
         gradient = jax.value_and_grad(lambda part, *rest: loss(merge(part, others), *rest), has_aux=True)
         count, size = jax.tree.leaves(batch)[0].shape[:2]
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _TRAINING_STREAM), state.step)
+        key = update_key(seed, state.step)
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(count * size))
 
         def micro(part: Any) -> tuple[Any, dict[str, jax.Array]]:
             (_, terms), grads = gradient(trained, state.ema, frozen, *part)
             return grads, terms
 
-        grads, terms = _mean_over_micro_batches(micro, (dict(batch), keys.reshape(count, size)), count)
+        grads, terms = _mean_over_micro_batches(micro, (batch, keys.reshape(count, size)), count)
         with jax.numpy_dtype_promotion("standard"):  # Optax relies on implicit promotion
             updates, opt_state = optimizer.update(grads, state.opt_state, trained)
         params = optax.apply_updates(trained, updates)
-        decay = ema_decay(state.step, ema_bound)
+        decay = ema_decay(state.step - state.skipped, ema_bound)
         former = split(state.ema, trainable)[0]
         ema = jax.tree.map(lambda e, p: decay * e + (1.0 - decay) * p, former, params)
-        distance = optax.global_norm(jax.tree.map(jnp.subtract, ema, params)) / optax.global_norm(params)
-        metrics = terms | {
-            "grad_norm": optax.global_norm(grads),
-            "update_norm": optax.global_norm(updates),
-            "ema_decay": decay,
-            "ema_distance": distance,
-        }
-        return TrainState(state.step + 1, merge(params, others), merge(ema, others), opt_state), metrics
+        norms = {"grad_norm": optax.global_norm(grads), "update_norm": optax.global_norm(updates)}
+        norm = optax.global_norm(params)
+        finite = jnp.isfinite(jnp.stack([terms["loss"], *norms.values(), norm])).all()
+        usable = signal < UNUSABLE
+        found = TrainState(
+            state.step + usable.astype(jnp.int32),
+            state.skipped + (usable & ~finite).astype(jnp.int32),
+            merge(_chosen(usable & finite, params, trained), others),
+            merge(_chosen(usable & finite, ema, former), split(state.ema, trainable)[1]),
+            _chosen(usable & finite, opt_state, state.opt_state),
+        )
+        distance = optax.global_norm(jax.tree.map(jnp.subtract, ema, params)) / norm
+        told = {"applied": (usable & finite).astype(jnp.float32), "skipped": found.skipped, SIGNALS: signal}
+        return found, terms | norms | {"ema_decay": decay, "ema_distance": distance} | told
 
     return update
+
+
+def _chosen(new: jax.Array, first: Any, second: Any) -> Any:
+    """`first` if `new` is true, else `second`."""
+    return jax.tree.map(lambda one, other: jnp.where(new, one, other), first, second)
 
 
 def _mean_over_micro_batches(micro: Callable[[Any], Any], micro_batches: Any, count: int) -> Any:
@@ -123,6 +146,7 @@ def make_train_step(objective: Objective, config: OptimizerConfig, seed: int, me
     shapes = jax.eval_shape(lambda p: create_state(p, optimizer, objective.trainable), objective.params)
     state, frozen = (_sharded(tree, parameter_shardings(mesh, tree)) for tree in (shapes, objective.frozen))
     batch = _sharded(objective.batch, jax.tree.map(lambda _: batch_sharding(mesh), objective.batch))
+    batch[SIGNALS] = jax.ShapeDtypeStruct((mesh.size,), jnp.int32, sharding=device_sharding(mesh))
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     jitted = jax.jit(update, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
     return TrainStep(jitted, state, frozen, batch)

@@ -1,5 +1,6 @@
 """The trainer: starts or continues the training of any task."""
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -10,52 +11,106 @@ from jax.sharding import Mesh
 
 from bksdm_jax.base.distributed import barrier, is_first
 from bksdm_jax.base.errors import InputError
+from bksdm_jax.base.exits import RESTART
 from bksdm_jax.base.memory import explain_out_of_memory, give_back
+from bksdm_jax.base.paths import AnyPath, to_path
 from bksdm_jax.base.precision import exact_products
 from bksdm_jax.base.progress import QUIET, waiting
+from bksdm_jax.base.signals import Interrupted, leaving, nothing_saved
 from bksdm_jax.cost.chips import chip_of, peak_flops
 from bksdm_jax.training.checkpoints import Checkpoints
 from bksdm_jax.training.config import TrainerConfig, require_whole_batches
-from bksdm_jax.training.loop import Rates, run_loop
+from bksdm_jax.training.loop import Loop
+from bksdm_jax.training.rates import Rates
+from bksdm_jax.training.records import note_change, workdir_files
+from bksdm_jax.training.replay import replay
 from bksdm_jax.training.sharding import batch_to_global, device_put_global, gather_to_host, make_mesh, own_rows
 from bksdm_jax.training.state import TrainState, create_state, make_optimizer
 from bksdm_jax.training.task import Task
 from bksdm_jax.training.train_step import TrainStep, make_train_step
 
+_RATE = "optimizer.learning_rate"
+
 
 def train(task: Task, config: TrainerConfig, workdir: Path, devices: list[jax.Device] | None = None) -> Any | None:
-    """Trains from the newest checkpoint in `workdir`, or from the task's initial parameters.
+    """Trains from the newest whole checkpoint, or from the task's initial parameters.
 
-    `devices` are all that there are unless given. Returns the task's result, or None if the run was interrupted (the
-    same call continues it).
+    `devices` are all that there are unless given. Returns the task's result, or None if the run was interrupted, with
+    its state saved (the same call continues it).
 
     Raises:
+        Interrupted: a signal came before there was anything to save.
         InputError: a batch that the devices can't share evenly, a workdir that is already further, an unreadable image,
-            a loss that is not finite, or devices with too little memory.
+            too many updates that aren't finite, a last checkpoint that can't be written, or too little memory.
     """
     mesh = make_mesh(config.fsdp, devices)
     require_whole_batches(config, mesh.size)
     logging.info("%d device(s), mesh %s", mesh.size, dict(mesh.shape))
-    with (
-        explain_out_of_memory(task.memory_advice),
-        exact_products(config.dtype),
-        jax.set_mesh(mesh),
-        Checkpoints(workdir / "checkpoints", config.keep_checkpoints) as checkpoints,
-    ):
-        with waiting("preparing the update", QUIET):
-            step = make_train_step(task.objective, config.optimizer, config.seed, mesh)
+    checkpoints = Checkpoints(checkpoint_folder(config, workdir), config.keep_checkpoints, config.keep_every)
+
+    def left(number: int) -> tuple[int, str]:
+        """For a signal outside of the loop."""
         if checkpoints.latest() is None:
-            with waiting("preparing the initial weights", QUIET):
-                state = _initial_state(task, config, step)
-        else:
-            with waiting("reading the checkpoint", QUIET):
-                state = checkpoints.restore(step.state)
-            logging.info("continuing after step %d", int(state.step))
-        done = _train_on(task, config, workdir, state, step, mesh, checkpoints)
-    if done is None:
+            return nothing_saved(number)
+        return RESTART, f"interrupted; the same command continues from step {checkpoints.latest()}"
+
+    try:
+        with (
+            explain_out_of_memory(task.memory_advice),
+            exact_products(config.dtype),
+            jax.set_mesh(mesh),
+            leaving(left),
+        ):
+            with checkpoints:
+                done = _state_after(task, config, workdir, mesh, checkpoints)
+            return None if done is None else _written(task, config, workdir, done)
+    except Interrupted:
+        if checkpoints.latest() is None:
+            raise
         return None
+
+
+def checkpoint_folder(config: TrainerConfig, workdir: Path) -> AnyPath:
+    """The folder of a run's checkpoints."""
+    return to_path(config.checkpoints) if config.checkpoints else workdir / "checkpoints"
+
+
+def train_again(task: Task, config: TrainerConfig) -> str:
+    """Computes the skipped update in the folder `config.replay` again, and describes it.
+
+    Raises `InputError` if the folder can't be used.
+    """
+    mesh = make_mesh(config.fsdp)
+    require_whole_batches(config, mesh.size)
+    with explain_out_of_memory(task.memory_advice), exact_products(config.dtype), jax.set_mesh(mesh):
+        step = make_train_step(task.objective, config.optimizer, config.seed, mesh)
+        task.initial_params()  # what comes before the frozen ones
+        frozen = _device_put_frozen(task, step)
+        return replay(task, config.replay, step, frozen, mesh, config.batch_size // config.accumulation)
+
+
+def _state_after(
+    task: Task, config: TrainerConfig, workdir: Path, mesh: Mesh, checkpoints: Checkpoints
+) -> TrainState | None:
+    """The state after the last update, from the newest checkpoint's or the initial one; None if interrupted before."""
+    with waiting("preparing the update", QUIET):
+        step = make_train_step(task.objective, config.optimizer, config.seed, mesh)
+    if checkpoints.latest() is None:
+        with waiting("preparing the initial weights", QUIET):
+            state, pending = _initial_state(task, config, step), []
+    else:
+        with waiting("reading the checkpoint", QUIET):
+            state = checkpoints.restore(step.state)
+        logging.info("continuing after step %d", int(state.step))
+        facts = checkpoints.facts()
+        pending = facts["pending"]
+        note_change(workdir, int(state.step), _RATE, facts[_RATE], config.optimizer.learning_rate)
+    return _train_on(task, config, workdir, state, pending, step, mesh, checkpoints)
+
+
+def _written(task: Task, config: TrainerConfig, workdir: Path, state: TrainState) -> Any:
     with waiting("writing the result", QUIET):
-        params = gather_to_host({"ema": done.ema, "raw": done.params}[config.save_weights])
+        params = gather_to_host({"ema": state.ema, "raw": state.params}[config.save_weights])
         result = task.write(params, workdir) if is_first() else task.result(workdir)
         barrier("written")
     return result
@@ -73,15 +128,16 @@ def _train_on(
     config: TrainerConfig,
     workdir: Path,
     state: TrainState,
+    pending: list[str],
     step: TrainStep,
     mesh: Mesh,
     checkpoints: Checkpoints,
 ) -> TrainState | None:
-    """The state after the last update; None if interrupted before."""
+    """As `_state_after`; `pending` evaluators are due for `state`."""
     first = int(state.step)
     if first > config.steps:
         raise InputError(f"steps: {config.steps}, but the run in {workdir} is already at step {first}")
-    if first == config.steps:
+    if first == config.steps and not pending:
         logging.info("all %d steps are done", config.steps)
         return state
     with waiting("moving the frozen networks to the devices", QUIET):
@@ -93,11 +149,17 @@ def _train_on(
     chip = chip_of(mesh.devices.flat[0].device_kind)
     peak = (peak_flops(chip, config.dtype) or 0.0) * mesh.size
     rates = Rates(config.batch_size, config.batch_size * task.flops_per_image, peak)
-    batches = (batch_to_global(mesh, batch) for batch in task.batches(first, rows))
     with waiting("preparing the evaluators", QUIET):
         evaluators = task.evaluators(mesh, workdir)
-    state, finished = run_loop(task, state, frozen, compiled, batches, config, rates, workdir, checkpoints, evaluators)
-    return state if finished else None
+
+    def facts(left: list[str]) -> dict[str, Any]:
+        files = workdir_files(workdir) if config.checkpoints else {}
+        return {"pending": left, _RATE: config.optimizer.learning_rate, "files": files}
+
+    loop = Loop(task, frozen, compiled, config, rates, workdir, checkpoints, evaluators, facts, mesh)
+    with closing(task.batches(first, rows)) as batches:
+        done, finished = loop.run(state, (batch_to_global(mesh, batch) for batch in batches), pending)
+    return done if finished else None
 
 
 def _device_put_frozen(task: Task, step: TrainStep) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """Writers of metrics: a CSV table, TensorBoard events, the log."""
 
+import contextlib
 import csv
 import io
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from absl import logging
 from clu import metric_writers
 
 from bksdm_jax.base.distributed import is_first
+from bksdm_jax.base.errors import in_short
 from bksdm_jax.base.files import atomic_file
 
 _IN_LOG = ("grad_norm", "learning_rate", "images_per_second", "mfu", "data_wait", "host_memory")
@@ -44,15 +47,32 @@ class LogWriter(_ScalarWriter):
         logging.info("%sstep %d: %s", f"{self._name} at " if self._name else "", step, values)
 
 
+class _Events(_ScalarWriter):
+    """TensorBoard events, of which those that can't be written, since the disk is full, are given up."""
+
+    def __init__(self, folder: Path) -> None:
+        self._writer = metric_writers.SummaryWriter(str(folder))
+
+    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+        """Writes them at once."""
+        try:
+            self._writer.write_scalars(step, scalars)
+            self._writer.flush()
+        except Exception as error:  # TensorFlow's, of many types
+            logging.error("TensorBoard: step %d can't be written (%s)", step, in_short(error))
+
+
 class CsvWriter(_ScalarWriter):
     """Scalars as a CSV table: a row per step, with `step` as the first column.
 
-    When a run continues, rows up to `last_step`, its checkpoint, are kept; later ones will be written again.
+    When a run continues, rows up to `last_step`, its checkpoint, are kept; later ones will be written again. Rows that
+    can't be written, since the disk is full, are kept for the next call.
     """
 
     def __init__(self, path: Path, last_step: int) -> None:
         self._path = path
         self._columns: list[str] | None = None
+        self._waiting = ""
         if path.is_file():
             self._keep_until(last_step)
 
@@ -61,6 +81,7 @@ class CsvWriter(_ScalarWriter):
         if new := self._columns is None:
             self._columns = ["step", *scalars]
         elif new_names := [name for name in scalars if name not in self._columns]:
+            self._append("")
             self._widen(new_names)
         row = {"step": step} | {name: f"{float(np.asarray(value)):.9g}" for name, value in scalars.items()}
         buffer = io.StringIO(newline="")
@@ -68,8 +89,23 @@ class CsvWriter(_ScalarWriter):
         if new:
             writer.writeheader()
         writer.writerow(row)
-        with self._path.open("a", encoding="utf-8", newline="") as file:
-            file.write(buffer.getvalue())
+        self._append(buffer.getvalue())
+
+    def _append(self, text: str) -> None:
+        """Appends what is waiting and a text, or nothing of both."""
+        self._waiting += text
+        size = self._path.stat().st_size if self._path.exists() else 0
+        try:
+            with self._path.open("ab", buffering=0) as file:
+                rest = memoryview(self._waiting.encode())
+                while rest:
+                    rest = rest[file.write(rest) :]
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.truncate(self._path, size)
+            logging.error("%s: can't be written (%s); training goes on and tries again", self._path, error.strerror)
+        else:
+            self._waiting = ""
 
     def _widen(self, names: list[str]) -> None:
         """Adds columns, as when a run continues on a device that reports more metrics."""
@@ -101,5 +137,5 @@ def make_writer(workdir: Path, last_step: int, name: str = "") -> metric_writers
     if not is_first():
         return metric_writers.MultiWriter([])
     table = CsvWriter(workdir / f"{name or 'metrics'}.csv", last_step)
-    events = metric_writers.SummaryWriter(str(workdir / "tensorboard" / name))
+    events = _Events(workdir / "tensorboard" / name)
     return metric_writers.MultiWriter([table, events, LogWriter(name)])

@@ -27,12 +27,15 @@ if TYPE_CHECKING:
     from bksdm_jax.pipelines.pipeline import Architectures
 
 _EVALUATED = ("sheets", "validation", "evaluators", "scoring")
-_WATCHED = ("log_every", "checkpoint_every", "keep_checkpoints", "profile_step", *_EVALUATED)
+_WATCHED = ("log_every", "profile_step", "stack_dump_seconds", "replay", *_EVALUATED)
+_KEPT = ("checkpoint_every", "keep_checkpoints", "keep_every", "without_room", "most_skipped")
 _COMPUTED = ("accumulation", "fsdp", "attention", "remat", "workers", "topology", "plan")
 _SAVED = ("format", "save_dtype", "save_weights", "safety_checker")
 # The teacher's folder is recorded, with its commit.
-MAY_CHANGE = ("steps", "skip_unusable", *_WATCHED, *_COMPUTED, *_SAVED, "revision")
+MAY_CHANGE = ("steps", "skip_unusable", *_WATCHED, *_KEPT, *_COMPUTED, *_SAVED, "revision")
 """Keys that don't affect the trained weights and may differ when a run continues."""
+MAY_CHANGE_AND_IS_NOTED = ("optimizer.learning_rate",)
+"""Those that do, and may."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,24 +16,25 @@ from bksdm_jax.base.workdir import as_written, claim, require_same, require_same
 from bksdm_jax.cost.counts import unet_cost
 from bksdm_jax.cost.table import cost_table
 from bksdm_jax.data.latents import CENTRE, latent_identity, require_identity
-from bksdm_jax.data.loader import LoaderConfig, training_batches
+from bksdm_jax.data.loader import LoaderConfig, batch_names, training_batches
 from bksdm_jax.data.sources import facts_of
 from bksdm_jax.pipelines.pipeline import Architectures
 from bksdm_jax.pipelines.save import write_pipeline
 from bksdm_jax.pruning.prune import card_facts
 from bksdm_jax.pruning.removal import FeaturePair, RemovalPlan
 from bksdm_jax.reports.score_curves import points_over_updates, write_score_plot
-from bksdm_jax.tasks.distill.config import MAY_CHANGE, DistillConfig
+from bksdm_jax.tasks.distill.config import MAY_CHANGE, MAY_CHANGE_AND_IS_NOTED, DistillConfig
 from bksdm_jax.tasks.distill.features import shares, weighted_pairs
 from bksdm_jax.tasks.distill.inputs import Inputs, check_images, note_checked, oddities, open_inputs
 from bksdm_jax.tasks.distill.objective import Augmentation, Problem, make_batch_loss, make_objective
 from bksdm_jax.training.config import WEIGHTS
+from bksdm_jax.training.records import bring_back
 from bksdm_jax.training.sample_grids import sample_grids
 from bksdm_jax.training.scoring import SCORES, scoring
 from bksdm_jax.training.sharding import own_rows
 from bksdm_jax.training.task import Evaluator, Task
 from bksdm_jax.training.train_step import Objective
-from bksdm_jax.training.trainer import train
+from bksdm_jax.training.trainer import checkpoint_folder, train, train_again
 from bksdm_jax.training.validation import validation
 
 _TEACHER = "teacher_sha256"  # known once its weights have been read
@@ -57,7 +58,9 @@ def distill(config: DistillConfig, workdir: Path) -> Path | None:
         "data": str(inputs.data),
         "data_facts": facts_of(inputs.data, inputs.found),
     }
-    require_same(workdir, record, {*MAY_CHANGE, _TEACHER})
+    if config.checkpoints:
+        bring_back(checkpoint_folder(config, workdir), workdir)
+    require_same(workdir, record, {*MAY_CHANGE, *MAY_CHANGE_AND_IS_NOTED, _TEACHER})
     inputs = check_images(config, inputs, workdir)
     with waiting("preparing the distillation", QUIET):
         task = DistillTask(config, inputs)
@@ -70,6 +73,18 @@ def distill(config: DistillConfig, workdir: Path) -> Path | None:
     note_checked(inputs, workdir)
     _log_start(config, inputs)
     return train(task, config, workdir)
+
+
+def distill_again(config: DistillConfig) -> str:
+    """Computes the skipped update in the folder `config.replay` again, and describes it; writes nothing.
+
+    Raises `InputError` if the folder, or a setting or file of the run, can't be used.
+    """
+    with waiting("opening the teacher and the data", QUIET):
+        inputs = open_inputs(config)
+    with waiting("preparing the distillation", QUIET):
+        task = DistillTask(config, inputs)
+    return train_again(task, config)
 
 
 def make_problem(config: DistillConfig, plan: RemovalPlan, networks: Architectures, empty: Any = None) -> Problem:
@@ -122,6 +137,10 @@ class DistillTask(Task):
         """Images or cached latents with captions, see `training_batches`."""
         loader = _loader_config(self._config)
         return training_batches(self._inputs.examples, self._pipeline.caption_inputs, loader, step, rows)
+
+    def example_names(self, step: int) -> list[str]:
+        """The names of the images of the update after `step`."""
+        return batch_names(self._inputs.examples, _loader_config(self._config), step)
 
     def evaluators(self, mesh: Mesh, workdir: Path) -> Mapping[str, Evaluator]:
         """`validation`, if there are held-out images, `scores`, if there are metrics, and `samples`."""

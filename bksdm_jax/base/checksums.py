@@ -1,0 +1,71 @@
+"""SHA-256 of every file in a folder, in `checksums.json`, which is written last: a folder without it isn't whole."""
+
+import concurrent.futures
+import hashlib
+import json
+from collections.abc import Iterator
+
+from etils import epath
+
+from bksdm_jax.base.errors import in_short
+
+NAME = "checksums.json"
+_BLOCK, _THREADS = 2**20, 8
+
+
+def write_checksums(folder: epath.Path) -> None:
+    """Writes the checksums of all files below a folder, on disk or in a bucket; raises `OSError` if it can't."""
+    path = folder / NAME
+    temporary = folder / f".{NAME}.partial"
+    temporary.write_text(_table(folder, sorted(_files(folder))))
+    temporary.rename(path)
+
+
+def damage(folder: epath.Path) -> str:
+    """What is wrong with a folder that `write_checksums` was called for, in a few words; empty: nothing.
+
+    Files that were added later don't matter.
+    """
+    try:
+        text = (folder / NAME).read_text()
+    except FileNotFoundError:
+        return "it was not written to the end"
+    except (OSError, ValueError) as error:
+        return f"{NAME} can't be read ({in_short(error)})"
+    try:
+        known = json.loads(text)
+        names = sorted(known)
+        missing = [name for name in names if not (folder / name).is_file()]
+        if missing:
+            return f"{missing[0]} is missing"
+        found = _table(folder, names)
+        if found != text:
+            changed = [name for name, digest in json.loads(found).items() if known[name] != digest]
+            return f"{changed[0] if changed else NAME} is damaged"
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        return f"{NAME} is damaged ({in_short(error)})"
+    return ""
+
+
+def _table(folder: epath.Path, names: list[str]) -> str:
+    """The text of the file, always the same for the same files, so that any change of it shows."""
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        digests = pool.map(lambda name: _sha256(folder / name), names)
+        return json.dumps(dict(zip(names, digests, strict=True)), indent=1) + "\n"
+
+
+def _sha256(path: epath.Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _files(folder: epath.Path, prefix: str = "") -> Iterator[str]:
+    for path in folder.iterdir():
+        name = f"{prefix}{path.name}"
+        if path.is_dir():
+            yield from _files(path, f"{name}/")
+        elif name not in (NAME, f".{NAME}.partial"):
+            yield name
