@@ -1,17 +1,50 @@
-"""What is being written when Ctrl-C comes is whole."""
+"""Checkpoints that were cut short, damaged or can't be written, and which of them are kept."""
 
+import errno
+import json
+import logging
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 
+from bksdm_jax.base.checksums import NAME, damage, write_checksums
+from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.signals import Interrupted
+from bksdm_jax.training import checkpoints as module
 from bksdm_jax.training.checkpoints import Checkpoints
-from bksdm_jax.training.state import OptimizerConfig, create_state, make_optimizer
+from bksdm_jax.training.state import OptimizerConfig, TrainState, create_state, make_optimizer
+from tests.regression import Regression, checkpoint_steps, run, table
+
+
+def state(step: int) -> TrainState:
+    made = create_state({"kernel": jnp.arange(6.0) + step}, make_optimizer(OptimizerConfig()))
+    return made.replace(step=jnp.int32(step))
+
+
+def write(folder: Path, steps: list[int], keep: int = 0, keep_every: int = 0) -> None:
+    with Checkpoints(folder, keep, keep_every) as checkpoints:
+        for step in steps:
+            checkpoints.save(state(step), {"note": step})
+
+
+def read(folder: Path) -> int:
+    """The step of the state that a run would continue from, whose numbers must be its own."""
+    with Checkpoints(folder, 0) as checkpoints:
+        found = checkpoints.restore(jax.eval_shape(lambda: state(0)))
+        assert checkpoints.facts() == {"note": int(found.step)}
+    np.testing.assert_array_equal(found.params["kernel"], np.arange(6.0) + int(found.step))
+    return int(found.step)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
 
 
 @pytest.fixture
@@ -24,8 +57,7 @@ def ctrl_c() -> Iterator[None]:
 
 @pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_waits_for_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    state = create_state({"kernel": jnp.arange(6.0)}, make_optimizer(OptimizerConfig()))
-    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
+    checkpoints = Checkpoints(tmp_path, keep=1)
     close = checkpoints._checkpointer.close
 
     def interrupted() -> None:
@@ -34,8 +66,172 @@ def test_ctrl_c_waits_for_the_last_checkpoint(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(checkpoints._checkpointer, "close", interrupted)
     with pytest.raises(Interrupted), checkpoints:
-        checkpoints.save(state, {})
+        checkpoints.save(state(3), {"note": 3})
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    with Checkpoints(tmp_path / "checkpoints", keep=1) as others:
-        found = others.restore(jax.eval_shape(lambda: state))
-    np.testing.assert_array_equal(found.params["kernel"], state.params["kernel"])
+    assert read(tmp_path) == 3
+
+
+@pytest.mark.parametrize(
+    ("keep", "keep_every", "left"),
+    [(0, 0, [2, 4, 6, 8, 10]), (1, 0, [10]), (2, 0, [8, 10]), (1, 4, [4, 8, 10]), (2, 3, [6, 8, 10])],
+)
+def test_the_newest_are_kept_and_every_so_many(tmp_path: Path, keep: int, keep_every: int, left: list[int]) -> None:
+    write(tmp_path, [2, 4, 6, 8, 10], keep, keep_every)
+    assert checkpoint_steps(tmp_path.parent / tmp_path.name, "") == left
+    assert read(tmp_path) == 10
+
+
+def test_a_flipped_bit_anywhere_is_found(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """In every file of a checkpoint, its first, middle and last bytes."""
+    write(tmp_path, [2, 4])
+    files = sorted(path for path in (tmp_path / "4").rglob("*") if path.is_file() and path.stat().st_size)
+    assert {path.name for path in files} > {NAME, "facts.json"}
+    for path in files:
+        whole = path.read_bytes()
+        for position in {0, len(whole) // 2, len(whole) - 1}:
+            path.write_bytes(whole[:position] + bytes([whole[position] ^ 4]) + whole[position + 1 :])
+            assert damage(epath.Path(tmp_path / "4")), (path, position)
+        path.write_bytes(whole)
+    assert damage(epath.Path(tmp_path / "4")) == ""
+    files[0].write_bytes(b"?" + files[0].read_bytes()[1:])
+    assert read(tmp_path) == 2
+    assert any(f"{tmp_path / '4'}: skipped" in line and files[0].name in line for line in caplog.messages)
+    assert names(tmp_path) == ["2", "4.damaged"]
+    write(tmp_path, [4])
+    assert read(tmp_path) == 4
+
+
+@pytest.mark.parametrize("spoil", ["a file is gone", "a file is cut", "checksums are empty", "checksums are a list"])
+def test_what_is_not_whole_is_skipped(tmp_path: Path, spoil: str) -> None:
+    write(tmp_path, [2, 4])
+    largest = max(
+        (path for path in (tmp_path / "4").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size
+    )
+    if spoil == "a file is gone":
+        largest.unlink()
+    elif spoil == "a file is cut":
+        largest.write_bytes(largest.read_bytes()[:-1])
+    else:
+        (tmp_path / "4" / NAME).write_text("" if "empty" in spoil else "[1]")
+    assert read(tmp_path) == 2
+    assert "4.damaged" in names(tmp_path)
+
+
+def test_what_a_kill_cut_short_is_removed(tmp_path: Path) -> None:
+    write(tmp_path, [2, 4])
+    (tmp_path / "4" / NAME).unlink()
+    (tmp_path / "6" / "state.orbax-checkpoint-tmp-7").mkdir(parents=True)
+    assert read(tmp_path) == 2
+    assert names(tmp_path) == ["2"]
+
+
+def test_if_none_is_whole_nothing_is_touched(tmp_path: Path) -> None:
+    write(tmp_path, [2, 4])
+    for step in (2, 4):
+        (tmp_path / str(step) / "facts.json").write_text("{}")
+    before = names(tmp_path)
+    for _ in range(2):
+        with pytest.raises(InputError, match=rf"^{tmp_path}: .*4: facts\.json.*2: facts\.json"):
+            Checkpoints(tmp_path, 0)
+    assert names(tmp_path) == before
+
+
+def test_files_that_were_added_do_not_matter(tmp_path: Path) -> None:
+    write(tmp_path, [2])
+    (tmp_path / "2" / ".DS_Store").write_text("a file manager was here")
+    assert read(tmp_path) == 2
+
+
+def test_checksums_are_of_every_file(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "c").write_bytes(b"")
+    (tmp_path / "é x").write_text("y")
+    write_checksums(epath.Path(tmp_path))
+    assert sorted(json.loads((tmp_path / NAME).read_text())) == ["a/b/c", "é x"]
+    assert damage(epath.Path(tmp_path)) == ""
+
+
+def full_from(monkeypatch: pytest.MonkeyPatch, steps: set[int], where: str) -> None:
+    """The disk is full when the checkpoints of these steps are written, at one of three moments."""
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if where == "checksums":
+        original = module.write_checksums
+        monkeypatch.setattr(module, "write_checksums", lambda p: full() if int(p.name) in steps else original(p))
+        return
+    name = "save" if where == "begin" else "wait_until_finished"
+    cls = module.ocp.StandardCheckpointer
+    save, wait = cls.save, cls.wait_until_finished
+    now: list[int] = []
+
+    def begin(self: Any, folder: Any, tree: Any, **options: Any) -> None:
+        now[:] = [int(tree.step)]
+        if name == "save" and now[0] in steps:
+            full()
+        save(self, folder, tree, **options)
+
+    def end(self: Any) -> None:
+        wait(self)
+        if name != "save" and now and now[0] in steps:
+            now.clear()
+            full()
+
+    monkeypatch.setattr(cls, "save", begin)
+    monkeypatch.setattr(cls, "wait_until_finished", end)
+
+
+@pytest.mark.parametrize("where", ["begin", "background", "checksums"])
+def test_a_full_disk_leaves_the_checkpoint_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, where: str
+) -> None:
+    with monkeypatch.context() as patch:
+        full_from(patch, {4, 6}, where)
+        write(tmp_path, [2, 4, 6, 8], keep=1)
+    assert names(tmp_path) == ["8"]
+    told = [line for line in caplog.messages if "can't be written" in line]
+    assert len(told) == 2
+    assert all(fact in told[0] for fact in (str(tmp_path), "checkpoint 4", "No space left", "newest whole one is 2"))
+    assert [record.levelno for record in caplog.records if "can't be written" in record.message] == [logging.ERROR] * 2
+    assert read(tmp_path) == 8
+
+
+def test_training_goes_on_when_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, _ = run(tmp_path / "whole", checkpoint_every=2)
+    with monkeypatch.context() as patch:
+        full_from(patch, {4}, "background")
+        made, _ = run(tmp_path / "run", checkpoint_every=2)
+    np.testing.assert_array_equal(made, whole)
+    assert checkpoint_steps(tmp_path / "run") == [2, 6, 7]
+
+
+@pytest.mark.parametrize("where", ["begin", "background"])
+def test_or_ends_by_choice_and_then_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    whole, _ = run(tmp_path / "whole", checkpoint_every=2)
+    with monkeypatch.context() as patch:
+        full_from(patch, {4, 6}, where)
+        with pytest.raises(InputError, match=r"checkpoint 4 .*No space left"):
+            run(tmp_path / "run", checkpoint_every=2, without_room="stop", steps=20)
+    assert checkpoint_steps(tmp_path / "run") == [2]
+    made, _ = run(tmp_path / "run", checkpoint_every=2)
+    np.testing.assert_array_equal(made, whole)
+    assert table(tmp_path / "run" / "metrics.csv") == table(tmp_path / "whole" / "metrics.csv")
+
+
+def test_a_last_checkpoint_that_cannot_be_written_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full_from(monkeypatch, {7}, "background")
+    with pytest.raises(InputError, match=r"checkpoint 7 .*No space left"):
+        run(tmp_path)
+    assert checkpoint_steps(tmp_path) == [4]
+
+
+def test_a_run_continues_from_the_last_whole_checkpoint(tmp_path: Path) -> None:
+    whole, _ = run(tmp_path / "whole")
+    assert run(tmp_path / "run", task=Regression(stop_before=5))[0] is None
+    newest = checkpoint_steps(tmp_path / "run")[-1]
+    victim = next(path for path in (tmp_path / "run" / "checkpoints" / str(newest)).rglob("d/*"))
+    victim.write_bytes(victim.read_bytes()[:-8] + b"damaged!")
+    made, _ = run(tmp_path / "run")
+    np.testing.assert_array_equal(made, whole)
+    assert table(tmp_path / "run" / "metrics.csv") == table(tmp_path / "whole" / "metrics.csv")

@@ -1,102 +1,16 @@
 """The trainer with a task that has nothing to do with images: interrupted, continued, watched, and as two processes."""
 
-import csv
-import os
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from bksdm_jax.base import distributed
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.training import checkpoints, loop, trainer, writers
-from bksdm_jax.training.config import TrainerConfig
-from bksdm_jax.training.state import OptimizerConfig
-from bksdm_jax.training.task import Evaluator, Task
-from bksdm_jax.training.train_step import Objective
-
-SLOPE, ROWS = np.array([1.0, -2.0, 3.0], np.float32), 8
-CONFIG = {"batch_size": 2 * ROWS, "accumulation": 2, "dtype": "float32", "log_every": 1, "checkpoint_every": 4}
-RATE = OptimizerConfig(learning_rate=0.1)
-
-
-def squared_error(params: Any, ema: Any, frozen: Any, batch: Any, keys: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
-    noise = jax.vmap(jax.random.normal)(keys)
-    total = jnp.mean(jnp.square(batch["x"] @ params["slope"] - batch["x"] @ frozen["truth"]["slope"] - 0.1 * noise))
-    return total, {"loss": total}
-
-
-class Regression(Task):
-    """A line through points; every batch follows from its step."""
-
-    def __init__(self, stop_before: int = -1, damaged: int = -1) -> None:
-        """`stop_before`: SIGTERM comes while the batch of this step is read; that of step `damaged` is unreadable."""
-        self.stop_before, self.damaged, self.written, self.evaluated = stop_before, damaged, [], []
-        shapes = {"slope": jax.ShapeDtypeStruct((3,), jnp.float32)}
-        batch = {"x": jax.ShapeDtypeStruct((2, ROWS, 3), jnp.float32)}
-        self.objective = Objective(squared_error, shapes, {"truth": shapes}, batch)
-
-    def initial_params(self) -> Any:
-        return {"slope": np.zeros(3, np.float32)}
-
-    def frozen_params(self) -> Iterator[tuple[str, Any]]:
-        yield "truth", {"slope": SLOPE}
-
-    def batches(self, step: int, rows: Any) -> Iterator[dict[str, Any]]:
-        while True:
-            if step == self.stop_before:
-                os.kill(os.getpid(), signal.SIGTERM)
-            if step == self.damaged:
-                raise InputError("cat.png: truncated")
-            yield {"x": np.random.default_rng(step).standard_normal((2, ROWS, 3)).astype(np.float32)[:, list(rows)]}
-            step += 1
-
-    def evaluators(self, mesh: Any, workdir: Path) -> dict[str, Evaluator]:
-        def distance(step: int, state: Any, frozen: Any) -> dict[str, float]:
-            self.evaluated.append(step)
-            return {"distance": float(jnp.abs(state.params["slope"] - frozen["truth"]["slope"]).max())}
-
-        def seen(step: int, state: Any, frozen: Any) -> dict[str, float]:
-            self.evaluated.append(f"seen {step}")
-            return {}
-
-        return {"probe": Evaluator(2, distance), "look": Evaluator(0, seen, metrics=False)}
-
-    def facts(self, metrics: Any) -> dict[str, float]:
-        return {"root": metrics["loss"] ** 0.5}
-
-    def write(self, params: Any, workdir: Path) -> Any:
-        self.written.append(params)
-        return params["slope"]
-
-    def result(self, workdir: Path) -> Any:
-        return workdir / "result"
-
-
-def run(
-    workdir: Path, stop_before: int = -1, steps: int = 7, damaged: int = -1, **settings: Any
-) -> tuple[Any, Regression]:
-    task = Regression(stop_before, damaged)
-    return trainer.train(task, TrainerConfig(steps=steps, optimizer=RATE, **CONFIG | settings), workdir), task
-
-
-def table(path: Path) -> list[dict[str, str]]:
-    """A table without what depends on the clock and the machine."""
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    return [
-        {k: v for k, v in row.items() if "second" not in k and k not in ("data_wait", "host_memory")} for row in rows
-    ]
-
-
-def checkpoint_steps(workdir: Path) -> list[int]:
-    folder = workdir / "checkpoints"
-    return sorted(int(path.name) for path in folder.iterdir()) if folder.exists() else []
+from tests.regression import SLOPE, Regression, checkpoint_steps, run, table
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +43,7 @@ def test_evaluators_are_called_on_their_schedules_and_at_the_end(undisturbed: An
 
 def test_an_interrupted_run_ends_as_an_undisturbed_one(undisturbed: Any, tmp_path: Path) -> None:
     made, _, whole = undisturbed
-    assert run(tmp_path / "run", stop_before=2)[0] is None
+    assert run(tmp_path / "run", task=Regression(stop_before=2))[0] is None
     steps = [int(row["step"]) for row in table(tmp_path / "run" / "metrics.csv")]
     assert steps == list(range(1, len(steps) + 1))
     assert 2 <= len(steps) < 7
@@ -146,11 +60,11 @@ def test_a_bad_image_leaves_the_state_before_it(
 ) -> None:
     made, _, whole = undisturbed
     with pytest.raises(InputError, match=rf"^cat\.png: truncated{f'; .* step {damaged}$' if damaged else '$'}"):
-        run(tmp_path, damaged=damaged)
+        run(tmp_path, task=Regression(damaged=damaged))
     assert checkpoint_steps(tmp_path) == saved
     if damaged:
         with pytest.raises(InputError, match=rf"^cat\.png: truncated; .* step {damaged}$"):  # not mended yet
-            run(tmp_path, damaged=damaged)
+            run(tmp_path, task=Regression(damaged=damaged))
     np.testing.assert_array_equal(run(tmp_path)[0], made)
     for name in ("metrics.csv", "probe.csv"):
         assert table(tmp_path / name) == table(whole / name)

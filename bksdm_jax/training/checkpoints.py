@@ -60,7 +60,7 @@ class Checkpoints:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         with Interrupts() as interrupts, waiting("writing the last checkpoint", QUIET):
-            self._join()
+            self.join()
             with self._explained("the last checkpoint can't be written"):
                 self._checkpointer.close()
         if interrupts.wanted:  # only now: Orbax's threads crash if the interpreter exits while they write
@@ -88,7 +88,7 @@ class Checkpoints:
         """
         begin = time.monotonic()
         step = int(state.step)
-        self._join()
+        self.join()
         if step != self._latest:
             self.problem = None
             try:
@@ -102,7 +102,7 @@ class Checkpoints:
                 self._thread = threading.Thread(target=self._finish, args=(step, dict(facts)), name="checkpoint")
                 self._thread.start()
         if wait:
-            self._join()
+            self.join()
         self.blocked += time.monotonic() - begin
 
     def restore(self, like: TrainState) -> TrainState:
@@ -128,7 +128,8 @@ class Checkpoints:
         except Exception as error:
             self._note(step, error)
 
-    def _join(self) -> None:
+    def join(self) -> None:
+        """Waits until what is being written is."""
         if self._thread:
             self._thread.join()
             self._thread = None

@@ -79,6 +79,7 @@ class Loop:
             for step in range(first + 1, total + 1):
                 if step == config.profile_step and is_first():
                     profile.enter_context(jax.profiler.trace(self._workdir / "profile"))
+                self._require_room()
                 due = [name for name, one in self._evaluators.items() if _due(step, one.every, total)]
                 logging_now, saving = _due(step, config.log_every, total), _due(step, config.checkpoint_every, total)
                 with stacks_if_stalled(config.stack_dump_seconds):
@@ -204,9 +205,14 @@ class Loop:
             self._write(name, step, found)
 
     def _save(self, state: TrainState, left: list[str], wait: bool = False) -> None:
-        """Begins a checkpoint; raises `InputError` if the one before couldn't be written and the run is to end then."""
+        """Begins a checkpoint; raises `InputError` if it can't and the run is to end then."""
         give_back()
+        self._checkpoints.join()
+        self._require_room()
         self._checkpoints.save(state, self._facts(left), wait)
+        self._require_room()
+
+    def _require_room(self) -> None:
         if self._checkpoints.problem and self._config.without_room == STOP_WITHOUT_ROOM:
             raise self._checkpoints.problem
 

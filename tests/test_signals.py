@@ -1,0 +1,140 @@
+"""Ctrl-C and SIGTERM in programs: while Python runs, while it doesn't, in a loop, and while evaluating."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bksdm_jax.base.signals import Interrupted, Interrupts
+from bksdm_jax.training.task import Evaluator
+from tests.conftest import ROOT
+from tests.regression import Regression, checkpoint_steps, run, table
+
+DEAF = 'hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)'  # C that Python can't interrupt; other threads run
+
+
+def program(body: str, number: signal.Signals) -> tuple[int, str]:
+    """Status and last line of a program that gets a signal when it has said so."""
+    frame = """
+        import hashlib, sys, time
+        from bksdm_jax.base import signals
+        signals._PATIENCE = 0.2
+        try:
+            with signals.handled():
+                {}
+        except signals.Interrupted as error:
+            print(error.line, file=sys.stderr)
+            sys.exit(error.status)
+    """
+    text = textwrap.dedent(frame).format(textwrap.indent(textwrap.dedent(body), " " * 8).strip())
+    process = subprocess.Popen(
+        [sys.executable, "-c", text], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    return process.returncode, said.strip().split("\n")[-1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("work", ["time.sleep(60)", DEAF], ids=["python", "library"])
+def test_a_signal_ends_a_program_with_nothing_saved(number: signal.Signals, work: str) -> None:
+    status, line = program(f'print("ready", flush=True)\n{work}', number)
+    assert status == 128 + number
+    assert "nothing" in line or "before there was anything to save" in line
+
+
+@pytest.mark.parametrize("work", ["time.sleep(60)", DEAF], ids=["python", "library"])
+def test_what_is_saved_decides_the_status(work: str) -> None:
+    body = f"""
+        with signals.leaving(lambda number: (75, "continues from step 3")):
+            print("ready", flush=True)
+            {work}
+    """
+    assert program(body, signal.SIGTERM) == (75, "continues from step 3")
+
+
+def test_a_loop_stops_when_it_looks() -> None:
+    body = """
+        with signals.Interrupts() as interrupts:
+            print("ready", flush=True)
+            while not interrupts.wanted:
+                hashlib.pbkdf2_hmac("sha256", b"", b"", 3 * 10**6)
+        raise signals.Interrupted(75, "saved")
+    """
+    assert program(body, signal.SIGTERM) == (75, "saved")
+
+
+def test_a_block_in_a_loop_can_be_left_at_once() -> None:
+    """With or without a former handler, which is there again afterwards."""
+    former = signal.getsignal(signal.SIGTERM)
+    with Interrupts() as interrupts:
+        with pytest.raises(Interrupted), interrupts.raising():
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert interrupts.wanted
+        assert signal.getsignal(signal.SIGTERM) is former
+        with pytest.raises(Interrupted), interrupts.raising():
+            pytest.fail("the signal came before")
+
+
+def kill(step: int, at: int) -> None:
+    if step == at:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("at", [4, 6, 7])
+def test_an_evaluation_that_was_interrupted_is_done_when_the_run_continues(tmp_path: Path, at: int) -> None:
+    """The state is saved; the last step's evaluation too is done in the end, and no row stands twice."""
+    whole, _ = run(tmp_path / "whole")
+    made, _ = run(tmp_path / "run", task=Regression(probe=lambda step: kill(step, at)))
+    assert made is None
+    assert checkpoint_steps(tmp_path / "run")[-1] == at
+    made, again = run(tmp_path / "run")
+    np.testing.assert_array_equal(made, whole)
+    assert again.evaluated[0] == at
+    for name in ("metrics.csv", "probe.csv"):
+        assert table(tmp_path / "run" / name) == table(tmp_path / "whole" / name)
+
+
+def test_only_what_is_left_is_evaluated_again(tmp_path: Path) -> None:
+    class Second(Regression):
+        def evaluators(self, mesh: Any, workdir: Path) -> dict[str, Evaluator]:
+            def look(step: int, *_: Any) -> dict[str, float]:
+                self.evaluated.append(f"seen {step}")
+                self.probe(step)
+                return {}
+
+            return {"probe": Evaluator(4, lambda step, *_: {"step": step}), "look": Evaluator(4, look, metrics=False)}
+
+    interrupt: Callable[[int], object] = lambda step: kill(step, 4)  # noqa: E731
+    assert run(tmp_path, task=Second(probe=interrupt))[0] is None
+    _, task = run(tmp_path, task=Second())
+    assert task.evaluated == ["seen 4", "seen 7"]
+    assert [row["step"] for row in table(tmp_path / "probe.csv")] == ["4", "7"]
+
+
+def test_a_signal_before_the_first_update_leaves_nothing(tmp_path: Path) -> None:
+    class Slow(Regression):
+        def initial_params(self) -> Any:
+            raise Interrupted(143, "interrupted")
+
+    with pytest.raises(Interrupted):
+        run(tmp_path, task=Slow())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_signal_while_starting_again_keeps_what_is_saved(tmp_path: Path) -> None:
+    class Slow(Regression):
+        def evaluators(self, mesh: Any, workdir: Path) -> Any:
+            raise Interrupted(143, "interrupted")
+
+    run(tmp_path, task=Regression(stop_before=2))
+    assert run(tmp_path, task=Slow())[0] is None
