@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from diffusers import StableDiffusionPipeline
-from flax import serialization
 from PIL import Image
 from safetensors.numpy import load_file
 
+from bksdm_jax.base.exits import RESTART
 from tests import tiny
 from tests.binaries import fail, metrics, micro_run, settings, start, succeed
 
@@ -71,7 +71,7 @@ def stopped(micro_teacher: Path, photographs: Path, tmp_path_factory: pytest.Tem
     wait_for(process, lambda: len(metrics(workdir)) >= 3)
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=300)
-    assert process.returncode == 1, said
+    assert process.returncode == RESTART, said
     (step,) = saved(workdir)
     return Stopped(workdir, step, said)
 
@@ -171,20 +171,6 @@ def test_images_from_a_trained_student(undisturbed: Path, tmp_path: Path) -> Non
     assert all(fact in changed for fact in ("seed", "0", "3"))
     model = shutil.copytree(undisturbed / "model", tmp_path / "model")
     assert "model" in fail("sample", settings("sample.py", out, **given | {"model": model}))
-
-
-def test_a_loss_that_is_not_finite_stops_the_run(micro_teacher: Path, photographs: Path, tmp_path: Path) -> None:
-    teacher = shutil.copytree(micro_teacher, tmp_path / "teacher")
-    path = teacher / "unet" / "diffusion_flax_model.msgpack"
-    tree = serialization.msgpack_restore(path.read_bytes())
-    tree["conv_out"]["bias"] = np.full(4, np.inf, np.float32)
-    path.write_bytes(serialization.msgpack_serialize(tree))
-    said = fail("train", micro_run(teacher, photographs, tmp_path / "run", steps=12, log_every=6, checkpoint_every=1))
-    assert "step 1 " in said
-    assert "loss_output inf" in said or "loss_output nan" in said
-    assert "optimizer.learning_rate" in said
-    assert not list((tmp_path / "run" / "checkpoints").iterdir())
-    assert not (tmp_path / "run" / "model").exists()
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,14 @@ from etils import epath
 
 from bksdm_jax.base.checksums import NAME, damage, write_checksums
 from bksdm_jax.base.errors import InputError
+from bksdm_jax.base.paths import to_path
 from bksdm_jax.base.signals import Interrupted
 from bksdm_jax.training import checkpoints as module
 from bksdm_jax.training.checkpoints import Checkpoints
+from bksdm_jax.training.records import bring_back
 from bksdm_jax.training.state import OptimizerConfig, TrainState, create_state, make_optimizer
+from tests.fake_bucket import NAME as NAME_OF_BUCKET
+from tests.fake_bucket import fake_bucket
 from tests.regression import Regression, checkpoint_steps, run, table
 
 
@@ -235,3 +239,28 @@ def test_a_run_continues_from_the_last_whole_checkpoint(tmp_path: Path) -> None:
     made, _ = run(tmp_path / "run")
     np.testing.assert_array_equal(made, whole)
     assert table(tmp_path / "run" / "metrics.csv") == table(tmp_path / "whole" / "metrics.csv")
+
+
+def test_checkpoints_in_a_bucket_outlive_the_machine(tmp_path: Path) -> None:
+    whole, _ = run(tmp_path / "whole")
+    (tmp_path / "bucket").mkdir()
+    with fake_bucket(tmp_path / "bucket", []):
+        settings = {"checkpoints": f"{NAME_OF_BUCKET}/run", "keep_checkpoints": 1, "checkpoint_every": 2}
+        assert run(tmp_path / "first", task=Regression(stop_before=4), **settings)[0] is None
+        (step,) = checkpoint_steps(tmp_path / "bucket", "run")
+        (tmp_path / "first" / "config.json").write_text("{}")
+        assert not (tmp_path / "first" / "checkpoints").exists()
+        bring_back(to_path(settings["checkpoints"]), tmp_path / "empty")
+        assert not (tmp_path / "empty").exists()  # there were no settings to bring back
+        made, _ = run(tmp_path / "first", **settings, steps=6)
+        files = {"config.json", "metrics.csv", "probe.csv"}
+        bring_back(to_path(settings["checkpoints"]), tmp_path / "second")
+        assert set(names(tmp_path / "second")) == files
+        made, _ = run(tmp_path / "second", **settings)
+        flipped = next((tmp_path / "bucket" / "run" / "7").rglob("d/*"))
+        flipped.write_bytes(flipped.read_bytes()[:-1] + b"?")
+        with pytest.raises(InputError, match=f"{NAME_OF_BUCKET}/run: no checkpoint is whole"):
+            run(tmp_path / "third", **settings)
+    assert step >= 4
+    np.testing.assert_array_equal(made, whole)
+    assert table(tmp_path / "second" / "metrics.csv") == table(tmp_path / "whole" / "metrics.csv")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -123,9 +124,18 @@ def test_too_many_in_a_row_end_the_run(tmp_path: Path, most: int, log_every: int
     assert not any(f"loss {wrong}," in mended for wrong in ("nan", "inf"))
 
 
-def test_the_data_are_told_from_the_training(tmp_path: Path) -> None:
+class Spoilt(Regression):
+    """Its frozen network has a NaN."""
+
+    def frozen_params(self) -> Iterator[tuple[str, Any]]:
+        yield "truth", {"slope": np.array([1.0, np.nan, 3.0], np.float32)}
+
+
+def test_weights_and_data_are_told_from_the_training(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="the data aren't finite"):
         run(tmp_path / "data", task=Regression(infinite=lambda step: True), steps=9)
+    with pytest.raises(InputError, match="the weights of the truth aren't finite"):
+        run(tmp_path / "weights", task=Spoilt(), steps=9)
     with pytest.raises(InputError, match=r"the training diverges.*starts again"):
         run(tmp_path / "rate", optimizer=OptimizerConfig(learning_rate=3e38), steps=9)
 
