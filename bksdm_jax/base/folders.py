@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bksdm_jax.base.errors import InputError
-from bksdm_jax.base.locks import lock, unlock
+from bksdm_jax.base.locks import is_at, lock, unlock
 from bksdm_jax.base.workdir import is_used
 
 
@@ -58,9 +58,8 @@ def _locked(temporary: Path, target: Path) -> int:
         if not lock(descriptor, target):
             unlock(descriptor)
             raise InputError(f"{target}: being written by another program; wait for it, or choose another folder")
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(descriptor), temporary.stat(follow_symlinks=False)):
-                return descriptor
+        if is_at(descriptor, temporary):
+            return descriptor
         unlock(descriptor)  # the folder got its final name, or was removed, in between
 
 

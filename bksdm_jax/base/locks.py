@@ -20,7 +20,7 @@ from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.files import make_folder
 
 LOCK = ".lock"
-"""The file in a folder that is locked; it says who has locked it."""
+"""The file in a folder that is locked; it says by whom."""
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -28,6 +28,7 @@ _HOLDER = r"process \d{1,10} on [\w.-]{1,255}"
 _SIGNING = 0.1  # seconds from taking a lock to having said so
 _OPEN: set[int] = set()  # descriptors of locked files
 _HELD: dict[Path, tuple[int, int]] = {}  # by folder: descriptor, thread
+_RUNS: set[tuple[Path, int]] = set()  # folder, thread
 
 
 def _close_in_child() -> None:
@@ -36,13 +37,14 @@ def _close_in_child() -> None:
         os.close(descriptor)
     _OPEN.clear()
     _HELD.clear()
+    _RUNS.clear()
 
 
 os.register_at_fork(after_in_child=_close_in_child)
 
 
 def lock(descriptor: int, folder: Path) -> bool:
-    """Locks an open file or folder until `unlock`; False: another program has locked it.
+    """Locks an open file or folder until `unlock`, which must come in any case; False: another program has locked it.
 
     On a disk that can't lock files, a warning with the name of `folder` is logged.
     """
@@ -57,7 +59,7 @@ def lock(descriptor: int, folder: Path) -> bool:
 
 
 def unlock(descriptor: int) -> None:
-    """Ends the lock, if `lock` succeeded, and closes the file."""
+    """Ends the lock, if there is one, and closes the file."""
     with contextlib.suppress(OSError):
         fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing wouldn't, while a child that is being started has it too
     _OPEN.discard(descriptor)
@@ -79,7 +81,8 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
     try:
         yield
     finally:
-        _end(descriptor)
+        _sign(descriptor, "")
+        unlock(descriptor)
 
 
 def hold(folder: Path, needed: bool = True) -> bool:
@@ -93,13 +96,13 @@ def hold(folder: Path, needed: bool = True) -> bool:
     Raises:
         InputError: another program uses the folder, or it can't be written.
     """
-    folder, thread = folder.resolve(), threading.get_ident()
-    if folder in _HELD:
-        if _HELD[folder][1] != thread:
+    key, thread = folder.resolve(), threading.get_ident()
+    if key in _HELD:
+        if _HELD[key][1] != thread:
             raise _in_use(folder, "another run of this process")
         return False
     try:
-        _HELD[folder] = _taken(folder), thread
+        _HELD[key] = _taken(folder), thread
     except _UnwritableError:
         if needed:
             raise
@@ -108,10 +111,10 @@ def hold(folder: Path, needed: bool = True) -> bool:
 
 
 def one_run(is_first: Callable[[], bool] = lambda: True) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
-    """Decorates a function that is a run in its argument `workdir`: what it locks there is unlocked when it returns.
+    """Decorates a function that is a run in its argument `workdir`: when it returns, the lock is gone.
 
-    If a former run has left a lock file, it is locked before anything else is done, so that a second program is refused
-    at once; else `hold` comes later, since a mistake in the settings mustn't change a folder that isn't a run's.
+    If there is a lock file, it is locked before anything else is done, so that a second program is refused at once;
+    else `hold` comes later, since a mistake in the settings mustn't change a folder that isn't a run's.
 
     Args:
         is_first: whether this is the one of the run's processes that locks.
@@ -133,15 +136,21 @@ def one_run(is_first: Callable[[], bool] = lambda: True) -> Callable[[Callable[_
 
 @contextlib.contextmanager
 def _run_in(workdir: Path) -> Iterator[None]:
-    key = workdir.resolve()
-    nested = key in _HELD
-    if not nested and (workdir / LOCK).is_file() and (workdir / "config.json").is_file():
-        hold(workdir, needed=False)
+    key, thread = workdir.resolve(), threading.get_ident()
+    if (key, thread) in _RUNS:  # a part of a run that ends later
+        yield
+        return
+    _RUNS.add((key, thread))
     try:
+        if (workdir / LOCK).is_file() and (workdir / "config.json").is_file():
+            hold(workdir, needed=False)
         yield
     finally:
-        if not nested and key in _HELD:
-            _end(_HELD.pop(key)[0])
+        _RUNS.remove((key, thread))
+        if key in _HELD and _HELD[key][1] == thread:
+            with contextlib.suppress(OSError):
+                (key / LOCK).unlink()
+            unlock(_HELD.pop(key)[0])
 
 
 class _UnwritableError(InputError):
@@ -150,20 +159,31 @@ class _UnwritableError(InputError):
 
 def _taken(folder: Path, wait: bool = False) -> int:
     """The descriptor of a folder's lock file, locked and signed."""
-    descriptor = _opened(folder / LOCK)
+    path = folder / LOCK
+    while True:
+        descriptor = _opened(path)
+        try:
+            if not lock(descriptor, folder):
+                if not wait:
+                    time.sleep(_SIGNING)
+                    raise _in_use(folder, _holder(descriptor))
+                logging.info("%s: in use by %s; waiting for it", folder, _holder(descriptor))
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if is_at(descriptor, path):
+                _sign(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n")
+                return descriptor
+        except BaseException:
+            unlock(descriptor)
+            raise
+        unlock(descriptor)  # the holder deleted it in between
+
+
+def is_at(descriptor: int, path: Path) -> bool:
+    """Whether an open file or folder is still what has this name."""
     try:
-        if not lock(descriptor, folder):
-            if not wait:
-                time.sleep(_SIGNING)
-                raise _in_use(folder, _holder(descriptor))
-            logging.info("%s: in use by %s; waiting for it", folder, _holder(descriptor))
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        _sign(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n")
-    except BaseException:
-        _OPEN.discard(descriptor)
-        os.close(descriptor)
-        raise
-    return descriptor
+        return os.path.samestat(os.fstat(descriptor), path.stat(follow_symlinks=False))
+    except FileNotFoundError:
+        return False
 
 
 def _opened(path: Path) -> int:
@@ -187,11 +207,6 @@ def _sign(descriptor: int, text: str) -> None:
 def _holder(descriptor: int) -> str:
     found = re.match(_HOLDER, os.pread(descriptor, 300, 0).decode("ascii", "replace"))
     return f"another program ({found[0]})" if found else "another program"
-
-
-def _end(descriptor: int) -> None:
-    _sign(descriptor, "")
-    unlock(descriptor)
 
 
 def _in_use(folder: Path, holder: str) -> InputError:
