@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,20 +19,8 @@ from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.folders import atomic_folder
 from bksdm_jax.base.locks import LOCK, locked, one_run
 from bksdm_jax.base.workdir import claim, is_used, require_same
-from bksdm_jax.data.prepare import prepare as preparing
-from bksdm_jax.data.prepare.prepare import prepare
-from bksdm_jax.data.sources import INFO
-from bksdm_jax.evaluation.images import open_images
-from bksdm_jax.pipelines import save as saving
-from bksdm_jax.pruning.config import PruneConfig
-from bksdm_jax.pruning.prune import prune
-from bksdm_jax.sampling import run as sampling
-from bksdm_jax.sampling.run import sample
-from tests import tiny
 from tests.conftest import ROOT
-from tests.pairs_on_disk import config as prepare_config
-from tests.pairs_on_disk import many
-from tests.sampling_runs import quick, use_one_device
+from tests.lock_races import PROCESSES, ROUNDS
 
 SETTINGS = {"steps": 3, "seed": 0}
 OTHER_RUN = """
@@ -127,40 +114,19 @@ def test_a_killed_program_holds_nothing_though_its_children_live(children: str, 
         if children != "pass":
             os.killpg(first.pid, 0)  # there are some
         assert str(first.pid) in (tmp_path / "run" / LOCK).read_text()
+        time.sleep(0.1)  # a child may not have begun yet
         run(tmp_path / "run")
 
 
+def race(what: str, folder: Path) -> None:
+    subprocess.run([sys.executable, "-m", "tests.lock_races", what, str(folder)], cwd=ROOT, check=True)
+
+
 def test_of_many_at_once_exactly_one_wins(tmp_path: Path) -> None:
-    """Processes that wait for one moment, again and again."""
-    start, count, rounds = time.monotonic() + 1.0, 3, 50
-    children = []
-    for number in range(count):
-        if (child := os.fork()) == 0:
-            os._exit(_race(tmp_path, number, start, rounds))
-        children.append(child)
-    assert [os.waitpid(child, 0)[1] for child in children] == [0] * count
-    for turn in range(rounds):
-        won = [path.name for path in (tmp_path / f"{turn}").glob("won_*")]
-        lost = [path.name for path in tmp_path.glob(f"lost_{turn}_*")]
-        assert (len(won), len(lost)) == (1, count - 1), turn
-
-
-def _race(folder: Path, number: int, start: float, rounds: int) -> int:
-    """Tries a folder every 40 ms, and keeps it for 30."""
-    for turn in range(rounds):
-        workdir, begin = folder / f"{turn}", start + 0.04 * turn
-        time.sleep(max(0.0, begin - 0.002 - time.monotonic()))
-        while time.monotonic() < begin:
-            pass
-        try:
-            locks._SIGNING = 0.0
-            require_same(workdir, SETTINGS, ())
-            claim(workdir, SETTINGS)
-            (workdir / f"won_{number}").touch()
-        except InputError as error:
-            (folder / f"lost_{turn}_{number}").write_text(str(error))
-    time.sleep(max(0.0, start + 0.04 * rounds + 0.2 - time.monotonic()))
-    return 0
+    race("workdirs", tmp_path)
+    for turn in range(ROUNDS):
+        won, lost = list(tmp_path.glob(f"{turn}/won_*")), list(tmp_path.glob(f"lost_{turn}_*"))
+        assert (len(won), len(lost)) == (1, PROCESSES - 1), turn
 
 
 def test_a_run_that_came_and_went_since_the_check_is_noticed(tmp_path: Path) -> None:
@@ -269,25 +235,6 @@ def test_two_that_write_one_folder_do_not_meet(tmp_path: Path) -> None:
 
 
 def test_of_many_that_write_one_folder_each_is_whole_or_refused(tmp_path: Path) -> None:
-    """More than there are cores, with and without a folder in the way."""
-    children = []
-    for number in range(4):
-        if (child := os.fork()) == 0:
-            os._exit(_writes(tmp_path / "made", str(number)))
-        children.append(child)
-    assert [os.waitpid(child, 0)[1] for child in children] == [0] * 4
-    found = {(tmp_path / "made" / name).read_text() for name in ("a", "b")}
-    assert len(found) == 1
+    race("folders", tmp_path)
+    assert len({(tmp_path / "made" / name).read_text() for name in ("a", "b")}) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
-
-
-def _writes(target: Path, text: str) -> int:
-    written = 0
-    for _ in range(200):
-        with contextlib.suppress(InputError), atomic_folder(target) as folder:
-            if any(folder.iterdir()):
-                return 1
-            for name in ("a", "b"):
-                (folder / name).write_text(text)
-            written += 1
-    return 0 if written else 2
