@@ -77,12 +77,14 @@ def leftovers(folder: Path) -> list[str]:
 def disk_of(most: int) -> Iterator[None]:
     """No file gets more than so many bytes, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with jax.enable_compilation_cache(False):  # it would be left with halves of programs
-        resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))  # Python ignores the signal
-        try:
-            yield
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    key, former = "jax_persistent_cache_min_compile_time_secs", jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update(key, 1e9)  # else the cache of programs would get halves of them
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))  # Python ignores the signal
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        jax.config.update(key, former)
 
 
 def test_a_second_preparation_is_refused_and_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,13 +8,14 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bksdm_jax.base import locks
+from bksdm_jax.base import folders, locks
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.folders import atomic_folder
 from bksdm_jax.base.locks import LOCK, locked, one_run
@@ -114,8 +115,13 @@ def test_a_killed_program_holds_nothing_though_its_children_live(children: str, 
         if children != "pass":
             os.killpg(first.pid, 0)  # there are some
         assert str(first.pid) in (tmp_path / "run" / LOCK).read_text()
-        time.sleep(0.1)  # a child may not have begun yet
-        run(tmp_path / "run")
+        begin = time.monotonic()
+        while time.monotonic() < begin + 10:  # a child may not have begun yet
+            with contextlib.suppress(InputError):
+                run(tmp_path / "run")
+                break
+        else:
+            pytest.fail("a child holds the lock")
 
 
 def race(what: str, folder: Path) -> None:
@@ -238,3 +244,49 @@ def test_of_many_that_write_one_folder_each_is_whole_or_refused(tmp_path: Path) 
     race("folders", tmp_path)
     assert len({(tmp_path / "made" / name).read_text() for name in ("a", "b")}) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
+
+
+def once_before(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, first: Callable[[], object]) -> None:
+    """Something happens just before the next call of a function."""
+    function = getattr(module, name)
+
+    def call(*arguments: Any) -> Any:
+        monkeypatch.setattr(module, name, function)
+        first()
+        return function(*arguments)
+
+    monkeypatch.setattr(module, name, call)
+
+
+def test_a_lock_file_that_its_holder_deletes_is_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    once_before(monkeypatch, locks, "lock", (tmp_path / LOCK).unlink)
+    with locked(tmp_path), pytest.raises(InputError, match="in use"), locked(tmp_path):
+        pass
+
+
+def test_a_folder_that_another_finishes_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    partial, target = tmp_path / ".made.partial", tmp_path / "made"
+
+    def finishes() -> None:
+        (partial / "a").touch()
+        partial.rename(target)
+
+    once_before(monkeypatch, folders, "lock", finishes)
+    with atomic_folder(target) as folder:
+        assert folder == partial
+        (folder / "b").touch()
+        assert [path.name for path in target.iterdir()] == ["a"]
+    assert [path.name for path in target.iterdir()] == ["b"]
+
+
+def test_a_folder_that_another_begins_is_not_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put = folders._put
+
+    def puts(*arguments: Any) -> None:
+        put(*arguments)
+        (tmp_path / ".made.partial").mkdir()
+
+    monkeypatch.setattr(folders, "_put", puts)
+    with atomic_folder(tmp_path / "made"):
+        pass
+    assert (tmp_path / ".made.partial").is_dir()

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bksdm_jax.base.errors import InputError
-from bksdm_jax.base.locks import is_at, lock, unlock
+from bksdm_jax.base.locks import ATTEMPTS, is_at, lock, unlock
 from bksdm_jax.base.workdir import is_used
 
 
@@ -49,18 +49,19 @@ def atomic_folder(target: Path, replace: bool = True) -> Iterator[Path]:
 
 def _locked(temporary: Path, target: Path) -> int:
     """Makes the folder, if missing, and locks it; returns its descriptor."""
-    while True:
+    for _ in range(ATTEMPTS):
         temporary.mkdir(exist_ok=True)
         try:
             descriptor = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         except FileNotFoundError:  # another program has just finished
             continue
-        if not lock(descriptor, target):
-            unlock(descriptor)
-            raise InputError(f"{target}: being written by another program; wait for it, or choose another folder")
-        if is_at(descriptor, temporary):
+        free = lock(descriptor, target)
+        if free and is_at(descriptor, temporary):
             return descriptor
-        unlock(descriptor)  # the folder got its final name, or was removed, in between
+        unlock(descriptor)
+        if not free:
+            break
+    raise InputError(f"{target}: being written by another program; wait for it, or choose another folder")
 
 
 def _empty(folder: Path) -> None:

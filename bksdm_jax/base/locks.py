@@ -22,6 +22,9 @@ from bksdm_jax.base.files import make_folder
 LOCK = ".lock"
 """The file in a folder that is locked; it says by whom."""
 
+ATTEMPTS = 100
+"""To lock a name that other programs take and give up at the same time."""
+
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 _HOLDER = r"process \d{1,10} on [\w.-]{1,255}"
@@ -160,7 +163,7 @@ class _UnwritableError(InputError):
 def _taken(folder: Path, wait: bool = False) -> int:
     """The descriptor of a folder's lock file, locked and signed."""
     path = folder / LOCK
-    while True:
+    for _ in range(ATTEMPTS):
         descriptor = _opened(path)
         try:
             if not lock(descriptor, folder):
@@ -176,6 +179,7 @@ def _taken(folder: Path, wait: bool = False) -> int:
             unlock(descriptor)
             raise
         unlock(descriptor)  # the holder deleted it in between
+    raise _in_use(folder, "other programs")
 
 
 def is_at(descriptor: int, path: Path) -> bool:
