@@ -213,8 +213,8 @@ def save(
     config = SaveConfig(format, dtype, safety_checker)
     if isinstance(pipeline, Student):
         plan = {"removal_plan.json": pipeline.plan.to_json()}
-        return write_pipeline(folder, pipeline, config, pipeline.facts, plan)
-    return write_pipeline(folder, pipeline, config)
+        return write_pipeline(folder, pipeline, config, pipeline.facts, plan, replace=False)
+    return write_pipeline(folder, pipeline, config, replace=False)
 
 
 def _fields(pipeline: Pipeline) -> dict[str, Any]:

@@ -24,39 +24,6 @@ _BOMS = (
 
 
 @contextlib.contextmanager
-def atomic_folder(target: Path) -> Iterator[Path]:
-    """Yields an empty folder beside `target`, which is renamed to `target` if the block succeeds.
-
-    An existing `target` is replaced as a whole, and left as it is on an error. A killed process leaves at most a hidden
-    `.NAME.partial` beside it, which the next call deletes, or, between two renames, the former folder as `.NAME.old`.
-
-    Raises:
-        InputError: the folder can't be written, or the block raises an `OSError`.
-    """
-    target = Path(target).resolve()
-    temporary, old = (target.with_name(f".{target.name}.{ending}") for ending in ("partial", "old"))
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        yield temporary
-        shutil.rmtree(old, ignore_errors=True)
-        if target.exists():
-            target.rename(old)
-        try:
-            temporary.rename(target)
-        except OSError:
-            if old.exists():
-                old.rename(target)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        raise InputError(f"{target}: can't be written ({error.strerror or error}); choose another folder") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-@contextlib.contextmanager
 def atomic_file(target: Path) -> Iterator[Path]:
     """Yields a path beside `target`; the file written there is renamed to `target` if the block succeeds.
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.files import make_folder, read_json, write_json
+from bksdm_jax.base.locks import LOCK, hold
 from bksdm_jax.base.paths import MOST_READ
 
 COMPILED = ".compiled"
@@ -20,17 +21,22 @@ _SHA256 = "[0-9a-f]{64}"
 _LATE = 60  # seconds within which a shared disk shows what another machine wrote
 
 
-def require_same(workdir: Path, settings: Mapping[str, Any], may_change: Collection[str]) -> None:
-    """Compares `settings` with those of the run in `workdir`, if there is one. Writes nothing.
+def require_same(
+    workdir: Path, settings: Mapping[str, Any], may_change: Collection[str], is_first: bool = True
+) -> None:
+    """Compares `settings` with those of the run in `workdir`; if they are the same, the workdir is locked.
+
+    Writes nothing to a folder that isn't this run's.
 
     Args:
         workdir: the folder; it need not exist.
         settings: plain data; of hashes, and dicts of counts with a hash under `sha256`, an error says that what is
             hashed has changed, and by how much.
-        may_change: keys that don't affect a run's results and may differ when it continues.
+        may_change: keys that may differ when the run continues; those of nested settings as in `optimizer.epsilon`.
+        is_first: whether this is the one of the run's processes that locks.
 
     Raises:
-        InputError: the workdir is another run's, or has other files in it.
+        InputError: the workdir is another run's or in use by another program, or has other files in it.
     """
     path = workdir / "config.json"
     if not path.exists():
@@ -39,14 +45,26 @@ def require_same(workdir: Path, settings: Mapping[str, Any], may_change: Collect
         if is_used(workdir):
             raise InputError(f"{workdir}: not empty and not created by this program; choose another workdir")
         return
-    former, present = read_json(path, MOST_READ), json.loads(json.dumps(settings))
-    theirs, ours = (settings.keys() - set(may_change) for settings in (former, present))
+    former, present = (
+        _without(found, may_change) for found in (read_json(path, MOST_READ), json.loads(json.dumps(settings)))
+    )
+    theirs, ours = former.keys(), present.keys()
     if len(theirs & ours) < len(theirs ^ ours):
         raise InputError(f"{path}: written by another program; choose another workdir")
     for key in sorted(theirs | ours):
         if former.get(key) != present.get(key):
             changed = _difference(key, former.get(key), present.get(key))
             raise InputError(f"{path}: {changed}; choose another workdir, or restore it")
+    if is_first and hold(workdir, needed=False):
+        require_same(workdir, settings, may_change)  # another run may have changed them before it was locked
+
+
+def _without(settings: Mapping[str, Any], keys: Collection[str]) -> dict[str, Any]:
+    found = {key: value for key, value in settings.items() if key not in keys}
+    for outer, _, inner in (key.partition(".") for key in keys):
+        if inner and isinstance(found.get(outer), dict):
+            found[outer] = _without(found[outer], (inner,))
+    return found
 
 
 def require_same_parts(workdir: Path, key: str, parts: Mapping[str, str], what: str) -> None:
@@ -111,12 +129,18 @@ def is_used(folder: Path) -> bool:
     """
     if not folder.is_dir():
         return folder.exists()
-    return any(path.name not in (".config.json.partial", COMPILED) for path in folder.iterdir())
+    return any(path.name not in (".config.json.partial", COMPILED, LOCK) for path in folder.iterdir())
 
 
 def claim(workdir: Path, settings: Mapping[str, Any]) -> None:
-    """Creates `workdir` and records `settings` in it; raises `InputError` if it can't be written."""
-    write_json(make_folder(workdir) / "config.json", settings)
+    """Creates `workdir`, locks it, and records `settings` in it; `require_same` comes before.
+
+    Raises `InputError` if it can't be written, or another program uses it or has used it since `require_same`.
+    """
+    path = make_folder(workdir) / "config.json"
+    if hold(workdir) and path.exists():
+        raise InputError(f"{workdir}: another program has just used it; run the command again")
+    write_json(path, settings)
 
 
 def require_shared(workdir: Path) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +33,7 @@ class Skipping(Sequence[Any]):
         return self._examples[index]
 
     def note(self, name: str, error: InputError) -> None:
-        """Lists a skipped example, once per process."""
+        """Lists a skipped example, once per process; raises `InputError` if the list can't be written."""
         if name in self._noted:
             return
         self._noted.add(name)
@@ -40,9 +41,14 @@ class Skipping(Sequence[Any]):
         buffer = io.StringIO(newline="")
         csv.writer(buffer, lineterminator="\n").writerow((name, in_short(error)))
         with _WRITING:
-            head = "" if self.path.exists() else ",".join(COLUMNS) + "\n"
-            with self.path.open("a", encoding="utf-8") as file:  # appended whole, so that processes don't mix
-                file.write(head + buffer.getvalue())
+            try:
+                with self.path.open("ab+") as file:
+                    head = "" if file.tell() else ",".join(COLUMNS) + "\n"
+                    if not head and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
+                        head = "\n"  # a kill or a full disk has cut the last line off
+                    file.write((head + buffer.getvalue()).encode())  # at once, so that processes don't mix
+            except OSError as problem:
+                raise InputError(f"{self.path}: can't be written ({problem.strerror})") from problem
 
 
 _WRITING = threading.Lock()

@@ -1,6 +1,5 @@
 """Scores of a model's images straight from the sampler."""
 
-import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,7 @@ import jax
 
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.files import read_json, write_json
-from bksdm_jax.base.locks import locked
+from bksdm_jax.base.locks import one_run
 from bksdm_jax.base.paths import MOST_READ
 from bksdm_jax.data.tables import texts_sha256
 from bksdm_jax.evaluation.config import SCORING, SampleAndScoreConfig, require_live, require_sample_settings
@@ -20,6 +19,7 @@ from bksdm_jax.sampling.protocols import resized_to
 from bksdm_jax.sampling.run import Consumer, sample
 
 
+@one_run()
 def sample_and_score(config: SampleAndScoreConfig, workdir: Path) -> dict[str, Any]:
     """Samples, scores the images as their files would be scored, and writes `scores.json`.
 
@@ -35,20 +35,14 @@ def sample_and_score(config: SampleAndScoreConfig, workdir: Path) -> dict[str, A
     require_live(config)
     if jax.process_count() > 1:
         raise InputError("score: works in one process; sample on several, then run launch.score on the images")
-    with contextlib.ExitStack() as stack:
-        return _scored(config, workdir, stack)
-
-
-def _scored(config: SampleAndScoreConfig, workdir: Path, stack: contextlib.ExitStack) -> dict[str, Any]:
     scorer: Scorer | None = None
 
     def begin() -> Consumer:
         nonlocal scorer
         texts = read_json(workdir / "config.json", MOST_READ)["texts"]
         require_enough(config.score, len(texts) * config.images_per_prompt, "prompts")
-        scorer, folder = Scorer(config.score), workdir / "features"
-        stack.enter_context(locked(folder))
-        scorer.restart(folder, {"images": "sampled in this workdir"})
+        scorer = Scorer(config.score)
+        scorer.restart(workdir / "features", {"images": "sampled in this workdir"})
         return scorer
 
     count = sample(config, workdir, begin)

@@ -8,7 +8,7 @@ from typing import Any
 
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.files import file_sha256, write_json
-from bksdm_jax.base.locks import locked
+from bksdm_jax.base.locks import one_run
 from bksdm_jax.base.paths import local_path
 from bksdm_jax.base.progress import QUIET, waiting
 from bksdm_jax.base.workdir import claim, require_same
@@ -39,6 +39,7 @@ PROMPTS, IMAGES = "prompts.csv", "images"
 STATISTICS = f"{FID}.npz"
 
 
+@one_run()
 def make_reference(config: ReferenceConfig, workdir: Path) -> dict[str, Any]:
     """Makes images, prompts and, with the Inception's weights, statistics; the same call continues an interrupted one.
 
@@ -71,33 +72,32 @@ def make_reference(config: ReferenceConfig, workdir: Path) -> dict[str, Any]:
         with waiting(f"reading the network {name}", QUIET):
             load[name]()  # wrong weights are refused before anything slow
     claim(workdir, record)
-    with locked(workdir):
-        write_table(workdir / PROMPTS, ("file_name", "text"), [(prompt.source, prompt.text) for prompt in prompts])
-        squash_all(names, workdir / IMAGES, config.size)
-        features, images_sha256 = _features(config, scored, workdir, load)
-        found = {
-            "prompts": {
-                "count": len(prompts),
-                "sha256": file_sha256(workdir / PROMPTS),
-                "texts_sha256": texts_sha256(prompt.text for prompt in prompts),
-                **told,
-            },
-            "images": {
-                "count": len(names),
-                "sha256": images_sha256,
-                "size": config.size,
-                **_source_facts(source, coco),
-            },
-            "captions_sha256": record["captions_sha256"],
-            "extractors": {name: dict(load[name]().facts) for name in sorted({need.extractor for need in features})},
-            "statistics": STATISTICS if FID in scored else None,
-            "protocol": {"name": config.protocol, "departures": _departures(config, len(prompts), len(names))},
-            "versions": versions(),
-        }
-        if FID in scored:
-            _write_statistics(workdir / STATISTICS, features, found)
-        write_json(workdir / FACTS, found)
-        return found
+    write_table(workdir / PROMPTS, ("file_name", "text"), [(prompt.source, prompt.text) for prompt in prompts])
+    squash_all(names, workdir / IMAGES, config.size)
+    features, images_sha256 = _features(config, scored, workdir, load)
+    found = {
+        "prompts": {
+            "count": len(prompts),
+            "sha256": file_sha256(workdir / PROMPTS),
+            "texts_sha256": texts_sha256(prompt.text for prompt in prompts),
+            **told,
+        },
+        "images": {
+            "count": len(names),
+            "sha256": images_sha256,
+            "size": config.size,
+            **_source_facts(source, coco),
+        },
+        "captions_sha256": record["captions_sha256"],
+        "extractors": {name: dict(load[name]().facts) for name in sorted({need.extractor for need in features})},
+        "statistics": STATISTICS if FID in scored else None,
+        "protocol": {"name": config.protocol, "departures": _departures(config, len(prompts), len(names))},
+        "versions": versions(),
+    }
+    if FID in scored:
+        _write_statistics(workdir / STATISTICS, features, found)
+    write_json(workdir / FACTS, found)
+    return found
 
 
 def _prompts(config: ReferenceConfig, coco: Coco | None) -> tuple[list[Prompt], dict[str, Any]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.files import read_json, write_json
-from bksdm_jax.base.locks import locked
+from bksdm_jax.base.locks import one_run
 from bksdm_jax.base.paths import MOST_READ, local_path
 from bksdm_jax.base.progress import QUIET, waiting
 from bksdm_jax.base.workdir import claim, require_same
@@ -33,6 +33,7 @@ _SETTINGS = (
 )
 
 
+@one_run()
 def score(config: ScoreConfig, workdir: Path) -> dict[str, Any]:
     """Scores a folder of images and writes `scores.json`; the same call continues an interrupted one.
 
@@ -55,11 +56,10 @@ def score(config: ScoreConfig, workdir: Path) -> dict[str, Any]:
     require_enough(config, len(images) - len(images.unreadable), f"images: {images.folder}")
     scorer = Scorer(config)
     claim(workdir, record)
-    with locked(workdir / "features"):
-        scorer.restart(workdir / "features", _identity(images, config))
-        _feed(scorer, images, config)
-        found = _found(scorer, images, config, place, settings)
-        write_json(workdir / SCORES, found)
+    scorer.restart(workdir / "features", _identity(images, config))
+    _feed(scorer, images, config)
+    found = _found(scorer, images, config, place, settings)
+    write_json(workdir / SCORES, found)
     return found
 
 

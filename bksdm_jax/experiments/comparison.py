@@ -12,6 +12,7 @@ from absl import logging
 from bksdm_jax.base import trees
 from bksdm_jax.base.errors import known_name, whole_number
 from bksdm_jax.base.files import read_json, require_space, write_json
+from bksdm_jax.base.locks import one_run
 from bksdm_jax.base.progress import QUIET, waiting
 from bksdm_jax.base.workdir import claim, require_same
 from bksdm_jax.cost.counts import unet_cost
@@ -70,6 +71,7 @@ class Experiment:
     explanation: str
 
 
+@one_run()
 def compare_students(config: ComparisonConfig, experiment: Experiment, workdir: Path) -> Path | None:
     """Starts or continues an experiment, and writes `report.json` and `report.html` in `workdir`.
 

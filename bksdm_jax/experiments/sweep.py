@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from bksdm_jax.base.distributed import barrier, is_first
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.files import atomic_file, read_json
+from bksdm_jax.base.locks import one_run
 from bksdm_jax.base.workdir import claim, require_same
 from bksdm_jax.data.tables import write_table
 from bksdm_jax.experiments.sweep_scores import last_scores, score_points
@@ -31,6 +32,7 @@ _WRITTEN = ("format", "save_dtype", "save_weights", "safety_checker")  # setting
 _COLUMNS = ("run", "status", "updates", *_LOSSES, "held_out_loss", "held_out_loss_task")
 
 
+@one_run(is_first)
 def sweep(runs: Mapping[str, DistillConfig], workdir: Path) -> Path | None:
     """Starts or continues every run in a folder of its name in `workdir`, and writes `TABLE` and `PLOT`.
 

@@ -10,6 +10,7 @@ from absl import logging
 
 from bksdm_jax.base.errors import InputError, whole_number
 from bksdm_jax.base.files import read_json
+from bksdm_jax.base.locks import one_run
 from bksdm_jax.base.paths import MOST_READ
 from bksdm_jax.base.workdir import claim, require_same
 from bksdm_jax.data.tables import read_prompts
@@ -46,6 +47,7 @@ class _Setting(NamedTuple):
         return f"guidance_{self.scale}_steps_{self.steps}"
 
 
+@one_run()
 def tradeoff(config: TradeoffConfig, workdir: Path) -> Path:
     """Samples and scores every model at every setting, and writes `report.html` with the curves; returns its path.
 

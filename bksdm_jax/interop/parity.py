@@ -25,6 +25,7 @@ from diffusers import (
 from bksdm_jax.base.errors import InputError, in_short
 from bksdm_jax.base.files import write_json
 from bksdm_jax.base.images import grid, save_png
+from bksdm_jax.base.locks import one_run
 from bksdm_jax.base.precision import cast_frozen, exact_products
 from bksdm_jax.base.progress import waiting
 from bksdm_jax.base.workdir import claim, require_same
@@ -58,6 +59,7 @@ _CLASSES = {  # kind of sampler -> Diffusers' class, of those without noise in t
 }
 
 
+@one_run()
 def parity(config: CompareConfig, workdir: Path) -> list[Difference]:
     """Writes `differences.json` and, if `steps` isn't 0, `images.png` with PyTorch's images above ours.
 

@@ -54,10 +54,17 @@ class FeatureStore:
             self._resume(progress)
 
     def add(self, rows: np.ndarray, skipped: Sequence[int] = ()) -> None:
-        """Adds the feature of the next images, [B, ...]; `skipped`: numbers of images in between without any."""
+        """Adds the feature of the next images, [B, ...]; `skipped`: numbers of images in between without any.
+
+        Raises `InputError` if it can't be written; then this store can't be used any more.
+        """
         if len(rows) and self._sums is None:
-            with (self._folder / _ROWS).open("ab") as file:
-                file.write(np.ascontiguousarray(rows).data)
+            path = self._folder / _ROWS
+            try:
+                with path.open("ab") as file:
+                    file.write(np.ascontiguousarray(rows).data)
+            except OSError as error:
+                raise InputError(f"{path}: can't be written ({error.strerror or error})") from error
             self._layout = {"dtype": rows.dtype.name, "shape": list(rows.shape[1:])}
         elif len(rows) and self._sums is not None:
             self._sums.add(rows)

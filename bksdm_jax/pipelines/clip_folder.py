@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from bksdm_jax.base.errors import InputError, finite_number, shown
-from bksdm_jax.base.files import atomic_folder, read_json, write_json
+from bksdm_jax.base.files import read_json, write_json
+from bksdm_jax.base.folders import atomic_folder
 from bksdm_jax.base.paths import local_path
 from bksdm_jax.formats.clip_json import clip_from_transformers, clip_to_transformers
 from bksdm_jax.formats.locate import SUFFIXES, TRANSFORMERS_STEMS, choose_files, other_weights, weight_files

@@ -9,7 +9,8 @@ import numpy as np
 
 from bksdm_jax.base import trees
 from bksdm_jax.base.errors import InputError
-from bksdm_jax.base.files import atomic_folder, write_json
+from bksdm_jax.base.files import write_json
+from bksdm_jax.base.folders import atomic_folder
 from bksdm_jax.base.progress import QUIET, waiting
 from bksdm_jax.formats.scheduler_json import require_flax_schedule
 from bksdm_jax.formats.stored import FLOATS
@@ -52,14 +53,16 @@ def write_pipeline(
     config: SaveConfig,
     facts: CardFacts | None = None,
     extra: Mapping[str, Any] | None = None,
+    replace: bool = True,
 ) -> Path:
     """Writes a pipeline to a folder, atomically.
 
     Args:
-        target: the folder; replaced if it exists.
+        target: the folder.
         pipeline, config: what to write, and how.
         facts: for the model card, `README.md`; None: no card.
         extra: file name -> content of additional JSON files.
+        replace: an existing folder is replaced as a whole; False: that is an error.
 
     Returns:
         the path of the model: the folder, or the single file in it.
@@ -74,7 +77,7 @@ def write_pipeline(
     if config.dtype:
         cast = {name: _cast(network, name, config.dtype) for name, network in pipeline.networks.items()}
         pipeline = dataclasses.replace(pipeline, networks=cast)
-    with atomic_folder(target) as temporary:
+    with atomic_folder(target, replace) as temporary:
         if config.format in FOLDERS:
             write_folder(temporary, pipeline, FOLDERS[config.format])
         else:

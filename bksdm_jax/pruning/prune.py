@@ -136,4 +136,4 @@ def prune(config: PruneConfig, workdir: Path) -> tuple[RemovalPlan, Path]:
     student = pruned(teacher.read(), start, config.seed)
     facts = card_facts(config.teacher, plan, config.student_init, {})
     extra = {"removal_plan.json": plan.to_json()}
-    return plan, write_pipeline(workdir, student, save, facts, extra)
+    return plan, write_pipeline(workdir, student, save, facts, extra, replace=False)

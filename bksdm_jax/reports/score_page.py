@@ -11,6 +11,7 @@ import jinja2
 
 from bksdm_jax.base.errors import InputError, finite_number, shown, whole_number
 from bksdm_jax.base.files import atomic_file
+from bksdm_jax.base.locks import one_run
 from bksdm_jax.base.paths import local_path
 from bksdm_jax.base.progress import QUIET, waiting
 from bksdm_jax.base.workdir import claim, require_same
@@ -31,6 +32,7 @@ _COSTS = (("parameters", "U-Net parameters (M)", 1e6), ("macs", "multiply-adds o
 _WIDE = 8  # largest cost over smallest, from which on the axis is logarithmic
 
 
+@one_run()
 def report(config: ReportConfig, workdir: Path) -> Path:
     """Writes the page in `workdir`, in place of an earlier report's, and returns its path.
 

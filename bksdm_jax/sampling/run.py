@@ -12,6 +12,7 @@ from absl import logging
 from bksdm_jax.base.distributed import barrier, is_first
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.files import file_sha256, make_folder, write_json
+from bksdm_jax.base.locks import one_run
 from bksdm_jax.base.paths import local_path
 from bksdm_jax.base.progress import Progress
 from bksdm_jax.base.signals import Interrupts
@@ -74,6 +75,7 @@ class Consumer(Protocol):
         """Takes the images from number `first` on, uint8 [H, W, 3] as their files would hold them."""
 
 
+@one_run(is_first)
 def sample(config: SampleConfig, workdir: Path, consumer: Callable[[], Consumer] | None = None) -> int:
     """Writes `images/000000.png`, ... and, once all exist, `metadata.csv` (`file_name,text`).
 
@@ -100,7 +102,7 @@ def sample(config: SampleConfig, workdir: Path, consumer: Callable[[], Consumer]
     plan = _plan(config, prompts, model.architectures, teacher)
     record = _record(plan, model)
     models = [key for key in record if key.endswith(_SHA256)]
-    require_same(workdir, record, (*MAY_CHANGE, *models))
+    require_same(workdir, record, (*MAY_CHANGE, *models), is_first())
     for key in models:
         require_same_parts(workdir, key, record[key], key.removesuffix(_SHA256).replace("_", " "))
     _log_cut_prompts(plan, model)

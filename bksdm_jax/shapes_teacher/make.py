@@ -12,8 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import tensorflow_datasets as tfds
 
-from bksdm_jax.base.files import atomic_file, atomic_folder
+from bksdm_jax.base.files import atomic_file
+from bksdm_jax.base.folders import atomic_folder
 from bksdm_jax.base.images import to_unit
+from bksdm_jax.base.locks import one_run
 from bksdm_jax.base.progress import Progress
 from bksdm_jax.base.workdir import claim, require_same
 from bksdm_jax.diffusion.schedule import ScheduleConfig
@@ -37,6 +39,7 @@ from bksdm_jax.shapes_teacher.phase import shuffled, train_phase
 _ENCODER_BATCH = 250
 
 
+@one_run()
 def make_teacher(config: TeacherConfig, workdir: Path) -> Path | None:
     """Trains autoencoder, CLIP and U-Net, continuing where an earlier call was interrupted.
 
@@ -51,7 +54,8 @@ def make_teacher(config: TeacherConfig, workdir: Path) -> Path | None:
     require_same(workdir, record, ())
     claim(workdir, record)
     images, captions = _examples(build(workdir / "data", config.dataset))
-    write_tokenizer(workdir / "tokenizer", words())
+    with atomic_folder(workdir / "tokenizer") as folder:
+        write_tokenizer(folder, words())
     tokenizer = load_tokenizer(workdir / "tokenizer", 77)
     vae = _autoencoder(config, workdir / "vae", images[: config.vae_images], captions)
     if vae is None:

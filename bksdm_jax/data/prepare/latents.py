@@ -19,6 +19,7 @@ from bksdm_jax.base.distributed import barrier, is_first
 from bksdm_jax.base.errors import InputError, whole_number
 from bksdm_jax.base.files import make_folder, read_json, require_space, write_json
 from bksdm_jax.base.images import to_unit
+from bksdm_jax.base.locks import one_run
 from bksdm_jax.base.paths import AnyPath
 from bksdm_jax.base.precision import cast_frozen, compute_dtype, exact_products
 from bksdm_jax.base.progress import Progress
@@ -41,6 +42,7 @@ _NETWORKS = ("vae",)  # those whose weights are needed
 _Chunk = tuple[str, range]  # a split, and the positions of examples in it
 
 
+@one_run(is_first)
 def prepare_latents(source: str, config: LatentConfig, resolution: int, chunk: int, workdir: Path) -> Path | None:
     """Makes a dataset of cached latents in `workdir` with the splits of `source`, or continues making it.
 
@@ -70,7 +72,7 @@ def prepare_latents(source: str, config: LatentConfig, resolution: int, chunk: i
     identity = latent_identity(pipeline, resolution, config.flip)
     settings = dataclasses.asdict(config) | {"pipeline": str(pipeline.path), "identity": dataclasses.asdict(identity)}
     settings |= {"chunk": chunk, "source": str(folder), "source_sha256": sources.fingerprint(folder)}
-    require_same(workdir, settings, _MAY_CHANGE)
+    require_same(workdir, settings, _MAY_CHANGE, is_first())
     if (workdir / sources.INFO).exists():
         clear(workdir)
         return workdir

@@ -15,8 +15,10 @@ from typing import Any
 import jax
 from absl import logging
 
+from bksdm_jax.base.distributed import is_first
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.files import make_folder, read_json, write_json
+from bksdm_jax.base.locks import one_run
 from bksdm_jax.base.paths import MOST_READ, to_path
 from bksdm_jax.base.progress import QUIET, Progress, waiting
 from bksdm_jax.base.signals import Interrupts
@@ -38,6 +40,7 @@ _ENOUGH = 1000  # pairs from which on too many rejects stop the work at once
 _MAY_CHANGE = ("workers", "most_rejects")
 
 
+@one_run(is_first)
 def prepare(config: PrepareConfig, workdir: Path) -> Path | None:
     """Makes a dataset in `workdir`, or continues making it; `tfds.builder_from_directory` opens the result.
 

@@ -96,7 +96,7 @@ class ShardWriters:
                 self._open[split] = ArrayRecordWriter(str(_partial(self._paths[split])), "group_size:1")
             self._open[split].write(row)
         except Exception as error:  # ArrayRecord raises types of its own
-            raise self._failed(error) from error
+            raise _failed(self._paths[split], error) from error
         self._counts[split] += 1
         return self._counts[split] - 1
 
@@ -105,21 +105,29 @@ class ShardWriters:
         self._dropped = True
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            for writer in self._open.values():
+        failed: InputError | None = None
+        for split, writer in self._open.items():
+            try:
                 writer.close()
-            if kind is None and not self._dropped:
+            except Exception as error:
+                failed = failed or _failed(self._paths[split], error)
+        try:
+            if failed is None and kind is None and not self._dropped:
                 for split in self._open:
-                    _partial(self._paths[split]).replace(self._paths[split])
-        except Exception as error:
-            if kind is None:
-                raise self._failed(error) from error
+                    try:
+                        _partial(self._paths[split]).replace(self._paths[split])
+                    except OSError as error:
+                        raise _failed(self._paths[split], error) from error
         finally:
             for split in self._open:
                 _partial(self._paths[split]).unlink(missing_ok=True)
+        if failed is not None and kind is None:
+            raise failed
 
-    def _failed(self, error: Exception) -> InputError:
-        return InputError(f"{self._folder}: can't be written; is the disk full? ({in_short(error)})")
+
+def _failed(path: Path, error: Exception) -> InputError:
+    reason = in_short(error).partition(";")[0]  # ArrayRecord goes on with the temporary name
+    return InputError(f"{path}: can't be written ({reason}); free some space on its disk and run the command again")
 
 
 def _partial(path: Path) -> Path:

@@ -10,6 +10,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from bksdm_jax.base.distributed import barrier, is_first
+from bksdm_jax.base.locks import one_run
 from bksdm_jax.base.precision import compute_dtype
 from bksdm_jax.base.progress import QUIET, waiting
 from bksdm_jax.base.workdir import as_written, claim, require_same, require_same_parts, require_shared
@@ -40,6 +41,7 @@ from bksdm_jax.training.validation import validation
 _TEACHER = "teacher_sha256"  # known once its weights have been read
 
 
+@one_run(is_first)
 def distill(config: DistillConfig, workdir: Path) -> Path | None:
     """Runs, or continues, a distillation in `workdir`.
 
@@ -60,7 +62,7 @@ def distill(config: DistillConfig, workdir: Path) -> Path | None:
     }
     if config.checkpoints:
         bring_back(checkpoint_folder(config, workdir), workdir)
-    require_same(workdir, record, {*MAY_CHANGE, *MAY_CHANGE_AND_IS_NOTED, _TEACHER})
+    require_same(workdir, record, {*MAY_CHANGE, *MAY_CHANGE_AND_IS_NOTED, _TEACHER}, is_first())
     inputs = check_images(config, inputs, workdir)
     with waiting("preparing the distillation", QUIET):
         task = DistillTask(config, inputs)
