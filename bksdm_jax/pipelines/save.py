@@ -10,6 +10,7 @@ import numpy as np
 from bksdm_jax.base import trees
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.files import atomic_folder, write_json
+from bksdm_jax.base.finite import count_non_finite, find_non_finite
 from bksdm_jax.base.progress import QUIET, waiting
 from bksdm_jax.formats.scheduler_json import require_flax_schedule
 from bksdm_jax.formats.stored import FLOATS
@@ -65,10 +66,12 @@ def write_pipeline(
         the path of the model: the folder, or the single file in it.
 
     Raises:
-        InputError: the format can't express the pipeline, a number is out of the dtype's range, or the folder can't be
-            written.
+        InputError: the format can't express the pipeline, a number isn't finite or out of the dtype's range, or the
+            folder can't be written.
     """
     require_savable(pipeline.architectures, config)
+    if not pipeline.allow_non_finite:
+        _require_finite(target, pipeline)
     if not config.safety_checker:
         pipeline = dataclasses.replace(pipeline, components={})
     if config.dtype:
@@ -89,12 +92,22 @@ def write_pipeline(
     return target / SINGLE_FILE if config.format in FILES else target
 
 
+def _require_finite(target: Path, pipeline: Pipeline) -> None:
+    for name, network in pipeline.networks.items():
+        flat = trees.flatten(network.params)
+        for path, count in find_non_finite(flat):
+            raise InputError(
+                f"{target}: not written, since {count:,} of {np.size(flat[path]):,} values of {name}'s {path} aren't "
+                "finite; make the model again from weights that are"
+            )
+
+
 def _cast(network: Network, name: str, dtype: str) -> Network:
     def to(path: str, leaf: Any) -> np.ndarray:
         leaf = np.asarray(leaf)
         with np.errstate(over="ignore"):
             cast = leaf.astype(FLOATS[dtype])
-        if not np.isfinite(cast.astype(np.float32)).all() and np.isfinite(leaf.astype(np.float32)).all():
+        if count_non_finite(cast) and not count_non_finite(leaf):
             raise InputError(
                 f"save_dtype: {name}'s {path} is out of range of {dtype} (up to {np.abs(leaf).max():.3g}); "
                 "use bfloat16 or float32"
