@@ -24,9 +24,7 @@ def make_generate(networks: Architectures, config: SamplerConfig, dtype: jnp.dty
     parts = text_to_image(networks, config, dtype)
     warn_of_clipping(config, networks)
 
-    def generate(
-        params: dict[str, Any], captions: Any, negative: Any, noise: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+    def generate(params: dict[str, Any], captions: Any, negative: Any, noise: jax.Array) -> tuple[jax.Array, jax.Array]:
         conditioning, without = parts.condition(params, captions), parts.condition(params, negative)
         return parts.decode_checked(params, parts.denoise(params, conditioning, without, noise)[0])
 
