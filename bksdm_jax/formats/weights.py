@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 
 from bksdm_jax.base import trees
 from bksdm_jax.base.errors import InputError
-from bksdm_jax.base.finite import count_non_finite
+from bksdm_jax.base.finite import count_non_finite, find_non_finite
 from bksdm_jax.formats import names
 from bksdm_jax.formats.msgpack_file import index_msgpack
 from bksdm_jax.formats.safetensors_file import index_safetensors
@@ -172,6 +172,16 @@ def tell_non_finite(source: str, bad: Mapping[str, tuple[StoredTensor, int]], al
         hint = "" if allow is None else ", or set allow_non_finite=yes to use it as it is"
         raise InputError(f"{found}; mend or download it again{hint}")
     logging.warning("%s, and are used since allow_non_finite is set", found)
+
+
+def require_finite(target: Path, network: str, params: Mapping[str, Any]) -> None:
+    """Raises `InputError` if a network that is to be written to `target` has numbers that aren't finite."""
+    flat = trees.flatten(params)
+    for path, count in find_non_finite(flat):
+        raise InputError(
+            f"{target}: not written, since {count:,} of {np.size(flat[path]):,} values of {network}'s {path} aren't "
+            "finite; make the model again from weights that are"
+        )
 
 
 def write_msgpack(path: Path, params: Mapping[str, Any]) -> None:

@@ -10,11 +10,12 @@ import numpy as np
 from bksdm_jax.base import trees
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.files import atomic_folder, write_json
-from bksdm_jax.base.finite import count_non_finite, find_non_finite
+from bksdm_jax.base.finite import count_non_finite
 from bksdm_jax.base.progress import QUIET, waiting
 from bksdm_jax.formats.scheduler_json import require_flax_schedule
 from bksdm_jax.formats.stored import FLOATS
 from bksdm_jax.formats.unet_json import require_flax_expressible, unet_to_diffusers
+from bksdm_jax.formats.weights import require_finite
 from bksdm_jax.models.tiny_vae import TinyVAEConfig
 from bksdm_jax.pipelines.config import FILES, FOLDERS, SaveConfig, require_save
 from bksdm_jax.pipelines.folder import COPIED_FORMATS, write_folder
@@ -71,7 +72,8 @@ def write_pipeline(
     """
     require_savable(pipeline.architectures, config)
     if not pipeline.allow_non_finite:
-        _require_finite(target, pipeline)
+        for name, network in pipeline.networks.items():
+            require_finite(target, name, network.params)
     if not config.safety_checker:
         pipeline = dataclasses.replace(pipeline, components={})
     if config.dtype:
@@ -90,16 +92,6 @@ def write_pipeline(
         for name, value in (extra or {}).items():
             write_json(temporary / name, value)
     return target / SINGLE_FILE if config.format in FILES else target
-
-
-def _require_finite(target: Path, pipeline: Pipeline) -> None:
-    for name, network in pipeline.networks.items():
-        flat = trees.flatten(network.params)
-        for path, count in find_non_finite(flat):
-            raise InputError(
-                f"{target}: not written, since {count:,} of {np.size(flat[path]):,} values of {name}'s {path} aren't "
-                "finite; make the model again from weights that are"
-            )
 
 
 def _cast(network: Network, name: str, dtype: str) -> Network:
