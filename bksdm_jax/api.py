@@ -63,6 +63,7 @@ def load(
     variant: str = "",
     tokenizer: str = "",
     prediction: str = "",
+    allow_non_finite: bool = False,
     vae: str = "",
     clip_skip: int = 0,
     embeddings: Sequence[str] = (),
@@ -73,6 +74,7 @@ def load(
         name: a folder in Diffusers' layout, a single file, an id on the hub, or `shapes_teacher`; a `Path` is always a
             folder or file.
         revision, variant, tokenizer, prediction: as in `ModelSource`, where `prediction` is its `prediction_type`.
+        allow_non_finite: use weights that hold NaN or infinities, with a warning; `save` then writes them too.
         vae, clip_skip, embeddings: other parts, as in `PartsConfig`.
 
     Raises:
@@ -80,7 +82,8 @@ def load(
     """
     name = str(name.expanduser().absolute()) if isinstance(name, Path) else name
     embeddings = (embeddings,) if isinstance(embeddings, str) else tuple(embeddings)
-    pipeline = load_pipeline(ModelSource(name, revision, variant, tokenizer, prediction))
+    source = ModelSource(name, revision, variant, tokenizer, prediction, allow_non_finite=allow_non_finite)
+    pipeline = load_pipeline(source)
     return with_parts(pipeline, PartsConfig(vae=vae, clip_skip=clip_skip, embeddings=embeddings))
 
 
@@ -101,7 +104,8 @@ def prune(pipeline: Pipeline, student: str = "bk_small", *, init: str = "teacher
         raise InputError("prune: the pipeline is a student; prune its teacher, with all blocks in one list")
     whole_number("prune", "seed", seed, 0, MOST_SEED)
     plan = plan_removal(pipeline.architectures.denoiser, removed_blocks(student))
-    made = pruned(pipeline, find_initial_weights(plan, InitOptions(student_init=init)), seed)
+    options = InitOptions(student_init=init, allow_non_finite=pipeline.allow_non_finite)
+    made = pruned(pipeline, find_initial_weights(plan, options), seed)
     return Student(**_fields(made), plan=plan, facts=card_facts(_name(pipeline), plan, init, {}))
 
 
@@ -155,7 +159,8 @@ def generate(
         `Images`, N of them in the order of the prompts: `arrays` uint8 [N, height, width, 3].
 
     Raises:
-        InputError: a setting is out of range or doesn't fit the model, or a prompt or an image can't be used.
+        InputError: a setting is out of range or doesn't fit the model, a prompt or an image can't be used, or a made
+            image isn't finite.
     """
     texts = _texts(prompts)
     whole_number("generate", "seed", seed, 0, MOST_SEED)

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl import logging
 
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.diffusion.guidance import combined
@@ -20,7 +19,7 @@ from bksdm_jax.pipelines.pipeline import Pipeline
 from bksdm_jax.pruning.removal import plan_removal, removed_blocks
 from bksdm_jax.sampling.engine import Batch, Engine, Previews
 from bksdm_jax.sampling.generate import starting_noise
-from bksdm_jax.sampling.text_to_image import SamplerConfig, text_to_image
+from bksdm_jax.sampling.text_to_image import SamplerConfig, not_finite, text_to_image
 from tests import sampling_oracle, tiny
 
 CONFIG = SamplerConfig(steps=4, guidance_scale=3.0, resolution=16, sampler="ddim", seed=3, negative_prompt="blue")
@@ -168,13 +167,16 @@ def test_previews_that_cannot_be_made_are_refused(pipeline: Pipeline) -> None:
         Engine(pipeline, CONFIG, previews=Previews(2, wider))
 
 
-def test_images_that_are_not_finite_are_told(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
-    monkeypatch.setattr(logging, "warning", lambda text, *values: said.append(text % values))
-    noise = np.zeros((2, 8, 8, 4), np.float32)
-    noise[1, 0, 0, 0] = np.inf
-    list(Engine(pipeline, CONFIG).make([Batch((6, 7), PROMPTS[:2], noise=noise)]))
-    assert ["image 7" in text for text in said if text.startswith("image")] == [True]
+def test_an_image_that_is_not_finite_is_an_error_after_the_others(pipeline: Pipeline) -> None:
+    noise = np.random.default_rng(0).standard_normal((4, 8, 8, 4)).astype(np.float32)
+    noise[3] = 3e38
+    batches = [Batch((4, 5), PROMPTS[:2], noise=noise[:2]), Batch((6, 7), PROMPTS[:2], noise=noise[2:])]
+    made = Engine(pipeline, CONFIG).make(batches)
+    assert next(made).images.std() > 5
+    with pytest.raises(InputError, match=r"image 7.*rocket.*guidance_scale"):
+        next(made)
+    for dtype in ("float32", "bfloat16"):
+        assert ("set dtype to float32" in str(not_finite(7, "a cup", dtype))) == (dtype == "bfloat16")
 
 
 def test_a_teacher_that_does_not_fit_is_refused(pipeline: Pipeline, other: Pipeline) -> None:

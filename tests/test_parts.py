@@ -227,7 +227,7 @@ def test_images_with_all_parts_match_pytorch(pipeline: Pipeline, teacher: Path, 
     config = SamplerConfig(steps=3, guidance_scale=3.0, resolution=16, seed=1)
     noise = np.array(starting_noise(1, jnp.arange(2, dtype=jnp.uint32), (8, 8, 4)))
     generate = jax.jit(make_generate(ours.architectures, config))
-    images = generate(ours.params, ours.caption_inputs(CAPTIONS[:2]), ours.caption_inputs([""]), noise)
+    images, _ = generate(ours.params, ours.caption_inputs(CAPTIONS[:2]), ours.caption_inputs([""]), noise)
     pytorchs = theirs(teacher, vae=vae)
     pytorchs.set_progress_bar_config(disable=True)
     pytorchs.load_textual_inversion(str(path))

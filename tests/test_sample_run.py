@@ -295,7 +295,7 @@ def test_previews_are_the_estimates_on_the_way(
     sample(config, tmp_path / "out")
     assert lost.read_bytes() == before
     own = run.load_autoencoder
-    changed = lambda name: dataclasses.replace(own(name), params={"decoder": {"bias": np.ones(3)}})  # noqa: E731
+    changed = lambda name, _: dataclasses.replace(own(name), params={"decoder": {"bias": np.ones(3)}})  # noqa: E731
     monkeypatch.setattr(run, "load_autoencoder", changed)
     with pytest.raises(InputError, match="preview vae has changed"):
         sample(config, tmp_path / "out")

@@ -9,8 +9,9 @@ import ml_dtypes
 import numpy as np
 import tensorflow_datasets as tfds
 
-from bksdm_jax.base.errors import InputError
+from bksdm_jax.base.errors import InputError, shown
 from bksdm_jax.base.files import read_json
+from bksdm_jax.base.finite import count_non_finite
 from bksdm_jax.base.paths import AnyPath
 from bksdm_jax.pipelines.pipeline import Pipeline
 
@@ -42,20 +43,29 @@ def to_bits(values: np.ndarray) -> np.ndarray:
 
 
 class CachedExample:
-    """A record of a dataset of cached latents."""
+    """A record of a dataset of cached latents; errors name it by `where`."""
 
-    def __init__(self, record: Mapping[str, Any]) -> None:
+    def __init__(self, record: Mapping[str, Any], where: str) -> None:
         self.name: str = record["name"].decode()
         self.texts: list[str] = [text.decode() for text in record["text"]]
-        self._tokens, self._moments = record["tokens"], record["moments"]
+        self._tokens, self._moments, self._where = record["tokens"], record["moments"], where
 
     def caption_inputs(self, caption: int) -> dict[str, np.ndarray]:
         """The pipeline's inputs for one of the captions: token ids int32 [T] under `tokens`."""
         return {"tokens": self._tokens[caption]}
 
     def moments(self, mirrored: bool) -> np.ndarray:
-        """Mean and log-variance for the image or its mirror image: uint16 [2, h, w, C], the bits of bfloat16."""
-        return self._moments[int(mirrored)]
+        """Mean and log-variance for the image or its mirror image: uint16 [2, h, w, C], the bits of bfloat16.
+
+        Raises `InputError` if they aren't finite.
+        """
+        moments = self._moments[int(mirrored)]
+        if count := count_non_finite(moments.view(ml_dtypes.bfloat16)):
+            raise InputError(
+                f"{self._where} ({shown(self.name)}): {count:,} of {moments.size:,} numbers of its latents aren't "
+                "finite; prepare the latents again"
+            )
+        return moments
 
 
 @dataclasses.dataclass(frozen=True)

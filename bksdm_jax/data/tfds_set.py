@@ -56,7 +56,7 @@ class TfdsExamples(Sequence["TfdsExample | CachedExample"]):
             raise IndexError(f"{self._where} has {len(self)} examples; there is no example {index}")
         try:
             record = self._records[index]
-            return CachedExample(record) if self.cached else TfdsExample(record, f"{self._where}: example {index}")
+            return (CachedExample if self.cached else TfdsExample)(record, f"{self._where}: example {index}")
         except Exception as error:  # ArrayRecord and the decoders raise many types
             raise InputError(f"{self._where}: example {index} can't be read ({in_short(error)})") from error
 

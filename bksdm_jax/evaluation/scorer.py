@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import importlib.metadata
+import math
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -81,7 +82,8 @@ class Scorer:
     def scores(self, subjects: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
         """The scores of all images so far by name: `value`, `low`, `high`, `interval` and what a metric adds.
 
-        `subjects` are of the images that could be read, in their order.
+        `subjects` are of the images that could be read, in their order. Raises `InputError` if there are too few
+        images, or a score isn't finite.
         """
         count = self._pass.done - len(self._pass.skipped)
         if count < FEWEST:
@@ -99,7 +101,20 @@ class Scorer:
             with waiting(f"computing {name}", QUIET):
                 scores = METRICS[name].scores(evidence)
             found |= {key: dataclasses.asdict(score) for key, score in scores.items()}
+        _require_finite(found)
         return found
+
+
+def _require_finite(found: Mapping[str, Any], name: str = "") -> None:
+    """Raises `InputError`, with its name, for a number in nested scores that isn't finite."""
+    for key, value in found.items():
+        inner = f"{name}: {key}" if name else key
+        if isinstance(value, Mapping):
+            _require_finite(value, inner)
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise InputError(
+                f"{inner} is {value}, so no scores are written; leave this metric out, or score more images"
+            )
 
 
 def versions() -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import errno
+import math
 import os
 import shutil
 import threading
@@ -18,6 +19,7 @@ from safetensors.numpy import save_file
 
 from bksdm_jax.base import trees
 from bksdm_jax.base.errors import InputError
+from bksdm_jax.base.finite import count_non_finite, find_non_finite
 from bksdm_jax.formats import names
 from bksdm_jax.formats.msgpack_file import index_msgpack
 from bksdm_jax.formats.safetensors_file import index_safetensors
@@ -35,18 +37,23 @@ _TEXT_LAYERS = ("text_model", "encoder", "layers")
 _THREADS = min(4, os.cpu_count() or 1)  # each holds at most two copies of one tensor
 
 
-def read_weights(paths: Sequence[Path], expected: Mapping[str, Any]) -> dict[str, Any]:
+def read_weights(
+    paths: Sequence[Path], expected: Mapping[str, Any], allow_non_finite: bool | None = None
+) -> dict[str, Any]:
     """Reads one network tensor by tensor, so that no file is in memory besides the result.
 
     Args:
         paths: its file, or its shards, all in one format.
         expected: nested shapes (`jax.ShapeDtypeStruct`) by Flax names; the files must match them exactly.
+        allow_non_finite: of NaN, infinities and numbers beyond float32, True warns, False is an error that names this
+            setting, and None an error of networks that have no such setting.
 
     Returns:
         nested numpy arrays by Flax names, in Flax's layouts and the files' dtypes.
 
     Raises:
-        InputError: a file is damaged, or weights are missing, unexpected or mis-shaped (all are listed).
+        InputError: a file is damaged, weights are missing, unexpected or mis-shaped (all are listed), or hold numbers
+            that aren't finite.
     """
     stored: dict[str, StoredTensor] = {}
     for path in paths:
@@ -56,15 +63,20 @@ def read_weights(paths: Sequence[Path], expected: Mapping[str, Any]) -> dict[str
             stored[name] = tensor
     source = f"{paths[0]}{f' and {len(paths) - 1} more' if len(paths) > 1 else ''}"
     if paths[0].suffix == ".msgpack":
-        return _load(source, stored, expected, from_torch=False)
-    return read_tensors(source, stored, expected)
+        return _load(source, stored, expected, False, allow_non_finite)
+    return read_tensors(source, stored, expected, allow_non_finite)
 
 
-def read_tensors(source: str, stored: Mapping[str, StoredTensor], expected: Mapping[str, Any]) -> dict[str, Any]:
+def read_tensors(
+    source: str,
+    stored: Mapping[str, StoredTensor],
+    expected: Mapping[str, Any],
+    allow_non_finite: bool | None = None,
+) -> dict[str, Any]:
     """Reads one network from tensors with PyTorch's names; `source` is for errors, the rest is as in `read_weights`."""
     current = renamed(source, stored, names.current_name)
     current.pop(None, None)
-    return _load(source, current, expected, from_torch=True)
+    return _load(source, current, expected, True, allow_non_finite)
 
 
 def renamed(
@@ -106,7 +118,11 @@ def _without_unused(
 
 
 def _load(
-    source: str, stored: Mapping[str, StoredTensor], expected: Mapping[str, Any], from_torch: bool
+    source: str,
+    stored: Mapping[str, StoredTensor],
+    expected: Mapping[str, Any],
+    from_torch: bool,
+    allow_non_finite: bool | None,
 ) -> dict[str, Any]:
     """`from_torch`: `stored` has PyTorch's names and layouts, else Flax's."""
     paths = trees.flatten(expected)
@@ -119,6 +135,7 @@ def _load(
             raise InputError(f"{tensor.path}: {name} holds {tensor.dtype}; expected one of {', '.join(known)}")
     largest = max((tensor.span() for tensor in stored.values()), default=0) if from_torch else 0
     own = threading.local()  # a buffer per thread
+    counts: dict[str, int] = {}
 
     def prepare() -> None:
         own.buffer = empty((largest,), np.uint8)
@@ -127,10 +144,44 @@ def _load(
         tensor = stored[names.torch_name(path)].read(own.buffer) if from_torch else stored[path].read()
         if tensor.dtype in EIGHT_BITS.values():
             tensor = tensor.astype(FLOATS["bfloat16"])
+        counts[path] = count_non_finite(tensor)
         return names.to_flax(path, tensor) if from_torch else tensor
 
     with concurrent.futures.ThreadPoolExecutor(_THREADS, initializer=prepare) as pool:
-        return trees.unflatten(dict(zip(paths, pool.map(read, paths), strict=True)))
+        arrays = dict(zip(paths, pool.map(read, paths), strict=True))
+    bad = {names.torch_name(path) if from_torch else path: counts[path] for path in paths if counts[path]}
+    tell_non_finite(source, {name: (stored[name], count) for name, count in bad.items()}, allow_non_finite)
+    return trees.unflatten(arrays)
+
+
+def tell_non_finite(source: str, bad: Mapping[str, tuple[StoredTensor, int]], allow: bool | None) -> None:
+    """Raises `InputError`, or warns, of tensors with numbers that aren't finite, if there are any.
+
+    Args:
+        source: the network and its file, for errors.
+        bad: tensor and count of these numbers by name.
+        allow: as `allow_non_finite` in `read_weights`.
+    """
+    if not bad:
+        return
+    name, (tensor, count) = next(iter(bad.items()))
+    file = "" if tensor.path.name in source else f" in {tensor.path.name}"
+    more = f" (and some of {len(bad) - 1} other tensors)" if len(bad) > 1 else ""
+    found = f"{source}: {count:,} of {math.prod(tensor.shape):,} values of {name[:200]}{file}{more} aren't finite"
+    if not allow:
+        hint = "" if allow is None else ", or set allow_non_finite=yes to use it as it is"
+        raise InputError(f"{found}; mend or download it again{hint}")
+    logging.warning("%s, and are used since allow_non_finite is set", found)
+
+
+def require_finite(target: Path, network: str, params: Mapping[str, Any]) -> None:
+    """Raises `InputError` if a network that is to be written to `target` has numbers that aren't finite."""
+    flat = trees.flatten(params)
+    for path, count in find_non_finite(flat):
+        raise InputError(
+            f"{target}: not written, since {count:,} of {np.size(flat[path]):,} values of {network}'s {path} aren't "
+            "finite; make the model again from weights that are"
+        )
 
 
 def write_msgpack(path: Path, params: Mapping[str, Any]) -> None:

@@ -43,6 +43,8 @@ def attribute_score(scenes: np.ndarray) -> AttributeScore:
 def attribute_scores(asked: Sequence[Scene], shown: Sequence[Scene]) -> dict[str, GroupScore]:
     """The accuracy of all facts (`all`), by kind of fact, and by the number of objects (`one object`, `two objects`).
 
+    A group is left out if there are no such facts.
+
     A fact that the reader can't recognise counts as not shown. Chance is the accuracy that correct pictures of other
     captions in the list would have.
 
@@ -57,6 +59,8 @@ def attribute_scores(asked: Sequence[Scene], shown: Sequence[Scene]) -> dict[str
     every = np.full(len(asked), True)
     scores = {"all": _share(answers, guesses, every)}
     for number, kind in enumerate(KINDS):
+        if not answers[:, number, 1].any():
+            continue  # no caption says any
         scores[kind] = _share(answers[:, [number]], guesses[:, [number]], every)
     for count, name in ((1, "one object"), (2, "two objects")):
         if count in objects:

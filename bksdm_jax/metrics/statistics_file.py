@@ -13,6 +13,7 @@ from absl import logging
 
 from bksdm_jax.base.errors import InputError, in_short, shown
 from bksdm_jax.base.files import atomic_file
+from bksdm_jax.base.finite import find_non_finite
 from bksdm_jax.base.paths import require_file
 from bksdm_jax.formats.torch_storages import Bounded
 
@@ -35,7 +36,9 @@ class Statistics:
 
 
 def write_statistics(path: Path, statistics: Statistics) -> None:
-    """Writes `mu`, `sigma` and the facts; raises `InputError` if the file can't be written."""
+    """Writes `mu`, `sigma` and the facts; raises `InputError` if numbers aren't finite or the file can't be written."""
+    for name, count in find_non_finite({"mu": statistics.mean, "sigma": statistics.covariance}):
+        raise InputError(f"{path}: not written, since {count:,} numbers of {name} aren't finite; check the weights")
     record = json.dumps(dict(statistics.facts), sort_keys=True, allow_nan=False)
     with atomic_file(path) as temporary, temporary.open("wb") as file:
         np.savez(file, mu=statistics.mean, sigma=statistics.covariance, **{RECORD: np.str_(record)})

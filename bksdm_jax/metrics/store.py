@@ -10,6 +10,7 @@ import numpy as np
 
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.files import atomic_file, make_folder, read_json, write_json
+from bksdm_jax.base.finite import find_non_finite
 from bksdm_jax.metrics.sums import FeatureSums, read_sums, write_sums
 
 _PROGRESS = "progress.json"
@@ -83,13 +84,27 @@ class FeatureStore:
             path.unlink()
 
     def read(self) -> np.ndarray | FeatureSums:
-        """Everything added so far: rows [N, ...] as a memory-mapped array, or sums."""
+        """Everything added so far: rows [N, ...] as a memory-mapped array, or sums.
+
+        Raises `InputError` if they aren't finite.
+        """
         if self._sums is not None:
+            self._require_finite(mean=self._sums.mean, scatter=self._sums.scatter)
             return self._sums
         count = self.done - len(self.skipped)
         if self._layout is None or not count:
             return np.zeros((0,), np.float32)
-        return np.memmap(self._folder / _ROWS, self._layout["dtype"], mode="r", shape=(count, *self._layout["shape"]))
+        shape = (count, *self._layout["shape"])
+        rows = np.memmap(self._folder / _ROWS, self._layout["dtype"], mode="r", shape=shape)
+        self._require_finite(rows=rows)
+        return rows
+
+    def _require_finite(self, **arrays: np.ndarray | float) -> None:
+        for name, count in find_non_finite({name: np.asarray(array) for name, array in arrays.items()}):
+            raise InputError(
+                f"{self._folder}: {count:,} of {np.size(arrays[name]):,} numbers of the features' {name} aren't "
+                "finite; delete this folder, they are gathered again"
+            )
 
     def _progress(self) -> dict[str, Any] | None:
         """What is recorded in the folder, if it belongs to this record."""

@@ -37,7 +37,7 @@ _HALVES = {"encoder": 0, "decoder": 1}
 """Half of TAESD -> its first layer in TAESD's own files; the decoder's layer 0 is the clamp, which Diffusers omits."""
 
 
-def load_autoencoder(name: str) -> Network:
+def load_autoencoder(name: str, allow_non_finite: bool = False) -> Network:
     """Reads an autoencoder: Diffusers' `AutoencoderKL`, or TAESD (`AutoencoderTiny`).
 
     A single file has no config: widths and depths of an `AutoencoderKL` follow from the weights, its scaling factor is
@@ -47,20 +47,21 @@ def load_autoencoder(name: str) -> Network:
         name: a folder of an autoencoder, or of a pipeline, whose `vae/` is read; a hub id of one of these;
             `shapes_teacher`; or a single file (a key of `TENSOR_FILES`) in Diffusers' names or the original ones, which
             may hold other networks too. `taesd_decoder.safetensors` needs `taesd_encoder.safetensors` beside it.
+        allow_non_finite: as in `ModelSource`.
 
     Raises:
         InputError: it doesn't exist, is no such autoencoder, or is damaged.
     """
     if name == TEACHER:
-        return _read_folder(teacher_folder())
+        return _read_folder(teacher_folder(), allow_non_finite)
     if is_hub_id(name):
-        return _read_folder(hub_folder(name, "", autoencoder_files))
+        return _read_folder(hub_folder(name, "", autoencoder_files), allow_non_finite)
     path = local_path("vae", name).absolute()
     if path.is_dir():
-        return _read_folder(path)
+        return _read_folder(path, allow_non_finite)
     if not path.is_file():
         raise InputError(f"{path}: no such folder or file; expected an autoencoder")
-    return _read_file(path)
+    return _read_file(path, allow_non_finite)
 
 
 def autoencoder_files(names: Collection[str]) -> list[str]:
@@ -70,7 +71,7 @@ def autoencoder_files(names: Collection[str]) -> list[str]:
     return [f"{prefix}{name}" for name in (_CONFIG, *choose_files(inside, DIFFUSERS_STEMS, "")) if name in inside]
 
 
-def _read_folder(path: Path) -> Network:
+def _read_folder(path: Path, allow_non_finite: bool) -> Network:
     folder = path / _INSIDE if (path / _INSIDE / _CONFIG).is_file() else path
     file = folder / _CONFIG
     if not file.is_file():
@@ -84,19 +85,19 @@ def _read_folder(path: Path) -> Network:
         raise InputError(f"{folder}: no weights; expected {expected}, or give a single file")
     if class_name == TINY_CLASS:
         tensors = {name: tensor for one in files for name, tensor in INDEXERS[one.suffix](one).items()}
-        return _tiny(str(folder), tensors, tiny_vae_from_diffusers(json, str(file)), json)
+        return _tiny(str(folder), tensors, tiny_vae_from_diffusers(json, str(file)), allow_non_finite, json)
     config = vae_from_diffusers(json, str(file))
-    return Network(config, read_weights(files, vae_parameter_shapes(config)), json)
+    return Network(config, read_weights(files, vae_parameter_shapes(config), allow_non_finite), json)
 
 
-def _read_file(path: Path) -> Network:
+def _read_file(path: Path, allow_non_finite: bool) -> Network:
     if path.suffix.lower() not in TENSOR_FILES:
         raise InputError(f"{path}: a file of unknown format; expected a folder, or {', '.join(TENSOR_FILES)}")
     tensors = TENSOR_FILES[path.suffix.lower()](path)
     if any(re.match(r"\d+\.", name) for name in tensors):
-        return _tiny(str(path), _both_halves(path, tensors), TinyVAEConfig())
+        return _tiny(str(path), _both_halves(path, tensors), TinyVAEConfig(), allow_non_finite)
     if any(re.match(r"(encoder|decoder)\.layers\.", name) for name in tensors):
-        return _tiny(str(path), tensors, TinyVAEConfig())
+        return _tiny(str(path), tensors, TinyVAEConfig(), allow_non_finite)
     if any(name.startswith(VAE) for name in tensors):
         tell_unused(str(path), [name for name in tensors if not name.startswith(VAE)])
         tensors = {name.removeprefix(VAE): tensor for name, tensor in tensors.items() if name.startswith(VAE)}
@@ -106,15 +107,21 @@ def _read_file(path: Path) -> Network:
         rest = {f"{VAE}{name}": tensor for name, tensor in tensors.items()}
         tensors = taken(rest, shapes, vae_modules(config))
         pass_over(path, rest)
-    return Network(config, read_tensors(str(path), tensors, shapes), vae_to_diffusers(config))
+    return Network(config, read_tensors(str(path), tensors, shapes, allow_non_finite), vae_to_diffusers(config))
 
 
-def _tiny(source: str, tensors: Tensors, config: TinyVAEConfig, json: dict[str, Any] | None = None) -> Network:
+def _tiny(
+    source: str,
+    tensors: Tensors,
+    config: TinyVAEConfig,
+    allow_non_finite: bool,
+    json: dict[str, Any] | None = None,
+) -> Network:
     """Each half by itself: CLIP's layers have the same names as the encoder's."""
     expected, params = tiny_vae_parameter_shapes(config), {}
     for half in _HALVES:
         own = {name.removeprefix(f"{half}."): tensor for name, tensor in tensors.items() if name.startswith(f"{half}.")}
-        params[half] = read_tensors(f"{source}, {half}", own, expected[half])
+        params[half] = read_tensors(f"{source}, {half}", own, expected[half], allow_non_finite)
     tell_unused(source, [name for name in tensors if name.partition(".")[0] not in _HALVES])
     return Network(config, params, tiny_vae_to_diffusers(config) if json is None else json)
 

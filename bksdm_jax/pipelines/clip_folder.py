@@ -19,7 +19,7 @@ from bksdm_jax.formats.open_clip import (
     transformers_tensors,
 )
 from bksdm_jax.formats.stored import StoredTensor
-from bksdm_jax.formats.weights import read_tensors, read_weights, write_msgpack
+from bksdm_jax.formats.weights import read_tensors, read_weights, require_finite, write_msgpack
 from bksdm_jax.models.clip_pair import CLIPConfig, clip_parameter_shapes
 from bksdm_jax.pipelines.autoencoder import TENSOR_FILES
 from bksdm_jax.pipelines.hub import hub_folder, is_hub_id
@@ -182,7 +182,11 @@ def _normalisation(found: tuple[Any, Any], source: str) -> tuple[tuple[float, fl
 
 
 def write_clip(target: Path, config: CLIPConfig, params: Mapping[str, Any], tokenizer: Path) -> None:
-    """Writes a folder in Transformers' Flax layout atomically; `tokenizer` is the folder of the tokenizer's files."""
+    """Writes a folder in Transformers' Flax layout atomically; `tokenizer` is the folder of the tokenizer's files.
+
+    Raises `InputError` if weights aren't finite, or the folder can't be written.
+    """
+    require_finite(target, "clip", params)
     size = config.vision.image_size
     preprocessor = {
         "image_processor_type": "CLIPImageProcessor",

@@ -9,10 +9,12 @@ import numpy as np
 
 from bksdm_jax.base import trees
 from bksdm_jax.base.errors import InputError, shown
+from bksdm_jax.base.finite import count_non_finite
 from bksdm_jax.base.paths import local_path
 from bksdm_jax.formats.safetensors_file import index_safetensors
 from bksdm_jax.formats.stored import FLOATS, StoredTensor
 from bksdm_jax.formats.torch_file import index_torch_table
+from bksdm_jax.formats.weights import tell_non_finite
 from bksdm_jax.models.clip import CLIPTextConfig
 from bksdm_jax.pipelines.pipeline import Network
 from bksdm_jax.pipelines.tokenizer import Tokenizer
@@ -32,8 +34,8 @@ class StoredEmbedding:
     token: str
     tensor: StoredTensor
 
-    def vectors(self, encoder: CLIPTextConfig) -> np.ndarray:
-        """Float [vectors, width]; raises `InputError` if they don't fit the text encoder."""
+    def vectors(self, encoder: CLIPTextConfig, dtype: np.dtype, allow_non_finite: bool = False) -> np.ndarray:
+        """[vectors, width] in `dtype`; raises `InputError` if they don't fit the text encoder or aren't finite."""
         shape = self.tensor.shape
         if len(shape) not in (1, 2) or self.tensor.dtype not in FLOATS.values():
             raise InputError(
@@ -50,7 +52,18 @@ class StoredEmbedding:
                 f"{self.path}: {shown(self.token)} has {shape[0]} vectors; "
                 f"expected 1 to {encoder.max_length}, the tokens of a caption"
             )
-        return self.tensor.read().reshape(-1, encoder.width)
+        vectors = self.tensor.read().reshape(-1, encoder.width)
+        with np.errstate(over="ignore"):
+            cast = vectors.astype(dtype)
+        if count := count_non_finite(vectors):
+            bad = {f"the embedding of {shown(self.token)}": (self.tensor, count)}
+            tell_non_finite(str(self.path), bad, allow_non_finite)
+        elif count_non_finite(cast):
+            raise InputError(
+                f"{self.path}: vectors of {shown(self.token)} are out of range of {dtype}, the dtype of the text "
+                "encoder's weights; use weights in float32"
+            )
+        return cast
 
 
 def find_embedding(name: str) -> StoredEmbedding:
@@ -92,7 +105,9 @@ def find_embedding(name: str) -> StoredEmbedding:
     return StoredEmbedding(path, token, tensor)
 
 
-def with_embeddings(encoder: Network, tokenizer: Tokenizer, names: Sequence[str]) -> tuple[Network, Tokenizer]:
+def with_embeddings(
+    encoder: Network, tokenizer: Tokenizer, names: Sequence[str], allow_non_finite: bool = False
+) -> tuple[Network, Tokenizer]:
     """A CLIP text encoder and its tokenizer with the tokens of textual inversion files; as Diffusers makes them.
 
     A token of several vectors becomes `TOKEN`, `TOKEN_1`, ...: in captions, `TOKEN` stands for all of them.
@@ -100,13 +115,17 @@ def with_embeddings(encoder: Network, tokenizer: Tokenizer, names: Sequence[str]
     Args:
         encoder, tokenizer: what the tokens are added to.
         names: as `find_embedding` takes them.
+        allow_non_finite: as in `ModelSource`.
 
     Raises:
-        InputError: as `find_embedding`; or vectors don't fit the text encoder, or a token exists already.
+        InputError: as `find_embedding`; or vectors don't fit the text encoder or aren't finite, or a token exists
+            already.
     """
+    flat = trees.flatten(encoder.params)
+    table = np.asarray(flat[_TABLE])[: len(tokenizer)]
     known, added, rows = tokenizer.vocabulary(), [], []
     for stored in map(find_embedding, names):
-        vectors = stored.vectors(encoder.config)
+        vectors = stored.vectors(encoder.config, table.dtype, allow_non_finite)
         tokens = [stored.token, *(f"{stored.token}_{i}" for i in range(1, len(vectors)))]
         for token in (*tokens, f"{stored.token}_1"):  # the last would be taken for one of its vectors
             if token in known:
@@ -114,9 +133,7 @@ def with_embeddings(encoder: Network, tokenizer: Tokenizer, names: Sequence[str]
         known.update(tokens)
         added += tokens
         rows.append(vectors)
-    flat = trees.flatten(encoder.params)
-    table = np.asarray(flat[_TABLE])[: len(tokenizer)]
-    flat[_TABLE] = np.concatenate([table, *(vectors.astype(table.dtype) for vectors in rows)])
+    flat[_TABLE] = np.concatenate([table, *rows])
     size = len(flat[_TABLE])
     config = dataclasses.replace(encoder.config, vocab_size=size)
     json = changed_json(encoder.json, vocab_size=size)

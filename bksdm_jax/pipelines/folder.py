@@ -36,12 +36,14 @@ class FolderModel:
         variant: of the weights: the infix of their file names, such as `fp16` or `non_ema`.
         architectures: of its networks.
         json: network -> `config.json`; `scheduler` -> `scheduler_config.json`; `INDEX` -> `model_index.json`, if any.
+        allow_non_finite: as in `ModelSource`.
     """
 
     path: Path
     variant: str
     architectures: Architectures
     json: Mapping[str, dict[str, Any]]
+    allow_non_finite: bool = False
 
     @waiting("reading the model's weights", QUIET)
     def read(self, networks: Collection[str] | None = None) -> Pipeline:
@@ -69,6 +71,7 @@ class FolderModel:
             components=read_components(self.path, self.json[INDEX], self.variant),
             licence=_licence(self.path / _CARD),
             family=self.architectures.family,
+            allow_non_finite=self.allow_non_finite,
         )
         require_vocabulary(pipeline)
         return pipeline
@@ -81,7 +84,8 @@ class FolderModel:
     def _network(self, name: str, files: Sequence[Path]) -> Network:
         config = self.architectures.configs[name]
         shapes = self.architectures.kind.networks[name].parameter_shapes
-        return Network(config, read_weights(files, shapes(config)) if files else {}, self.json[name])
+        params = read_weights(files, shapes(config), self.allow_non_finite) if files else {}
+        return Network(config, params, self.json[name])
 
     def files(self, networks: Collection[str]) -> dict[str, tuple[Path, ...]]:
         """The weights files of these networks; those without a variant where a network doesn't have it.

@@ -1,5 +1,6 @@
 """Finds models by name: pipeline folders, single-file checkpoints, models on the hub, the bundled teacher."""
 
+import dataclasses
 from collections.abc import Collection
 from pathlib import Path
 
@@ -42,12 +43,13 @@ def find_model(
         if source.tokenizer or source.prediction_type:
             key = "tokenizer" if source.tokenizer else "prediction"
             raise InputError(f"{key}: applies to single-file checkpoints only; {path} is a folder with its own")
-        return open_folder(path, source.variant)
+        return dataclasses.replace(open_folder(path, source.variant), allow_non_finite=source.allow_non_finite)
     if path.suffix.lower() not in SINGLE_FILES:
         raise InputError(f"{path}: a file of unknown format; expected a folder, or {' or '.join(SINGLE_FILES)}")
     if source.variant:
         raise InputError(f"variant: {source.variant!r} applies to folders only; {path} is a single file")
-    return open_single_file(path, source.tokenizer, source.prediction_type, source.any_prediction)
+    found = open_single_file(path, source.tokenizer, source.prediction_type, source.any_prediction)
+    return dataclasses.replace(found, allow_non_finite=source.allow_non_finite)
 
 
 def find_denoiser(source: ModelSource, weights: bool = False) -> Model:
@@ -62,7 +64,9 @@ def find_denoiser(source: ModelSource, weights: bool = False) -> Model:
     """
     kind = FAMILIES[STABLE_DIFFUSION]
     path = _path(source, NO_EXTRAS, (kind.denoiser,) if weights else ())
-    return find_model(source) if path.is_file() else open_denoiser(path, source.variant)
+    if path.is_file():
+        return find_model(source)
+    return dataclasses.replace(open_denoiser(path, source.variant), allow_non_finite=source.allow_non_finite)
 
 
 def load_pipeline(source: ModelSource | str | Path) -> Pipeline:

@@ -22,12 +22,13 @@ def with_parts(pipeline: Pipeline, parts: PartsConfig) -> Pipeline:
     kind = FAMILIES[pipeline.family]
     networks, tokenizers = dict(pipeline.networks), dict(pipeline.tokenizers)
     if parts.vae:
-        networks[kind.autoencoder] = _fitting(load_autoencoder(parts.vae), networks[kind.autoencoder], parts.vae)
+        new = load_autoencoder(parts.vae, pipeline.allow_non_finite)
+        networks[kind.autoencoder] = _fitting(new, networks[kind.autoencoder], parts.vae)
     for folder, encoder in kind.tokenizers.items():
         networks[encoder] = _without_last(networks[encoder], parts.clip_skip)
         if parts.embeddings:
             networks[encoder], tokenizers[folder] = with_embeddings(
-                networks[encoder], tokenizers[folder], parts.embeddings
+                networks[encoder], tokenizers[folder], parts.embeddings, pipeline.allow_non_finite
             )
     changed = dataclasses.replace(pipeline, networks=networks, tokenizers=tokenizers)
     if parts.vae:

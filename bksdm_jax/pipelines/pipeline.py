@@ -122,6 +122,7 @@ class Pipeline:
         components: `safety_checker` and `feature_extractor`, which are only copied.
         licence: from the model card: `license`, `license_name`, `license_link`, where present.
         family: a key of `FAMILIES`.
+        allow_non_finite: its weights may hold NaN or infinities, also when they are written.
     """
 
     path: Path
@@ -132,6 +133,7 @@ class Pipeline:
     components: Mapping[str, Component] = dataclasses.field(default_factory=dict)
     licence: Mapping[str, str] = dataclasses.field(default_factory=dict)
     family: str = STABLE_DIFFUSION
+    allow_non_finite: bool = False
 
     @property
     def architectures(self) -> Architectures:

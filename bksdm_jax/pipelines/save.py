@@ -10,11 +10,13 @@ import numpy as np
 from bksdm_jax.base import trees
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.files import write_json
+from bksdm_jax.base.finite import count_non_finite
 from bksdm_jax.base.folders import atomic_folder
 from bksdm_jax.base.progress import QUIET, waiting
 from bksdm_jax.formats.scheduler_json import require_flax_schedule
 from bksdm_jax.formats.stored import FLOATS
 from bksdm_jax.formats.unet_json import require_flax_expressible, unet_to_diffusers
+from bksdm_jax.formats.weights import require_finite
 from bksdm_jax.models.tiny_vae import TinyVAEConfig
 from bksdm_jax.pipelines.config import FILES, FOLDERS, SaveConfig, require_save
 from bksdm_jax.pipelines.folder import COPIED_FORMATS, write_folder
@@ -68,10 +70,13 @@ def write_pipeline(
         the path of the model: the folder, or the single file in it.
 
     Raises:
-        InputError: the format can't express the pipeline, a number is out of the dtype's range, or the folder can't be
-            written.
+        InputError: the format can't express the pipeline, a number isn't finite or out of the dtype's range, or the
+            folder can't be written.
     """
     require_savable(pipeline.architectures, config)
+    if not pipeline.allow_non_finite:
+        for name, network in pipeline.networks.items():
+            require_finite(target, name, network.params)
     if not config.safety_checker:
         pipeline = dataclasses.replace(pipeline, components={})
     if config.dtype:
@@ -97,7 +102,7 @@ def _cast(network: Network, name: str, dtype: str) -> Network:
         leaf = np.asarray(leaf)
         with np.errstate(over="ignore"):
             cast = leaf.astype(FLOATS[dtype])
-        if not np.isfinite(cast.astype(np.float32)).all() and np.isfinite(leaf.astype(np.float32)).all():
+        if count_non_finite(cast) and not count_non_finite(leaf):
             raise InputError(
                 f"save_dtype: {name}'s {path} is out of range of {dtype} (up to {np.abs(leaf).max():.3g}); "
                 "use bfloat16 or float32"

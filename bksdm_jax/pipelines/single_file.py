@@ -51,12 +51,14 @@ class SingleFileModel:
         architectures: of its networks.
         tables: network -> tensors by Diffusers' names.
         tokenizer: folder or hub id of a tokenizer or a pipeline; empty: `DEFAULT_TOKENIZER`.
+        allow_non_finite: as in `ModelSource`.
     """
 
     path: Path
     architectures: Architectures
     tables: Mapping[str, dict[str, StoredTensor]]
     tokenizer: str = ""
+    allow_non_finite: bool = False
 
     @waiting("reading the model's weights", QUIET)
     def read(self, networks: Collection[str] | None = None) -> Pipeline:
@@ -81,6 +83,7 @@ class SingleFileModel:
             schedule=self.architectures.schedule,
             scheduler=schedule_to_diffusers(self.architectures.schedule),
             family=self.architectures.family,
+            allow_non_finite=self.allow_non_finite,
         )
         require_vocabulary(pipeline)
         return pipeline
@@ -92,7 +95,8 @@ class SingleFileModel:
     def _network(self, name: str, weights: bool) -> Network:
         config, kind = self.architectures.configs[name], self.architectures.kind.networks[name]
         source, shapes = f"{self.path}, {name}", kind.parameter_shapes(config)
-        return Network(config, read_tensors(source, self.tables[name], shapes) if weights else {}, kind.to_json(config))
+        params = read_tensors(source, self.tables[name], shapes, self.allow_non_finite) if weights else {}
+        return Network(config, params, kind.to_json(config))
 
 
 def tokenizer_folder(path: Path, tokenizer: str) -> Path:

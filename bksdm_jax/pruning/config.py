@@ -4,7 +4,7 @@ import dataclasses
 
 from bksdm_jax.base.errors import whole_number
 from bksdm_jax.pipelines.config import SaveOptions, require_save
-from bksdm_jax.pipelines.source import ModelOptions
+from bksdm_jax.pipelines.source import ModelOptions, ReadOptions
 from bksdm_jax.pruning.removal import removed_blocks
 
 INITS = {"teacher": "the parent's weights of the remaining blocks", "random": "random weights"}
@@ -12,7 +12,7 @@ INITS = {"teacher": "the parent's weights of the remaining blocks", "random": "r
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class InitOptions:
+class InitOptions(ReadOptions):
     """The source of a student's initial weights, as settings of a command.
 
     Attributes:

@@ -87,7 +87,13 @@ def find_initial_weights(plan: RemovalPlan, options: InitOptions) -> InitialWeig
         error = one_of("student_init", name, INITS)
         raise InputError(f"{error}; or the folder, file or hub id of a pipeline with such a U-Net")
     # The teacher's prediction type applies.
-    source = ModelSource(name, options.init_revision, options.init_variant, any_prediction=True)
+    source = ModelSource(
+        name,
+        options.init_revision,
+        options.init_variant,
+        any_prediction=True,
+        allow_non_finite=options.allow_non_finite,
+    )
     _require_student(plan, name, find_denoiser(source).architectures.denoiser)
     return InitialWeights(plan, source)
 

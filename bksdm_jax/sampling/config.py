@@ -103,7 +103,7 @@ def require_sampling(config: SamplerConfig) -> None:
 class SampleConfig(SamplerConfig, ModelOptions, PartsConfig):
     """What to sample; see `SamplerConfig` for the sampler's settings, `PartsConfig` for parts of other files.
 
-    The options of `ModelOptions` are the model's; `teacher` and `beside` take none.
+    The options of `ModelOptions` are the model's; `teacher` and `beside` take none but `allow_non_finite`.
 
     Attributes:
         model: pipeline folder, single file, id on the hub, or `shapes_teacher`.

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from bksdm_jax.base.errors import InputError, whole_number
@@ -19,7 +18,7 @@ from bksdm_jax.base.progress import QUIET, waiting
 from bksdm_jax.diffusion.noise import image_keys
 from bksdm_jax.pipelines.pipeline import Architectures, Network, Pipeline
 from bksdm_jax.sampling.config import SamplerConfig
-from bksdm_jax.sampling.text_to_image import TEACHER, TextToImage, text_to_image, warn_of_clipping
+from bksdm_jax.sampling.text_to_image import TEACHER, TextToImage, not_finite, text_to_image, warn_of_clipping
 
 _REMEMBERED = 256  # text states
 _ADVICE = "lower batch_size or the resolution, or set decode to slices or tiles"
@@ -70,7 +69,7 @@ class _Programs(NamedTuple):
     """Compiled for one size of images."""
 
     denoise: Callable[..., tuple[jax.Array, jax.Array | None]]
-    decode: Callable[..., jax.Array]
+    decode: Callable[..., tuple[jax.Array, jax.Array]]
     preview: Callable[..., jax.Array] | None
 
 
@@ -143,13 +142,15 @@ class Engine:
         with waiting("moving the weights to the devices", QUIET):
             self._params = jax.block_until_ready(jax.device_put(cast_frozen(params, compute), self._whole))
         self._captions = pipeline.caption_inputs
-        self._finite = jax.jit(lambda latents: jnp.isfinite(latents).all(axis=(1, 2, 3)))
         self._encode_text = self._compiled_encoder(self._captions([config.negative_prompt]))  # refused if too long
         self._states: collections.OrderedDict[str, Any] = collections.OrderedDict()
         self._programs: dict[tuple[int, int], _Programs] = {}
 
     def make(self, batches: Iterable[Batch]) -> Iterator[Made]:
-        """The images of each batch, in order; the next batch is begun before one is waited for."""
+        """The images of each batch, in order; the next batch is begun before one is waited for.
+
+        Raises `InputError` for an image that isn't finite.
+        """
         running: tuple[Batch, Any, bool, float] | None = None
         last = time.perf_counter()
         for batch in batches:
@@ -172,10 +173,8 @@ class Engine:
     def _finish(self, batch: Batch, running: Any, first: bool, began: float, last: float) -> tuple[Made, float]:
         with explain_out_of_memory(_ADVICE):
             (images, finite), previews = jax.tree.map(lambda array: np.asarray(array)[: len(batch.indices)], running)
-        for index in np.array(batch.indices)[~finite]:
-            logging.warning(
-                "image %d isn't finite, and so partly black: lower guidance_scale, or set dtype to float32", index
-            )
+        for i in np.flatnonzero(~finite):
+            raise not_finite(batch.indices[i], batch.prompts[i], self._dtype)
         now = time.perf_counter()
         if first:
             self.first_seconds += now - began
@@ -224,7 +223,7 @@ class Engine:
         inputs = (self._params, jax.device_put(self._text(without), self._whole), *split_arrays)
         programs = self._compiled(size, inputs)
         latents, estimates = programs.denoise(*inputs)
-        images = programs.decode(self._params, latents), self._finite(latents)
+        images = programs.decode(self._params, latents)
         previews = {}
         if programs.preview is not None:
             assert estimates is not None
@@ -261,7 +260,7 @@ class Engine:
             compiled.append(program.lower(*inputs).compile())
             latents, _ = jax.eval_shape(program, *inputs)
             latents = jax.ShapeDtypeStruct(latents.shape, latents.dtype, sharding=NamedSharding(self._mesh, split))
-            for decode in (parts.decode, preview if previews else None):
+            for decode in (parts.decode_checked, preview if previews else None):
                 if decode is not None:
                     program = self._on_each_device(decode, (whole, split), split)
                     compiled.append(program.lower(self._params, latents).compile())

@@ -10,13 +10,13 @@ import numpy as np
 from bksdm_jax.diffusion.noise import as_noise, image_keys
 from bksdm_jax.pipelines.pipeline import Architectures
 from bksdm_jax.sampling.config import SamplerConfig
-from bksdm_jax.sampling.text_to_image import text_to_image, warn_of_clipping
+from bksdm_jax.sampling.text_to_image import not_finite, text_to_image, warn_of_clipping
 
 EncodeCaptions = Callable[[Sequence[str]], dict[str, np.ndarray]]
 """Captions -> the text encoders' inputs, arrays [N, ...], as `Pipeline.caption_inputs`."""
-Generate = Callable[[dict[str, Any], Any, Any, jax.Array], jax.Array]
+Generate = Callable[[dict[str, Any], Any, Any, jax.Array], tuple[jax.Array, jax.Array]]
 """(parameters by network, caption inputs [B, ...], the negative prompt's inputs [1, ...], keys [B] or starting noise
-[B, h, w, C]) -> uint8 [B, H, W, 3]."""
+[B, h, w, C]) -> uint8 [B, H, W, 3], and whether each image is finite, bool [B]."""
 
 
 def make_generate(networks: Architectures, config: SamplerConfig, dtype: jnp.dtype = jnp.float32) -> Generate:
@@ -24,9 +24,9 @@ def make_generate(networks: Architectures, config: SamplerConfig, dtype: jnp.dty
     parts = text_to_image(networks, config, dtype)
     warn_of_clipping(config, networks)
 
-    def generate(params: dict[str, Any], captions: Any, negative: Any, noise: jax.Array) -> jax.Array:
+    def generate(params: dict[str, Any], captions: Any, negative: Any, noise: jax.Array) -> tuple[jax.Array, jax.Array]:
         conditioning, without = parts.condition(params, captions), parts.condition(params, negative)
-        return parts.decode(params, parts.denoise(params, conditioning, without, noise)[0])
+        return parts.decode_checked(params, parts.denoise(params, conditioning, without, noise)[0])
 
     return generate
 
@@ -49,13 +49,15 @@ def generate_images(
     """Makes images of `prompts`, (image number, prompt); yields (image number, uint8 [H, W, 3]) in the same order.
 
     `generate` is from `make_generate` with the same `config`, jitted. Each call makes `batch_size` images; the last one
-    is padded with the last prompt.
+    is padded with the last prompt. Raises `InputError` for an image that isn't finite.
     """
     negative = caption_inputs([config.negative_prompt])
     for start in range(0, len(prompts), batch_size):
         chunk = list(prompts[start : start + batch_size])
         filled = chunk + [chunk[-1]] * (batch_size - len(chunk))
         keys = image_keys(config.seed, np.array([index for index, _ in filled], np.uint32))
-        images = generate(params, caption_inputs([text for _, text in filled]), negative, keys)
-        for (index, _), image in zip(chunk, np.asarray(images), strict=False):
+        images, finite = map(np.asarray, generate(params, caption_inputs([text for _, text in filled]), negative, keys))
+        for (index, prompt), image, is_finite in zip(chunk, images, finite, strict=False):
+            if not is_finite:
+                raise not_finite(index, prompt)
             yield index, image

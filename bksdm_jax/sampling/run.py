@@ -92,12 +92,12 @@ def sample(config: SampleConfig, workdir: Path, consumer: Callable[[], Consumer]
     none are written.
 
     Returns the number of images of a model; raises `InputError` for a setting, file or folder that can't be used, and
-    then writes nothing.
+    then writes nothing, or for an image that isn't finite, which isn't written.
     """
     config = with_protocol(config)
     require_settings(config)
     prompts = read_texts(config)
-    teacher = load_pipeline(ModelSource(config.teacher)) if config.teacher else None
+    teacher = load_pipeline(_other(config, config.teacher)) if config.teacher else None
     model = _load(config, config.model)
     plan = _plan(config, prompts, model.architectures, teacher)
     record = _record(plan, model)
@@ -133,8 +133,12 @@ def sample(config: SampleConfig, workdir: Path, consumer: Callable[[], Consumer]
 
 
 def _load(config: SampleConfig, name: str) -> Pipeline:
-    source = config.source(name) if name == config.model else ModelSource(name)
+    source = config.source(name) if name == config.model else _other(config, name)
     return with_parts(load_pipeline(source), config)
+
+
+def _other(config: SampleConfig, name: str) -> ModelSource:
+    return ModelSource(name, allow_non_finite=config.allow_non_finite)
 
 
 def _plan(config: SampleConfig, prompts: list[Prompt], networks: Architectures, teacher: Pipeline | None) -> _Plan:
@@ -154,7 +158,7 @@ def _plan(config: SampleConfig, prompts: list[Prompt], networks: Architectures, 
         raise InputError(f"--distributed: {jax.device_count()} devices in {processes} processes; expected as many each")
     per_call = images_per_call(jobs, config.batch_size, devices, processes)
     own = dataclasses.replace(own, batch_size=per_call // devices)
-    preview = load_autoencoder(config.preview_vae) if config.preview_vae else None
+    preview = load_autoencoder(config.preview_vae, config.allow_non_finite) if config.preview_vae else None
     return _Plan(own, jobs, calls(jobs, per_call), noise, teacher, preview)
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from bksdm_jax.base.errors import InputError, finite_number, whole_number
+from bksdm_jax.base.errors import InputError, finite_number, shown, whole_number
 from bksdm_jax.base.images import to_uint8, to_unit
 from bksdm_jax.diffusion import guidance
 from bksdm_jax.diffusion.noise import as_noise
@@ -75,6 +75,15 @@ def require_multiple(resolution: int, multiple: int, key: str = "resolution") ->
         raise InputError(
             f"{key}: {resolution} pixels; this model needs a multiple of {multiple}, {MOST_RESOLUTION} at most"
         )
+
+
+def not_finite(index: int, prompt: str, dtype: str = "") -> InputError:
+    """The error for image number `index`, whose pixels aren't finite; `dtype` is that of the networks, if known."""
+    how = "" if dtype == "float32" else "set dtype to float32, or "
+    return InputError(
+        f"image {index} ({shown(prompt)}): its pixels aren't finite, so it isn't written; {how}lower guidance_scale or "
+        "choose another sampler, with which the model doesn't diverge"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,13 +160,20 @@ class TextToImage:
 
     def decode(self, params: dict[str, Any], latents: jax.Array) -> jax.Array:
         """Scaled latents [B, h, w, C] -> uint8 [B, H, W, 3]."""
+        return self.decode_checked(params, latents)[0]
+
+    def decode_checked(self, params: dict[str, Any], latents: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The same, and whether the latents and pixels of each image are finite, bool [B]."""
 
         def decode(latents: jax.Array) -> jax.Array:
             return self.networks.decode(params, self.dtype, latents)
 
         if self.config.decode == "slices":
-            return to_uint8(decode_in_slices(decode, latents))
-        return to_uint8(decode_in_tiles(decode, latents, _TILE) if self.config.decode == "tiles" else decode(latents))
+            pixels = decode_in_slices(decode, latents)
+        else:
+            pixels = decode_in_tiles(decode, latents, _TILE) if self.config.decode == "tiles" else decode(latents)
+        finite = [jnp.isfinite(part).all(axis=(1, 2, 3)) for part in (latents, pixels)]
+        return to_uint8(pixels), finite[0] & finite[1]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import tensorflow_datasets as tfds
 
+from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.files import atomic_file
+from bksdm_jax.base.finite import find_non_finite
 from bksdm_jax.base.folders import atomic_folder
 from bksdm_jax.base.images import to_unit
 from bksdm_jax.base.locks import one_run
@@ -141,6 +143,8 @@ def _moments(path: Path, params: dict[str, Any], images: np.ndarray) -> dict[str
                 encoded.append(jax.tree.map(np.asarray, encode(params, batch)))
                 progress.advance(len(batch))
         mean, log_variance = (np.concatenate(arrays) for arrays in zip(*encoded, strict=True))
+        for name, count in find_non_finite({"mean": mean, "log_variance": log_variance}):
+            raise InputError(f"{path}: not written, since {count:,} numbers of {name} aren't finite")
         with atomic_file(path) as temporary, temporary.open("wb") as file:
             np.savez(file, mean=mean, log_variance=log_variance)
     with np.load(path, allow_pickle=False) as file:

@@ -32,7 +32,7 @@ class LatentConfig(ModelOptions):
     Attributes:
         pipeline: the teacher of the runs that will use them: folder, single file, hub id or `shapes_teacher`; empty:
             make no latents.
-        revision, variant, tokenizer, prediction: of the pipeline, as in `ModelSource`.
+        revision, variant, tokenizer, prediction, allow_non_finite: of the pipeline, as in `ModelSource`.
         flip: also encode mirrored images.
         dtype: of the autoencoder's computations.
         batch_size: images per device and call.

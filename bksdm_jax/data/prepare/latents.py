@@ -10,14 +10,17 @@ from typing import Any
 import grain
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from bksdm_jax.base import trees
 from bksdm_jax.base.distributed import barrier, is_first
-from bksdm_jax.base.errors import InputError, whole_number
+from bksdm_jax.base.errors import InputError, shown, whole_number
 from bksdm_jax.base.files import make_folder, read_json, require_space, write_json
+from bksdm_jax.base.finite import count_non_finite, find_non_finite
 from bksdm_jax.base.images import to_unit
 from bksdm_jax.base.locks import one_run
 from bksdm_jax.base.paths import AnyPath
@@ -59,7 +62,8 @@ def prepare_latents(source: str, config: LatentConfig, resolution: int, chunk: i
         the folder; None if the work was interrupted (the same call continues it).
 
     Raises:
-        InputError: a setting, the pipeline or the source can't be used, or the disk is too small (checked first).
+        InputError: a setting, the pipeline or the source can't be used, or the disk is too small (checked first); or
+            latents aren't finite.
     """
     whole_number("config", "latents.batch_size", config.batch_size)
     compute_dtype(config.dtype)  # raises for unknown names
@@ -146,7 +150,9 @@ def _encode_all(
             (split, positions), size = chunks[index], 0
             with ShardWriters(parts, index, tuple(splits)) as writers:
                 for examples, images in _batches(splits[split], positions, resolution, most):
-                    for example, moments in zip(examples, to_bits(encode(images)), strict=True):
+                    encoded = to_bits(encode(images))
+                    _require_finite(examples, encoded, pipeline.networks["vae"], config.dtype)
+                    for example, moments in zip(examples, encoded, strict=True):
                         inputs = pipeline.caption_inputs(example.texts)
                         record = {"name": example.name, "text": list(example.texts), **inputs, "moments": moments}
                         row = features.serialize_example(record)
@@ -159,6 +165,23 @@ def _encode_all(
             counts = dict.fromkeys(splits, (0, 0)) | {split: (len(positions), size)}
             write_json(record_path(parts, index), {"splits": counts})
     return True
+
+
+def _require_finite(examples: Sequence[sources.Example], encoded: np.ndarray, vae: Network, dtype: str) -> None:
+    """Raises `InputError` for an example whose latents, the bits of bfloat16, aren't finite."""
+    for example, moments in zip(examples, encoded.view(ml_dtypes.bfloat16), strict=True):
+        if not (count := count_non_finite(moments)):
+            continue
+        weights = next(find_non_finite(trees.flatten(vae.params)), None)
+        if weights:
+            why = f"as are weights of the autoencoder ({weights[0]}); use one whose weights are all finite"
+        elif dtype != "float32":
+            why = f"though the weights are: the autoencoder overflows in {dtype}; set latents.dtype to float32"
+        else:
+            why = "though the weights are: the autoencoder overflows with this image; leave the image out"
+        raise InputError(
+            f"{shown(example.name)}: {count:,} of {moments.size:,} numbers of its latents aren't finite, {why}"
+        )
 
 
 def _batches(
