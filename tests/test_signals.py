@@ -49,7 +49,7 @@ def program(body: str, number: signal.Signals) -> tuple[int, str]:
 def test_a_signal_ends_a_program_with_nothing_saved(number: signal.Signals, work: str) -> None:
     status, line = program(f'print("ready", flush=True)\n{work}', number)
     assert status == 128 + number
-    assert "nothing" in line or "before there was anything to save" in line
+    assert line == "interrupted"
 
 
 @pytest.mark.parametrize("work", ["time.sleep(60)", DEAF], ids=["python", "library"])

@@ -1,6 +1,6 @@
 """Exit statuses of all programs: 0 done, 1 an error to mend; nothing here imports JAX.
 
-130 and 143: interrupted by SIGINT or SIGTERM before there was anything to save; the same command starts again.
+130 and 143: ended at once by SIGINT or SIGTERM, in training before there was anything to save.
 """
 
 FAILED = 1

@@ -64,13 +64,13 @@ class Interrupts:
         self._former = {}
 
 
-def nothing_saved(number: int) -> tuple[int, str]:
-    """Exit status and last line of a program that a signal ended early."""
-    return 128 + number, "interrupted before there was anything to save; the same command starts again"
+def interrupted(number: int) -> tuple[int, str]:
+    """Exit status and last line of a program that a signal ended."""
+    return 128 + number, "interrupted"
 
 
 _handled = threading.Event()
-_leaves: list[Leave] = [nothing_saved]
+_leaves: list[Leave] = [interrupted]
 
 
 @contextlib.contextmanager
@@ -108,7 +108,7 @@ def handled() -> Iterator[None]:
 
 def _raise(number: int, frame: FrameType | None) -> None:
     _handled.set()
-    raise Interrupted(*(_leaves[-1](number) or (128 + number, "interrupted")))
+    raise Interrupted(*(_leaves[-1](number) or interrupted(number)))
 
 
 def _watch(reading: int) -> None:

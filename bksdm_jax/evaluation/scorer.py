@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from bksdm_jax.base.errors import InputError
+from bksdm_jax.base.errors import InputError, NotFiniteError
 from bksdm_jax.base.progress import QUIET, waiting
 from bksdm_jax.evaluation.reference import gather_reference
 from bksdm_jax.metrics.config import FEWEST, MetricsConfig, require_metrics
@@ -106,13 +106,13 @@ class Scorer:
 
 
 def _require_finite(found: Mapping[str, Any], name: str = "") -> None:
-    """Raises `InputError`, with its name, for a number in nested scores that isn't finite."""
+    """Raises `NotFiniteError`, with its name, for a number in nested scores that isn't finite."""
     for key, value in found.items():
         inner = f"{name}: {key}" if name else key
         if isinstance(value, Mapping):
             _require_finite(value, inner)
         elif isinstance(value, float) and not math.isfinite(value):
-            raise InputError(
+            raise NotFiniteError(
                 f"{inner} is {value}, so no scores are written; leave this metric out, or score more images"
             )
 

@@ -11,11 +11,12 @@ from absl import logging
 
 from bksdm_jax.base.distributed import barrier, is_first
 from bksdm_jax.base.errors import InputError
+from bksdm_jax.base.exits import RESTART
 from bksdm_jax.base.files import file_sha256, make_folder, write_json
 from bksdm_jax.base.locks import one_run
 from bksdm_jax.base.paths import local_path
 from bksdm_jax.base.progress import Progress
-from bksdm_jax.base.signals import Interrupts
+from bksdm_jax.base.signals import Interrupted, Interrupts
 from bksdm_jax.base.workdir import claim, require_same, require_same_parts, require_shared
 from bksdm_jax.data.tables import Prompt, write_table
 from bksdm_jax.pipelines.autoencoder import load_autoencoder
@@ -257,7 +258,7 @@ def _make_for(plan: _Plan, maker: _Maker, consumer: Consumer) -> None:
             consumer.add(first, images, [texts[i] for i in made.batch.indices], last or interrupts.wanted)
             progress.advance(len(images))
             if interrupts.wanted:
-                raise KeyboardInterrupt
+                raise Interrupted(RESTART, "interrupted; the same command continues")
 
 
 def _batches(todo: Sequence[tuple[Job, ...]], noise: np.ndarray | None) -> Iterator[Batch]:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from bksdm_jax.base.errors import InputError, finite_number, shown, whole_number
+from bksdm_jax.base.errors import InputError, NotFiniteError, finite_number, shown, whole_number
 from bksdm_jax.base.images import to_uint8, to_unit
 from bksdm_jax.diffusion import guidance
 from bksdm_jax.diffusion.noise import as_noise
@@ -77,10 +77,10 @@ def require_multiple(resolution: int, multiple: int, key: str = "resolution") ->
         )
 
 
-def not_finite(index: int, prompt: str, dtype: str = "") -> InputError:
+def not_finite(index: int, prompt: str, dtype: str = "") -> NotFiniteError:
     """The error for image number `index`, whose pixels aren't finite; `dtype` is that of the networks, if known."""
     how = "" if dtype == "float32" else "set dtype to float32, or "
-    return InputError(
+    return NotFiniteError(
         f"image {index} ({shown(prompt)}): its pixels aren't finite, so it isn't written; {how}lower guidance_scale or "
         "choose another sampler, with which the model doesn't diverge"
     )

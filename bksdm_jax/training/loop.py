@@ -200,7 +200,8 @@ class Loop:
         with waiting(f"{name} at step {step}"):
             found = evaluator.run(step, state, self._frozen)
         if wrong := [key for key, value in found.items() if not math.isfinite(value)]:
-            raise NotFiniteError(f"{name} at step {step}: {', '.join(wrong[:5])} not finite; {self._advice()}")
+            why = cause(state, self._frozen, {})
+            raise NotFiniteError(f"{name} at step {step}: {', '.join(wrong[:5])} not finite; {why}; {self._advice()}")
         if evaluator.metrics:
             self._write(name, step, found)
 

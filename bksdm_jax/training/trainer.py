@@ -16,7 +16,7 @@ from bksdm_jax.base.memory import explain_out_of_memory, give_back
 from bksdm_jax.base.paths import AnyPath, to_path
 from bksdm_jax.base.precision import exact_products
 from bksdm_jax.base.progress import QUIET, waiting
-from bksdm_jax.base.signals import Interrupted, leaving, nothing_saved
+from bksdm_jax.base.signals import Interrupted, interrupted, leaving
 from bksdm_jax.cost.chips import chip_of, peak_flops
 from bksdm_jax.training.checkpoints import Checkpoints
 from bksdm_jax.training.config import TrainerConfig, require_whole_batches
@@ -51,7 +51,9 @@ def train(task: Task, config: TrainerConfig, workdir: Path, devices: list[jax.De
     def left(number: int) -> tuple[int, str]:
         """For a signal outside of the loop."""
         if checkpoints.latest() is None:
-            return nothing_saved(number)
+            return interrupted(number)[
+                0
+            ], "interrupted before there was anything to save; the same command starts again"
         return RESTART, f"interrupted; the same command continues from step {checkpoints.latest()}"
 
     try:
