@@ -5,8 +5,10 @@ import errno
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -154,8 +156,13 @@ def test_of_two_binaries_one_prepares(late: bool, tmp_path: Path) -> None:
     how: dict[str, Any] = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, **how) as first:
         while late and first.poll() is None and not list(tmp_path.glob("set/parts/*.json")):
-            pass
+            time.sleep(0.01)
+        if late:
+            first.send_signal(signal.SIGSTOP)
         with subprocess.Popen(command, **how) as second:
+            if late:
+                second.wait()
+                first.send_signal(signal.SIGCONT)
             said = [first.communicate(), second.communicate()]
     codes = [first.returncode, second.returncode]
     assert sorted(codes) == [0, 1], said
