@@ -39,7 +39,8 @@ class Worker:
     def ready(self) -> None:
         deadline = time.monotonic() + 120
         while "ready" not in self.output.read_text():
-            assert self.process.poll() is None and time.monotonic() < deadline, self.errors.read_text()
+            assert self.process.poll() is None, self.errors.read_text()
+            assert time.monotonic() < deadline
             time.sleep(0.05)
 
     def ended(self, within: float) -> tuple[int, str]:
@@ -80,7 +81,8 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Run]:
 
 
 def one_line(said: str) -> str:
-    assert said.startswith("error: ") and len(said.splitlines()) == 1, said
+    assert said.startswith("error: ")
+    assert len(said.splitlines()) == 1, said
     return said
 
 

@@ -23,7 +23,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
-from bksdm_jax.base.errors import in_one_line, in_short
+from bksdm_jax.base.errors import InputError, in_one_line, in_short
 from bksdm_jax.base.exits import FAILED, RESTART
 from bksdm_jax.base.links import MOST_TEXT, Link
 from bksdm_jax.base.monitor import INTERRUPTED, Monitor, Verdict
@@ -32,6 +32,7 @@ _AT_MOST = 100.0  # seconds for leaving the runtime when all have finished
 _HOOKS = 10.0  # seconds for the functions of `before_leaving`, at most
 
 _monitor: Monitor | None = None
+_explained: Exception | None = None  # one of which no other process is the cause
 _hooks: list[Callable[[], object]] = []
 _leaving = threading.Lock()  # whoever has it ends the process
 
@@ -54,11 +55,17 @@ def watch(index: int, links: list[Link], timeout: float) -> None:
 def before_leaving(function: Callable[[], object]) -> Iterator[None]:
     """While entered, `function` is called before this process ends because of another.
 
-    It runs in a thread of its own, for at most 10 seconds or half the timeout, and may not use collectives.
+    It runs in a thread of its own, for at most 10 seconds or half the timeout, and may not use collectives. An error
+    in the block, which a broken collective raises at once, leaves it only when no other process is the cause.
     """
     _hooks.append(function)
     try:
         yield
+    except InputError:
+        raise
+    except Exception as error:
+        _explain(error)
+        raise
     finally:
         _hooks.remove(function)
 
@@ -84,7 +91,7 @@ def ending_together() -> Iterator[None]:
     except Exception as error:
         if _monitor is None:
             raise
-        _monitor.explain()
+        _explain(error)
         tell(FAILED, f"{type(error).__name__}: {in_short(error)}")
         with _leaving:
             traceback.print_exc()
@@ -118,6 +125,14 @@ def finish(status: int) -> None:
     except KeyboardInterrupt:
         leave(status or INTERRUPTED, "interrupted")
     threading.Thread(target=_end_late, args=(status,), daemon=True).start()
+
+
+def _explain(error: Exception) -> None:
+    """Ends this process if another is the cause of an error; waits until that is known."""
+    global _explained  # noqa: PLW0603
+    if _monitor is not None and error is not _explained:
+        _monitor.explain()
+        _explained = error
 
 
 def _end_with(end: SystemExit) -> None:
