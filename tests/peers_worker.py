@@ -1,8 +1,8 @@
-"""A process of a run that does nothing but wait for the others: `JAX|bare ADDRESS PROCESSES INDEX TIMEOUT WHAT`.
+"""A process of a run that does little but wait for the others: `jax|bare ADDRESS PROCESSES INDEX TIMEOUT WHAT`.
 
 With JAX it connects the runtime and reduces in a loop; bare, only what watches the others is there. WHAT is done once
 the process has said `ready`: `work` for ever, `end`, `end-late`, `fail:MESSAGE`, `crash`, `stop` with status 75,
-`stop-late`, `wait` at a barrier that nobody else comes to, `hook` (work, and write a line before leaving).
+`stop-late`, `wait` at a barrier that nobody else comes to, or `wrap`: work, and take the runtime's error for a user's.
 """
 
 import sys
@@ -14,38 +14,57 @@ from bksdm_jax.base.processes import ProcessConfig
 from bksdm_jax.base.rendezvous import meet
 
 
-def main(runtime: str, address: str, processes: int, index: int, timeout: int, what: str) -> None:
-    try:
-        if runtime == "jax":
-            from bksdm_jax.base.distributed import all_reduce_max, barrier, connect
+def connect(runtime: str, address: str, processes: int, index: int, timeout: int) -> None:
+    if runtime == "bare":
+        peers.watch(index, meet(address, processes, index, timeout), timeout)
+        return
+    from bksdm_jax.base import distributed
 
-            connect(ProcessConfig(address, processes, index, timeout))
-            barrier("start")
+    distributed.connect(ProcessConfig(address, processes, index, timeout))
+    distributed.barrier("start")
+    distributed.all_reduce_max(1.0)
+
+
+def work(runtime: str) -> None:
+    while True:
+        time.sleep(0.05)
+        if runtime == "jax":
+            from bksdm_jax.base.distributed import all_reduce_max
+
             all_reduce_max(1.0)
-        else:
-            peers.watch(index, meet(address, processes, index, timeout), timeout)
-        print("ready", flush=True)
-        if what in ("work", "hook"):
-            with peers.before_leaving(lambda: print("hook", what, flush=True)):
-                while True:
-                    time.sleep(0.05)
-                    if runtime == "jax":
-                        all_reduce_max(1.0)
-        if what == "wait":
-            barrier("never")
-        if what.endswith("-late"):
-            time.sleep(3)
-        if what.startswith("fail:"):
-            raise InputError(what.removeprefix("fail:"))
-        if what == "crash":
-            raise RuntimeError("a bug")
-        if what.startswith("stop"):
-            sys.exit(75)
-    except InputError as error:
-        sys.exit(f"error: {error}")
+
+
+def act(runtime: str, what: str) -> None:
+    what, _, message = what.partition(":")
+    if what == "fail":
+        raise InputError(message)
+    if what == "crash":
+        raise RuntimeError("a bug")
+    if what == "wait":
+        from bksdm_jax.base.distributed import barrier
+
+        barrier("never")
+    if what in ("work", "wrap"):
+        with peers.before_leaving(lambda: print("hook", flush=True)):
+            try:
+                work(runtime)
+            except ValueError as error:
+                raise InputError("is the disk full?") if what == "wrap" else error from error
+    if what.endswith("-late"):
+        time.sleep(3)
+    if what.startswith("stop"):
+        sys.exit(75)
+
+
+def main(runtime: str, address: str, processes: str, index: str, timeout: str, what: str) -> None:
+    with peers.ending_together():
+        try:
+            connect(runtime, address, int(processes), int(index), int(timeout))
+            print("ready", flush=True)
+            act(runtime, what)
+        except InputError as error:
+            sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
-    given = sys.argv[1:]
-    with peers.ending_together():
-        main(given[0], given[1], int(given[2]), int(given[3]), int(given[4]), given[5])
+    main(*sys.argv[1:])

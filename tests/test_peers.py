@@ -110,7 +110,7 @@ def test_one_that_is_lost(run: Run, lost: int, number: signal.Signals) -> None:
     assert f"process {lost} ({socket.gethostname()[:64]})" in one_line(said)
     assert (f"{TIMEOUT} s" in said) == (number == signal.SIGSTOP)
     assert time.monotonic() - start < 2 * TIMEOUT + SLACK
-    assert "hook work" in workers[1 - lost].output.read_text()
+    assert "hook" in workers[1 - lost].output.read_text()
     if number == signal.SIGSTOP:
         workers[lost].process.send_signal(signal.SIGCONT)
         assert workers[lost].ended(20)[0] == 75
@@ -183,7 +183,17 @@ def test_one_that_does_not_stop_with_the_others(run: Run) -> None:
 
 @pytest.mark.parametrize("run", ["jax"], indirect=True)
 def test_the_first_is_killed_while_another_waits_at_a_barrier(run: Run) -> None:
-    first, other = run.both("work", "wait")
+    check_that_the_first_is_missed(run, "wait")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run", ["jax"], indirect=True)
+def test_an_error_of_the_runtime_may_look_like_one_of_the_user(run: Run) -> None:
+    check_that_the_first_is_missed(run, "wrap")
+
+
+def check_that_the_first_is_missed(run: Run, what: str) -> None:
+    first, other = run.both("work", what)
     first.ready()
     other.ready()
     first.process.kill()

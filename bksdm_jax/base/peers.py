@@ -16,6 +16,7 @@ own supervision is of no use here, as it ends processes by SIGABRT. Nothing here
 import contextlib
 import multiprocessing
 import os
+import re
 import sys
 import threading
 import time
@@ -29,6 +30,8 @@ from bksdm_jax.base.links import MOST_TEXT, Link
 from bksdm_jax.base.monitor import INTERRUPTED, Monitor, Verdict
 
 _AT_MOST = 100.0  # seconds for leaving the runtime when all have finished
+_STATUS = re.compile(r"(ABORTED|CANCELLED|DEADLINE_EXCEEDED|INTERNAL|UNAVAILABLE|UNKNOWN): ")  # the runtime's errors
+_DEEPEST = 20  # errors behind an error
 _HOOKS = 10.0  # seconds for the functions of `before_leaving`, at most
 
 _monitor: Monitor | None = None
@@ -61,10 +64,9 @@ def before_leaving(function: Callable[[], object]) -> Iterator[None]:
     _hooks.append(function)
     try:
         yield
-    except InputError:
-        raise
     except Exception as error:
-        _explain(error)
+        if not isinstance(error, InputError) or _of_runtime(error):
+            _explain(error)
         raise
     finally:
         _hooks.remove(function)
@@ -135,7 +137,21 @@ def _explain(error: Exception) -> None:
         _explained = error
 
 
+def _of_runtime(error: BaseException) -> bool:
+    """Whether an error of the runtime is behind this one: a checkpoint that can't be written, say."""
+    behind: BaseException | None = error
+    for _ in range(_DEEPEST):
+        if behind is None:
+            break
+        if _STATUS.match(str(behind)):
+            return True
+        behind = behind.__cause__ or behind.__context__
+    return False
+
+
 def _end_with(end: SystemExit) -> None:
+    if _monitor is not None and _of_runtime(end):
+        _monitor.explain()
     if isinstance(end.__context__, KeyboardInterrupt):
         leave(end.code if isinstance(end.code, int) else INTERRUPTED, "" if isinstance(end.code, int) else str(end))
     if end.code in (None, 0, RESTART):
