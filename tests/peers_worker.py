@@ -49,7 +49,9 @@ def act(runtime: str, what: str) -> None:
             try:
                 work(runtime)
             except ValueError as error:
-                raise InputError("is the disk full?") if what == "wrap" else error from error
+                if what == "work":
+                    raise
+                raise InputError("is the disk full?") from error
     if what.endswith("-late"):
         time.sleep(3)
     if what.startswith("stop"):

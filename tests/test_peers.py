@@ -116,6 +116,18 @@ def test_one_that_is_lost(run: Run, lost: int, number: signal.Signals) -> None:
         assert workers[lost].ended(20)[0] == 75
 
 
+@pytest.mark.parametrize("run", ["bare"], indirect=True)
+def test_a_pause_of_all_is_nobodys_silence(run: Run) -> None:
+    workers = [run.start(index, "work", timeout=2) for index in range(2)]
+    for worker in workers:
+        worker.ready()
+    for number in (signal.SIGSTOP, signal.SIGCONT):
+        for worker in workers:
+            worker.process.send_signal(number)
+        time.sleep(3)
+    assert [worker.process.poll() for worker in workers] == [None, None]
+
+
 @pytest.mark.parametrize("failing", [0, 1])
 def test_one_that_fails_tells_why(run: Run, failing: int) -> None:
     what = ["work", "work"]
