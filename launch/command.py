@@ -18,6 +18,7 @@ from ml_collections import config_flags
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.exits import RESTART
 from bksdm_jax.base.paths import local_path
+from bksdm_jax.base.peers import ending_together
 from bksdm_jax.base.processes import NONE, ProcessConfig, require_processes
 from bksdm_jax.base.signals import Interrupted, handled
 from bksdm_jax.base.workdir import COMPILED
@@ -52,7 +53,8 @@ def run(
         config_class: a frozen dataclass, possibly nested; its fields are the config file's keys.
         call: does the work. An `InputError` or a full disk ends the program with `error: ...` and status 1.
         check: raises `InputError` for settings that can't be used; must not need JAX.
-        distributed: allow several processes; adds the fields of `ProcessConfig` as flags.
+        distributed: allow several processes; adds the fields of `ProcessConfig` as flags. One that fails or is lost
+            ends the others; see `peers` for messages and statuses.
     """
     workdir = flags.DEFINE_string("workdir", None, FLAGS["workdir"])
     fields = dataclasses.fields(ProcessConfig) if distributed else ()
@@ -77,7 +79,8 @@ def run(
             _connect(_processes())
         call(config, local_path("--workdir", workdir.value))
 
-    run_without_workdir(manual, config_class, call_with_workdir, checked, own=own)
+    with ending_together():
+        run_without_workdir(manual, config_class, call_with_workdir, checked, own=own)
 
 
 def _processes() -> ProcessConfig:

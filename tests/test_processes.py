@@ -52,7 +52,7 @@ def test_a_cluster_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(jax.distributed, "initialize", initialize)
     with pytest.raises(InputError, match=r"^--distributed: .*127.0.0.1:1.*DEADLINE_EXCEEDED: nobody came"):
-        connect(ProcessConfig("127.0.0.1:1", 2, 0))
+        connect(ProcessConfig("127.0.0.1:1", 1, 0))
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,10 @@
 """The processes of a run: one per host of a TPU pod or per node of a cluster, one in all on a single machine."""
 
+import dataclasses
 import itertools
 import os
 import re
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -11,40 +13,109 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
+from bksdm_jax.base import peers, relay
 from bksdm_jax.base.errors import InputError, in_short
+from bksdm_jax.base.exits import FAILED
 from bksdm_jax.base.processes import NONE, ProcessConfig, require_processes
 from bksdm_jax.base.progress import QUIET, waiting
+from bksdm_jax.base.rendezvous import meet
 
-_BARRIER_TIMEOUT = 24 * 3600  # seconds; dead processes are noticed earlier, by their missing heartbeats
-_SHUTDOWN_TIMEOUT = 60  # seconds that a process waits for the others when it ends
+_BARRIER_TIMEOUT = 24 * 3600  # seconds; `peers` notices lost processes earlier
+_HEARTBEAT_TIMEOUT = 7 * 24 * 3600  # seconds, after which the runtime aborts; `peers` takes its place
+_SHUTDOWN_TIMEOUT = 120  # seconds that a process waits for the others when all have ended
 _barriers = itertools.count()
 
 
+@dataclasses.dataclass(frozen=True)
+class _Cluster:
+    """Address of the first process, their number, the index of this one, and its devices (None: all)."""
+
+    address: str
+    processes: int
+    index: int
+    devices: list[int] | None
+
+
 def connect(config: ProcessConfig) -> None:
-    """Connects to the other processes; must come before any other use of JAX.
+    """Connects to the other processes; must come before any other use of JAX, and within `peers.ending_together`.
+
+    From then on `peers` ends this process, with one line, when another fails or is lost.
 
     Raises:
-        InputError: bad settings, no cluster found, or processes that don't connect in time.
+        InputError: bad settings, no cluster found, or processes that don't come within `config.timeout` seconds.
     """
     require_processes(config)
     if config.distributed == NONE:
         return
-    options = {"initialization_timeout": config.timeout, "shutdown_timeout_seconds": _SHUTDOWN_TIMEOUT}
-    if config.explicit:
-        options |= {
-            "coordinator_address": config.distributed,
-            "num_processes": config.processes,
-            "process_id": config.process_id,
-        }
-    elif gpus := _gpus_of_single_task():
-        options["local_device_ids"] = gpus
     # Otherwise the runtime intercepts SIGTERM, and a process outside the training loop, which handles it, would go on.
     jax.config.update("jax_enable_preemption_service", False)
+    where = f"at {config.distributed}" if config.explicit else "of this cluster"
     try:
-        jax.distributed.initialize(**options)
+        cluster = _cluster(config)
+        options = {} if cluster is None else _met(cluster, config.timeout)
+        if cluster is None and (gpus := _gpus_of_single_task()):
+            options["local_device_ids"] = gpus
+        _initialize(options, config.timeout, where)
+        processes = jax.process_count() if cluster else 0
+    except InputError:
+        raise
     except Exception as error:  # the runtime and the cluster detection raise many types
-        where = f"at {config.distributed}" if config.explicit else "of this cluster"
         raise InputError(f"--distributed: can't connect the processes {where} ({in_short(error)})") from error
+    if cluster and processes != cluster.processes:
+        raise InputError(
+            f"--distributed: JAX found {processes} processes, expected {cluster.processes}; "
+            "all need devices of the same platform"
+        )
+
+
+def _cluster(config: ProcessConfig) -> _Cluster | None:
+    """The processes as given, or as JAX's own detection finds them; None if only JAX can tell."""
+    if config.explicit:
+        return _Cluster(config.distributed, config.processes, config.process_id, None)
+    try:
+        from jax._src.clusters import ClusterEnv  # noqa: PLC0415 (private, it may be missing)
+
+        found = ClusterEnv.auto_detect_unset_distributed_params(
+            os.environ.get("JAX_COORDINATOR_ADDRESS"), None, None, _gpus_of_single_task(), None, config.timeout
+        )
+        address, processes, index, devices = found
+    except (ImportError, AttributeError, TypeError):
+        return None
+    known = isinstance(address, str) and isinstance(processes, int) and isinstance(index, int)
+    if not known or not re.fullmatch(r".+:\d+", address):
+        return None
+    return _Cluster(address, processes, index, None if devices is None else list(devices))
+
+
+def _met(cluster: _Cluster, timeout: int) -> dict[str, Any]:
+    """Meets the other processes; returns the settings with which the runtime connects."""
+    links = meet(cluster.address, cluster.processes, cluster.index, timeout)
+    peers.watch(cluster.index, links, timeout)
+    address = cluster.address
+    if cluster.index and not getattr(jax.config, "jax_mtls_cert_file", None):  # certificates name the true address
+        host, _, port = address.rpartition(":")
+        address = relay.start(host.strip("[]"), int(port)) or address
+    options = {
+        "coordinator_address": address,
+        "num_processes": cluster.processes,
+        "process_id": cluster.index,
+        "heartbeat_timeout_seconds": _HEARTBEAT_TIMEOUT,
+    }
+    return options | ({"local_device_ids": cluster.devices} if cluster.devices is not None else {})
+
+
+def _initialize(options: dict[str, Any], timeout: int, where: str) -> None:
+    """Connects the runtime, which would abort this process if that took longer than its own limit."""
+    line = f"error: --distributed: JAX's runtime didn't connect the processes {where} within {timeout} s"
+    watchdog = threading.Timer(timeout, peers.leave, (FAILED, line))
+    watchdog.daemon = True
+    watchdog.start()
+    try:
+        jax.distributed.initialize(
+            **options, initialization_timeout=2 * timeout + 60, shutdown_timeout_seconds=_SHUTDOWN_TIMEOUT
+        )
+    finally:
+        watchdog.cancel()
 
 
 def _gpus_of_single_task() -> list[int] | None:

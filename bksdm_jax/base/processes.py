@@ -6,6 +6,7 @@ import re
 from bksdm_jax.base.errors import InputError, whole_number
 
 NONE, AUTO = "none", "auto"
+_LONGEST = 7 * 24 * 3600  # seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +18,7 @@ class ProcessConfig:
             `HOST:PORT` of the first process.
         processes: with `HOST:PORT`: the number of processes.
         process_id: with `HOST:PORT`: the index of this one, from 0.
-        timeout: seconds to wait for the other processes.
+        timeout: seconds to wait for another process: to start, and to answer.
     """
 
     distributed: str = NONE
@@ -33,6 +34,7 @@ class ProcessConfig:
 
 def require_processes(config: ProcessConfig) -> None:
     """Raises `InputError`, with the flag, for settings that can't be used."""
+    whole_number("--timeout", "seconds", config.timeout, 1, _LONGEST)
     if not config.explicit:
         if (config.processes, config.process_id) != (0, -1):
             raise InputError(
@@ -41,5 +43,6 @@ def require_processes(config: ProcessConfig) -> None:
         return
     if not re.fullmatch(r".+:\d+", config.distributed):
         raise InputError(f"--distributed: {config.distributed!r}; expected none, auto, or HOST:PORT")
+    whole_number("--distributed", "the port", int(config.distributed.rpartition(":")[2][:9]), 1, 65535)
     whole_number("--distributed", "processes", config.processes)
     whole_number("--distributed", "process_id", config.process_id, 0, config.processes - 1)

@@ -1,0 +1,72 @@
+"""A process of a run that does little but wait for the others: `jax|bare ADDRESS PROCESSES INDEX TIMEOUT WHAT`.
+
+With JAX it connects the runtime and reduces in a loop; bare, only what watches the others is there. WHAT is done once
+the process has said `ready`: `work` for ever, `end`, `end-late`, `fail:MESSAGE`, `crash`, `stop` with status 75,
+`stop-late`, `wait` at a barrier that nobody else comes to, or `wrap`: work, and take the runtime's error for a user's.
+"""
+
+import sys
+import time
+
+from bksdm_jax.base import peers
+from bksdm_jax.base.errors import InputError
+from bksdm_jax.base.processes import ProcessConfig
+from bksdm_jax.base.rendezvous import meet
+
+
+def connect(runtime: str, address: str, processes: int, index: int, timeout: int) -> None:
+    if runtime == "bare":
+        peers.watch(index, meet(address, processes, index, timeout), timeout)
+        return
+    from bksdm_jax.base import distributed
+
+    distributed.connect(ProcessConfig(address, processes, index, timeout))
+    distributed.barrier("start")
+    distributed.all_reduce_max(1.0)
+
+
+def work(runtime: str) -> None:
+    while True:
+        time.sleep(0.05)
+        if runtime == "jax":
+            from bksdm_jax.base.distributed import all_reduce_max
+
+            all_reduce_max(1.0)
+
+
+def act(runtime: str, what: str) -> None:
+    what, _, message = what.partition(":")
+    if what == "fail":
+        raise InputError(message)
+    if what == "crash":
+        raise RuntimeError("a bug")
+    if what == "wait":
+        from bksdm_jax.base.distributed import barrier
+
+        barrier("never")
+    if what in ("work", "wrap"):
+        with peers.before_leaving(lambda: print("hook", flush=True)):
+            try:
+                work(runtime)
+            except ValueError as error:
+                if what == "work":
+                    raise
+                raise InputError("is the disk full?") from error
+    if what.endswith("-late"):
+        time.sleep(3)
+    if what.startswith("stop"):
+        sys.exit(75)
+
+
+def main(runtime: str, address: str, processes: str, index: str, timeout: str, what: str) -> None:
+    with peers.ending_together():
+        try:
+            connect(runtime, address, int(processes), int(index), int(timeout))
+            print("ready", flush=True)
+            act(runtime, what)
+        except InputError as error:
+            sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
