@@ -3,10 +3,11 @@
 import contextlib
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
+
+from bksdm_jax.base.peers import leave
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _PATIENCE = 3.0  # seconds within which the main thread should come back from a library's C++ to Python
@@ -118,14 +119,5 @@ def _watch(reading: int) -> None:
             if number in _SIGNALS and not _handled.wait(_PATIENCE):
                 left = _leaves[-1](number)
                 if left and not _handled.is_set():  # saving may have taken a while
-                    leave_at_once(*left)
+                    leave(*left)
             _handled.clear()
-
-
-def leave_at_once(status: int, line: str) -> None:
-    """Prints a line and ends the process without cleaning up, from whatever thread."""
-    with contextlib.suppress(OSError, ValueError):
-        print(line, file=sys.stderr)
-        sys.stderr.flush()
-        sys.stdout.flush()
-    os._exit(status)

@@ -218,8 +218,8 @@ class Loop:
             raise self._checkpoints.problem
 
 
-class PeerError(InputError):
-    """Another process has failed; its own error says why."""
+class PeerError(RuntimeError):
+    """Another process has failed; `base.peers` ends this one with that one's reason."""
 
 
 def _compiled_rate(config: OptimizerConfig) -> Callable[[int], Any]:

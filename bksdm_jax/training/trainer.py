@@ -51,9 +51,8 @@ def train(task: Task, config: TrainerConfig, workdir: Path, devices: list[jax.De
     def left(number: int) -> tuple[int, str]:
         """For a signal outside of the loop."""
         if checkpoints.latest() is None:
-            return interrupted(number)[
-                0
-            ], "interrupted before there was anything to save; the same command starts again"
+            status, line = interrupted(number)
+            return status, f"{line} before there was anything to save; the same command starts again"
         return RESTART, f"interrupted; the same command continues from step {checkpoints.latest()}"
 
     try:
