@@ -1,6 +1,7 @@
 """Several processes, as the hosts of a pod are, train as one does: real ones, over loopback."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,10 +16,10 @@ import pytest
 from bksdm_jax.base import workdir as workdirs
 from bksdm_jax.base.distributed import connect
 from bksdm_jax.base.errors import InputError
+from bksdm_jax.base.exits import FAILED, RESTART
 from bksdm_jax.base.processes import ProcessConfig
 from bksdm_jax.tasks.distill.config import DistillConfig
 from bksdm_jax.tasks.distill.task import distill
-from bksdm_jax.training import loop
 from bksdm_jax.training.config import SampleGridConfig
 from tests import tiny
 from tests.binaries import metrics, settings
@@ -70,25 +71,6 @@ def test_a_task_that_has_a_node_to_itself_has_all_its_gpus(
     assert told.get("local_device_ids") == devices
 
 
-@pytest.mark.parametrize(("seconds", "asked"), [(0.5, [1, 5, 9]), (11.0, list(range(1, 11))), (0.001, [1])])
-def test_processes_ask_each_other_by_the_clock(
-    monkeypatch: pytest.MonkeyPatch, seconds: float, asked: list[int]
-) -> None:
-    now, questions = [0.0], []
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(loop, "all_reduce_max", lambda *values: questions.append(step) or values)
-    stop = loop.Stop(0)
-    for step in range(1, 11):
-        now[0] += seconds
-        assert stop.after(step, wanted=False) is False
-    assert questions == asked
-
-
-def test_one_process_stops_at_once() -> None:
-    assert loop.Stop(0).after(1, wanted=True) is True
-
-
 def test_a_workdir_that_the_others_do_not_see_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(workdirs, "_LATE", 0)
     with pytest.raises(InputError, match=f"^{tmp_path}: "):
@@ -101,8 +83,10 @@ RUN = {"student": tiny.MICRO_STUDENT, "resolution": 16, "batch_size": 8, "steps"
 """A run of seconds; in float32 and at the reference run's rate, at which rounding doesn't grow."""
 
 
-def start(teacher: Path, data: Path, workdir: Path, count: int, **changes: object) -> list[subprocess.Popen[str]]:
-    """So many processes with two devices each."""
+def start(
+    teacher: Path, data: Path, workdir: Path, count: int, last: tuple[str, ...] = (), **changes: object
+) -> list[subprocess.Popen[str]]:
+    """So many processes with two devices each; `last` are flags of the last one only."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -113,7 +97,9 @@ def start(teacher: Path, data: Path, workdir: Path, count: int, **changes: objec
     several = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count=2 {QUICK_XLA}"}
     options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return [
-        subprocess.Popen([*command, f"--process_id={index}"], cwd=ROOT, env=several, **options)
+        subprocess.Popen(
+            [*command, f"--process_id={index}", *(last if index == count - 1 else ())], cwd=ROOT, env=several, **options
+        )
         for index in range(count)
     ]
 
@@ -156,8 +142,33 @@ def test_what_one_is_told_all_do(micro_teacher: Path, photographs: Path, tmp_pat
     while len(metrics(run)) < 3 and all(process.poll() is None for process in processes):
         time.sleep(0.2)
     os.kill(processes[1].pid, signal.SIGTERM)
-    finish(processes, status=1)
+    finish(processes, status=RESTART)
     made = len(metrics(run))
     assert (run / "checkpoints" / str(made)).is_dir()
     finish(start(micro_teacher, photographs, run, 2, steps=made + 2, checkpoint_every=0))
     assert [int(row["step"]) for row in metrics(run)] == list(range(1, made + 3))
+
+
+@pytest.mark.slow
+def test_an_image_that_one_cannot_read_saves_the_state_of_all(
+    micro_teacher: Path, photographs: Path, tmp_path: Path
+) -> None:
+    run, copy = tmp_path / "run", tmp_path / "copy"
+    shutil.copytree(photographs, copy)
+    changes = {"steps": 2000, "checkpoint_every": 0}
+    processes = start(micro_teacher, photographs, run, 2, last=(f"--config.data={copy}", "--timeout=60"), **changes)
+    while len(metrics(run)) < 3 and all(process.poll() is None for process in processes):
+        time.sleep(0.2)
+    for path in copy.glob("*.png"):
+        path.write_bytes(path.read_bytes()[:500])
+    first, second = finish(processes, status=FAILED)
+    (saved,) = [int(path.name) for path in (run / "checkpoints").iterdir()]
+    assert saved >= 3
+    for said in (first, second):
+        (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
+        assert str(copy) in line
+        assert f"step {saved}" in line
+        assert "Traceback" not in said
+    assert "process 1" in first
+    finish(start(micro_teacher, photographs, run, 2, steps=saved + 2, checkpoint_every=0))
+    assert [int(row["step"]) for row in metrics(run)] == list(range(1, saved + 3))
