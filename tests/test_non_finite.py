@@ -30,6 +30,8 @@ from bksdm_jax.data.sources import open_examples
 from bksdm_jax.evaluation import scorer as scoring
 from bksdm_jax.evaluation.score import score
 from bksdm_jax.formats.names import torch_shapes
+from bksdm_jax.interop.config import CompareConfig
+from bksdm_jax.interop.parity import parity
 from bksdm_jax.metrics.bootstrap import Score
 from bksdm_jax.metrics.statistics_file import Statistics, write_statistics
 from bksdm_jax.metrics.store import FeatureStore
@@ -324,3 +326,11 @@ def test_features_and_statistics_on_disk_are_checked(tmp_path: Path, kept: bool)
             write_statistics(tmp_path / "a.npz", statistics)
     assert not (tmp_path / "a.npz").exists()
     assert read_json(tmp_path / "store" / "progress.json")["done"] == 2
+
+
+def test_a_comparison_is_not_written(teacher: Path, tmp_path: Path) -> None:
+    spoil(teacher / "text_encoder" / WEIGHTS["text_encoder"][0], "final_layer_norm.bias")
+    settings = CompareConfig(str(teacher), prompts=("a cat",), steps=0, allow_non_finite=True)
+    with pytest.raises(InputError, match=r"teacher: .*text encoder"):
+        parity(settings, tmp_path / "out")
+    assert not (tmp_path / "out" / "differences.json").exists()
