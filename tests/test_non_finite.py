@@ -20,20 +20,15 @@ from transformers import ViTConfig, ViTModel
 from bksdm_jax.api import load, save
 from bksdm_jax.base import trees
 from bksdm_jax.base.errors import InputError
-from bksdm_jax.base.files import read_json
 from bksdm_jax.base.finite import count_non_finite
 from bksdm_jax.data.prepare import latents
 from bksdm_jax.data.prepare.config import LatentConfig, PrepareConfig
 from bksdm_jax.data.prepare.latents import prepare_latents
 from bksdm_jax.data.prepare.prepare import prepare
 from bksdm_jax.data.sources import open_examples
-from bksdm_jax.evaluation import scorer as scoring
-from bksdm_jax.evaluation.score import score
 from bksdm_jax.formats.names import torch_shapes
-from bksdm_jax.metrics.bootstrap import Score
-from bksdm_jax.metrics.statistics_file import Statistics, write_statistics
-from bksdm_jax.metrics.store import FeatureStore
-from bksdm_jax.metrics.table import METRICS
+from bksdm_jax.interop.config import CompareConfig
+from bksdm_jax.interop.parity import parity
 from bksdm_jax.models.inception import OUTPUTS, inception_parameter_shapes
 from bksdm_jax.pipelines.autoencoder import load_autoencoder
 from bksdm_jax.pipelines.clip_folder import load_clip, write_clip
@@ -52,7 +47,6 @@ from bksdm_jax.sampling.generate import generate_images
 from bksdm_jax.sampling.run import sample
 from tests import single_files, tiny
 from tests.sampling_runs import quick, use_one_device
-from tests.test_score import calls, config, folders  # noqa: F401
 
 DTYPES = (np.float16, ml_dtypes.bfloat16, np.float32, np.float64, ml_dtypes.float8_e5m2)
 BAD = (np.nan, -np.nan, np.inf, -np.inf)
@@ -290,37 +284,9 @@ def test_latents_are_refused_when_made_and_when_read(
             make(dataclasses.replace(config, dtype=dtype), f"d_{dtype}")
 
 
-def test_a_score_is_not_written(calls: Any, folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
-    own, whole = config(folders, ["kid_clean", "clip_score"]), METRICS["clip_score"]
-    for changed, fact in (
-        (Score(np.nan, None, None), "clip_score: value is nan"),
-        (Score(1.0, 0.5, np.inf), "clip_score: high is inf"),
-    ):
-        metric = dataclasses.replace(whole, scores=lambda _, changed=changed: {"clip_score": changed})
-        monkeypatch.setitem(scoring.METRICS, "clip_score", metric)
-        with pytest.raises(InputError, match=fact):
-            score(own, folders / "out")
-        assert not (folders / "out" / "scores.json").exists()
-    monkeypatch.setitem(scoring.METRICS, "clip_score", whole)
-    rows = next((folders / "out" / "features").rglob("rows.bin"))
-    rows.write_bytes(rows.read_bytes()[:-4] + np.float32(np.inf).tobytes())
-    with pytest.raises(InputError, match=rf"{rows.parent}: 1 of .*delete"):
-        score(own, folders / "out")
-
-
-@pytest.mark.parametrize("kept", [True, False])
-def test_features_and_statistics_on_disk_are_checked(tmp_path: Path, kept: bool) -> None:
-    store = FeatureStore(tmp_path / "store", kept, {})
-    store.add(np.float32([[1, 2], [3, np.nan]]))
-    store.commit()
-    for again in (store, FeatureStore(tmp_path / "store", kept, {})):
-        with pytest.raises(InputError, match=r"store: .*delete"):
-            again.read()
-    for name, statistics in (
-        ("mu", Statistics(np.array([0, np.inf]), np.eye(2), {})),
-        ("sigma", Statistics(np.zeros(2), np.eye(2) * np.nan, {})),
-    ):
-        with pytest.raises(InputError, match=rf"a\.npz: .*{name}"):
-            write_statistics(tmp_path / "a.npz", statistics)
-    assert not (tmp_path / "a.npz").exists()
-    assert read_json(tmp_path / "store" / "progress.json")["done"] == 2
+def test_a_comparison_is_not_written(teacher: Path, tmp_path: Path) -> None:
+    spoil(teacher / "text_encoder" / WEIGHTS["text_encoder"][0], "final_layer_norm.bias")
+    settings = CompareConfig(str(teacher), prompts=("a cat",), steps=0, allow_non_finite=True)
+    with pytest.raises(InputError, match=r"teacher: .*text encoder"):
+        parity(settings, tmp_path / "out")
+    assert not (tmp_path / "out" / "differences.json").exists()

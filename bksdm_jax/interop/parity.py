@@ -167,6 +167,8 @@ def _networks(
     ):
         with waiting(f"comparing {what}"):
             found.append(compared(*inputs))
+        if not np.isfinite([found[-1].largest, found[-1].scale]).all():
+            raise InputError(f"{pipeline.path}: outputs of the {what} aren't finite, so they can't be compared")
     return found
 
 
