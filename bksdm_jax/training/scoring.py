@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +57,7 @@ def scoring(
     per_call = mesh.size * min(config.batch_size, -(-count // mesh.size))
     split, make = NamedSharding(mesh, PartitionSpec(("data", "fsdp"))), make_generate(networks, sampler, dtype)
 
-    def generate(params: dict[str, jax.Array], captions: object, negative: object, keys: jax.Array) -> jax.Array:
+    def generate(params: dict[str, jax.Array], captions: object, negative: object, keys: jax.Array) -> Any:
         return make(params, *jax.lax.with_sharding_constraint((captions,), split), negative, keys)
 
     program = compiled_together(jax.jit(generate, out_shardings=replicated(mesh)), "the images to score")
