@@ -21,6 +21,7 @@ from bksdm_jax.base.signals import Interrupted
 from bksdm_jax.training import checkpoints as module
 from bksdm_jax.training.checkpoints import Checkpoints
 from bksdm_jax.training.records import bring_back
+from bksdm_jax.training.sharding import make_mesh, on_host, parameter_shardings
 from bksdm_jax.training.state import OptimizerConfig, TrainState, create_state, make_optimizer
 from tests.fake_bucket import NAME as NAME_OF_BUCKET
 from tests.fake_bucket import fake_bucket
@@ -239,6 +240,34 @@ def test_a_run_continues_from_the_last_whole_checkpoint(tmp_path: Path) -> None:
     made, _ = run(tmp_path / "run")
     np.testing.assert_array_equal(made, whole)
     assert table(tmp_path / "run" / "metrics.csv") == table(tmp_path / "whole" / "metrics.csv")
+
+
+@pytest.mark.parametrize("fsdp", [1, 4])
+def test_one_process_can_save_what_its_devices_have(tmp_path: Path, fsdp: int) -> None:
+    """A state that is split over the devices of this process is saved as a whole, once."""
+    mesh = make_mesh(fsdp)
+    made = create_state({"kernel": jnp.arange(2.0**14).reshape(64, -1)}, make_optimizer(OptimizerConfig()))
+    spread = jax.device_put(made.replace(step=jnp.int32(3)), parameter_shardings(mesh, made))
+    assert spread.params["kernel"].is_fully_replicated is (fsdp == 1)
+    checkpoints = Checkpoints(tmp_path, 0)
+    for note in (1, 2):
+        checkpoints.save_alone(spread, {"note": note})
+    with Checkpoints(tmp_path, 0) as again:
+        assert again.latest() == 3
+        assert again.facts() == {"note": 1}
+        found = again.restore(jax.eval_shape(lambda: made))
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(spread), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_what_is_elsewhere_too_is_not_on_this_host() -> None:
+    class Part:
+        index, data = (slice(0, 2),), np.zeros(2)
+
+    class Leaf:
+        addressable_shards, size, shape, dtype = (Part(), Part()), 4, (4,), np.float32
+
+    assert on_host({"kernel": Leaf()}) is None
 
 
 def test_checkpoints_in_a_bucket_outlive_the_machine(tmp_path: Path) -> None:

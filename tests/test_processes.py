@@ -84,7 +84,7 @@ RUN = {"student": tiny.MICRO_STUDENT, "resolution": 16, "batch_size": 8, "steps"
 
 
 def start(
-    teacher: Path, data: Path, workdir: Path, count: int, last: tuple[str, ...] = (), **changes: object
+    teacher: Path, data: Path, workdir: Path, count: int, last: tuple[str, ...] = (), timeout: int = 300, **changes: Any
 ) -> list[subprocess.Popen[str]]:
     """So many processes with two devices each; `last` are flags of the last one only."""
     with socket.socket() as free:
@@ -94,6 +94,7 @@ def start(
         "distill.py:v1,runlocal", workdir, teacher=teacher, data=data, **RUN | {"sheets__steps": 0} | changes
     )
     command = [sys.executable, "-m", "launch.train", *flags, f"--distributed={address}", f"--processes={count}"]
+    command.append(f"--timeout={timeout}")
     several = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count=2 {QUICK_XLA}"}
     options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return [
@@ -156,7 +157,7 @@ def test_an_image_that_one_cannot_read_saves_the_state_of_all(
     run, copy = tmp_path / "run", tmp_path / "copy"
     shutil.copytree(photographs, copy)
     changes = {"steps": 2000, "checkpoint_every": 0}
-    processes = start(micro_teacher, photographs, run, 2, last=(f"--config.data={copy}", "--timeout=60"), **changes)
+    processes = start(micro_teacher, photographs, run, 2, last=(f"--config.data={copy}",), timeout=60, **changes)
     while len(metrics(run)) < 3 and all(process.poll() is None for process in processes):
         time.sleep(0.2)
     for path in copy.glob("*.png"):
@@ -172,3 +173,24 @@ def test_an_image_that_one_cannot_read_saves_the_state_of_all(
     assert "process 1" in first
     finish(start(micro_teacher, photographs, run, 2, steps=saved + 2, checkpoint_every=0))
     assert [int(row["step"]) for row in metrics(run)] == list(range(1, saved + 3))
+
+
+@pytest.mark.slow
+def test_one_that_is_left_alone_in_an_evaluation_saves_the_state(
+    micro_teacher: Path, photographs: Path, tmp_path: Path
+) -> None:
+    """The prompts to draw are so many that the grids take most of the time."""
+    run = tmp_path / "run"
+    prompts = "(" + "'a cat'," * 64 + ")"
+    changes = {"steps": 3, "checkpoint_every": 0, "sheets__steps": 25, "sheets__every": 1, "sheets__prompts": prompts}
+    processes = start(micro_teacher, photographs, run, 2, last=(), timeout=60, **changes)
+    deadline = time.monotonic() + 400
+    while len(metrics(run)) < 1 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(3)
+    processes[1].kill()
+    said = processes[0].communicate(timeout=300)[0]
+    assert processes[0].returncode == RESTART, said
+    assert "process 1" in said.splitlines()[-1]
+    (saved,) = [int(path.name) for path in (run / "checkpoints").iterdir() if path.name.isdigit()]
+    assert saved == int(metrics(run)[-1]["step"])

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
@@ -18,9 +19,11 @@ from bksdm_jax.base.checksums import NAME, damage, write_checksums
 from bksdm_jax.base.distributed import barrier, is_first
 from bksdm_jax.base.errors import InputError, in_short
 from bksdm_jax.base.exits import RESTART
-from bksdm_jax.base.paths import to_path
+from bksdm_jax.base.locks import locked
+from bksdm_jax.base.paths import is_remote, to_path
 from bksdm_jax.base.progress import QUIET, waiting
 from bksdm_jax.base.signals import Interrupted, Interrupts
+from bksdm_jax.training.sharding import on_host
 from bksdm_jax.training.state import TrainState
 
 _STATE, _FACTS = "state", "facts.json"
@@ -105,6 +108,27 @@ class Checkpoints:
             self.join()
         self.blocked += time.monotonic() - begin
 
+    def save_alone(self, state: TrainState, facts: Mapping[str, Any]) -> None:
+        """Writes `state` from this process's devices, since others are lost; does nothing where that is impossible.
+
+        Raises an error, of many types, if an update that needs the others hasn't ended.
+        """
+        whole = on_host(state)
+        if whole is None or is_remote(self.folder):
+            return
+        step, alone = int(whole.step), {jax.process_index()}
+        options = ocp.options.MultiprocessingOptions(
+            primary_host=jax.process_index(), active_processes=alone, barrier_sync_key_prefix="alone"
+        )
+        with locked(Path(self.folder)):  # others that are left do the same
+            checkpoint = self.folder / str(step)
+            if damage(checkpoint):
+                _remove(checkpoint)
+                with ocp.StandardCheckpointer(multiprocessing_options=options) as checkpointer:
+                    checkpointer.save(checkpoint / _STATE, whole)
+                _complete(checkpoint, facts)
+                logging.warning("the state of step %d was saved", step)
+
     def restore(self, like: TrainState) -> TrainState:
         """The newest state, with the shapes, dtypes and shardings of `like`, whose leaves are `ShapeDtypeStruct`s.
 
@@ -119,8 +143,7 @@ class Checkpoints:
         try:
             self._checkpointer.wait_until_finished()
             if is_first():
-                (folder / _FACTS).write_text(json.dumps(facts, sort_keys=True, allow_nan=False))
-                write_checksums(folder)
+                _complete(folder, facts)
                 self._latest = step
                 for other in self._outdated():
                     _remove(self.folder / str(other))
@@ -210,6 +233,11 @@ def newest_whole(folder: epath.Path, tidy: bool = False) -> int | None:
 def read_facts(checkpoint: epath.Path) -> dict[str, Any]:
     """What was saved with a whole checkpoint's state."""
     return json.loads((checkpoint / _FACTS).read_text())
+
+
+def _complete(checkpoint: epath.Path, facts: Mapping[str, Any]) -> None:
+    (checkpoint / _FACTS).write_text(json.dumps(facts, sort_keys=True, allow_nan=False))
+    write_checksums(checkpoint)
 
 
 def _steps(folder: epath.Path) -> list[int]:

@@ -14,6 +14,7 @@ from bksdm_jax.base.distributed import barrier, is_first
 from bksdm_jax.base.errors import InputError, NotFiniteError
 from bksdm_jax.base.exits import RESTART
 from bksdm_jax.base.memory import give_back, resident
+from bksdm_jax.base.peers import before_leaving
 from bksdm_jax.base.progress import Progress, stacks_if_stalled, waiting
 from bksdm_jax.base.signals import Interrupted, Interrupts, leaving
 from bksdm_jax.training.checkpoints import Checkpoints
@@ -58,6 +59,7 @@ class Loop:
         self._health = Health()
         self._unread: collections.deque[tuple[int, Mapping[str, jax.Array]]] = collections.deque()
         self._writers: dict[str, Any] = {}
+        self._last: tuple[TrainState, list[str]] | None = None
         self._broken: InputError | None = None
 
     def run(self, state: TrainState, batches: Iterator[Batch], pending: list[str]) -> tuple[TrainState, bool]:
@@ -71,7 +73,12 @@ class Loop:
         rate = _compiled_rate(config.optimizer)
         barrier("ready to train")  # all have compiled, and the first process has its writers
         total = config.steps
-        with Interrupts() as interrupts, Progress("training", total, first) as progress, ExitStack() as profile:
+        with (
+            before_leaving(self._rescue),
+            Interrupts() as interrupts,
+            Progress("training", total, first) as progress,
+            ExitStack() as profile,
+        ):
             if pending and (left := self._evaluate(pending, first, state, interrupts)):
                 self._save(state, left)
                 return state, False
@@ -84,7 +91,9 @@ class Loop:
                 logging_now, saving = _due(step, config.log_every, total), _due(step, config.checkpoint_every, total)
                 with stacks_if_stalled(config.stack_dump_seconds):
                     batch = self._next(batches, interrupts)
+                    self._last = None  # the update takes the state's memory
                     state, metrics = self._update(state, self._frozen, batch)
+                    self._last = state, due
                     self._unread.append((step, metrics))
                     if config.profile_step and step == config.profile_step + PROFILED - 1:
                         jax.block_until_ready(metrics)  # clu's periodic_actions.Profile wouldn't wait
@@ -109,6 +118,12 @@ class Loop:
                 if stopping:
                     return state, step == total and not left
         return state, True
+
+    def _rescue(self) -> None:
+        """Saves the state, if it is at rest and here as a whole, since another process is lost."""
+        if self._last and not self._health.in_a_row:
+            state, left = self._last
+            self._checkpoints.save_alone(state, self._facts(left))
 
     def _open_writers(self, first: int, pending: list[str]) -> None:
         # Imports TensorFlow, which takes seconds that commands which fail early or don't train shouldn't wait for.
@@ -170,6 +185,7 @@ class Loop:
     def _evaluate(self, due: list[str], step: int, state: TrainState, interrupts: Interrupts) -> list[str]:
         """Runs evaluators; returns the names of those that a signal has kept from it."""
         left = list(due)
+        self._last = state, left
 
         def save(number: int) -> tuple[int, str] | None:
             """For a signal while a library compiles."""

@@ -88,6 +88,23 @@ def gather_to_host(tree: Any) -> Any:
     return jax.tree.map(gather, tree)
 
 
+def on_host(tree: Any) -> Any | None:
+    """Global arrays as numpy arrays, from this process's devices alone; None if they don't have all of them."""
+
+    def whole(leaf: jax.Array) -> np.ndarray | None:
+        shards = {str(shard.index): shard for shard in leaf.addressable_shards}
+        if sum(shard.data.size for shard in shards.values()) != leaf.size:
+            return None
+        found = np.empty(leaf.shape, leaf.dtype)
+        for shard in shards.values():
+            found[shard.index] = shard.data
+        return found
+
+    leaves, structure = jax.tree.flatten(tree)
+    found = [whole(leaf) for leaf in leaves]
+    return None if any(leaf is None for leaf in found) else jax.tree.unflatten(structure, found)
+
+
 def batch_to_global(mesh: Mesh, batch: Any) -> Any:
     """Global arrays from this process's rows of a batch, a pytree of arrays [A, rows, ...]."""
     sharding = batch_sharding(mesh)
