@@ -1,8 +1,9 @@
 """A process of a run that does little but wait for the others: `jax|bare ADDRESS PROCESSES INDEX TIMEOUT WHAT`.
 
-With JAX it connects the runtime and reduces in a loop; bare, only what watches the others is there. WHAT is done once
-the process has said `ready`: `work` for ever, `end`, `end-late`, `fail:MESSAGE`, `crash`, `stop` with status 75,
-`stop-late`, `wait` at a barrier that nobody else comes to, or `wrap`: work, and take the runtime's error for a user's.
+It says `up` and waits for a line on its standard input; then it meets the others and says `ready`. With JAX it
+connects the runtime too and reduces in a loop. WHAT is done then: `work` for ever, `end`, `end-late`, `fail:MESSAGE`,
+`crash`, `stop` with status 75, `stop-late`, `wait` at a barrier that nobody else comes to, or `wrap`: work, and take
+the runtime's error for a user's.
 """
 
 import sys
@@ -61,6 +62,10 @@ def act(runtime: str, what: str) -> None:
 def main(runtime: str, address: str, processes: str, index: str, timeout: str, what: str) -> None:
     with peers.ending_together():
         try:
+            if runtime == "jax":
+                from bksdm_jax.base import distributed  # noqa: F401
+            print("up", flush=True)
+            sys.stdin.readline()
             connect(runtime, address, int(processes), int(index), int(timeout))
             print("ready", flush=True)
             act(runtime, what)
