@@ -23,16 +23,21 @@ def connect(runtime: str, address: str, processes: int, index: int, timeout: int
 
     distributed.connect(ProcessConfig(address, processes, index, timeout))
     distributed.barrier("start")
-    distributed.all_reduce_max(1.0)
+    all_reduce()
+
+
+def all_reduce() -> None:
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    multihost_utils.process_allgather(np.ones(1, np.float32))
 
 
 def work(runtime: str) -> None:
     while True:
         time.sleep(0.05)
         if runtime == "jax":
-            from bksdm_jax.base.distributed import all_reduce_max
-
-            all_reduce_max(1.0)
+            all_reduce()
 
 
 def act(runtime: str, what: str) -> None:

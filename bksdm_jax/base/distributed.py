@@ -9,8 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
 from bksdm_jax.base import peers, relay
@@ -157,11 +155,3 @@ def compiled_together(jitted: Any, what: str) -> Callable[..., Any]:
         return compiled(*arguments)
 
     return call
-
-
-def all_reduce_max(*values: float) -> tuple[float, ...]:
-    """The maximum of each value over all processes; every process must call it."""
-    if jax.process_count() == 1:
-        return values
-    found = multihost_utils.process_allgather(np.array(values, np.float32))
-    return tuple(float(value) for value in found.max(axis=0))
