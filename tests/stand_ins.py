@@ -1,6 +1,9 @@
 """Stand-ins for `gcloud` and SLURM's commands, which write down what they were called with."""
 
+import os
 from pathlib import Path
+
+import pytest
 
 WRITES_DOWN = '#!/usr/bin/env bash\nprintf "%s\\n" "$(basename "$0")" "$@" "" >>"$CALLS"\n'
 
@@ -61,9 +64,25 @@ esac
 """
 
 
-def write(folder: Path) -> None:
-    """Writes the stand-ins into a folder, which it makes."""
-    folder.mkdir()
+VARIABLES = ("ZONE", "PROJECT", "SPOT", "QUEUED", "VALID_UNTIL", "VERSION", "DELETE", "SLURM_JOB_ID")
+
+
+def use(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Puts them first, and makes `folder` the working folder; returns the file of what they were called with."""
+    (folder / "bin").mkdir()
     for name, does in (("gcloud", GCLOUD), ("scontrol", SCONTROL), ("srun", SRUN), ("scancel", SCANCEL)):
-        (folder / name).write_text(WRITES_DOWN + does)
-        (folder / name).chmod(0o755)
+        (folder / "bin" / name).write_text(WRITES_DOWN + does)
+        (folder / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv("CALLS", str(folder / "calls"))
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    for name in ("POLL", "PAUSE"):
+        monkeypatch.setenv(name, "0.02")
+    monkeypatch.chdir(folder)
+    return folder / "calls"
+
+
+def calls(path: Path) -> list[list[str]]:
+    """Each call, as a list of its words."""
+    return [call.split("\n") for call in path.read_text().strip("\n").split("\n\n")]
