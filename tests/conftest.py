@@ -61,6 +61,13 @@ def micro_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def pico_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One stage, for tests whose subject isn't the network."""
+    folder = tmp_path_factory.mktemp("pipelines") / "pico"
+    return tiny.write_flax_pipeline(folder, unet=tiny.PICO, vae=tiny.MICRO_VAE)
+
+
+@pytest.fixture(scope="session")
 def micro_torch_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same two stages, written by PyTorch Diffusers."""
     folder = tmp_path_factory.mktemp("pipelines") / "micro_torch"

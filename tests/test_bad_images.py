@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -24,8 +25,17 @@ from tests import tiny
 COUNT, STEP = 32, 3
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_device() -> Iterator[None]:
+    """Programs for one device compile in a fifth of the time."""
+    devices = jax.devices()[:1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "devices", lambda: devices)
+        yield
+
+
 @pytest.fixture(scope="module")
-def config(micro_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> DistillConfig:
+def config(pico_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> DistillConfig:
     """A run of four updates on a folder with 32 images, each seen once."""
     data = tmp_path_factory.mktemp("data")
     for index in range(COUNT):
@@ -34,7 +44,7 @@ def config(micro_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Dis
         (data / f"{index}.txt").write_text(f"picture {index}")
     settings = {"resolution": 16, "batch_size": 8, "accumulation": 1, "dtype": "float32", "steps": 4}
     settings |= {"sheets": SampleGridConfig(steps=0), "log_every": 1}
-    return DistillConfig(str(micro_teacher), tiny.MICRO_STUDENT, str(data), **settings)
+    return DistillConfig(str(pico_teacher), tiny.PICO_STUDENT, str(data), **settings)
 
 
 @pytest.fixture(scope="module")

@@ -41,7 +41,7 @@ from tests.arrays import require_close
 @pytest.mark.slow
 def test_pytorchs_folder_agrees(tmp_path: Path) -> None:
     """Its networks have the shapes of the Flax folder's below, which so finds its programs compiled."""
-    options = {key: value for key, value in tiny.MICRO.items() if key != "norm_num_groups"}
+    options = {key: value for key, value in tiny.PICO.items() if key != "norm_num_groups"}
     folder = tiny.write_torch_pipeline(tmp_path / "torch", options, vae=tiny.MICRO_VAE)
     config = CompareConfig(str(folder), prompts=("a cat", "the red rocket"), steps=4)
     found = parity(config, tmp_path / "out")
@@ -52,8 +52,8 @@ def test_pytorchs_folder_agrees(tmp_path: Path) -> None:
     assert Image.open(tmp_path / "out" / "images.png").size == (4 + 2 * 20, 4 + 2 * 20)
 
 
-def test_a_flax_folder_is_converted_for_pytorch(micro_teacher: Path, tmp_path: Path) -> None:
-    found = parity(CompareConfig(str(micro_teacher), prompts=("a cat", "the red rocket"), steps=0), tmp_path / "out")
+def test_a_flax_folder_is_converted_for_pytorch(pico_teacher: Path, tmp_path: Path) -> None:
+    found = parity(CompareConfig(str(pico_teacher), prompts=("a cat", "the red rocket"), steps=0), tmp_path / "out")
     assert len(found) == 4
     assert all(one.within for one in found), difference_table(found)
     assert not (tmp_path / "out" / "images.png").exists()
@@ -62,7 +62,7 @@ def test_a_flax_folder_is_converted_for_pytorch(micro_teacher: Path, tmp_path: P
 @pytest.mark.parametrize("sampler", [pytest.param("scheduler", marks=pytest.mark.slow), "dpmpp_2m_karras"])
 def test_a_named_sampler_is_the_models_own_or_made_from_it(tmp_path: Path, sampler: str) -> None:
     """A DDIM file that leaves open what the pipeline sets, and Diffusers' class doesn't have by default."""
-    options = {key: value for key, value in tiny.MICRO.items() if key != "norm_num_groups"}
+    options = {key: value for key, value in tiny.PICO.items() if key != "norm_num_groups"}
     folder = tiny.write_torch_pipeline(tmp_path / "torch", options, vae=tiny.MICRO_VAE)
     file = {"_class_name": "DDIMScheduler", **tiny.SD_BETAS}
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(file))

@@ -55,8 +55,8 @@ def test_plan_of_a_run_on_this_machine(micro_teacher: Path) -> None:
     assert "16 px from images" in printed
 
 
-def test_compare_finds_no_difference(micro_teacher: Path, tmp_path: Path) -> None:
-    printed = succeed("compare", settings("compare.py", tmp_path / "out", model=micro_teacher, steps=0))
+def test_compare_finds_no_difference(pico_teacher: Path, tmp_path: Path) -> None:
+    printed = succeed("compare", settings("compare.py", tmp_path / "out", model=pico_teacher, steps=0))
     assert all(network in printed for network in ("text encoder", "U-Net", "VAE decoder", "VAE encoder"))
     assert (tmp_path / "out" / "differences.json").is_file()
 

@@ -110,7 +110,7 @@ def _write_shapes(folder: Path, count: int) -> None:
         ("bench.py:update,small,bk_base", "bench.py:update,small,bk_base  # fast", "note"),
         (" DATA=shapes_world/demo", "", "$DATA"),
         ("\nmake install\n", "\nmake instal\n", "instal"),
-        ("tpu_pod.sh create", "tpu_pod.sh creat", "creat"),
+        ("tpu_pod.sh keep", "tpu_pod.sh kep", "kep"),
         ("interop]'", "interopt]'", "interopt"),
         ("--config.switch_at=10", "--config.swich_at=10", "swich_at"),
         ("`--config.most_rejects`", "`--config.many_rejects`", "many_rejects"),

@@ -61,9 +61,9 @@ def images(workdir: Path) -> list[np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(micro_teacher: Path, prompts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed(pico_teacher: Path, prompts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     workdir = tmp_path_factory.mktemp("undisturbed") / "run"
-    finish(start(micro_teacher, prompts, workdir))
+    finish(start(pico_teacher, prompts, workdir))
     assert len(images(workdir)) == IMAGES
     return workdir
 
@@ -89,18 +89,18 @@ def killed_at_random(model: Path, prompts: Path, workdir: Path, seed: int) -> in
 
 @pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_killed_run_ends_with_the_files_of_an_undisturbed_one(
-    undisturbed: Path, micro_teacher: Path, prompts: Path, tmp_path: Path, kills: int
+    undisturbed: Path, pico_teacher: Path, prompts: Path, tmp_path: Path, kills: int
 ) -> None:
     workdir = tmp_path / "run"
-    reached = [killed_at_random(micro_teacher, prompts, workdir, seed) for seed in range(kills)]
+    reached = [killed_at_random(pico_teacher, prompts, workdir, seed) for seed in range(kills)]
     assert any(0 < count < IMAGES for count in reached)
-    finish(start(micro_teacher, prompts, workdir))
+    finish(start(pico_teacher, prompts, workdir))
     assert files(workdir) == files(undisturbed)
 
 
 @pytest.mark.slow
 def test_two_processes_make_the_images_of_one(
-    undisturbed: Path, micro_teacher: Path, prompts: Path, tmp_path: Path
+    undisturbed: Path, pico_teacher: Path, prompts: Path, tmp_path: Path
 ) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -109,7 +109,7 @@ def test_two_processes_make_the_images_of_one(
     workdir = tmp_path / "run"
     finish(
         *(
-            start(micro_teacher, prompts, workdir, *together, f"--process_id={index}", devices=2, batch_size=3)
+            start(pico_teacher, prompts, workdir, *together, f"--process_id={index}", devices=2, batch_size=3)
             for index in range(2)
         )
     )

@@ -235,12 +235,12 @@ def test_departures_from_a_protocol_are_named() -> None:
         assert any(word in step for step in found), word
 
 
-def test_images_are_scored_without_files(calls: Calls, micro_teacher: Path, tmp_path: Path) -> None:
+def test_images_are_scored_without_files(calls: Calls, pico_teacher: Path, tmp_path: Path) -> None:
     """The same scores as from files, and a stopped run continues."""
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("".join(f"a photo of {i}\n" for i in range(20)))
     settings = {
-        "model": str(micro_teacher),
+        "model": str(pico_teacher),
         "prompts": str(prompts),
         "steps": 2,
         "sampler": "ddim",

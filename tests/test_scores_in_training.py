@@ -76,7 +76,7 @@ def config(teacher: Path, data: Path, prompts: Path | str = "", **more: Any) -> 
     fixed |= {"sheets": SampleGridConfig(steps=0), "checkpoint_every": 0}
     fixed["optimizer"] = OptimizerConfig(learning_rate=1e-2)
     fixed["scoring"] = ScoringConfig(every=2, prompts=str(prompts), steps=2)
-    return DistillConfig(str(teacher), tiny.MICRO_STUDENT, str(data), **fixed | more)
+    return DistillConfig(str(teacher), tiny.PICO_STUDENT, str(data), **fixed | more)
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -90,7 +90,7 @@ def weights(model: Path) -> list[np.ndarray]:
 
 @pytest.mark.slow
 def test_scores_leave_no_trace_in_the_student_and_each_row_once(
-    micro_teacher: Path,
+    pico_teacher: Path,
     photographs: Path,
     prompts: Path,
     tmp_path: Path,
@@ -98,8 +98,8 @@ def test_scores_leave_no_trace_in_the_student_and_each_row_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(jax, "devices", lambda devices=jax.devices: devices()[:1])
-    without = distill(config(micro_teacher, photographs), tmp_path / "without")
-    scored, run = config(micro_teacher, photographs, prompts, evaluators=("brightness",)), tmp_path / "with"
+    without = distill(config(pico_teacher, photographs), tmp_path / "without")
+    scored, run = config(pico_teacher, photographs, prompts, evaluators=("brightness",)), tmp_path / "with"
     distill(dataclasses.replace(scored, steps=2), run)
     with (run / "scores.csv").open("a") as file:
         file.write("4,99,98,100,3\n")  # of updates that a kill took back
@@ -119,9 +119,9 @@ def test_scores_leave_no_trace_in_the_student_and_each_row_once(
 
 
 @pytest.mark.slow
-def test_images_are_the_moving_averages(micro_teacher: Path, brightness: list[Brightness]) -> None:
+def test_images_are_the_moving_averages(pico_teacher: Path, brightness: list[Brightness]) -> None:
     """The same on a mesh of two devices as the package's own way to sample gives."""
-    pipeline = load_pipeline(micro_teacher)
+    pipeline = load_pipeline(pico_teacher)
     networks, mesh = pipeline.architectures, make_mesh(1, jax.devices()[:2])
     sampler = SamplerConfig(steps=2, resolution=16, seed=3)
     settings = ScoringConfig(batch_size=1)
@@ -153,22 +153,23 @@ def test_images_are_the_moving_averages(micro_teacher: Path, brightness: list[Br
     ],
 )
 def test_what_cannot_be_scored_is_told_first(
-    micro_teacher: Path, photographs: Path, prompts: Path, change: dict[str, Any], named: tuple[str, ...]
+    pico_teacher: Path, photographs: Path, prompts: Path, change: dict[str, Any], named: tuple[str, ...]
 ) -> None:
     if change.get("scoring") and change["scoring"].prompts == "p":
         change["scoring"] = dataclasses.replace(change["scoring"], prompts=str(prompts))
     with pytest.raises(InputError) as error:
-        open_inputs(config(micro_teacher, photographs, prompts, **change))
+        open_inputs(config(pico_teacher, photographs, prompts, **change))
     assert "\n" not in str(error.value)
     assert all(part in str(error.value) for part in named), error.value
 
 
 def test_prompts_that_a_metric_cannot_read_are_told_before_an_update(
-    micro_teacher: Path, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pico_teacher: Path, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(jax, "devices", lambda devices=jax.devices: devices()[:1])
+    monkeypatch.setattr(jax.stages.Lowered, "compile", lambda lowered: None)  # an update would fail otherwise
     (tmp_path / "prompts.txt").write_text("fine\nunreadable\n")
-    run = config(micro_teacher, photographs, tmp_path / "prompts.txt", evaluators=("brightness",))
+    run = config(pico_teacher, photographs, tmp_path / "prompts.txt", evaluators=("brightness",))
     with pytest.raises(InputError, match="unreadable"):
         distill(run, tmp_path / "run")
     assert not (tmp_path / "run/metrics.csv").exists()
