@@ -114,7 +114,7 @@ class Checkpoints:
         Raises an error, of many types, if an update that needs the others hasn't ended.
         """
         whole = on_host(state)
-        if whole is None or is_remote(self.folder):
+        if whole is None or is_remote(self.folder) or int(whole.step) == self._latest:
             return
         step, alone = int(whole.step), {jax.process_index()}
         options = ocp.options.MultiprocessingOptions(
