@@ -40,7 +40,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 @pytest.fixture
 def begin(world: World, tmp_path: Path) -> Callable[..., Training]:
     """(name, settings) -> a run that hasn't begun, in a workdir of its own."""
-    return lambda name, **values: Training(world, tmp_path / name, values)
+    return lambda name, **values: Training(world, tmp_path / name, tmp_path / f"{Path(name).name}_said", values)
 
 
 @pytest.fixture

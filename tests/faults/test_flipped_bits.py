@@ -8,9 +8,9 @@ import jax
 from numpy import asarray
 
 from bksdm_jax.training.checkpoints import Checkpoints
+from tests.faults.digest import digest
 from tests.faults.training import Training
 from tests.faults.trials import choices, trials
-from tests.faults.victim import digest
 
 
 def flip(path: Path, position: int, bit: int) -> None:

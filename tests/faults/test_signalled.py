@@ -26,8 +26,10 @@ def test_terms(begin: Callable[..., Training], figure: Callable[[str], None]) ->
         kinds.append(kind)
         statuses.append(status)
         saved = training.newest()
-        assert status == (RESTART if saved else 128 + signal.SIGTERM), (kinds, statuses, victim.said()[-3000:])
-        assert "interrupted" in victim.last_line(), kinds
+        deaf = not victim.said()  # the interpreter itself was starting
+        expected = RESTART if saved and not deaf else 128 + signal.SIGTERM
+        assert status == expected, (kinds, statuses, victim.said()[-3000:])
+        assert deaf or "interrupted" in victim.last_line(), kinds
         lost.append(training.rows() - saved)
         assert lost[-1] <= 1, (kinds, lost)
     steps = (max(training.rows(), training.newest()) // EVERY + 1) * EVERY

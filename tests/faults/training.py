@@ -19,7 +19,7 @@ from bksdm_jax.base.checksums import NAME, damage
 from bksdm_jax.base.paths import to_path
 from tests.binaries import settings
 from tests.conftest import QUICK_XLA, ROOT
-from tests.faults.victim import digest
+from tests.faults.digest import digest
 
 STUDENT = "mid_block,down_blocks.1,up_blocks.0"
 SMALL = {"student": STUDENT, "resolution": 16, "sheets__steps": 0, "validation__every": 0, "checkpoint_every": 0}
@@ -42,13 +42,12 @@ class Victim:
 
     def __init__(self, arguments: list[str], log: Path, **environment: str) -> None:
         self.log = log
+        quick = {"HF_HUB_OFFLINE": "1", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
         with log.open("wb") as file:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "tests.faults.victim", *arguments],
                 cwd=ROOT,
-                env=os.environ
-                | {"HF_HUB_OFFLINE": "1", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-                | environment,
+                env=os.environ | quick | environment,
                 stdout=file,
                 stderr=subprocess.STDOUT,
             )
@@ -94,26 +93,21 @@ class Victim:
 
 @dataclasses.dataclass
 class Training:
-    """A run: its workdir, its settings, and beside the workdir what its processes noted and said.
+    """A run: its workdir and settings, and beside the workdir a folder of what its processes noted and said.
 
     Several processes of one run, and several runs in one workdir, are several calls of `start`.
     """
 
     world: World
     workdir: Path
+    beside: Path
     settings: dict[str, Any]
     started: int = 0
-
-    @property
-    def beside(self) -> Path:
-        """The folder of notes and logs."""
-        folder = self.workdir.parent / f"{self.workdir.name}_said"
-        folder.mkdir(exist_ok=True)
-        return folder
 
     def start(self, steps: int, devices: int = 1, poison: tuple[int, ...] = (), **values: Any) -> Victim:
         """Starts or continues the run in a process of its own."""
         self.started += 1
+        self.beside.mkdir(exist_ok=True)
         given = {"teacher": self.world.teacher, "data": self.world.data, "batch_size": 2, "steps": steps}
         flags = settings("distill.py:v1,runlocal", self.workdir, **given | SMALL | TASK_ONLY | self.settings | values)
         count = f"--xla_force_host_platform_device_count={devices} {QUICK_XLA}"
