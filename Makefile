@@ -25,7 +25,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # over half of what another still has to do.
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: install install-tests demo ablation smoke test test-slow install-oracles oracles fuzz lint format lock clean
+.PHONY: install install-tests demo ablation smoke test test-slow install-oracles oracles fuzz lint format lock clean \
+  test-faults
 
 install: $(VENV)/.installed-$(ACCELERATOR)
 
@@ -81,6 +82,12 @@ install-oracles: .oracles/.installed
 # Scores against the tools that published ones come from.
 oracles: .oracles/.installed
 	PYTHONPATH=.oracles $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile tests/oracles
+
+# Training that is killed, told to stop, moved and robbed of disk space, in real processes: near an hour on two idle
+# cores. Prints a figure for each kind. FAULTS='kills=5,bits=20' asks for other numbers of trials (those of
+# tests/faults/trials.py), FAULTS_SEED for the choices of an earlier run. Mounts small disks, if it may.
+test-faults: $(VENV)/.tests-installed
+	$(BIN)/python -m pytest -n $(WORKERS) --dist load --maxschedchunk 1 tests/faults
 
 # Mutants of a model's configs, FUZZ of them, or the one of a failure: MUTANT='...'
 fuzz: export FUZZ ?= 10000

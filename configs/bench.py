@@ -9,7 +9,8 @@ At full size this takes minutes on a CPU (`--config.steps=0` times only the U-Ne
 
 Variants, at most one of each line:
   generation: v1, v2
-  what to time: unet, update, data, deep_cache (of a trained model), scores, scores_beside (torch-fidelity and OpenCLIP)
+  what to time: unet, update, data, deep_cache (of a trained model), checkpoints, scores, scores_beside (torch-fidelity
+                and OpenCLIP)
   student: sd, bk_base, bk_small, bk_tiny, no_mid
   size: small (a tenth of the widths, seconds on a CPU)
 

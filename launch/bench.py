@@ -24,6 +24,10 @@ prepare small and large folders. The data are generated in a temporary folder.
 Prints what DeepCache (`--config.deep_cache` of `launch.sample`) saves for several intervals, and how far its images are
 from the exact ones.
 
+  python -m launch.bench --config=configs/bench.py:checkpoints,bk_base --config.seconds_per_update=2
+
+Prints how long saving a training state takes, what share of the time training waits for it, and whether memory grows.
+
   python -m launch.bench --config=configs/bench.py:scores --config.batch_size=32
   PYTHONPATH=.oracles python -m launch.bench --config=configs/bench.py:scores_beside --config.batch_size=32
 
@@ -45,6 +49,7 @@ def main(config: BenchConfig) -> None:
 def benchmark(name: str) -> Callable[[BenchConfig], str]:
     """The benchmark of that name, one of `BENCHES`."""
     from bksdm_jax.perf.bench import bench, bench_update
+    from bksdm_jax.perf.checkpoint_bench import bench_checkpoints
     from bksdm_jax.perf.data_bench import bench_data
     from bksdm_jax.perf.deep_cache_bench import bench_deep_cache
     from bksdm_jax.perf.score_bench import bench_scores
@@ -58,6 +63,7 @@ def benchmark(name: str) -> Callable[[BenchConfig], str]:
         "update": bench_update,
         "data": lambda config: bench_data(config.resolution, config.repeats),
         "deep_cache": bench_deep_cache,
+        "checkpoints": bench_checkpoints,
         "scores": bench_scores,
     }
     return benches[name]

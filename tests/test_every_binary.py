@@ -1,6 +1,7 @@
 """Each binary starts, explains itself, and does its work on networks that are as small as can be."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,17 @@ def test_bench_times_scores() -> None:
     printed = succeed("bench", settings("bench.py:scores", batch_size=1, repeats=1)).splitlines()
     assert "in one pass" in printed[-1]
     assert "torch_fidelity" in fail("bench", settings("bench.py:scores_beside", batch_size=1, repeats=1))
+
+
+def test_bench_times_checkpoints() -> None:
+    small = {"widths": "(32,32,32,32)", "repeats": 1, "checkpoint_every": 10, "seconds_per_update": 0.5}
+    size, save, share, memory = succeed("bench", settings("bench.py:checkpoints,bk_tiny", **small)).splitlines()
+    assert size.startswith("a training state of ")
+    total, waits = map(float, re.findall(r"(\d+\.\d+) s", save))
+    assert 0 < waits <= total
+    assert "every 10 updates of 0.5 s" in share
+    assert float(share.split()[-4].rstrip("%")) == pytest.approx(100 * waits / (5 + waits), abs=0.2)
+    assert "MiB after two saves" in memory
 
 
 def test_bench_times_a_unet() -> None:

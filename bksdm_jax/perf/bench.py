@@ -42,7 +42,7 @@ def bench(config: BenchConfig) -> str:
 
     Raises `InputError` for settings that can't be used.
     """
-    models, plan = _networks(config)
+    models, plan = bench_networks(config)
     vae, text, dtype = models.configs["vae"], models.configs["text_encoder"], compute_dtype(config.dtype)
     whole_number("config", "steps", config.steps, 0)
     whole_number("config", "cut", config.cut, -1, len(cuts(plan.student)) - 1)
@@ -97,7 +97,7 @@ def bench_update(config: BenchConfig) -> str:
     The text encoder has no layers, only its embeddings. FLOP/s count the teacher's forward pass and the student's
     forward and backward pass (twice the forward).
     """
-    models, plan = _networks(config)
+    models, plan = bench_networks(config)
     dtype = compute_dtype(config.dtype)
     size = config.resolution // models.factor
     configs = dict(models.configs)
@@ -133,7 +133,7 @@ def bench_update(config: BenchConfig) -> str:
 
 
 @waiting("preparing the networks", QUIET)
-def _networks(config: BenchConfig) -> tuple[Architectures, RemovalPlan]:
+def bench_networks(config: BenchConfig) -> tuple[Architectures, RemovalPlan]:
     """The networks of a generation with the config's widths, and the student; checks the settings."""
     require_bench(config)
     require_attention(config.attention, compute_dtype(config.dtype))

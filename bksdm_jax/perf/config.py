@@ -9,7 +9,7 @@ from bksdm_jax.pipelines.generations import TEACHERS
 from bksdm_jax.pipelines.source import ModelOptions
 from bksdm_jax.pruning.removal import removed_blocks
 
-BENCHES = ("unet", "update", "data", "deep_cache", "scores", "scores_beside")
+BENCHES = ("unet", "update", "data", "deep_cache", "checkpoints", "scores", "scores_beside")
 """Names of benchmarks."""
 
 
@@ -19,8 +19,9 @@ class BenchConfig:
 
     Attributes:
         what: `unet`: a U-Net call and an image; `update`: a distillation update; `data`: reading data, which depends
-            on `resolution` and `repeats` only; `deep_cache`: images of `model` with DeepCache; `scores`: `repeats`
-            batches through the networks of FID, Inception score and CLIP score; `scores_beside`: PyTorch's too.
+            on `resolution` and `repeats` only; `deep_cache`: images of `model` with DeepCache; `checkpoints`: saving
+            the student's training state; `scores`: `repeats` batches through the networks of FID, Inception score and
+            CLIP score; `scores_beside`: PyTorch's too.
         generation: `v1` or `v2`.
         student: a preset, or a comma-separated list of removed blocks; `sd`: the teacher.
         widths: channels of the U-Net's stages; empty: Stable Diffusion's.
@@ -33,6 +34,8 @@ class BenchConfig:
             `deep_cache`.
         model: for `deep_cache`: pipeline folder, single file, hub id, or `shapes_teacher`.
         repeats: timed calls.
+        checkpoint_every: for `checkpoints`: updates between them.
+        seconds_per_update: for `checkpoints`: of the run that is interrupted by them.
         attention: of the U-Net: auto, xla, chunked, cudnn (NVIDIA) or flash (TPU).
         remat: what the update's backward pass recomputes: none, products, attention, blocks or full.
     """
@@ -49,6 +52,8 @@ class BenchConfig:
     cut: int = -1
     model: str = "shapes_teacher"
     repeats: int = 5
+    checkpoint_every: int = 1000
+    seconds_per_update: float = 1.0
     attention: str = "auto"
     remat: str = "none"
 
