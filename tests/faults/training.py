@@ -104,15 +104,17 @@ class Training:
     settings: dict[str, Any]
     started: int = 0
 
-    def start(self, steps: int, devices: int = 1, poison: tuple[int, ...] = (), **values: Any) -> Victim:
-        """Starts or continues the run in a process of its own."""
+    def start(
+        self, steps: int, devices: int = 1, poison: tuple[int, ...] = (), flags: tuple[str, ...] = (), **values: Any
+    ) -> Victim:
+        """Starts or continues the run in a process of its own; `flags` are further ones, as of several processes."""
         self.started += 1
         self.beside.mkdir(exist_ok=True)
         given = {"teacher": self.world.teacher, "data": self.world.data, "batch_size": 2, "steps": steps}
-        flags = settings("distill.py:v1,runlocal", self.workdir, **given | SMALL | TASK_ONLY | self.settings | values)
+        own = settings("distill.py:v1,runlocal", self.workdir, **given | SMALL | TASK_ONLY | self.settings | values)
         count = f"--xla_force_host_platform_device_count={devices} {QUICK_XLA}"
         notes = {"FAULTS_NOTES": str(self.beside / "notes"), "FAULTS_POISON": ",".join(map(str, poison))}
-        return Victim(flags, self.beside / f"{self.started:03d}.log", XLA_FLAGS=count, **notes)
+        return Victim([*own, *flags], self.beside / f"{self.started:03d}.log", XLA_FLAGS=count, **notes)
 
     def finish(self, steps: int, **values: Any) -> "Training":
         """Runs to the end."""

@@ -6,7 +6,7 @@
 import os
 import random
 
-DEFAULTS = {"kills": 50, "signals": 20, "bits": 200, "nans": 10, "full": 10, "saves": 20}
+DEFAULTS = {"kills": 50, "signals": 20, "bits": 200, "nans": 10, "full": 10, "saves": 20, "peers": 5, "twice": 3}
 SEED = int(os.environ.setdefault("FAULTS_SEED", str(random.SystemRandom().randrange(10**6))))  # workers inherit it
 
 
