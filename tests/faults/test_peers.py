@@ -50,7 +50,8 @@ def test_lost(begin: Callable[..., Training], figure: Callable[[str], None], kin
         if random.random() < 0.3:
             victims[0].until_said("compiling the update")
         else:
-            victims[0].until(lambda least=done + random.randrange(1, 8): training.rows() >= least)
+            least = done + random.randrange(1, 8)
+            victims[0].until(lambda least=least: training.rows() >= least)
         lost, left = (victims[number % 2], victims[1 - number % 2])
         os.kill(lost.process.pid, signal.SIGKILL if kind == "killed" else signal.SIGSTOP)
         took.append(told(left, number % 2, RESTART, time.monotonic()))
