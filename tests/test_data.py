@@ -1,8 +1,13 @@
 """Images, captions and prompts as people have them, and the stream of batches."""
 
 import codecs
+import collections
+import itertools
+import multiprocessing
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -245,6 +250,18 @@ def test_what_a_worker_cannot_read_is_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
 
 
+def require_worker_ends(batches: Iterator[Any]) -> None:
+    """Its workers outlive a SIGTERM, which schedulers send to all processes; a killed one ends it in one line."""
+    workers = multiprocessing.active_children()
+    for worker in workers:
+        worker.terminate()
+    for _ in range(20):
+        next(batches)
+    workers[0].kill()
+    with pytest.raises(InputError, match=r"^workers: .*-9"):
+        collections.deque(itertools.islice(batches, 500), maxlen=0)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_skipped_images_are_listed_and_keep_the_others_batches(photographs: Path, tmp_path: Path, workers: int) -> None:
     folder = tmp_path / "photographs"
@@ -257,6 +274,8 @@ def test_skipped_images_are_listed_and_keep_the_others_batches(photographs: Path
     examples = open_examples(folder)
     whole = training_batches(examples, lengths, config)
     before = [next(whole) for _ in range(4)]
+    if workers:
+        require_worker_ends(whole)
     (folder / examples[1].name).write_bytes(b"damaged")
     stream = training_batches(Skipping(examples, tmp_path / "skipped.csv"), lengths, config)
     bad, following = (len(examples[index].texts[0]) for index in (1, 2))

@@ -2,9 +2,12 @@
 
 import dataclasses
 import functools
+import os
 import re
 import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import FrameType
 from typing import Any, TypeVar
 
 import grain
@@ -18,6 +21,7 @@ from bksdm_jax.data.sources import Example, square_image
 
 _ENDLESS = 2**48  # examples; Grain wants a finite number
 _THREADS = 16
+_LINGER = 30.0  # seconds that a worker lives after SIGTERM
 _WORKER_ENDED = r"terminated unexpectedly with exit code\s+(-?\d+)"
 _Entry = TypeVar("_Entry")
 _CaptionInputs = Callable[[Sequence[str]], Mapping[str, np.ndarray]]
@@ -148,9 +152,15 @@ def _load(
 
 
 def _start_worker(index: int, count: int) -> None:
-    """Leaves Ctrl-C to the parent, which saves and then ends its workers."""
+    """Leaves signals to the parent, which may get them too, and saves before it ends its workers."""
     del index, count
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _end_later)
+
+
+def _end_later(number: int, frame: FrameType | None) -> None:
+    """Schedulers signal all processes at once; the parent's last update needs a batch."""
+    threading.Timer(_LINGER, os._exit, (128 + number,)).start()
 
 
 def in_one_line(entries: Iterator[_Entry]) -> Iterator[_Entry]:
