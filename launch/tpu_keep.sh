@@ -32,7 +32,7 @@ remove() {
   queued delete "$NAME" --force --quiet
 }
 
-obtain() { # TYPE RUNTIME: returns when the slice is active
+obtain() { # TYPE RUNTIME: returns when the slice is active; empties `installed` where it is a new one
   local now requested=''
   failures=0
   while :; do
@@ -41,6 +41,7 @@ obtain() { # TYPE RUNTIME: returns when the slice is active
       ACTIVE) return ;;
       none)
         tell "requesting a slice of type $1"
+        installed=''
         if queue "$1" "$2"; then requested=1 failures=0; else again "requesting the slice"; fi
         ;;
       FAILED | SUSPENDED | PREEMPTED)
@@ -176,7 +177,7 @@ keep() { # TYPE RUNTIME COMMAND
         if [ -n "${DELETE:-}" ]; then remove; else tell "the slice is still there: \`delete $NAME\`"; fi
         return
         ;;
-      lost | gone) installed='' ;;
+      lost) installed='' ;;
     esac
     if [ "$outcome" != gone ]; then
       if [ $((SECONDS - began)) -lt "$SHORT" ]; then quick=$((quick + 1)); else quick=0; fi

@@ -132,7 +132,7 @@ echo 'error: another command is running; stop it first' >&2; exit 1; fi; \
 rm -f run.pid run.status; printf '%s\\n' $quoted >run.command; \
 (trap '' HUP; export PATH=\$PWD/.venv/bin:\$PATH; $command >>run.log 2>&1 & echo \$! >run.pid; \
 wait \$!; echo \$? >run.new; mv run.new run.status) >/dev/null 2>&1 </dev/null & echo \$! >run.shell; \
-until [ -s run.pid ]; do sleep 0.1; done"
+for _ in \$(seq 100); do [ -s run.pid ] && exit; sleep 0.1; done; exit 1"
 }
 
 [ $# -ge 2 ] || {

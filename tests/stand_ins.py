@@ -8,7 +8,7 @@ import pytest
 WRITES_DOWN = '#!/usr/bin/env bash\nprintf "%s\\n" "$(basename "$0")" "$@" "" >>"$CALLS"\n'
 
 # A zone with one slice of two workers, folders here. `state` has the states that it goes through, `refused` how many
-# calls of ssh fail before the next one succeeds.
+# calls of ssh fail before the next one succeeds; with `vanishes`, the slice does when a command is started.
 GCLOUD = """
 cloud=$CALLS.cloud
 mkdir -p "$cloud"
@@ -32,6 +32,9 @@ case "$3 $4" in
     left=$(cat "$CALLS.refused" 2>/dev/null || echo 0)
     [ "$left" = 0 ] || { echo $((left - 1)) >"$CALLS.refused" && exit 255; }
     [ "$(head -n 1 "$cloud/state")" = ACTIVE ] || exit 255
+    case $7,$(ls "$CALLS.vanishes" 2>/dev/null) in
+      *run.new*,?*) rm -r "$cloud" "$CALLS.vanishes" && exit 255 ;;
+    esac
     for worker in "$cloud"/w*; do
       case $7 in
         *"make install"*) mkdir -p "$worker/bksdm_jax" ;;

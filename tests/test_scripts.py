@@ -122,12 +122,21 @@ def test_a_preempted_slice_comes_back(stand_ins: Path, how: str) -> None:
         gcloud.write_text(gcloud.read_text().replace('rm -rf "$cloud"', 'rm -rf "$cloud" "$CALLS.refused"'))
     preempted = f"""
         [ -e "$CALLS.once" ] && exit 0
-        case $PWD in *w1*) sleep 0.2; touch "$CALLS.once"; {what[how]} ;; esac
+        case $PWD in *w1*)
+            until [ "$(grep -c status=los[t] "$CALLS")" -ge 2 ]; do sleep 0.02; done
+            touch "$CALLS.once"; {what[how]} ;; esac
         sleep 3"""
     done = keep(preempted)
     assert done.returncode == 0, done.stderr
     again = ["create", "install", "start"]
     assert verbs(stand_ins) == [*again, *(["delete"] * (how != "gone")), *again]
+
+
+def test_a_slice_that_vanishes_before_the_start_comes_back(stand_ins: Path) -> None:
+    Path(f"{stand_ins}.vanishes").touch()
+    done = keep("true")
+    assert done.returncode == 0, done.stderr
+    assert verbs(stand_ins) == ["create", "install", "start"] * 2
 
 
 @pytest.mark.parametrize("status", [75, 130, 137, 143])
