@@ -1,7 +1,10 @@
 """Training checkpoints: `STEP/` with the state, written by Orbax in the background, facts and checksums."""
 
 import contextlib
+import functools
 import json
+import re
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -53,6 +56,7 @@ class Checkpoints:
         self._thread: threading.Thread | None = None
         with self._explained("can't be opened; move it away to start over"):
             self._latest = self._newest_whole()
+        _expect_late_writes()
         self._checkpointer = ocp.StandardCheckpointer()
 
     def __enter__(self) -> "Checkpoints":
@@ -137,7 +141,7 @@ class Checkpoints:
     def _note(self, step: int, error: Exception) -> None:
         last = f"the newest whole one is {self._latest}" if self._latest is not None else "there is no other"
         self.problem = InputError(
-            f"{self.folder}: checkpoint {step} can't be written ({in_short(error, 300)}); {last}; "
+            f"{self.folder}: checkpoint {step} can't be written ({_reason(error)}); {last}; "
             "is the disk full, or read-only?"
         )
         logging.error("%s", self.problem)
@@ -210,6 +214,24 @@ def newest_whole(folder: epath.Path, tidy: bool = False) -> int | None:
 def read_facts(checkpoint: epath.Path) -> dict[str, Any]:
     """What was saved with a whole checkpoint's state."""
     return json.loads((checkpoint / _FACTS).read_text())
+
+
+@functools.cache
+def _expect_late_writes() -> None:
+    """Hides tracebacks of TensorStore's other writes, which end when Orbax has given up a checkpoint and its loop."""
+    former = sys.unraisablehook
+
+    def hook(told: Any) -> None:
+        if told.object is not None or str(told.exc_value) != "Event loop is closed":
+            former(told)
+
+    sys.unraisablehook = hook
+
+
+def _reason(error: Exception) -> str:
+    """The system's reason, which TensorStore tells after long paths, or the beginning of the message."""
+    found = re.search(r": ([^:]+) \[os_error_code=", str(error))
+    return found[1] if found else in_short(error, 300)
 
 
 def _steps(folder: epath.Path) -> list[int]:

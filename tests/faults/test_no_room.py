@@ -19,7 +19,7 @@ from tests.faults.trials import choices, trials
 
 EVERY, PART = 4, 12
 EVALUATED = {"validation__every": EVERY, "sheets__steps": 2, "sheets__every": EVERY}
-REASONS = ("no space left", "file too large", "read-only")
+REASONS = ("no space left", "file too large", "read-only file system")
 
 
 @pytest.fixture
