@@ -21,6 +21,7 @@ from bksdm_jax.base.checksums import NAME, damage, write_checksums
 from bksdm_jax.base.distributed import barrier, is_first
 from bksdm_jax.base.errors import InputError, in_short
 from bksdm_jax.base.exits import RESTART
+from bksdm_jax.base.memory import give_back
 from bksdm_jax.base.paths import to_path
 from bksdm_jax.base.progress import QUIET, waiting
 from bksdm_jax.base.signals import Interrupted, Interrupts
@@ -131,6 +132,7 @@ class Checkpoints:
             self._latest = step
         except Exception as error:
             self._note(step, error)
+        give_back()  # else as much as the state stays resident, more after some saves than after others
 
     def join(self) -> None:
         """Waits until what is being written is."""
