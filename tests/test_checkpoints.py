@@ -5,6 +5,7 @@ import json
 import logging
 import signal
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -224,6 +225,10 @@ def test_writes_that_end_after_a_failed_checkpoint_leave_no_traceback(
     Checkpoints(tmp_path, 0)
     for said in ("Event loop is closed", "something else"):
         sys.unraisablehook(SimpleNamespace(object=None, exc_value=RuntimeError(said)))
+    with warnings.catch_warnings(record=True) as warned:
+        for said in ("coroutine 'write' was never awaited", "something else"):
+            warnings.warn(said, RuntimeWarning, stacklevel=1)
+    assert [str(one.message) for one in warned] == ["something else"]
     module._expect_late_writes.cache_clear()
     assert heard == ["something else"]
 

@@ -7,6 +7,7 @@ import re
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -220,7 +221,8 @@ def read_facts(checkpoint: epath.Path) -> dict[str, Any]:
 
 @functools.cache
 def _expect_late_writes() -> None:
-    """Hides tracebacks of TensorStore's other writes, which end when Orbax has given up a checkpoint and its loop."""
+    """Hides what is said of a checkpoint's other writes, which go on when Orbax has given it up and closed its loop."""
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     former = sys.unraisablehook
 
     def hook(told: Any) -> None:
