@@ -180,12 +180,14 @@ class Training:
                 assert found.setdefault(line["step"], batch) == batch, line["step"]
         return found
 
-    def require_same(self, other: "Training", steps: int) -> None:
+    def require_same(
+        self, other: "Training", steps: int, tables: tuple[str, ...] = ("metrics.csv", "validation.csv")
+    ) -> None:
         """Both ended at `steps` with the same state, bit for bit, tables, examples and student."""
         mine, theirs = self.bits(steps), other.bits(steps)
         assert [name for name in mine if mine[name] != theirs[name]] == []
         assert mine.keys() == theirs.keys()
-        for name in ("metrics.csv", "validation.csv"):
+        for name in tables:
             assert self.table(name) == other.table(name), name
         ours, expected = self.trained_on(), other.trained_on()
         assert [ours[step] for step in range(1, steps + 1)] == [expected[step] for step in range(1, steps + 1)]
