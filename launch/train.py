@@ -27,12 +27,27 @@ The workdir gets
 
 from pathlib import Path
 
+from bksdm_jax.base.exits import RESTART
+from bksdm_jax.base.signals import interrupted, leaving
 from bksdm_jax.tasks.distill.config import DistillConfig, require_settings
 from launch.command import run, tell
 
 
 def main(config: DistillConfig, workdir: Path) -> None:
     """Runs the distillation and prints the path of the student."""
+    with leaving(lambda number: _left(config, workdir, number)):
+        _train(config, workdir)
+
+
+def _left(config: DistillConfig, workdir: Path, number: int) -> tuple[int, str]:
+    """For a signal before the checkpoints are opened; those in a bucket aren't looked for."""
+    folder = Path(config.checkpoints or workdir / "checkpoints")
+    if any(folder.glob("*/checksums.json")):
+        return RESTART, f"interrupted; the same command continues in {workdir}"
+    return interrupted(number)
+
+
+def _train(config: DistillConfig, workdir: Path) -> None:
     from bksdm_jax.base.distributed import is_first
     from bksdm_jax.tasks.distill.task import distill, distill_again
 

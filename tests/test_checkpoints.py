@@ -4,8 +4,11 @@ import errno
 import json
 import logging
 import signal
+import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -200,6 +203,35 @@ def test_a_full_disk_leaves_the_checkpoint_before(
     assert all(fact in told[0] for fact in (str(tmp_path), "checkpoint 4", "No space left", "newest whole one is 2"))
     assert [record.levelno for record in caplog.records if "can't be written" in record.message] == [logging.ERROR] * 2
     assert read(tmp_path) == 8
+
+
+def test_the_reason_is_told_after_long_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As TensorStore says it."""
+
+    def full(*_: Any) -> None:
+        inner = f"{tmp_path}/{'state/' * 60}d: Failed to write 1620320 bytes to file 4: No space left on device"
+        raise ValueError(f"RESOURCE_EXHAUSTED: Error writing {inner} [os_error_code='28']")
+
+    monkeypatch.setattr(module, "write_checksums", full)
+    with pytest.raises(InputError, match=r"checkpoint 4 .*\(No space left on device\)"):
+        write(tmp_path, [4])
+
+
+def test_writes_that_end_after_a_failed_checkpoint_leave_no_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[str] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda told: heard.append(str(told.exc_value)))
+    module._expect_late_writes.cache_clear()
+    Checkpoints(tmp_path, 0)
+    for said in ("Event loop is closed", "something else"):
+        sys.unraisablehook(SimpleNamespace(object=None, exc_value=RuntimeError(said)))
+    with warnings.catch_warnings(record=True) as warned:
+        for said in ("coroutine 'write' was never awaited", "something else"):
+            warnings.warn(said, RuntimeWarning, stacklevel=1)
+    assert [str(one.message) for one in warned] == ["something else"]
+    module._expect_late_writes.cache_clear()
+    assert heard == ["something else"]
 
 
 def test_training_goes_on_when_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 
 from bksdm_jax.base.signals import Interrupted, Interrupts
 from bksdm_jax.training.task import Evaluator
+from launch import train
 from tests.conftest import ROOT
 from tests.regression import Regression, checkpoint_steps, run, table
 
@@ -138,3 +140,14 @@ def test_a_signal_while_starting_again_keeps_what_is_saved(tmp_path: Path) -> No
 
     run(tmp_path, task=Regression(stop_before=2))
     assert run(tmp_path, task=Slow())[0] is None
+
+
+def test_a_signal_while_the_program_starts_again_says_that_it_continues(tmp_path: Path) -> None:
+    """Before the checkpoints are opened, which takes JAX's import and the reading of a teacher."""
+    for checkpoints in ("", str(tmp_path / "elsewhere")):
+        config: Any = SimpleNamespace(checkpoints=checkpoints)
+        folder = Path(checkpoints or tmp_path / "checkpoints") / "3"
+        folder.mkdir(parents=True)
+        assert train._left(config, tmp_path, signal.SIGTERM)[0] == 143
+        (folder / "checksums.json").touch()
+        assert train._left(config, tmp_path, signal.SIGTERM)[0] == 75

@@ -1,9 +1,13 @@
 """Training checkpoints: `STEP/` with the state, written by Orbax in the background, facts and checksums."""
 
 import contextlib
+import functools
 import json
+import re
+import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +24,7 @@ from bksdm_jax.base.distributed import barrier, is_first
 from bksdm_jax.base.errors import InputError, in_short
 from bksdm_jax.base.exits import RESTART
 from bksdm_jax.base.locks import locked
+from bksdm_jax.base.memory import give_back
 from bksdm_jax.base.paths import is_remote, to_path
 from bksdm_jax.base.progress import QUIET, waiting
 from bksdm_jax.base.signals import Interrupted, Interrupts
@@ -56,6 +61,7 @@ class Checkpoints:
         self._thread: threading.Thread | None = None
         with self._explained("can't be opened; move it away to start over"):
             self._latest = self._newest_whole()
+        _expect_late_writes()
         self._checkpointer = ocp.StandardCheckpointer()
 
     def __enter__(self) -> "Checkpoints":
@@ -150,6 +156,7 @@ class Checkpoints:
             self._latest = step
         except Exception as error:
             self._note(step, error)
+        give_back()  # else as much as the state stays resident, more after some saves than after others
 
     def join(self) -> None:
         """Waits until what is being written is."""
@@ -160,7 +167,7 @@ class Checkpoints:
     def _note(self, step: int, error: Exception) -> None:
         last = f"the newest whole one is {self._latest}" if self._latest is not None else "there is no other"
         self.problem = InputError(
-            f"{self.folder}: checkpoint {step} can't be written ({in_short(error, 300)}); {last}; "
+            f"{self.folder}: checkpoint {step} can't be written ({_reason(error)}); {last}; "
             "is the disk full, or read-only?"
         )
         logging.error("%s", self.problem)
@@ -238,6 +245,25 @@ def read_facts(checkpoint: epath.Path) -> dict[str, Any]:
 def _complete(checkpoint: epath.Path, facts: Mapping[str, Any]) -> None:
     (checkpoint / _FACTS).write_text(json.dumps(facts, sort_keys=True, allow_nan=False))
     write_checksums(checkpoint)
+
+
+@functools.cache
+def _expect_late_writes() -> None:
+    """Hides what is said of a checkpoint's other writes, which go on when Orbax has given it up and closed its loop."""
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+    former = sys.unraisablehook
+
+    def hook(told: Any) -> None:
+        if told.object is not None or str(told.exc_value) != "Event loop is closed":
+            former(told)
+
+    sys.unraisablehook = hook
+
+
+def _reason(error: Exception) -> str:
+    """The system's reason, which TensorStore tells after long paths, or the beginning of the message."""
+    found = re.search(r": ([^:]+) \[os_error_code=", str(error))
+    return found[1] if found else in_short(error, 300)
 
 
 def _steps(folder: epath.Path) -> list[int]:

@@ -65,6 +65,7 @@ def test_lost(begin: Callable[..., Training], figure: Callable[[str], None], kin
         assert victim.end() == 0, victim.said()[-3000:]
     assert training.bits(steps) == undisturbed.bits(steps)
     assert training.table("metrics.csv") == undisturbed.table("metrics.csv")
+    training.finish(steps + 1)  # one process continues what two began
     figure(
         f"one of two processes {kind}: {count} of {count} ended by one line, status {RESTART}, "
         f"within {max(took):.0f} s of {2 * TIMEOUT}; after {steps} steps as undisturbed"

@@ -11,9 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.tree_util import keystr, tree_flatten_with_path
-from numpy import asarray
 
 from bksdm_jax.base.checksums import NAME, damage
 from bksdm_jax.base.paths import to_path
@@ -156,13 +157,16 @@ class Training:
 
     def state(self, step: int) -> Any:
         """A checkpoint's state."""
+        path = (self.checkpoints / str(step) / "state").absolute()
         with ocp.StandardCheckpointer() as checkpointer:
-            return checkpointer.restore((self.checkpoints / str(step) / "state").absolute())
+            found = checkpointer.metadata(path).item_metadata.tree
+            like = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), found)  # whatever the devices were
+            return checkpointer.restore(path, like)
 
     def bits(self, step: int) -> dict[str, bytes]:
         """A checkpoint's numbers, by name."""
         leaves, _ = tree_flatten_with_path(self.state(step))
-        return {keystr(path): asarray(leaf).tobytes() for path, leaf in leaves}
+        return {keystr(path): np.asarray(leaf).tobytes() for path, leaf in leaves}
 
     def digest(self, step: int) -> str:
         """Of a checkpoint's numbers, as the victims note it."""
@@ -182,12 +186,14 @@ class Training:
                 assert found.setdefault(line["step"], batch) == batch, line["step"]
         return found
 
-    def require_same(self, other: "Training", steps: int) -> None:
+    def require_same(
+        self, other: "Training", steps: int, tables: tuple[str, ...] = ("metrics.csv", "validation.csv")
+    ) -> None:
         """Both ended at `steps` with the same state, bit for bit, tables, examples and student."""
         mine, theirs = self.bits(steps), other.bits(steps)
         assert [name for name in mine if mine[name] != theirs[name]] == []
         assert mine.keys() == theirs.keys()
-        for name in ("metrics.csv", "validation.csv"):
+        for name in tables:
             assert self.table(name) == other.table(name), name
         ours, expected = self.trained_on(), other.trained_on()
         assert [ours[step] for step in range(1, steps + 1)] == [expected[step] for step in range(1, steps + 1)]
