@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bksdm_jax.training import loop
+from bksdm_jax.training import rates as module
 from bksdm_jax.training.writers import CsvWriter, LogWriter
 
 
@@ -56,7 +56,7 @@ def test_a_line_of_the_log_has_what_a_user_watches(caplog: pytest.LogCaptureFixt
 
 def test_rates_are_those_of_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
-    rates = loop.Rates(images=8, flops=4e12, peak=40e12)
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    rates = module.Rates(images=8, flops=4e12, peak=40e12)
     now[0] = 2.0
     assert rates.until(10) == {"images_per_second": 40, "data_wait": 0, "flops_per_second": 20e12, "mfu": 0.5}
