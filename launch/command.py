@@ -20,7 +20,7 @@ from bksdm_jax.base.exits import RESTART
 from bksdm_jax.base.paths import local_path
 from bksdm_jax.base.peers import ending_together
 from bksdm_jax.base.processes import NONE, ProcessConfig, require_processes
-from bksdm_jax.base.signals import Interrupted, handled
+from bksdm_jax.base.signals import Interrupted, handled, interrupted, leaving
 from bksdm_jax.base.workdir import COMPILED
 from launch.manual import FLAGS, explanations
 from launch.names import ROOT, own_config
@@ -45,16 +45,22 @@ def run(
     call: Callable[[Any, Path], None],
     check: Callable[[Any], object] | None = None,
     distributed: bool = False,
+    left: Callable[[Any, Path, int], tuple[int, str]] = lambda config, workdir, number: interrupted(number),
 ) -> None:
     """Parses `--config` and `--workdir`, and calls `call(config, workdir)`.
 
-    Args:
-        manual: the program's docstring, for `--help`; its examples name the program and its config file.
-        config_class: a frozen dataclass, possibly nested; its fields are the config file's keys.
-        call: does the work. An `InputError` or a full disk ends the program with `error: ...` and status 1.
-        check: raises `InputError` for settings that can't be used; must not need JAX.
-        distributed: allow several processes; adds the fields of `ProcessConfig` as flags. One that fails or is lost
-            ends the others; see `peers` for messages and statuses.
+        Args:
+            manual: the program's docstring, for `--help`; its examples name the program and its config file.
+            config_class: a frozen dataclass, possibly nested; its fields are the config file's keys.
+            call: does the work. An `InputError` or a full disk ends the program with `error: ...` and status 1.
+            check: raises `InputError` for settings that can't be used; must not need JAX.
+    <<<<<<< HEAD
+            distributed: allow several processes; adds the fields of `ProcessConfig` as flags. One that fails or is lost
+                ends the others; see `peers` for messages and statuses.
+    =======
+            distributed: allow several processes; adds the fields of `ProcessConfig` as flags.
+            left: (config, workdir, signal) -> exit status and last line, until `call` says otherwise.
+    >>>>>>> faults
     """
     workdir = flags.DEFINE_string("workdir", None, FLAGS["workdir"])
     fields = dataclasses.fields(ProcessConfig) if distributed else ()
@@ -75,9 +81,11 @@ def run(
             check(config)
 
     def call_with_workdir(config: Any) -> None:
-        if distributed:
-            _connect(_processes())
-        call(config, local_path("--workdir", workdir.value))
+        folder = local_path("--workdir", workdir.value)
+        with leaving(lambda number: left(config, folder, number)):
+            if distributed:
+                _connect(_processes())
+            call(config, folder)
 
     with ending_together():
         run_without_workdir(manual, config_class, call_with_workdir, checked, own=own)

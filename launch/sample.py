@@ -33,7 +33,7 @@ import dataclasses
 from pathlib import Path
 
 from bksdm_jax.base.exits import RESTART
-from bksdm_jax.base.signals import interrupted, leaving
+from bksdm_jax.base.signals import interrupted
 from bksdm_jax.evaluation.config import SampleAndScoreConfig, require_sample_settings
 from bksdm_jax.sampling.config import SampleConfig
 from launch.command import run
@@ -46,20 +46,22 @@ def main(config: SampleAndScoreConfig, workdir: Path) -> None:
     from bksdm_jax.evaluation.score import score_table
     from bksdm_jax.sampling.run import sample
 
-    def left(number: int) -> tuple[int, str]:
-        if not (workdir / "config.json").exists():
-            return interrupted(number)
-        return RESTART, f"interrupted; the same command makes the missing images in {workdir}"
-
-    with leaving(left):
-        if config.score.metrics:
-            print(score_table(sample_and_score(config, workdir)))
-            return
-        fields = dataclasses.fields(SampleConfig)
-        count = sample(SampleConfig(**{field.name: getattr(config, field.name) for field in fields}), workdir)
+    if config.score.metrics:
+        print(score_table(sample_and_score(config, workdir)))
+        return
+    fields = dataclasses.fields(SampleConfig)
+    count = sample(SampleConfig(**{field.name: getattr(config, field.name) for field in fields}), workdir)
     if is_first():
         print(f"{count} image(s) in {workdir / 'images'}")
 
 
+def _left(config: SampleAndScoreConfig, workdir: Path, number: int) -> tuple[int, str]:
+    """For a signal; images that are written stay."""
+    del config
+    if not (workdir / "config.json").exists():
+        return interrupted(number)
+    return RESTART, f"interrupted; the same command makes the missing images in {workdir}"
+
+
 if __name__ == "__main__":
-    run(__doc__, SampleAndScoreConfig, main, require_sample_settings, distributed=True)
+    run(__doc__, SampleAndScoreConfig, main, require_sample_settings, distributed=True, left=_left)

@@ -28,26 +28,13 @@ The workdir gets
 from pathlib import Path
 
 from bksdm_jax.base.exits import RESTART
-from bksdm_jax.base.signals import interrupted, leaving
+from bksdm_jax.base.signals import interrupted
 from bksdm_jax.tasks.distill.config import DistillConfig, require_settings
 from launch.command import run, tell
 
 
 def main(config: DistillConfig, workdir: Path) -> None:
     """Runs the distillation and prints the path of the student."""
-    with leaving(lambda number: _left(config, workdir, number)):
-        _train(config, workdir)
-
-
-def _left(config: DistillConfig, workdir: Path, number: int) -> tuple[int, str]:
-    """For a signal before the checkpoints are opened; those in a bucket aren't looked for."""
-    folder = Path(config.checkpoints or workdir / "checkpoints")
-    if any(folder.glob("*/checksums.json")):
-        return RESTART, f"interrupted; the same command continues in {workdir}"
-    return interrupted(number)
-
-
-def _train(config: DistillConfig, workdir: Path) -> None:
     from bksdm_jax.base.distributed import is_first
     from bksdm_jax.tasks.distill.task import distill, distill_again
 
@@ -59,5 +46,13 @@ def _train(config: DistillConfig, workdir: Path) -> None:
     tell(distill(config, workdir), workdir)
 
 
+def _left(config: DistillConfig, workdir: Path, number: int) -> tuple[int, str]:
+    """For a signal before the checkpoints are opened; those in a bucket aren't looked for."""
+    folder = Path(config.checkpoints or workdir / "checkpoints")
+    if any(folder.glob("*/checksums.json")):
+        return RESTART, f"interrupted; the same command continues in {workdir}"
+    return interrupted(number)
+
+
 if __name__ == "__main__":
-    run(__doc__, DistillConfig, main, require_settings, distributed=True)
+    run(__doc__, DistillConfig, main, require_settings, distributed=True, left=_left)

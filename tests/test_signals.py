@@ -64,6 +64,22 @@ def test_what_is_saved_decides_the_status(work: str) -> None:
     assert program(body, signal.SIGTERM) == (75, "continues from step 3")
 
 
+def test_a_signal_counts_where_python_ignores_exceptions() -> None:
+    body = """
+        import gc
+
+        def slow(phase, info):
+            print("ready", flush=True)
+            time.sleep(1)
+
+        gc.callbacks.append(slow)
+        gc.collect()
+        gc.callbacks.clear()
+        time.sleep(100)
+    """
+    assert program(body, signal.SIGTERM)[0] == 143
+
+
 def test_a_loop_stops_when_it_looks() -> None:
     body = """
         with signals.Interrupts() as interrupts:

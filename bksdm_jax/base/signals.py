@@ -3,24 +3,27 @@
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
 from bksdm_jax.base.peers import leave
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_AGAIN = 0.05  # seconds after which a signal whose exception was ignored is sent again
 _PATIENCE = 3.0  # seconds within which the main thread should come back from a library's C++ to Python
 Leave = Callable[[int], tuple[int, str] | None]
 """Signal number -> exit status, and the line that says what is left behind; None: the main thread must come back."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """SIGINT or SIGTERM, as the program's exit status and last line."""
+    """SIGINT or SIGTERM, as the program's exit status and last line; `number` if it is to end the program."""
 
-    def __init__(self, status: int, line: str) -> None:
+    def __init__(self, status: int, line: str, number: int = 0) -> None:
         super().__init__(line)
-        self.status, self.line = status, line
+        self.status, self.line, self.number = status, line, number
 
 
 class Interrupts:
@@ -92,15 +95,27 @@ def handled() -> Iterator[None]:
     """For a whole program: signals raise `Interrupted`; in a call that Python can't interrupt they end the program.
 
     Python's handlers wait until such a call, XLA's compilation say, returns; a thread, woken through a pipe, doesn't.
+    Where Python ignores exceptions, as in JAX's callback of the garbage collector, `Interrupted` is raised again later.
     """
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     former = {number: signal.signal(number, _raise) for number in _SIGNALS}
     former_writing = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    former_hook = sys.unraisablehook
+
+    def ignored(told: Any) -> None:
+        if not isinstance(told.exc_value, Interrupted):
+            former_hook(told)
+        elif told.exc_value.number:
+            threading.Timer(_AGAIN, os.kill, (os.getpid(), told.exc_value.number)).start()
+
+    sys.unraisablehook = ignored
     threading.Thread(target=_watch, args=(reading,), daemon=True, name="signals").start()
     try:
         yield
     finally:
+        if sys.unraisablehook is ignored:
+            sys.unraisablehook = former_hook
         signal.set_wakeup_fd(former_writing)
         for number, handler in former.items():
             signal.signal(number, handler)
@@ -109,7 +124,7 @@ def handled() -> Iterator[None]:
 
 def _raise(number: int, frame: FrameType | None) -> None:
     _handled.set()
-    raise Interrupted(*(_leaves[-1](number) or interrupted(number)))
+    raise Interrupted(*(_leaves[-1](number) or interrupted(number)), number)
 
 
 def _watch(reading: int) -> None:

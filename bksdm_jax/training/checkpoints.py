@@ -250,6 +250,7 @@ def _complete(checkpoint: epath.Path, facts: Mapping[str, Any]) -> None:
 @functools.cache
 def _expect_late_writes() -> None:
     """Hides what is said of a checkpoint's other writes, which go on when Orbax has given it up and closed its loop."""
+    logging.logging.getLogger("asyncio").setLevel(logging.logging.CRITICAL)  # nothing else uses it
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     former = sys.unraisablehook
 

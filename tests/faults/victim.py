@@ -4,17 +4,19 @@
 `FAULTS_POISON` are steps, separated by commas, whose latents are NaN.
 """
 
+import importlib.abc
+import importlib.machinery
 import json
 import os
 import runpy
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from launch import command
 from tests.faults.digest import digest
 
+TASK = "bksdm_jax.tasks.distill.task"
 NAN = 0x7FC0
 """NaN as the bits of a bfloat16."""
 
@@ -25,17 +27,16 @@ def note(**facts: Any) -> None:
         file.write((json.dumps(facts) + "\n").encode())
 
 
-def watch() -> None:
+def watch(task: Any) -> None:
     """From now on, batches and states are noted."""
     import numpy as np
 
-    from bksdm_jax.tasks.distill.task import DistillTask
     from bksdm_jax.training.loop import Loop
 
     poison = {int(step) for step in os.environ.get("FAULTS_POISON", "").split(",") if step}
-    batches, run = DistillTask.batches, Loop.run
+    batches, run = task.batches, Loop.run
 
-    def noted(self: DistillTask, step: int, rows: Any) -> Iterator[dict[str, Any]]:
+    def noted(self: Any, step: int, rows: Any) -> Iterator[dict[str, Any]]:
         for batch in batches(self, step, rows):
             step += 1
             spoilt = {"moments": np.full_like(batch["moments"], NAN)} if step in poison else {}
@@ -46,21 +47,30 @@ def watch() -> None:
         note(begun=int(state.step), state=digest(state))
         return run(self, state, *rest)
 
-    DistillTask.batches, Loop.run = noted, begun
+    task.batches, Loop.run = noted, begun
+
+
+class Watched(importlib.abc.MetaPathFinder):
+    """Calls `watch` when the program imports the task, so that it starts as it does otherwise."""
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
+        """The module's own spec, whose execution ends in `watch`."""
+        if name != TASK:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path)
+        execute = spec.loader.exec_module
+
+        def executed(module: Any) -> None:
+            execute(module)
+            watch(module.DistillTask)
+
+        spec.loader.exec_module = executed
+        return spec
 
 
 def main() -> None:
-    """Runs the program, which imports JAX no earlier than otherwise."""
-    run = command.run
-
-    def run_watched(manual: str, config: type, call: Callable[..., None], *rest: Any, **options: Any) -> None:
-        def watched(*arguments: Any) -> None:
-            watch()
-            call(*arguments)
-
-        run(manual, config, watched, *rest, **options)
-
-    command.run = run_watched
+    """Runs the program."""
+    sys.meta_path.insert(0, Watched())
     sys.argv[0] = "train"
     runpy.run_module("launch.train", run_name="__main__")
 
