@@ -136,12 +136,12 @@ def run_without_workdir(
             os.environ.setdefault(name, level)
         call(settings)
 
-    interrupted: Interrupted | None = None
+    ended: Interrupted | None = None
     try:
         with handled():
             app.run(main, flags_parser=partial(parse, manual=manual, cls=config_class, own=known))
     except Interrupted as error:
-        interrupted = error
+        ended = error
     except InputError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
@@ -149,9 +149,9 @@ def run_without_workdir(
             raise
         path = error.filename or (flags.FLAGS["workdir"].value if "workdir" in flags.FLAGS else "writing")
         sys.exit(f"error: {path}: no space left on the disk; free some space and run the command again")
-    if interrupted:
-        print(interrupted.line, file=sys.stderr)
-        sys.exit(interrupted.status)
+    if ended:
+        print(ended.line, file=sys.stderr)
+        sys.exit(ended.status)
 
 
 def tell(made: Path | None, workdir: Path) -> None:
