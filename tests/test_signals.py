@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM in programs: while Python runs, while it doesn't, in a loop, and while evaluating."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bksdm_jax.base.files import atomic_file
 from bksdm_jax.base.signals import Interrupted, Interrupts
 from bksdm_jax.training.task import Evaluator
 from launch import train
@@ -137,6 +139,21 @@ def test_only_what_is_left_is_evaluated_again(tmp_path: Path) -> None:
     _, task = run(tmp_path, task=Second())
     assert task.evaluated == ["seen 4", "seen 7"]
     assert [row["step"] for row in table(tmp_path / "probe.csv")] == ["4", "7"]
+
+
+def test_a_grid_that_a_full_disk_refuses_does_not_end_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Full(Regression):
+        def evaluators(self, mesh: Any, workdir: Path) -> dict[str, Evaluator]:
+            def draw(*_: Any) -> dict[str, float]:
+                with atomic_file(tmp_path / "grid.png"):
+                    raise OSError(errno.ENOSPC, "No space left on device")
+
+            return {"grid": Evaluator(4, draw, metrics=False)}
+
+    made, _ = run(tmp_path, task=Full())
+    assert np.isfinite(made).all()
+    told = [line for line in caplog.messages if "No space left" in line]
+    assert [line.startswith("grid at step ") for line in told] == [True, True]
 
 
 def test_a_signal_before_the_first_update_leaves_nothing(tmp_path: Path) -> None:

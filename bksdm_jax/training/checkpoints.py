@@ -59,6 +59,7 @@ class Checkpoints:
         self.blocked = 0.0
         self.folder, self._keep, self._keep_every = to_path(folder), keep, keep_every
         self._thread: threading.Thread | None = None
+        self._saving = threading.Lock()  # a signal may come in another thread
         with self._explained("can't be opened; move it away to start over"):
             self._latest = self._newest_whole()
         _expect_late_writes()
@@ -96,6 +97,13 @@ class Checkpoints:
         they were. `wait`: returns when all is written.
         """
         begin = time.monotonic()
+        with self._saving:
+            self._save(state, facts)
+            if wait:
+                self.join()
+        self.blocked += time.monotonic() - begin
+
+    def _save(self, state: TrainState, facts: Mapping[str, Any]) -> None:
         step = int(state.step)
         self.join()
         if step != self._latest:
@@ -110,9 +118,6 @@ class Checkpoints:
             else:
                 self._thread = threading.Thread(target=self._finish, args=(step, dict(facts)), name="checkpoint")
                 self._thread.start()
-        if wait:
-            self.join()
-        self.blocked += time.monotonic() - begin
 
     def save_alone(self, state: TrainState, facts: Mapping[str, Any]) -> None:
         """Writes `state` from this process's devices, since others are lost; does nothing where that is impossible.

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
+from absl import logging
 from jax.sharding import Mesh
 
 from bksdm_jax.base.distributed import barrier, is_first
 from bksdm_jax.base.errors import InputError, NotFiniteError
 from bksdm_jax.base.exits import RESTART
+from bksdm_jax.base.files import is_full
 from bksdm_jax.base.memory import give_back, resident
 from bksdm_jax.base.peers import before_leaving
 from bksdm_jax.base.progress import Progress, stacks_if_stalled, waiting
@@ -213,8 +215,14 @@ class Loop:
 
     def _run_evaluator(self, name: str, step: int, state: TrainState) -> None:
         evaluator = self._evaluators[name]
-        with waiting(f"{name} at step {step}"):
-            found = evaluator.run(step, state, self._frozen)
+        try:
+            with waiting(f"{name} at step {step}"):
+                found = evaluator.run(step, state, self._frozen)
+        except InputError as error:
+            if not is_full(error.__cause__):
+                raise
+            logging.error("%s at step %d: %s; training goes on without it", name, step, error)
+            return
         if wrong := [key for key, value in found.items() if not math.isfinite(value)]:
             why = cause(state, self._frozen, {})
             raise NotFiniteError(f"{name} at step {step}: {', '.join(wrong[:5])} not finite; {why}; {self._advice()}")
