@@ -43,7 +43,7 @@ def take_room(kind: str, disk: Disk | None, checkpoint: Path, choice: random.Ran
     elif kind == "read-only":
         disk.forbid()
     else:
-        least, most = {"state": (0.05, 0.95), "checksums": (0.95, 1.01), "tables": (0.0, 0.02)}[kind]
+        least, most = {"state": (0.05, 0.95), "checksums": (0.85, 1.0), "tables": (0.0, 0.02)}[kind]
         left = round(choice.uniform(least * size, most * size))
         if disk is None:
             return left * PAGE // 4
