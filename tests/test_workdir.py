@@ -86,3 +86,14 @@ def test_what_is_no_workdir_of_such_a_run_is_refused(tmp_path: Path) -> None:
         require_same(tmp_path, {"model": "m", "steps": 3, "prompt": "a cat", "seed": 0, "sampler": "ddim"}, ())
     with pytest.raises(InputError, match=r"config\.json: is a file"):
         require_same(tmp_path / "config.json", SETTINGS, ())
+
+
+def test_a_nested_setting_may_change_alone(tmp_path: Path) -> None:
+    claim(tmp_path, {"optimizer": {"learning_rate": 0.1, "epsilon": 1e-8}, "seed": 1})
+    other = {"optimizer": {"learning_rate": 0.2, "epsilon": 1e-8}, "seed": 1}
+    require_same(tmp_path, other, ("optimizer.learning_rate",))
+    with pytest.raises(InputError, match=r"optimizer\.learning_rate is 0\.1 .* 0\.2"):
+        require_same(tmp_path, other, ())
+    other["optimizer"]["epsilon"] = 1e-6
+    with pytest.raises(InputError, match=r"optimizer\.epsilon is 1e-8 .* 1e-6"):
+        require_same(tmp_path, other, ("optimizer.learning_rate",))
