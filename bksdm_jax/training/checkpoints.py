@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
@@ -100,6 +101,8 @@ class Checkpoints:
             try:
                 if is_first():
                     _remove(self.folder / str(step))
+                if jax.process_count() == 1:
+                    _require_folders(self.folder / str(step))
                 barrier("ready to save")
                 self._checkpointer.save(self.folder / str(step) / _STATE, state)
             except Exception as error:
@@ -217,6 +220,17 @@ def newest_whole(folder: epath.Path, tidy: bool = False) -> int | None:
 def read_facts(checkpoint: epath.Path) -> dict[str, Any]:
     """What was saved with a whole checkpoint's state."""
     return json.loads((checkpoint / _FACTS).read_text())
+
+
+def _require_folders(folder: epath.Path) -> None:
+    """Makes a folder, and one in it for a moment; raises `OSError` if that can't be.
+
+    If Orbax can't make its folders, its threads wait minutes for them, and the program can't end before.
+    """
+    if "://" not in str(folder):
+        folder.mkdir(parents=True)
+        (folder / "any").mkdir()
+        (folder / "any").rmdir()
 
 
 @functools.cache
