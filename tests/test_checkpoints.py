@@ -3,8 +3,10 @@
 import errno
 import json
 import logging
+import os
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -203,6 +205,20 @@ def test_a_full_disk_leaves_the_checkpoint_before(
     assert all(fact in told[0] for fact in (str(tmp_path), "checkpoint 4", "No space left", "newest whole one is 2"))
     assert [record.levelno for record in caplog.records if "can't be written" in record.message] == [logging.ERROR] * 2
     assert read(tmp_path) == 8
+
+
+def test_no_thread_waits_for_folders_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a program whose disk is read-only ends minutes after it has said so."""
+
+    def mkdir(path: Any, *_: Any, **__: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    before = set(threading.enumerate())
+    checkpoints = Checkpoints(tmp_path, 0)
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    checkpoints.save(state(4), {})
+    assert "Read-only" in str(checkpoints.problem)
+    assert {thread.name for thread in set(threading.enumerate()) - before if not thread.daemon} == set()
 
 
 def test_the_reason_is_told_after_long_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,7 +110,10 @@ class Checkpoints:
             self.problem = None
             try:
                 if is_first():
-                    _remove(self.folder / str(step))
+                    with contextlib.suppress(OSError):  # the others wait; saving will fail in all alike
+                        _remove(self.folder / str(step))
+                if jax.process_count() == 1:
+                    _require_folders(self.folder / str(step))
                 barrier("ready to save")
                 self._checkpointer.save(self.folder / str(step) / _STATE, state)
             except Exception as error:
@@ -250,6 +253,17 @@ def read_facts(checkpoint: epath.Path) -> dict[str, Any]:
 def _complete(checkpoint: epath.Path, facts: Mapping[str, Any]) -> None:
     (checkpoint / _FACTS).write_text(json.dumps(facts, sort_keys=True, allow_nan=False))
     write_checksums(checkpoint)
+
+
+def _require_folders(folder: epath.Path) -> None:
+    """Makes a folder, and one in it for a moment; raises `OSError` if that can't be.
+
+    If Orbax can't make its folders, its threads wait minutes for them, and the program can't end before.
+    """
+    if not is_remote(folder):
+        folder.mkdir(parents=True)
+        (folder / "any").mkdir()
+        (folder / "any").rmdir()
 
 
 @functools.cache
