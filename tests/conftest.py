@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import signal
 import socket
 from pathlib import Path
 
@@ -24,6 +25,8 @@ if importlib.util.find_spec("torchvision"):  # `make oracles`; the original libr
 from tests import single_files, tiny  # noqa: E402
 
 pytest_plugins = ["tests.thirds"]
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background jobs; processes would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 torch.set_num_threads(1)  # two workers share the cores, and threads that wait for each other are slow
 

@@ -120,6 +120,7 @@ def test_what_changed_in_the_data_is_told_in_words(
     refused(config, workdir, "data", "1 pair fewer")
 
 
+@pytest.mark.slow
 def test_once_it_is_mended_the_run_ends_as_an_undisturbed_one(
     config: DistillConfig, stopped: Path, tmp_path: Path
 ) -> None:

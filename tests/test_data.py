@@ -262,7 +262,7 @@ def require_worker_ends(batches: Iterator[Any]) -> None:
         collections.deque(itertools.islice(batches, 500), maxlen=0)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_skipped_images_are_listed_and_keep_the_others_batches(photographs: Path, tmp_path: Path, workers: int) -> None:
     folder = tmp_path / "photographs"
     shutil.copytree(photographs, folder)

@@ -119,6 +119,7 @@ def test_each_network_in_each_dtype_is_refused(teacher: Path, network: str, dtyp
     assert not (teacher.parent / "images").exists()
 
 
+@pytest.mark.slow
 def test_other_formats_are_refused(
     teacher: Path, micro_teacher: Path, sd_teachers: dict[str, Path], tmp_path: Path
 ) -> None:

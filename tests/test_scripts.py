@@ -94,7 +94,7 @@ def verbs(path: Path) -> list[str]:
 
 TWICE = """
 count=$(cat "$CALLS.count" 2>/dev/null || echo 0)
-case $PWD in *w0*) echo $((count + 1)) >"$CALLS.count" ;; esac
+case $PWD in */w0/*) echo $((count + 1)) >"$CALLS.count" ;; esac
 [ "$count" -lt 2 ] || exit 0
 """
 
@@ -148,7 +148,7 @@ def test_an_interrupted_command_is_started_again(stand_ins: Path, status: int) -
 
 def test_workers_that_run_on_alone_are_killed(stand_ins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRACE", "0")
-    done = keep(f"{TWICE} case $PWD in *w0*) exit 75 ;; *) exec sleep 60 ;; esac")
+    done = keep(f"{TWICE} case $PWD in */w0/*) exit 75 ;; *) exec sleep 60 ;; esac")
     assert done.returncode == 0, done.stderr
     assert "kill" in verbs(stand_ins)
 
@@ -173,7 +173,7 @@ def test_a_failed_command_ends_it(stand_ins: Path) -> None:
 
 def test_ssh_may_fail_for_a_while(stand_ins: Path) -> None:
     Path(f"{stand_ins}.refused").write_text("3")
-    program = 'case $PWD in *w0*) echo 3 >"$CALLS.refused" ;; esac; sleep 0.2'
+    program = 'case $PWD in */w0/*) echo 3 >"$CALLS.refused" ;; esac; sleep 0.2'
     done = keep(program)
     assert done.returncode == 0, done.stderr
     assert "connecting failed" in done.stdout

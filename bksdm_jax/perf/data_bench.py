@@ -92,7 +92,7 @@ def _latents(folder: Path, resolution: int, repeats: int) -> Iterator[str]:
     shape = (resolution // 8, resolution // 8, 4)
     features, parts = latent_features(shape, _TOKENS), folder / PARTS
     parts.mkdir(parents=True)
-    bits = np.random.default_rng(0).integers(0, 2**16, (2, 2, *shape), np.uint16)
+    bits = np.random.default_rng(0).integers(0, 0x7F80, (2, 2, *shape), np.uint16)  # finite bfloat16 numbers
     tokens = np.zeros((1, _TOKENS), np.int32)
     total = 0
     with ShardWriters(parts, 0) as writers:
