@@ -122,7 +122,7 @@ def test_a_preempted_slice_comes_back(stand_ins: Path, how: str) -> None:
         gcloud.write_text(gcloud.read_text().replace('rm -rf "$cloud"', 'rm -rf "$cloud" "$CALLS.refused"'))
     preempted = f"""
         [ -e "$CALLS.once" ] && exit 0
-        case $PWD in *w1*)
+        case $PWD in */w1/*)
             until [ "$(grep -c status=los[t] "$CALLS")" -ge 2 ]; do sleep 0.02; done
             touch "$CALLS.once"; {what[how]} ;; esac
         sleep 3"""
@@ -164,7 +164,7 @@ def test_it_gives_up_on_what_ends_at_once(stand_ins: Path, monkeypatch: pytest.M
 
 
 def test_a_failed_command_ends_it(stand_ins: Path) -> None:
-    done = keep("case $PWD in *w1*) echo the reason; exit 1 ;; *) sleep 3 ;; esac")
+    done = keep("case $PWD in */w1/*) echo the reason; exit 1 ;; *) sleep 3 ;; esac")
     assert done.returncode == 1
     assert "the reason" in done.stderr
     assert " 1 running " in done.stderr
