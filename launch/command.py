@@ -49,18 +49,14 @@ def run(
 ) -> None:
     """Parses `--config` and `--workdir`, and calls `call(config, workdir)`.
 
-        Args:
-            manual: the program's docstring, for `--help`; its examples name the program and its config file.
-            config_class: a frozen dataclass, possibly nested; its fields are the config file's keys.
-            call: does the work. An `InputError` or a full disk ends the program with `error: ...` and status 1.
-            check: raises `InputError` for settings that can't be used; must not need JAX.
-    <<<<<<< HEAD
-            distributed: allow several processes; adds the fields of `ProcessConfig` as flags. One that fails or is lost
-                ends the others; see `peers` for messages and statuses.
-    =======
-            distributed: allow several processes; adds the fields of `ProcessConfig` as flags.
-            left: (config, workdir, signal) -> exit status and last line, until `call` says otherwise.
-    >>>>>>> faults
+    Args:
+        manual: the program's docstring, for `--help`; its examples name the program and its config file.
+        config_class: a frozen dataclass, possibly nested; its fields are the config file's keys.
+        call: does the work. An `InputError` or a full disk ends the program with `error: ...` and status 1.
+        check: raises `InputError` for settings that can't be used; must not need JAX.
+        distributed: allow several processes; adds the fields of `ProcessConfig` as flags. One that fails or is lost
+            ends the others; see `peers` for messages and statuses.
+        left: (config, workdir, signal) -> exit status and last line, until `call` says otherwise.
     """
     workdir = flags.DEFINE_string("workdir", None, FLAGS["workdir"])
     fields = dataclasses.fields(ProcessConfig) if distributed else ()
