@@ -19,11 +19,14 @@ from launch.runs import SweepConfig, read_run, require_runs
 
 def main(config: SweepConfig, workdir: Path) -> None:
     """Executes the runs and prints the table."""
+    from bksdm_jax.base.distributed import is_first
     from bksdm_jax.experiments.sweep import read_sweep, sweep
 
     runs = {re.sub(r"[^\w.-]+", "_", name): read_run(name, config.settings) for name in config.runs}
     made = sweep(runs, workdir)
-    if made is not None:
+    if made is None:
+        tell(made, workdir)
+    elif is_first():
         rows = read_sweep(made)
         widths = {key: max(len(key), *(len(row[key]) for row in rows)) for key in rows[0]}
         for row in [{key: key for key in widths}, *rows]:
@@ -31,7 +34,7 @@ def main(config: SweepConfig, workdir: Path) -> None:
         failed = [row["run"] for row in rows if row["status"] != "done"]
         if failed:
             sys.exit(f"error: {len(failed)} of {len(rows)} runs failed ({', '.join(failed)}); see {made}")
-    tell(made, workdir)
+        tell(made, workdir)
 
 
 if __name__ == "__main__":

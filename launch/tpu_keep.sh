@@ -28,10 +28,6 @@ again() { # WHAT: after a failure of gcloud; gives up after TRIES of them in a r
   sleep "$PAUSE"
 }
 
-remove() {
-  queued delete "$NAME" --force --quiet
-}
-
 obtain() { # TYPE RUNTIME: returns when the slice is active; empties `installed` where it is a new one
   local now requested=''
   failures=0
@@ -47,11 +43,11 @@ obtain() { # TYPE RUNTIME: returns when the slice is active; empties `installed`
       FAILED | SUSPENDED | PREEMPTED)
         if [ "$now" = FAILED ] && [ -n "$requested" ]; then
           queued describe "$NAME" >&2 || true
-          remove || true
-          fail "the request has failed${VALID_UNTIL:+, or wasn\'t served within $VALID_UNTIL}"
+          remove --quiet || true
+          fail "the request has failed${VALID_UNTIL:+, or was not served within $VALID_UNTIL}"
         fi
         tell "the slice is $now: deleting what is left of it"
-        if remove; then failures=0; else again "deleting the slice"; fi
+        if remove --quiet; then failures=0; else again "deleting the slice"; fi
         ;;
       unknown)
         if [ -z "$seen$requested" ]; then
@@ -116,16 +112,30 @@ end_the_rest() { # where others were interrupted
 }
 
 watch() { # COMMAND: sets `outcome` to done, again, lost or gone; ends the script where a worker has failed
-  local all since=''
+  local all since='' since_when=''
   while :; do
     if ! look "$@"; then
       case $(state) in
-        ACTIVE | unknown) progress "a worker doesn't answer" ;;
+        ACTIVE)
+          progress "a worker doesn't answer"
+          since_when=${since_when:-$SECONDS}
+          if [ $((SECONDS - since_when)) -ge "$MUTE" ]; then
+            tell "a worker hasn't answered for $MUTE s: deleting the slice, to request another one"
+            remove --quiet || true
+            outcome=gone
+            return
+          fi
+          ;;
+        unknown)
+          progress "a worker doesn't answer"
+          since_when=''
+          ;;
         *) outcome=gone && return ;;
       esac
       sleep "$POLL"
       continue
     fi
+    since_when=''
     all=$(statuses)
     if has_failed "$all"; then
       # What is left of a slice that is being taken away fails in many ways.

@@ -34,6 +34,7 @@
 #   POLL=60         seconds between two looks at the slice; PAUSE=30: before something that failed is tried again
 #   SHORT=600       seconds below which a run counts as one of those 5
 #   GRACE=600       seconds after which workers are killed that still run when others were interrupted
+#   MUTE=1800       seconds after which a slice is deleted and requested again that is ACTIVE and doesn't answer
 set -euo pipefail
 
 ZONE=${ZONE:-us-central2-b}
@@ -41,6 +42,7 @@ POLL=${POLL:-60}
 PAUSE=${PAUSE:-30}
 SHORT=${SHORT:-600}
 GRACE=${GRACE:-600}
+MUTE=${MUTE:-1800}
 FOLDER=bksdm_jax
 
 usage() {
@@ -94,15 +96,26 @@ described() { # tpu|queued FORMAT: the field; none: there is no such thing; unkn
   fi
 }
 
-state() { # of the queued slice; PREEMPTED also where the queue doesn't know it yet
-  local request
+state() { # of the slice; PREEMPTED also where the queue doesn't know it yet, or the slice was created without one
+  local request slice
   request=$(described queued state.state)
-  if [ "$request" = ACTIVE ]; then
-    case $(described tpu state) in
-      none | PREEMPTED | TERMINATED | STOPPED) request=PREEMPTED ;;
+  if [ "$request" = ACTIVE ] || [ "$request" = none ]; then
+    slice=$(described tpu state)
+    case $request$slice in
+      ACTIVEnone | *PREEMPTED | *TERMINATED | *STOPPED) request=PREEMPTED ;;
+      noneREADY) request=ACTIVE ;;
+      none*) request=$slice ;;
     esac
   fi
   echo "$request"
+}
+
+remove() { # the slice, with its request if it has one
+  case $(described queued state.state) in
+    none) tpu delete "$NAME" "$@" ;;
+    unknown) cat "$temporary/error" >&2 && return 1 ;;
+    *) queued delete "$NAME" --force "$@" ;;
+  esac
 }
 
 install() {
@@ -177,11 +190,7 @@ case $VERB in
     on_workers all "kill -TERM \$(cat $FOLDER/run.pid)"
     ;;
   delete)
-    case $(described queued state.state) in
-      none) tpu delete "$NAME" ;;
-      unknown) cat "$temporary/error" >&2 && exit 1 ;;
-      *) queued delete "$NAME" --force ;;
-    esac
+    remove "$@"
     ;;
   keep)
     [ $# -ge 2 ] || fail "keep NAME TYPE COMMAND"

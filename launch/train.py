@@ -43,12 +43,14 @@ def main(config: DistillConfig, workdir: Path) -> None:
         if is_first():
             print(told)
         return
-    tell(distill(config, workdir), workdir)
+    made = distill(config, workdir)
+    if made is None or is_first():
+        tell(made, workdir)
 
 
 def _left(config: DistillConfig, workdir: Path, number: int) -> tuple[int, str]:
     """For a signal before the checkpoints are opened; those in a bucket aren't looked for."""
-    folder = Path(config.checkpoints or workdir / "checkpoints")
+    folder = Path(config.checkpoints or workdir / "checkpoints").expanduser()
     if any(folder.glob("*/checksums.json")):
         return RESTART, f"interrupted; the same command continues in {workdir}"
     return interrupted(number)

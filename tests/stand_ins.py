@@ -8,7 +8,8 @@ import pytest
 WRITES_DOWN = '#!/usr/bin/env bash\nprintf "%s\\n" "$(basename "$0")" "$@" "" >>"$CALLS"\n'
 
 # A zone with one slice of two workers, folders here. `state` has the states that it goes through, `refused` how many
-# calls of ssh fail before the next one succeeds; with `vanishes`, the slice does when a command is started.
+# calls of ssh fail before the next one succeeds; with `vanishes`, the slice does when a command is started. With PLAIN=1
+# a slice that wasn't queued for has workers too.
 GCLOUD = """
 cloud=$CALLS.cloud
 mkdir -p "$cloud"
@@ -26,12 +27,19 @@ case "$3 $4" in
     kill $(cat "$cloud"/w*/bksdm_jax/run.pid) 2>/dev/null
     rm -rf "$cloud"
     ;;
-  "tpu-vm describe") echo "${NODE:-READY}" ;;
+  "tpu-vm create") [ -z "${PLAIN:-}" ] || { echo ACTIVE >"$cloud/plain" && mkdir -p "$cloud/w0" "$cloud/w1"; } ;;
+  "tpu-vm delete") rm -rf "$cloud" ;;
+  "tpu-vm describe")
+    [ -e "$cloud/state" ] || [ -e "$cloud/plain" ] ||
+      { echo "ERROR: NOT_FOUND: Resource '$5' was not found" >&2 && exit 1; }
+    echo "${NODE:-READY}"
+    ;;
   "tpu-vm ssh")
-    [ -e "$cloud/state" ] || exit 0
+    state=$(cat "$cloud/state" "$cloud/plain" 2>/dev/null | head -n 1)
+    [ -n "$state" ] || exit 0
     left=$(cat "$CALLS.refused" 2>/dev/null || echo 0)
     [ "$left" = 0 ] || { echo $((left - 1)) >"$CALLS.refused" && exit 255; }
-    [ "$(head -n 1 "$cloud/state")" = ACTIVE ] || exit 255
+    [ "$state" = ACTIVE ] || exit 255
     case $7,$(ls "$CALLS.vanishes" 2>/dev/null) in
       *run.new*,?*) rm -r "$cloud" "$CALLS.vanishes" && exit 255 ;;
     esac

@@ -132,6 +132,23 @@ def test_a_preempted_slice_comes_back(stand_ins: Path, how: str) -> None:
     assert verbs(stand_ins) == [*again, *(["delete"] * (how != "gone")), *again]
 
 
+def test_a_slice_that_was_not_queued_for_is_kept_too(stand_ins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLAIN", "1")
+    assert pod("create", "bk", "v4-32").returncode == 0
+    assert pod("state", "bk").stdout == "ACTIVE\n"
+    done = keep("true")
+    assert done.returncode == 0, done.stderr
+    assert verbs(stand_ins) == ["create", "install", "start"]
+
+
+def test_a_slice_that_does_not_answer_is_replaced(stand_ins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MUTE", "0")
+    done = keep('[ -e "$CALLS.once" ] && exit 0; touch "$CALLS.once"; echo 1 >"$CALLS.refused"; sleep 3')
+    assert done.returncode == 0, done.stderr
+    assert "hasn't answered" in done.stdout
+    assert verbs(stand_ins) == ["create", "install", "start", "delete", "create", "install", "start"]
+
+
 def test_a_slice_that_vanishes_before_the_start_comes_back(stand_ins: Path) -> None:
     Path(f"{stand_ins}.vanishes").touch()
     done = keep("true")

@@ -4,10 +4,13 @@ import concurrent.futures
 import hashlib
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 from etils import epath
 
-from bksdm_jax.base.errors import in_short
+from bksdm_jax.base.errors import InputError, in_short
+from bksdm_jax.base.files import flush
+from bksdm_jax.base.paths import is_remote
 
 NAME = "checksums.json"
 _BLOCK, _THREADS = 2**20, 8
@@ -15,23 +18,35 @@ _BLOCK, _THREADS = 2**20, 8
 
 def write_checksums(folder: epath.Path) -> None:
     """Writes the checksums of all files below a folder, on disk or in a bucket; raises `OSError` if it can't."""
-    path = folder / NAME
+    names = sorted(_files(folder))
     temporary = folder / f".{NAME}.partial"
-    temporary.write_text(_table(folder, sorted(_files(folder))))
-    temporary.rename(path)
+    temporary.write_text(_table(folder, names))
+    if not is_remote(folder):  # after a power cut, what has checksums is whole, and what came before may be deleted
+        for name in (*names, temporary.name):
+            flush(Path(folder / name))
+    temporary.rename(folder / NAME)
+    if not is_remote(folder):
+        flush(Path(folder))
 
 
 def damage(folder: epath.Path) -> str:
     """What is wrong with a folder that `write_checksums` was called for, in a few words; empty: nothing.
 
-    Files that were added later don't matter.
+    Files that were added later don't matter. Raises `InputError` if files can't be read, which is no damage.
     """
+    try:
+        return _damage(folder)
+    except OSError as error:
+        raise InputError(f"{folder}: can't be read ({in_short(error)}); run the command again") from error
+
+
+def _damage(folder: epath.Path) -> str:
     try:
         text = (folder / NAME).read_text()
     except FileNotFoundError:
         return "it was not written to the end"
-    except (OSError, ValueError) as error:
-        return f"{NAME} can't be read ({in_short(error)})"
+    except ValueError as error:
+        return f"{NAME} is damaged ({in_short(error)})"
     try:
         known = json.loads(text)
         names = sorted(known)
@@ -42,7 +57,7 @@ def damage(folder: epath.Path) -> str:
         if found != text:
             changed = [name for name, digest in json.loads(found).items() if known[name] != digest]
             return f"{changed[0] if changed else NAME} is damaged"
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         return f"{NAME} is damaged ({in_short(error)})"
     return ""
 

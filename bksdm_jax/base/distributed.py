@@ -9,6 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
 from bksdm_jax.base import peers, relay
@@ -136,6 +138,14 @@ def barrier(what: str) -> None:
     name = f"{what} {next(_barriers)}"  # the coordinator requires unique names
     with waiting("waiting for the other processes", QUIET):
         multihost.sync_global_processes(name, timeout=_BARRIER_TIMEOUT, processes=set(range(jax.process_count())))
+
+
+def any_process(wanted: bool) -> bool:
+    """Whether any process wants something; all must ask, while nothing else runs on the devices."""
+    if jax.process_count() == 1:
+        return wanted
+    barrier("asked")
+    return bool(np.any(multihost_utils.process_allgather(np.array(wanted))))
 
 
 def compiled_together(jitted: Any, what: str) -> Callable[..., Any]:

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import math
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -84,6 +85,16 @@ def write_json(path: Path, value: Any, allow_nan: bool = False) -> None:
     text = json.dumps(value, indent=2, sort_keys=True, allow_nan=allow_nan) + "\n"
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+        flush(temporary)
+
+
+def flush(path: Path) -> None:
+    """Has the system write a file or a folder's entries to the disk now; raises `OSError` if it can't."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def read_json(path: AnyPath, most: int = _MOST_JSON) -> dict[str, Any]:

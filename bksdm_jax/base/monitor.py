@@ -172,8 +172,6 @@ class Monitor:
         if self._all_ended.is_set():
             return
         for link in self._links:
-            if link.closed and self._ended.get(link.index) == RESTART:  # nor does it wait
-                self._decide(RESTART, f"{link.name} stopped early; {_AGAIN}", 0, link.index)
             if link.index in self._ended and (self._index == 0 or self._ended[link.index] != 0):
                 continue  # but the first one is needed to the end
             if link.closed:

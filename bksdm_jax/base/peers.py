@@ -32,11 +32,12 @@ from bksdm_jax.base.monitor import INTERRUPTED, Monitor, Verdict
 _AT_MOST = 100.0  # seconds for leaving the runtime when all have finished
 _STATUS = re.compile(r"(ABORTED|CANCELLED|DEADLINE_EXCEEDED|INTERNAL|UNAVAILABLE|UNKNOWN): ")  # the runtime's errors
 _DEEPEST = 20  # errors behind an error
-_HOOKS = 10.0  # seconds for the functions of `before_leaving`, at most
+_HOOKS = 10.0  # seconds for the functions of `before_leaving`, unless one asks for more
 
 _monitor: Monitor | None = None
 _explained: Exception | None = None  # one of which no other process is the cause
 _hooks: list[Callable[[], object]] = []
+_busy = threading.Event()  # one of them takes its time
 _leaving = threading.Lock()  # whoever has it ends the process
 
 
@@ -58,8 +59,9 @@ def watch(index: int, links: list[Link], timeout: float) -> None:
 def before_leaving(function: Callable[[], object]) -> Iterator[None]:
     """While entered, `function` is called before this process ends because of another.
 
-    It runs in a thread of its own, for at most 10 seconds or half the timeout, and may not use collectives. An error
-    in the block, which a broken collective raises at once, leaves it only when no other process is the cause.
+    It runs in a thread of its own, for at most 10 seconds or half the timeout, or for the timeout once it has called
+    `take_time`, and may not use collectives. An error in the block, which a broken collective raises at once, leaves it
+    only when no other process is the cause.
     """
     _hooks.append(function)
     try:
@@ -70,6 +72,11 @@ def before_leaving(function: Callable[[], object]) -> Iterator[None]:
         raise
     finally:
         _hooks.remove(function)
+
+
+def take_time() -> None:
+    """For a function of `before_leaving` that can do its work, but not at once."""
+    _busy.set()
 
 
 @contextlib.contextmanager
@@ -175,6 +182,8 @@ def _end_by(verdict: Verdict, timeout: float) -> NoReturn:
         helper = threading.Thread(target=_call_hooks, daemon=True)
         helper.start()
         helper.join(min(_HOOKS, timeout / 2))
+        if _busy.is_set():
+            helper.join(max(timeout - min(_HOOKS, timeout / 2), 0))
     if verdict.text:
         _print(f"error: {verdict.text}")
     _exit(verdict.status)

@@ -1,11 +1,13 @@
 """Before JAX's runtime connects the processes, which aborts if one is missing, they meet over plain sockets.
 
 The first process listens at its HOST:PORT, the others say who they are, and all know who is missing. The connections
-remain, for `peers`; the runtime's coordinator then listens at the same port.
+remain, for `peers`; the runtime's coordinator then listens at the same port. As with that, whoever can connect to the
+port can end the run, but no more: it must be open to the run's machines alone.
 """
 
 import contextlib
 import os
+import re
 import selectors
 import socket
 import time
@@ -17,6 +19,7 @@ from bksdm_jax.base.progress import QUIET, waiting
 _HELLO = "bksdm_jax 1"  # the first word of this protocol
 _PATIENCE = 10.0  # seconds until a connection must have said who it is, and for which a taken port is tried again
 _STRANGERS = 64  # connections that haven't said who they are
+_LOOPBACK = r"127(\.\d{1,3}){3}|::1"
 _RETRY = 0.2  # seconds
 _MOST_NAMED = 10
 
@@ -48,8 +51,10 @@ def meet(address: str, processes: int, index: int, timeout: float) -> list[Link]
         return _join(host, int(port), processes, index, timeout)
 
 
-def _listen(port: int) -> socket.socket:
+def _listen(host: str, port: int) -> socket.socket:
     bound = os.environ.get("JAX_COORDINATOR_BIND_ADDRESS", "").rpartition(":")[0].strip("[]")
+    if not bound and re.fullmatch(_LOOPBACK, host):
+        bound = host  # no other machine takes part
     deadline = time.monotonic() + _PATIENCE  # a former run may still be ending
     while True:
         try:
@@ -70,7 +75,7 @@ def _listen(port: int) -> socket.socket:
 
 def _gather(host: str, port: int, processes: int, timeout: float) -> list[Link]:
     deadline = time.monotonic() + timeout
-    with _listen(port) as server, selectors.DefaultSelector() as selector:
+    with _listen(host, port) as server, selectors.DefaultSelector() as selector:
         meeting = _Meeting(server, selector, processes, f"{host}:{port}")
         try:
             while len(meeting.present) < processes - 1:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import select
 import signal
 import sys
 import threading
@@ -13,6 +14,7 @@ from bksdm_jax.base.peers import leave
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _AGAIN = 0.05  # seconds after which a signal whose exception was ignored is sent again
+_MOST_PENDING = 64  # bytes, one for each signal
 _PATIENCE = 3.0  # seconds within which the main thread should come back from a library's C++ to Python
 Leave = Callable[[int], tuple[int, str] | None]
 """Signal number -> exit status, and the line that says what is left behind; None: the main thread must come back."""
@@ -27,11 +29,14 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Interrupts:
-    """While entered, the first SIGINT or SIGTERM sets `wanted`; a second one has its usual effect."""
+    """While entered, the first SIGINT or SIGTERM sets `wanted`.
+
+    A SIGTERM after that changes nothing, since schedulers send it twice; a SIGINT has its usual effect.
+    """
 
     def __init__(self) -> None:
         self.wanted, self._raises = False, False
-        self._former: dict[int, object] = {}
+        self._former: dict[int, Any] = {}
         self._patient = contextlib.ExitStack()
 
     def __enter__(self) -> "Interrupts":
@@ -57,9 +62,10 @@ class Interrupts:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         _handled.set()
-        self.wanted = True
-        self._restore()
-        if self._raises:
+        first, self.wanted = not self.wanted, True
+        if signal.SIGINT in self._former:
+            signal.signal(signal.SIGINT, self._former.pop(signal.SIGINT))
+        if self._raises and first:
             raise Interrupted(0, "")
 
     def _restore(self) -> None:
@@ -110,10 +116,12 @@ def handled() -> Iterator[None]:
             threading.Timer(_AGAIN, os.kill, (os.getpid(), told.exc_value.number)).start()
 
     sys.unraisablehook = ignored
-    threading.Thread(target=_watch, args=(reading,), daemon=True, name="signals").start()
+    over = threading.Event()
+    threading.Thread(target=_watch, args=(reading, over), daemon=True, name="signals").start()
     try:
         yield
     finally:
+        over.set()
         if sys.unraisablehook is ignored:
             sys.unraisablehook = former_hook
         signal.set_wakeup_fd(former_writing)
@@ -127,12 +135,14 @@ def _raise(number: int, frame: FrameType | None) -> None:
     raise Interrupted(*(_leaves[-1](number) or interrupted(number)), number)
 
 
-def _watch(reading: int) -> None:
+def _watch(reading: int, over: threading.Event) -> None:
     with open(reading, "rb", buffering=0) as file:
         while received := file.read(1):
             number = received[0]
-            if number in _SIGNALS and not _handled.wait(_PATIENCE):
+            if number in _SIGNALS and not _handled.wait(_PATIENCE) and not over.is_set():
                 left = _leaves[-1](number)
                 if left and not _handled.is_set():  # saving may have taken a while
                     leave(*left)
             _handled.clear()
+            if select.select([file], [], [], 0)[0]:  # the same signal again, for which Python calls its handler once
+                file.read(_MOST_PENDING)

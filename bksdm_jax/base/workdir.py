@@ -45,18 +45,23 @@ def require_same(
         if is_used(workdir):
             raise InputError(f"{workdir}: not empty and not created by this program; choose another workdir")
         return
-    former, present = (
-        _without(found, may_change) for found in (read_json(path, MOST_READ), json.loads(json.dumps(settings)))
-    )
-    theirs, ours = former.keys(), present.keys()
+    former = read_json(path, MOST_READ)
+    theirs, ours = former.keys(), settings.keys()
     if len(theirs & ours) < len(theirs ^ ours):
         raise InputError(f"{path}: written by another program; choose another workdir")
-    for key in sorted(theirs | ours):
-        if former.get(key) != present.get(key):
-            changed = _difference(key, former.get(key), present.get(key))
-            raise InputError(f"{path}: {changed}; choose another workdir, or restore it")
+    if changed := difference(former, settings, may_change):
+        raise InputError(f"{path}: {changed}; choose another workdir, or restore it")
     if is_first and hold(workdir, needed=False):
         require_same(workdir, settings, may_change)  # another run may have changed them before it was locked
+
+
+def difference(former: Mapping[str, Any], present: Mapping[str, Any], may_change: Collection[str]) -> str:
+    """The first setting that differs, in words, of those that may not; empty: none. `may_change` as `require_same`."""
+    former, present = (_without(json.loads(json.dumps(found)), may_change) for found in (former, present))
+    for key in sorted(former.keys() | present.keys()):
+        if former.get(key) != present.get(key):
+            return _difference(key, former.get(key), present.get(key))
+    return ""
 
 
 def _without(settings: Mapping[str, Any], keys: Collection[str]) -> dict[str, Any]:

@@ -21,8 +21,11 @@ class Skipping(Sequence[Any]):
     The loader takes the next usable example instead, so that the number of examples and their order stay the same.
     """
 
-    def __init__(self, examples: Sequence[Any], path: Path) -> None:
-        """`path` is a `.csv` file with the columns `name` and `reason`, written when the first example is skipped."""
+    def __init__(self, examples: Sequence[Any], path: Path | None = None) -> None:
+        """`path` is a `.csv` file with the columns `name` and `reason`, written when the first example is skipped.
+
+        Without a path they are skipped without a list.
+        """
         self.path, self._examples = path, examples
         self._noted: set[str] = set()
 
@@ -38,6 +41,8 @@ class Skipping(Sequence[Any]):
             return
         self._noted.add(name)
         logging.warning("skipped: %s", error)
+        if self.path is None:
+            return
         buffer = io.StringIO(newline="")
         csv.writer(buffer, lineterminator="\n").writerow((name, in_short(error)))
         with _WRITING:

@@ -26,6 +26,7 @@ from bksdm_jax.base.exits import RESTART
 from bksdm_jax.base.locks import locked
 from bksdm_jax.base.memory import give_back
 from bksdm_jax.base.paths import is_remote, to_path
+from bksdm_jax.base.peers import take_time
 from bksdm_jax.base.progress import QUIET, waiting
 from bksdm_jax.base.signals import Interrupted, Interrupts
 from bksdm_jax.training.sharding import on_host
@@ -33,6 +34,7 @@ from bksdm_jax.training.state import TrainState
 
 _STATE, _FACTS = "state", "facts.json"
 _DAMAGED = ".damaged"
+_LATE, _LOOK = 3600.0, 0.2  # seconds until the first process must have completed a checkpoint, and between two looks
 
 
 class Checkpoints:
@@ -73,10 +75,10 @@ class Checkpoints:
             self.join()
             with self._explained("the last checkpoint can't be written"):
                 self._checkpointer.close()
-        if interrupts.wanted:  # only now: Orbax's threads crash if the interpreter exits while they write
-            raise Interrupted(RESTART, f"interrupted; the newest checkpoint is {self._latest}")
         if self.problem and kind is None:
             raise self.problem
+        if interrupts.wanted:  # only now: Orbax's threads crash if the interpreter exits while they write
+            raise Interrupted(RESTART, f"interrupted; the newest checkpoint is {self._latest}")
 
     def latest(self) -> int | None:
         """The step of the newest whole checkpoint, or None."""
@@ -128,6 +130,7 @@ class Checkpoints:
         Raises an error, of many types, if an update that needs the others hasn't ended.
         """
         whole = on_host(state)
+        take_time()  # now it can't hang
         if whole is None or is_remote(self.folder) or int(whole.step) == self._latest:
             return
         step, alone = int(whole.step), {jax.process_index()}
@@ -158,12 +161,14 @@ class Checkpoints:
             self._checkpointer.wait_until_finished()
             if is_first():
                 _complete(folder, facts)
-                self._latest = step
-                for other in self._outdated():
-                    _remove(self.folder / str(other))
-            self._latest = step
+            else:
+                _wait_until_complete(folder)
         except Exception as error:
             self._note(step, error)
+        else:
+            self._latest = step
+            if is_first():
+                self._remove_outdated()
         give_back()  # else as much as the state stays resident, more after some saves than after others
 
     def join(self) -> None:
@@ -183,10 +188,14 @@ class Checkpoints:
             with contextlib.suppress(OSError):
                 _remove(self.folder / str(step))  # its space may be what the next one needs
 
-    def _outdated(self) -> list[int]:
-        steps = sorted(_steps(self.folder), reverse=True)
-        old = steps[self._keep :] if self._keep else []
-        return [step for step in old if not self._keep_every or step % self._keep_every]
+    def _remove_outdated(self) -> None:
+        try:
+            steps = sorted(_steps(self.folder), reverse=True)
+            for step in steps[self._keep :] if self._keep else []:
+                if not self._keep_every or step % self._keep_every:
+                    _remove(self.folder / str(step))
+        except Exception as error:  # the new one is whole all the same
+            logging.warning("%s: old checkpoints can't be deleted (%s)", self.folder, _reason(error))
 
     def _newest_whole(self) -> int | None:
         """The newest whole checkpoint's step, the same in all processes."""
@@ -255,6 +264,15 @@ def _complete(checkpoint: epath.Path, facts: Mapping[str, Any]) -> None:
     write_checksums(checkpoint)
 
 
+def _wait_until_complete(checkpoint: epath.Path) -> None:
+    """Waits for the first process, which completes a checkpoint; raises `TimeoutError` if it doesn't."""
+    deadline = time.monotonic() + _LATE
+    while not (checkpoint / NAME).exists():
+        if time.monotonic() > deadline or not checkpoint.exists():
+            raise TimeoutError("the first process hasn't completed it")
+        time.sleep(_LOOK)
+
+
 def _require_folders(folder: epath.Path) -> None:
     """Makes a folder, and one in it for a moment; raises `OSError` if that can't be.
 
@@ -268,7 +286,7 @@ def _require_folders(folder: epath.Path) -> None:
 
 @functools.cache
 def _expect_late_writes() -> None:
-    """Hides what is said of a checkpoint's other writes, which go on when Orbax has given it up and closed its loop."""
+    """Hides warnings of writes that outlive a failed checkpoint."""
     logging.logging.getLogger("asyncio").setLevel(logging.logging.CRITICAL)  # nothing else uses it
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     former = sys.unraisablehook

@@ -88,7 +88,7 @@ def advice(config: TrainerConfig, steps: list[int], folder: str) -> str:
     rate = config.optimizer.learning_rate / 10
     told = f"in this workdir with --config.optimizer.learning_rate={rate:g}"
     if config.dtype != "float32":
-        told += " or --config.dtype=float32"
+        told += ", or in another workdir with --config.dtype=float32"
     if not steps:
         return f"nothing was saved, so the same command starts again, {told}"
     told = f"the same command continues from step {steps[-1]}, {told}"

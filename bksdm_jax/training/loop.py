@@ -11,9 +11,9 @@ import jax
 from absl import logging
 from jax.sharding import Mesh
 
-from bksdm_jax.base.distributed import barrier, is_first
-from bksdm_jax.base.errors import InputError, NotFiniteError
-from bksdm_jax.base.exits import RESTART
+from bksdm_jax.base.distributed import any_process, barrier, is_first
+from bksdm_jax.base.errors import InputError, NotFiniteError, in_short
+from bksdm_jax.base.exits import FAILED, RESTART
 from bksdm_jax.base.files import is_full
 from bksdm_jax.base.memory import give_back, resident
 from bksdm_jax.base.peers import before_leaving
@@ -71,6 +71,7 @@ class Loop:
         can't be read, and without one if too many updates in a row aren't finite.
         """
         config, first = self._config, int(state.step)
+        pending = [name for name in pending if name in self._evaluators]  # they may be switched off since
         self._open_writers(first, pending)
         rate = _compiled_rate(config.optimizer)
         barrier("ready to train")  # all have compiled, and the first process has its writers
@@ -125,7 +126,10 @@ class Loop:
         """Saves the state, if it is at rest and here as a whole, since another process is lost."""
         if self._last and not self._health.in_a_row:
             state, left = self._last
-            self._checkpoints.save_alone(state, self._facts(left))
+            try:
+                self._checkpoints.save_alone(state, self._facts(left))
+            except Exception as error:  # of many types, as of an update that can't end without the others
+                logging.warning("the state since the newest checkpoint isn't saved (%s)", in_short(error))
 
     def _open_writers(self, first: int, pending: list[str]) -> None:
         # Imports TensorFlow, which takes seconds that commands which fail early or don't train shouldn't wait for.
@@ -165,8 +169,7 @@ class Loop:
         """Saves the state before a batch that a process couldn't read, and raises that process's error."""
         if int(state.step) and not self._health.in_a_row:
             self._save(state, [], wait=True)
-        saved = self._checkpoints.latest()
-        done = f"; the same command continues from step {saved}" if saved else ""
+        done = self._continues()
         if self._broken is None:
             raise PeerError(f"training: another process can't read its part of batch {outcome.step}{done}")
         raise InputError(f"{self._broken}{done}") from self._broken
@@ -174,12 +177,19 @@ class Loop:
     def _end_not_finite(self, state: TrainState, batch: Batch, outcome: Outcome) -> NoReturn:
         """Saves the last of too many updates in a row that changed nothing, and raises an error that explains it."""
         why = cause(state, self._frozen, batch)
-        folder = save_step(self._workdir, self._task, state, outcome, self._config.seed)
-        raise InputError(
+        told = (
             f"training: {self._health.in_a_row} update(s) up to step {outcome.step} were skipped, since numbers aren't "
-            f"finite ({outcome.text()}); {why}; {self._advice()}; to "
-            f"compute the last one again: --config.replay={folder}"
+            f"finite ({outcome.text()}); {why}; {self._advice()}"
         )
+        try:
+            folder = save_step(self._workdir, self._task, state, outcome, self._config.seed)
+        except Exception as error:  # Orbax's are of many types; what is known matters more
+            raise InputError(f"{told}; the last one can't be saved for a replay ({in_short(error)})") from error
+        raise InputError(f"{told}; to compute the last one again: --config.replay={folder}")
+
+    def _continues(self) -> str:
+        saved = self._checkpoints.latest()
+        return f"; the same command continues from step {saved}" if saved else ""
 
     def _advice(self) -> str:
         return advice(self._config, self._checkpoints.steps(), str(self._checkpoints.folder))
@@ -193,13 +203,18 @@ class Loop:
             """For a signal while a library compiles."""
             if jax.process_count() > 1:
                 return None
-            self._save(state, left, wait=True)
+            try:
+                self._save(state, left, wait=True)
+            except InputError as error:
+                return FAILED, f"error: {error}"
+            if self._checkpoints.problem:
+                return FAILED, f"error: {self._checkpoints.problem}"
             return RESTART, f"interrupted; the same command continues after step {step}"
 
         alone = jax.process_count() == 1  # several must stop at the same place
         try:
             with leaving(save), interrupts.raising() if alone else nullcontext():
-                while left:
+                while left and not (not alone and any_process(interrupts.wanted)):
                     self._run_evaluator(left[0], step, state)
                     left.pop(0)
         except Interrupted:
@@ -210,7 +225,7 @@ class Loop:
         except InputError as error:
             if alone:
                 self._save(state, left, wait=True)
-            raise InputError(f"{error}; the same command continues from step {self._checkpoints.latest()}") from error
+            raise InputError(f"{error}{self._continues()}") from error
         return left
 
     def _run_evaluator(self, name: str, step: int, state: TrainState) -> None:

@@ -15,18 +15,25 @@ from bksdm_jax.training.checkpoints import newest_whole, read_facts
 
 CHANGES = "changes.csv"
 """The settings that changed during a run: after which step, which, from what to what."""
+_HEAD = "step,key,former,present"
 _KEPT = re.compile(r"config\.json|[a-z_]+\.csv")
 
 
 def note_change(workdir: Path, step: int, key: str, former: Any, present: Any) -> None:
-    """Writes a changed setting to `changes.csv`; to be called when a run continues after `step`."""
-    if former == present or not is_first():
-        return
-    logging.info("%s: %s until step %d, now %s", key, former, step, present)
+    """Writes a changed setting to `changes.csv`; to be called when a run continues after `step`.
+
+    Rows of this and later steps go: what followed them wasn't kept.
+    """
     path = workdir / CHANGES
-    rows = path.read_text(encoding="utf-8") if path.exists() else "step,key,former,present\n"
+    if not is_first() or (former == present and not path.exists()):
+        return
+    rows = path.read_text(encoding="utf-8").splitlines() if path.exists() else [_HEAD]
+    kept = [rows[0], *(row for row in rows[1:] if int(row.partition(",")[0]) < step)]
+    if former != present:
+        logging.info("%s: %s until step %d, now %s", key, former, step, present)
+        kept.append(f"{step},{key},{former},{present}")
     with atomic_file(path) as temporary:
-        temporary.write_text(f"{rows}{step},{key},{former},{present}\n", encoding="utf-8")
+        temporary.write_text("\n".join(kept) + "\n", encoding="utf-8")
 
 
 def workdir_files(workdir: Path) -> dict[str, str]:

@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from bksdm_jax.base.distributed import barrier, compiled_together, is_first
+from bksdm_jax.base.errors import InputError, NotFiniteError
 from bksdm_jax.evaluation.scorer import Scorer
 from bksdm_jax.metrics.config import MetricsConfig
 from bksdm_jax.pipelines.pipeline import Architectures
@@ -71,9 +72,10 @@ def scoring(
         params = {networks.kind.denoiser: state.ema} | {name: frozen[name] for name in networks.frozen}
         made = generate_images(program, params, caption_inputs, sampler, list(enumerate(prompts)), per_call)
         images = [image for _, image in made]
-        found = scorer(images) if scorer else {}
-        barrier("scored")
-        return found
+        try:
+            return scorer(images) if scorer else {}
+        finally:
+            barrier("scored")  # also if scoring has failed: the others wait
 
     return Evaluator(config.every, run)
 
@@ -92,7 +94,11 @@ class _Scores:
                 chosen = slice(first, first + self._batch)
                 self._scorer.add(first, images[chosen], self._captions[chosen])
             found = {}
-            for name, score in self._scorer.scores().items():
+            try:
+                scores = self._scorer.scores()
+            except NotFiniteError as error:  # of these images; the weights may be well
+                raise InputError(str(error)) from error
+            for name, score in scores.items():
                 found[name] = score["value"]
                 ends = {f"{name}/{end}": score[end] for end in ("low", "high")}
                 found |= {key: value for key, value in ends.items() if value is not None}

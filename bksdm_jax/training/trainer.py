@@ -1,6 +1,8 @@
 """The trainer: starts or continues the training of any task."""
 
-from contextlib import closing
+import json
+from collections.abc import Collection
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,14 @@ from jax.sharding import Mesh
 from bksdm_jax.base.distributed import barrier, is_first
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.exits import RESTART
+from bksdm_jax.base.files import read_json
+from bksdm_jax.base.locks import locked
 from bksdm_jax.base.memory import explain_out_of_memory, give_back
-from bksdm_jax.base.paths import AnyPath, to_path
+from bksdm_jax.base.paths import MOST_READ, AnyPath, is_remote, to_path
 from bksdm_jax.base.precision import exact_products
 from bksdm_jax.base.progress import QUIET, waiting
 from bksdm_jax.base.signals import Interrupted, interrupted, leaving
+from bksdm_jax.base.workdir import difference
 from bksdm_jax.cost.chips import chip_of, peak_flops
 from bksdm_jax.training.checkpoints import Checkpoints
 from bksdm_jax.training.config import TrainerConfig, require_whole_batches
@@ -30,23 +35,44 @@ from bksdm_jax.training.task import Task
 from bksdm_jax.training.train_step import TrainStep, make_train_step
 
 _RATE = "optimizer.learning_rate"
+_RUN = ".run"  # the folder whose lock the run holds that uses a folder of checkpoints
 
 
-def train(task: Task, config: TrainerConfig, workdir: Path, devices: list[jax.Device] | None = None) -> Any | None:
+def train(
+    task: Task,
+    config: TrainerConfig,
+    workdir: Path,
+    devices: list[jax.Device] | None = None,
+    may_change: Collection[str] = (),
+) -> Any | None:
     """Trains from the newest whole checkpoint, or from the task's initial parameters.
 
-    `devices` are all that there are unless given. Returns the task's result, or None if the run was interrupted, with
-    its state saved (the same call continues it).
+    `devices` are all that there are unless given; `may_change` are settings that may differ from those in the newest
+    checkpoint. Returns the task's result, or None if the run was interrupted, with its state saved (the same call
+    continues it).
 
     Raises:
         Interrupted: a signal came before there was anything to save.
-        InputError: a batch that the devices can't share evenly, a workdir that is already further, an unreadable image,
-            too many updates that aren't finite, a last checkpoint that can't be written, or too little memory.
+        InputError: a batch that the devices can't share evenly, a workdir that is already further, checkpoints of
+            another run, or that another program uses, an unreadable image, too many updates that aren't finite, a last
+            checkpoint that can't be written, or too little memory.
     """
-    mesh = make_mesh(config.fsdp, devices)
+    with _locked_checkpoints(config):
+        return _train(task, config, workdir, make_mesh(config.fsdp, devices), may_change)
+
+
+def _locked_checkpoints(config: TrainerConfig) -> AbstractContextManager[None]:
+    """Of a folder outside of the workdir, which has a lock of its own; one in a bucket can't be locked."""
+    if not config.checkpoints or is_remote(config.checkpoints) or not is_first():
+        return nullcontext()
+    return locked(Path(to_path(config.checkpoints)) / _RUN)
+
+
+def _train(task: Task, config: TrainerConfig, workdir: Path, mesh: Mesh, may_change: Collection[str]) -> Any | None:
     require_whole_batches(config, mesh.size)
     logging.info("%d device(s), mesh %s", mesh.size, dict(mesh.shape))
     checkpoints = Checkpoints(checkpoint_folder(config, workdir), config.keep_checkpoints, config.keep_every)
+    _require_own(checkpoints, workdir, may_change)
 
     def left(number: int) -> tuple[int, str]:
         """For a signal outside of the loop."""
@@ -69,6 +95,16 @@ def train(task: Task, config: TrainerConfig, workdir: Path, devices: list[jax.De
         if checkpoints.latest() is None:
             raise
         return None
+
+
+def _require_own(checkpoints: Checkpoints, workdir: Path, may_change: Collection[str]) -> None:
+    """Raises `InputError` if the newest checkpoint is of a run with other settings than the workdir's."""
+    files = checkpoints.facts().get("files", {}) if checkpoints.latest() is not None else {}
+    if "config.json" in files and (workdir / "config.json").is_file():
+        present = read_json(workdir / "config.json", MOST_READ)
+        if changed := difference(json.loads(files["config.json"]), present, may_change):
+            changed = changed.replace("in this workdir", "in the newest checkpoint")
+            raise InputError(f"{checkpoints.folder}: of another run: {changed}; choose another folder for checkpoints")
 
 
 def checkpoint_folder(config: TrainerConfig, workdir: Path) -> AnyPath:

@@ -100,7 +100,7 @@ def check_images(config: DistillConfig, inputs: Inputs, workdir: Path) -> Inputs
     found, path = inputs.found, workdir / SKIPPED
     if not isinstance(found, PairExamples):
         return inputs
-    if is_first() and not _is_checked(found, workdir):
+    if is_first() and not _is_checked(found, workdir, config.skip_unusable):
         rejects = found.unusable()
         if rejects and not config.skip_unusable:
             raise unusable_error(inputs.data, rejects, found.facts()["pairs"])
@@ -114,14 +114,18 @@ def check_images(config: DistillConfig, inputs: Inputs, workdir: Path) -> Inputs
 
 
 def note_checked(inputs: Inputs, workdir: Path) -> None:
-    """Notes in a claimed workdir that all images were found usable."""
-    if isinstance(inputs.found, PairExamples) and not isinstance(inputs.examples, Skipping) and is_first():
-        write_json(workdir / _CHECKED, {"listing": inputs.found.listing})
+    """Notes in a claimed workdir that all images were opened, and whether all of them had to be usable."""
+    if isinstance(inputs.found, PairExamples) and is_first():
+        skips = isinstance(inputs.examples, Skipping)
+        write_json(workdir / _CHECKED, {"listing": inputs.found.listing, "skips": skips})
 
 
-def _is_checked(found: PairExamples, workdir: Path) -> bool:
+def _is_checked(found: PairExamples, workdir: Path, skips: bool) -> bool:
     path = workdir / _CHECKED
-    return path.exists() and read_json(path).get("listing") == found.listing
+    if not path.exists():
+        return False
+    noted = read_json(path)
+    return noted.get("listing") == found.listing and (skips or not noted.get("skips"))
 
 
 def oddities(config: DistillConfig, inputs: Inputs) -> Iterator[str]:

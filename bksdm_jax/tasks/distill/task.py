@@ -18,6 +18,7 @@ from bksdm_jax.cost.counts import unet_cost
 from bksdm_jax.cost.table import cost_table
 from bksdm_jax.data.latents import CENTRE, latent_identity, require_identity
 from bksdm_jax.data.loader import LoaderConfig, batch_names, training_batches
+from bksdm_jax.data.skipping import Skipping
 from bksdm_jax.data.sources import facts_of
 from bksdm_jax.pipelines.pipeline import Architectures
 from bksdm_jax.pipelines.save import write_pipeline
@@ -62,7 +63,8 @@ def distill(config: DistillConfig, workdir: Path) -> Path | None:
     }
     if config.checkpoints:
         bring_back(checkpoint_folder(config, workdir), workdir)
-    require_same(workdir, record, {*MAY_CHANGE, *MAY_CHANGE_AND_IS_NOTED, _TEACHER}, is_first())
+    may_change = {*MAY_CHANGE, *MAY_CHANGE_AND_IS_NOTED}
+    require_same(workdir, record, {*may_change, _TEACHER}, is_first())
     inputs = check_images(config, inputs, workdir)
     with waiting("preparing the distillation", QUIET):
         task = DistillTask(config, inputs)
@@ -74,7 +76,7 @@ def distill(config: DistillConfig, workdir: Path) -> Path | None:
     require_shared(workdir)
     note_checked(inputs, workdir)
     _log_start(config, inputs)
-    return train(task, config, workdir)
+    return train(task, config, workdir, may_change=may_change)
 
 
 def distill_again(config: DistillConfig) -> str:
@@ -84,6 +86,8 @@ def distill_again(config: DistillConfig) -> str:
     """
     with waiting("opening the teacher and the data", QUIET):
         inputs = open_inputs(config)
+    if config.skip_unusable:
+        inputs = dataclasses.replace(inputs, examples=Skipping(inputs.examples))
     with waiting("preparing the distillation", QUIET):
         task = DistillTask(config, inputs)
     return train_again(task, config)
