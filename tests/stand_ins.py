@@ -8,8 +8,8 @@ import pytest
 WRITES_DOWN = '#!/usr/bin/env bash\nprintf "%s\\n" "$(basename "$0")" "$@" "" >>"$CALLS"\n'
 
 # A zone with one slice of two workers, folders here. `state` has the states that it goes through, `refused` how many
-# calls of ssh fail before the next one succeeds; with `vanishes`, the slice does when a command is started. With PLAIN=1
-# a slice that wasn't queued for has workers too.
+# calls of ssh fail before the next one succeeds; with `vanishes`, the slice does when a command is started.
+# With PLAIN=1 `tpu-vm create` makes such a slice too.
 GCLOUD = """
 cloud=$CALLS.cloud
 mkdir -p "$cloud"

@@ -21,11 +21,12 @@ from etils import epath
 
 from bksdm_jax.base.checksums import NAME, damage, write_checksums
 from bksdm_jax.base.errors import InputError
+from bksdm_jax.base.locks import locked
 from bksdm_jax.base.paths import to_path
 from bksdm_jax.base.signals import Interrupted
 from bksdm_jax.training import checkpoints as module
 from bksdm_jax.training.checkpoints import Checkpoints
-from bksdm_jax.training.records import bring_back
+from bksdm_jax.training.records import bring_back, note_change
 from bksdm_jax.training.sharding import make_mesh, on_host, parameter_shardings
 from bksdm_jax.training.state import OptimizerConfig, TrainState, create_state, make_optimizer
 from tests.fake_bucket import NAME as NAME_OF_BUCKET
@@ -341,3 +342,74 @@ def test_checkpoints_in_a_bucket_outlive_the_machine(tmp_path: Path) -> None:
     assert step >= 4
     np.testing.assert_array_equal(made, whole)
     assert table(tmp_path / "second" / "metrics.csv") == table(tmp_path / "whole" / "metrics.csv")
+
+
+def test_checkpoints_of_another_run_are_refused(tmp_path: Path) -> None:
+    settings = {"checkpoints": str(tmp_path / "shared"), "checkpoint_every": 2}
+    for name, seed in (("first", 1), ("second", 2)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps({"seed": seed, "steps": 4}))
+    run(tmp_path / "first", **settings)
+    before = names(tmp_path / "shared" / "6")
+    with pytest.raises(InputError, match=r"shared: of another run: seed is 1 in the newest checkpoint, now 2"):
+        run(tmp_path / "second", **settings)
+    assert names(tmp_path / "shared" / "6") == before
+    with locked(tmp_path / "shared" / ".run"), pytest.raises(InputError, match=r"\.run: in use"):
+        run(tmp_path / "first", **settings)
+
+
+def test_old_checkpoints_that_cannot_be_deleted_do_no_harm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    remove = module._remove
+
+    def busy(folder: Any) -> None:
+        if folder.name == "2":
+            raise OSError(errno.ENOTEMPTY, "Directory not empty")
+        remove(folder)
+
+    monkeypatch.setattr(module, "_remove", busy)
+    write(tmp_path, [2, 4, 6], keep=1)
+    assert names(tmp_path) == ["2", "6"]
+    assert read(tmp_path) == 6
+    assert any("old checkpoints can't be deleted (Directory not empty)" in line for line in caplog.messages)
+
+
+def test_a_checkpoint_that_cannot_be_read_now_is_not_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, [2, 4])
+
+    def stale(path: Any) -> str:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("bksdm_jax.base.checksums._sha256", stale)
+        with pytest.raises(InputError, match=r"4: can't be read .*Stale file handle"):
+            Checkpoints(tmp_path, 0)
+    assert read(tmp_path) == 4
+
+
+@pytest.mark.usefixtures("ctrl_c")
+def test_a_signal_does_not_hide_a_failed_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full_from(monkeypatch, {4}, "checksums")
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    close = checkpoints._checkpointer.close
+
+    def interrupted() -> None:
+        signal.raise_signal(signal.SIGINT)
+        close()
+
+    monkeypatch.setattr(checkpoints._checkpointer, "close", interrupted)
+    with pytest.raises(InputError, match="checkpoint 4 can't be written"), checkpoints:
+        checkpoints.save(state(4), {})
+
+
+def test_a_changed_rate_is_noted_once(tmp_path: Path) -> None:
+    path = tmp_path / "changes.csv"
+    note_change(tmp_path, 4, "rate", 0.1, 0.1)
+    assert not path.exists()
+    for former, present in ((0.1, 0.2), (0.1, 0.2)):  # the second time after a kill
+        note_change(tmp_path, 4, "rate", former, present)
+    note_change(tmp_path, 8, "rate", 0.2, 0.3)
+    assert path.read_text() == "step,key,former,present\n4,rate,0.1,0.2\n8,rate,0.2,0.3\n"
+    note_change(tmp_path, 6, "rate", 0.2, 0.2)  # back to the checkpoint of step 6
+    assert path.read_text() == "step,key,former,present\n4,rate,0.1,0.2\n"

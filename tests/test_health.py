@@ -109,7 +109,9 @@ def test_too_many_in_a_row_end_the_run(tmp_path: Path, most: int, log_every: int
         run(tmp_path, task=Regression(infinite=lambda step: step >= 10), **settings)
     folder = tmp_path / "not_finite" / f"{10 + most:06d}"
     said = str(raised.value)
-    assert all(fact in said for fact in ("loss", f"step {10 + most}", "step 8", "learning_rate=0.01", str(folder)))
+    assert all(fact in said for fact in ("loss", f"step {10 + most}", "step 8", "learning_rate=0.01", str(folder))), (
+        said
+    )
     assert f"{tmp_path / 'checkpoints' / '8'} away" in said  # and 4 is the one before
     assert checkpoint_steps(tmp_path) == [4, 8]
     facts = json.loads((folder / "step.json").read_text())

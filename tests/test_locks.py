@@ -1,6 +1,7 @@
 """Of two programs in one folder the second is refused at once; a lock ends with its process, however that ends."""
 
 import contextlib
+import errno
 import os
 import re
 import signal
@@ -290,3 +291,17 @@ def test_a_folder_that_another_begins_is_not_removed(tmp_path: Path, monkeypatch
     with atomic_folder(tmp_path / "made"):
         pass
     assert (tmp_path / ".made.partial").is_dir()
+
+
+def test_why_there_can_be_no_lock_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a read-only disk, where there is no lock file to read either."""
+    opened = os.open
+
+    def read_only(path: Any, flags: int, *rest: Any, **options: Any) -> int:
+        if flags & os.O_CREAT:
+            raise OSError(errno.EROFS, "Read-only file system")
+        return opened(path, flags, *rest, **options)
+
+    monkeypatch.setattr(os, "open", read_only)
+    with pytest.raises(InputError, match=r"\.lock: .*Read-only file system"), locked(tmp_path):
+        pass

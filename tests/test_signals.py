@@ -24,7 +24,7 @@ from tests.regression import Regression, checkpoint_steps, run, table
 DEAF = 'hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)'  # C that Python can't interrupt; other threads run
 
 
-def program(body: str, number: signal.Signals) -> tuple[int, str]:
+def program(body: str, number: int) -> tuple[int, str]:
     """Status and last line of a program that gets a signal when it has said so."""
     frame = """
         import hashlib, sys, time
@@ -100,9 +100,9 @@ def test_a_block_in_a_loop_can_be_left_at_once() -> None:
         with pytest.raises(Interrupted), interrupts.raising():
             os.kill(os.getpid(), signal.SIGTERM)
         assert interrupts.wanted
-        assert signal.getsignal(signal.SIGTERM) is former
         with pytest.raises(Interrupted), interrupts.raising():
             pytest.fail("the signal came before")
+    assert signal.getsignal(signal.SIGTERM) is former
 
 
 def kill(step: int, at: int) -> None:
@@ -184,3 +184,47 @@ def test_a_signal_while_the_program_starts_again_says_that_it_continues(tmp_path
         assert train._left(config, tmp_path, signal.SIGTERM)[0] == 143
         (folder / "checksums.json").touch()
         assert train._left(config, tmp_path, signal.SIGTERM)[0] == 75
+
+
+def test_a_second_sigterm_is_the_same_request() -> None:
+    """Schedulers signal a job and its steps."""
+    with Interrupts() as interrupts:
+        for _ in range(3):
+            signal.raise_signal(signal.SIGTERM)
+        assert interrupts.wanted
+        with pytest.raises(Interrupted), interrupts.raising():
+            pass
+
+
+def test_the_same_signal_twice_in_a_library_is_handled_once() -> None:
+    body = """
+        import os, signal, threading
+
+        def twice():
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.02)
+
+        print("ready", flush=True)
+        with signals.Interrupts() as interrupts:
+            threading.Timer(0.01, twice).start()
+            hashlib.pbkdf2_hmac("sha256", b"", b"", 4 * 10**5)
+        time.sleep(1)
+        print("went on" if interrupts.wanted else "unheard", file=sys.stderr)
+    """
+    assert program(body, 0) == (0, "went on")
+
+
+def test_an_evaluator_that_was_switched_off_is_not_due(tmp_path: Path) -> None:
+    def stop(step: int) -> None:
+        if step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    assert run(tmp_path, task=Regression(probe=stop))[0] is None
+
+    class Unwatched(Regression):
+        def evaluators(self, mesh: Any, workdir: Path) -> dict[str, Evaluator]:
+            return {}
+
+    made, _ = run(tmp_path, task=Unwatched())
+    assert np.isfinite(made).all()

@@ -192,13 +192,15 @@ def is_at(descriptor: int, path: Path) -> bool:
 
 def _opened(path: Path) -> int:
     """For writing, or if that isn't allowed for reading, which is enough to lock on most disks."""
+    problems = []
     for flags in (os.O_RDWR | os.O_CREAT, os.O_RDONLY):
         try:
             return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         except OSError as error:
-            problem = error
+            problems.append(error)
             if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
                 break
+    problem = problems[0]  # the second may be that there is no file to read
     raise _UnwritableError(f"{path}: can't be written ({problem.strerror}); choose another folder") from problem
 
 

@@ -192,6 +192,7 @@ class Loop:
         return f"; the same command continues from step {saved}" if saved else ""
 
     def _advice(self) -> str:
+        self._checkpoints.join()  # the newest one may just be being written
         return advice(self._config, self._checkpoints.steps(), str(self._checkpoints.folder))
 
     def _evaluate(self, due: list[str], step: int, state: TrainState, interrupts: Interrupts) -> list[str]:
