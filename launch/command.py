@@ -7,6 +7,8 @@ import dataclasses
 import errno
 import os
 import sys
+import threading
+import time
 from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
@@ -16,7 +18,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from bksdm_jax.base.errors import InputError
-from bksdm_jax.base.exits import RESTART
+from bksdm_jax.base.exits import FAILED, RESTART
 from bksdm_jax.base.paths import local_path
 from bksdm_jax.base.peers import ending_together
 from bksdm_jax.base.processes import NONE, ProcessConfig, require_processes
@@ -27,6 +29,7 @@ from launch.names import ROOT, own_config
 from launch.parsing import parse
 from launch.values import to_dataclass
 
+_AT_MOST = 20.0  # seconds from a program's error to its end
 _QUIET = {  # libraries' start-up messages
     "TF_CPP_MIN_LOG_LEVEL": "3",
     "TF_ENABLE_ONEDNN_OPTS": "0",  # TensorFlow, which only writes events and reads files, would announce it
@@ -139,10 +142,12 @@ def run_without_workdir(
     except Interrupted as error:
         ended = error
     except InputError as error:
+        _end_soon()
         sys.exit(f"error: {error}")
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
+        _end_soon()
         path = error.filename or (flags.FLAGS["workdir"].value if "workdir" in flags.FLAGS else "writing")
         sys.exit(f"error: {path}: no space left on the disk; free some space and run the command again")
     if ended:
@@ -163,6 +168,16 @@ def keep_compiled(workdir: Path) -> None:
 
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str((workdir / COMPILED).resolve()))
+
+
+def _end_soon() -> None:
+    """Has a failed program end although threads of a library still run: Orbax's wait minutes for a lost folder."""
+
+    def end() -> None:
+        time.sleep(_AT_MOST)
+        os._exit(FAILED)
+
+    threading.Thread(target=end, daemon=True).start()
 
 
 def _worth_reading(record: logging.logging.LogRecord) -> bool:

@@ -228,3 +228,18 @@ def test_an_evaluator_that_was_switched_off_is_not_due(tmp_path: Path) -> None:
 
     made, _ = run(tmp_path, task=Unwatched())
     assert np.isfinite(made).all()
+
+
+def test_a_failed_program_does_not_wait_for_a_librarys_threads() -> None:
+    code = """
+        import sys, threading, time
+        from launch import command
+        command._AT_MOST = 0.2
+        threading.Thread(target=time.sleep, args=(100,)).start()
+        command._end_soon()
+        sys.exit("error: the disk is read-only")
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, capture_output=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (1, b"error: the disk is read-only\n")
