@@ -67,5 +67,5 @@ def replay(task: Task, folder: str, step: TrainStep, frozen: Any, mesh: Mesh, mi
     lines = [f"step {outcome.step}: {json.dumps(facts['examples'], ensure_ascii=False)}"]
     before = facts.get("metrics", {})
     for name, value in (outcome.others | outcome.values).items():
-        lines.append(f"{name} {value:.9g}, then {before.get(name)}")
+        lines.append(f"{name} {value:.9g}; in the run {before.get(name)}")
     return "\n".join(lines)
