@@ -120,7 +120,7 @@ def test_too_many_in_a_row_end_the_run(tmp_path: Path, most: int, log_every: int
     config = TrainerConfig(**{"optimizer": RATE, **CONFIG, **settings, "replay": str(folder)})
     told = trainer.train_again(Regression(infinite=lambda step: step >= 10), config)
     assert f"step {10 + most}: " in told
-    assert f"loss {facts['metrics']['loss']}, then {facts['metrics']['loss']}" in told
+    assert f"loss {facts['metrics']['loss']}; in the run {facts['metrics']['loss']}" in told
     mended = trainer.train_again(Regression(), config)
     assert f"then {facts['metrics']['loss']}" in mended
     assert not any(f"loss {wrong}," in mended for wrong in ("nan", "inf"))
