@@ -174,8 +174,10 @@ def _end_soon() -> None:
     """Has a failed program end although threads of a library still run: Orbax's wait minutes for a lost folder."""
 
     def end() -> None:
-        time.sleep(_AT_MOST)
-        os._exit(FAILED)
+        threading.main_thread().join(_AT_MOST)
+        if not threading.main_thread().is_alive():  # the interpreter is shutting down, and waits for threads
+            time.sleep(_AT_MOST)
+            os._exit(FAILED)
 
     threading.Thread(target=end, daemon=True).start()
 
