@@ -83,7 +83,7 @@ install-oracles: .oracles/.installed
 oracles: .oracles/.installed
 	PYTHONPATH=.oracles $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile tests/oracles
 
-# Training that is killed, told to stop, moved and robbed of disk space, in real processes: near an hour on two idle
+# Training that is killed, told to stop, moved and robbed of disk space, in real processes: half an hour on two idle
 # cores. Prints a figure for each kind. FAULTS='kills=5,bits=20' asks for other numbers of trials (those of
 # tests/faults/trials.py), FAULTS_SEED for the choices of an earlier run. Mounts small disks, if it may.
 test-faults: $(VENV)/.tests-installed

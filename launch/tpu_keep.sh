@@ -84,7 +84,7 @@ look() { # COMMAND: sets `said` to a line `status STATUS` of every worker, and t
   printf -v command '%q ' "$@"
   printf -v quoted '%q' "$command"
   said=$(on_workers all "status=lost; if cd $FOLDER 2>/dev/null; then if $ALIVE; then status=running; \
-[ \"\$(cat run.command)\" = $quoted ] || status=other; \
+was=\$(cat run.command 2>/dev/null); [ \"\$was\" = $quoted ] || status=other; [ -n \"\$was\" ] || status=lost; \
 else status=\$(cat run.status 2>/dev/null || echo lost); fi; fi; \
 case \$status in 0 | 75 | 130 | 137 | 143 | running | other | lost) ;; \
 *) tail -n 20 run.log | sed \"s/^/\$(hostname): /\" ;; esac; echo \"status \$status\"" \

@@ -57,7 +57,7 @@ def test_distilling_opens_the_teachers_configs_once(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def untrained(task: DistillTask, config: TrainerConfig, workdir: Path) -> Path:
+    def untrained(task: DistillTask, config: TrainerConfig, workdir: Path, may_change: object) -> Path:
         """All that the trainer asks of a task's files, without an update in between."""
         params = task.initial_params()
         assert dict(task.frozen_params())

@@ -46,7 +46,7 @@ def require_same(
             raise InputError(f"{workdir}: not empty and not created by this program; choose another workdir")
         return
     former = read_json(path, MOST_READ)
-    theirs, ours = former.keys(), settings.keys()
+    theirs, ours = (_without(found, may_change).keys() for found in (former, settings))
     if len(theirs & ours) < len(theirs ^ ours):
         raise InputError(f"{path}: written by another program; choose another workdir")
     if changed := difference(former, settings, may_change):
