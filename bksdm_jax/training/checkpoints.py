@@ -34,7 +34,8 @@ from bksdm_jax.training.state import TrainState
 
 _STATE, _FACTS = "state", "facts.json"
 _DAMAGED = ".damaged"
-_LATE, _LOOK = 3600.0, 0.2  # seconds until the first process must have completed a checkpoint, and between two looks
+_LATE, _GONE = 3600.0, 30.0  # seconds until another process completes a checkpoint; for which it may be invisible
+_LOOK = 0.2  # seconds between two looks
 
 
 class Checkpoints:
@@ -266,9 +267,11 @@ def _complete(checkpoint: epath.Path, facts: Mapping[str, Any]) -> None:
 
 def _wait_until_complete(checkpoint: epath.Path) -> None:
     """Waits for the first process, which completes a checkpoint; raises `TimeoutError` if it doesn't."""
-    deadline = time.monotonic() + _LATE
+    begin = seen = time.monotonic()
     while not (checkpoint / NAME).exists():
-        if time.monotonic() > deadline or not checkpoint.exists():
+        now = time.monotonic()
+        seen = now if checkpoint.exists() else seen
+        if now - begin > _LATE or now - seen > _GONE:
             raise TimeoutError("the first process hasn't completed it")
         time.sleep(_LOOK)
 

@@ -215,7 +215,7 @@ class Loop:
         alone = jax.process_count() == 1  # several must stop at the same place
         try:
             with leaving(save), interrupts.raising() if alone else nullcontext():
-                while left and not (not alone and any_process(interrupts.wanted)):
+                while left and (alone or not any_process(interrupts.wanted)):
                     self._run_evaluator(left[0], step, state)
                     left.pop(0)
         except Interrupted:
