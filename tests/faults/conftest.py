@@ -1,6 +1,6 @@
 """A teacher, data, and the table of figures at the end."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +38,18 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 @pytest.fixture
-def begin(world: World, tmp_path: Path) -> Callable[..., Training]:
-    """(name, settings) -> a run that hasn't begun, in a workdir of its own."""
-    return lambda name, **values: Training(world, tmp_path / name, tmp_path / f"{Path(name).name}_said", values)
+def begin(world: World, tmp_path: Path) -> Iterator[Callable[..., Training]]:
+    """(name, settings) -> a run that hasn't begun, in a workdir of its own; none outlives the test."""
+    runs: list[Training] = []
+
+    def begun(name: str, **values: Any) -> Training:
+        runs.append(Training(world, tmp_path / name, tmp_path / f"{Path(name).name}_said", values))
+        return runs[-1]
+
+    yield begun
+    for run in runs:
+        for victim in run.victims:
+            victim.kill()
 
 
 @pytest.fixture

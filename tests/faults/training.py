@@ -104,6 +104,7 @@ class Training:
     beside: Path
     settings: dict[str, Any]
     started: int = 0
+    victims: list[Victim] = dataclasses.field(default_factory=list)
 
     def start(
         self, steps: int, devices: int = 1, poison: tuple[int, ...] = (), flags: tuple[str, ...] = (), **values: Any
@@ -115,7 +116,9 @@ class Training:
         own = settings("distill.py:v1,runlocal", self.workdir, **given | SMALL | TASK_ONLY | self.settings | values)
         count = f"--xla_force_host_platform_device_count={devices} {QUICK_XLA}"
         notes = {"FAULTS_NOTES": str(self.beside / "notes"), "FAULTS_POISON": ",".join(map(str, poison))}
-        return Victim([*own, *flags], self.beside / f"{self.started:03d}.log", XLA_FLAGS=count, **notes)
+        log = self.beside / f"{self.started:03d}.log"
+        self.victims.append(Victim([*own, *flags], log, XLA_FLAGS=count, **notes))
+        return self.victims[-1]
 
     def finish(self, steps: int, **values: Any) -> "Training":
         """Runs to the end."""
