@@ -36,6 +36,8 @@ def damage(folder: epath.Path) -> str:
     """
     try:
         return _damage(folder)
+    except FileNotFoundError as error:  # while it was read
+        return f"{error.filename} is missing"
     except OSError as error:
         raise InputError(f"{folder}: can't be read ({in_short(error)}); run the command again") from error
 
