@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 
@@ -155,6 +156,30 @@ class ResnetBlock(nn.Module):
         if x.shape[-1] != self.width:
             x = conv(self.width, 1, "conv_shortcut", self.dtype)(x)
         return x + h  # [B, H, W, width]
+
+
+def interpolate_channels(x: jax.Array, width: int) -> jax.Array:
+    """[B, H, W, C] -> [B, H, W, width] by linear interpolation along the channels, with half-pixel centres.
+
+    Output channel i lies at (i + 1/2) C / width - 1/2 among the C input channels, clipped to [0, C - 1].
+    """
+    channels = x.shape[-1]
+    if channels == width:
+        return x
+    at = np.clip((np.arange(width) + 0.5) * (channels / width) - 0.5, 0, channels - 1)
+    low = at.astype(int)
+    share = jnp.asarray(at - low, x.dtype)
+    return x[..., low] * (1 - share) + x[..., np.minimum(low + 1, channels - 1)] * share
+
+
+class Interpolation(nn.Module):
+    """`interpolate_channels` in place of a residual block; it has no weights."""
+
+    width: int
+    dtype: jnp.dtype = jnp.float32
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return interpolate_channels(x.astype(self.dtype), self.width)
 
 
 class Downsample(nn.Module):

@@ -10,13 +10,27 @@ from flax import linen as nn
 from bksdm_jax.base.errors import whole_number
 from bksdm_jax.models.abstract import parameter_shapes_of
 from bksdm_jax.models.attention import SpatialTransformer
-from bksdm_jax.models.layers import Downsample, GroupNorm, ResnetBlock, TimestepMLP, Upsample, conv, timestep_embedding
+from bksdm_jax.models.layers import (
+    Downsample,
+    GroupNorm,
+    Interpolation,
+    ResnetBlock,
+    TimestepMLP,
+    Upsample,
+    conv,
+    interpolate_channels,
+    timestep_embedding,
+)
 from bksdm_jax.models.remat import rematerialised
-from bksdm_jax.models.unet_table import Block, UNetConfig, block_table, cuts, shallow_rows
+from bksdm_jax.models.unet_table import Block, UNetConfig, block_table, cuts, popped_skips, replaceable, shallow_rows
 
 Conditioning = Mapping[str, jax.Array]
 """`context` [B, T, K]: the text states; with an added embedding also `text_embeds` [B, P]: the pooled text, and
 `time_ids` [B, 6]: sizes and crops in pixels. Empty for a U-Net without text.
+
+To measure what a block or a skip connection does, without compiling another network: `kept` bool [B, N], for each of
+`replaceable(config)` whether it runs; where it doesn't, `interpolate_channels` of its input stands for it. `skips`
+[B, M], for each of `popped_skips(config)` the factor of the skip that it takes.
 """
 CachedCall = Callable[[Any, jax.Array, jax.Array, Conditioning, jax.Array | None], tuple[jax.Array, jax.Array]]
 """(params, latents, timesteps, conditioning, deep feature) -> (output, deep feature)."""
@@ -38,6 +52,7 @@ KINDS = {
             "groups": cfg.norm_groups,
         },
     ),
+    "interpolation": (Interpolation, lambda row, cfg: {"width": row.out_width}),
     "downsampler": (Downsample, lambda row, cfg: {"width": row.out_width}),
     "upsampler": (Upsample, lambda row, cfg: {"width": row.out_width}),
 }
@@ -48,6 +63,7 @@ class UNetStage(nn.Module):
     """Runs the rows of one stage; takes the skip stack and the deep feature and returns them as they are afterwards.
 
     Where skip `cut` is popped, a deep feature that was given replaces the stage's own; otherwise it becomes that.
+    `kept` and `factors`, by block, are columns of the conditioning's `kept` and `skips`.
     """
 
     rows: tuple[Block, ...]
@@ -65,25 +81,41 @@ class UNetStage(nn.Module):
         deep: jax.Array | None,
         temb: jax.Array,
         context: jax.Array | None,
+        kept: Mapping[str, jax.Array],
+        factors: Mapping[str, jax.Array],
     ) -> tuple[jax.Array, tuple[jax.Array, ...], jax.Array | None]:
-        inputs = {"resnet": (temb,), "attention": (context,), "downsampler": (), "upsampler": ()}
+        inputs = {"resnet": (temb,), "attention": (context,)}
         for row in self.rows:
             if row.layer < row.depth - 1:
                 continue  # the last layer's row runs all layers of a transformer
             if row.pops:
                 if len(skips) - 1 == self.cut:
                     x = deep = x if deep is None else deep
-                x, skips = jnp.concatenate([x, skips[-1]], axis=-1), skips[:-1]
+                skip = skips[-1] * _by_image(factors[row.block], self.dtype) if row.block in factors else skips[-1]
+                x, skips = jnp.concatenate([x, skip], axis=-1), skips[:-1]
             block, settings = KINDS[row.kind]
             more = {"dtype": self.dtype, "name": row.leaf.replace(".", "_")}
             if row.kind == "attention":
                 more["attention"] = self.attention
             elif row.kind == "upsampler":
                 more["size"] = skips[-1].shape[1:3]
-            x = rematerialised(block, row.kind, self.remat)(**settings(row, self.config), **more)(x, *inputs[row.kind])
+            run = rematerialised(block, row.kind, self.remat)(**settings(row, self.config), **more)
+            out = run(x, *inputs.get(row.kind, ()))
+            if row.block in kept:
+                out = jnp.where(_by_image(kept[row.block], bool), out, interpolate_channels(x, row.out_width))
+            x = out
             if row.pushes:
                 skips = (*skips, x)
         return x, skips, deep
+
+
+def _columns(conditioning: Conditioning, name: str, blocks: tuple[str, ...]) -> dict[str, jax.Array]:
+    """Block -> its column [B] of an entry of the conditioning; empty without the entry."""
+    return {block: conditioning[name][:, i] for i, block in enumerate(blocks)} if name in conditioning else {}
+
+
+def _by_image(values: jax.Array, dtype: Any) -> jax.Array:
+    return values.astype(dtype)[:, None, None, None]  # [B] -> [B, 1, 1, 1]
 
 
 class UNet(nn.Module):
@@ -145,11 +177,13 @@ class UNet(nn.Module):
         context = None if cfg.context_width is None else conditioning["context"].astype(self.dtype)
         x = conv(cfg.stem_width, 3, "conv_in", self.dtype)(latents)
         skips: tuple[jax.Array, ...] = (x,)
+        kept = _columns(conditioning, "kept", replaceable(cfg))
+        factors = _columns(conditioning, "skips", popped_skips(cfg))
         stage_class = rematerialised(UNetStage, "stage", self.remat)
         for name in cfg.stages():
             own = tuple(row for row in rows if row.stage == name)
             stage = stage_class(own, cfg, self.dtype, self.attention, self.remat, self.cut, name=name.replace(".", "_"))
-            x, skips, deep = stage(x, skips, deep, temb, context)
+            x, skips, deep = stage(x, skips, deep, temb, context, kept, factors)
             self.sow(FEATURES, f"{name}_features", x)
         assert not skips
         x = GroupNorm(cfg.norm_groups, epsilon=cfg.norm_epsilon, result=self.dtype, name="conv_norm_out")(x)

@@ -14,7 +14,8 @@ class Stage:
     Attributes:
         width: output channels.
         heads: attention heads.
-        pairs: entry j has an `R` if `resnets.j` exists, and an `A` for each layer of the transformer `attentions.j`.
+        pairs: entry j has an `R` if `resnets.j` exists, or an `I` if an interpolation stands for it, and an `A` for
+            each layer of the transformer `attentions.j`.
         resampler: whether the stage ends with a down- or upsampler.
     """
 
@@ -100,7 +101,7 @@ class Skip:
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """One row of the table: a residual block, a resampler, or one layer of a transformer.
+    """One row of the table: a residual block or its interpolation, a resampler, or one layer of a transformer.
 
     Attributes:
         stage, leaf: `down_blocks.1`, `resnets.0`.
@@ -155,16 +156,17 @@ def block_table(config: UNetConfig) -> tuple[tuple[Block, ...], tuple[Skip, ...]
     for name, stage in config.stages().items():
         side = name.split("_")[0]
         for j, pair in enumerate(stage.pairs):
-            if "R" in pair:
+            kind = "resnet" if "R" in pair else "interpolation" if "I" in pair else ""
+            if kind:
                 skip = skips.pop() if side == "up" and skips else None
                 pops = side == "up"
-                rows.append(Block(name, f"resnets.{j}", "resnet", width, stage.width, level, pops=pops, skip=skip))
+                rows.append(Block(name, f"resnets.{j}", kind, width, stage.width, level, pops=pops, skip=skip))
                 width = stage.width
             rows += [
                 Block(name, f"attentions.{j}", "attention", width, stage.width, level, stage.heads, k, stage.depths[j])
                 for k in range(stage.depths[j])
             ]
-            if "R" in pair and side == "down":
+            if kind and side == "down":
                 push()
         if stage.resampler:
             kind = f"{side}sampler"
@@ -173,6 +175,17 @@ def block_table(config: UNetConfig) -> tuple[tuple[Block, ...], tuple[Skip, ...]
             if side == "down":
                 push()
     return tuple(rows), tuple(skips)
+
+
+def replaceable(config: UNetConfig) -> tuple[str, ...]:
+    """The blocks that an interpolation, or nothing where widths are equal, can stand for: ResNets and transformers."""
+    rows, _ = block_table(config)
+    return tuple(dict.fromkeys(row.block for row in rows if row.kind in ("resnet", "attention")))
+
+
+def popped_skips(config: UNetConfig) -> tuple[str, ...]:
+    """The ResNets and interpolations that take a skip, in the order of the forward pass."""
+    return tuple(row.block for row in block_table(config)[0] if row.pops)
 
 
 def cuts(config: UNetConfig) -> range:

@@ -11,8 +11,8 @@ from flax import linen as nn
 
 from bksdm_jax.formats.clip_json import clip_text_from_transformers, clip_text_to_transformers
 from bksdm_jax.formats.locate import DIFFUSERS_STEMS, TRANSFORMERS_STEMS
+from bksdm_jax.formats.missing_blocks import unet_from_json, unet_to_json
 from bksdm_jax.formats.old_configs import corrected_unet
-from bksdm_jax.formats.unet_json import unet_from_diffusers, unet_to_diffusers
 from bksdm_jax.formats.vae_json import vae_from_diffusers, vae_to_diffusers
 from bksdm_jax.models.clip import CLIPTextEncoder, clip_text_parameter_shapes
 from bksdm_jax.models.tiny_vae import TinyVAE, TinyVAEConfig, tiny_vae_parameter_shapes
@@ -101,8 +101,8 @@ _DIFFUSERS = (DIFFUSERS_STEMS, "diffusers")
 UNET = NetworkType(
     "U-Net",
     UNet,
-    unet_from_diffusers,
-    unet_to_diffusers,
+    unet_from_json,
+    unet_to_json,
     parameter_shapes,
     *_DIFFUSERS,
     "UNet2DConditionModel",

@@ -13,6 +13,7 @@ from bksdm_jax.base.progress import QUIET, waiting
 from bksdm_jax.diffusion.schedule import ScheduleConfig
 from bksdm_jax.formats.clip_json import loaded_in_float32
 from bksdm_jax.formats.locate import choose_files, other_weights, weight_files
+from bksdm_jax.formats.missing_blocks import CLASS, LIBRARY
 from bksdm_jax.formats.scheduler_json import schedule_from_diffusers, scheduler_to_write
 from bksdm_jax.formats.weights import WRITERS, read_weights
 from bksdm_jax.pipelines.families import FAMILIES, STABLE_DIFFUSION, Family, NetworkType
@@ -188,7 +189,7 @@ def needed_files(
 
 
 def write_folder(folder: Path, pipeline: Pipeline, suffix: str, weights: bool = True) -> None:
-    """Writes a pipeline that Diffusers can load to an empty folder.
+    """Writes a pipeline to an empty folder; Diffusers can load it unless the denoiser `has_missing_blocks`.
 
     Args:
         folder: the folder.
@@ -213,12 +214,14 @@ def write_folder(folder: Path, pipeline: Pipeline, suffix: str, weights: bool = 
         if weights:
             WRITERS[suffix](folder / name / f"{network.stems[suffix]}{suffix}", pipeline.networks[name].params)
         json = dict(pipeline.networks[name].json)
-        if network.library == "diffusers":
+        index[name] = [network.library, f"{prefix}{network.class_name}"]
+        if json.get("_class_name") == CLASS:
+            index[name] = [LIBRARY, CLASS]
+        elif network.library == "diffusers":
             json["_class_name"] = f"{prefix}{network.class_name}"
         else:
             json = loaded_in_float32(json)
         write_json(folder / name / "config.json", json, allow_nan=True)
-        index[name] = [network.library, f"{prefix}{network.class_name}"]
     for name, tokenizer in pipeline.tokenizers.items():
         tokenizer.write(folder / name)
         index[name] = ["transformers", "CLIPTokenizer"]

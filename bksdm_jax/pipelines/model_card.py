@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from huggingface_hub import ModelCardData
 
 from bksdm_jax.base import trees
+from bksdm_jax.formats.missing_blocks import has_missing_blocks
 from bksdm_jax.formats.original_names import unet_modules
 from bksdm_jax.models.unet_table import UNetConfig
 from bksdm_jax.pipelines.hub import is_hub_id
@@ -35,9 +36,10 @@ class CardFacts:
 def model_card(pipeline: Pipeline, facts: CardFacts, file_format: str) -> str:
     """The text of `README.md`, with the metadata that the hub reads; `file_format` is one of `save.FORMATS`."""
     parent = parent_name(facts.parent)
+    gaps = has_missing_blocks(pipeline.denoiser.config)
     head = ModelCardData(
         base_model=facts.parent if is_hub_id(facts.parent) else None,
-        library_name=None if file_format.startswith("single_file") else "diffusers",
+        library_name=None if file_format.startswith("single_file") or gaps else "diffusers",
         pipeline_tag="text-to-image",
         tags=["stable-diffusion", "bk-sdm"],
         **pipeline.licence,
@@ -94,6 +96,11 @@ def _use(pipeline: Pipeline, file_format: str) -> str:
     if file_format == "flax":
         return "Load it with Diffusers' Flax classes: `FlaxStableDiffusionPipeline.from_pretrained(FOLDER)`."
     unet, prediction = pipeline.denoiser.config, pipeline.schedule.prediction_type
+    if has_missing_blocks(unet):
+        return (
+            "Only bksdm_jax can load it: `bksdm_jax.load(FOLDER)`, or `launch.sample --config.model=FOLDER`. Single "
+            "blocks are missing; an interpolation along the channels stands for each missing ResNet."
+        )
     if file_format == "safetensors":
         said = f"Load it with {_DIFFUSERS}: `StableDiffusionPipeline.from_pretrained(FOLDER)`."
         velocity = f" {_CPP_VELOCITY}" if prediction != "epsilon" else ""

@@ -152,7 +152,7 @@ class Pipeline:
         return {name: network.params for name, network in self.networks.items()}
 
     def with_denoiser(self, config: UNetConfig, params: Mapping[str, Any]) -> "Pipeline":
-        """A copy with another U-Net; raises `InputError` if Diffusers can't express it."""
+        """A copy with another U-Net; raises `InputError` if no `config.json` can express it."""
         name = FAMILIES[self.family].denoiser
         network = Network(config, dict(params), FAMILIES[self.family].networks[name].to_json(config))
         return dataclasses.replace(self, networks=dict(self.networks) | {name: network})

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from bksdm_jax.base import trees
 from bksdm_jax.base.errors import InputError
@@ -13,9 +14,10 @@ from bksdm_jax.base.files import write_json
 from bksdm_jax.base.finite import count_non_finite
 from bksdm_jax.base.folders import atomic_folder
 from bksdm_jax.base.progress import QUIET, waiting
+from bksdm_jax.formats.missing_blocks import has_missing_blocks, require_all_blocks, unet_to_json
 from bksdm_jax.formats.scheduler_json import require_flax_schedule
 from bksdm_jax.formats.stored import FLOATS
-from bksdm_jax.formats.unet_json import require_flax_expressible, unet_to_diffusers
+from bksdm_jax.formats.unet_json import require_flax_expressible
 from bksdm_jax.formats.weights import require_finite
 from bksdm_jax.models.tiny_vae import TinyVAEConfig
 from bksdm_jax.pipelines.config import FILES, FOLDERS, SaveConfig, require_save
@@ -38,9 +40,11 @@ def wanted_extras(config: SaveConfig) -> Extras:
 def require_savable(networks: Architectures, config: SaveConfig) -> None:
     """Raises `InputError` for an unknown setting, or networks that the format can't express."""
     require_save(config)
-    unet_to_diffusers(networks.denoiser)
+    unet_to_json(networks.denoiser)
     if isinstance(networks.configs[networks.kind.autoencoder], TinyVAEConfig):
         raise InputError(f"format: {config.format} can't hold an AutoencoderTiny as vae; save without it")
+    if config.format != "safetensors":
+        require_all_blocks(networks.denoiser, config.format)
     if config.format == "flax":
         require_flax_expressible(networks.denoiser)
         require_flax_schedule(networks.schedule)
@@ -77,6 +81,8 @@ def write_pipeline(
     if not pipeline.allow_non_finite:
         for name, network in pipeline.networks.items():
             require_finite(target, name, network.params)
+    if has_missing_blocks(pipeline.denoiser.config):
+        logging.warning("%s: only bksdm_jax can read this model: Diffusers has no U-Net with such gaps", target)
     if not config.safety_checker:
         pipeline = dataclasses.replace(pipeline, components={})
     if config.dtype:

@@ -12,7 +12,10 @@ from bksdm_jax.base.errors import InputError, listed, nearest, shown
 from bksdm_jax.models.unet_table import Block, Stage, UNetConfig, block_table
 from bksdm_jax.pruning.presets import PRESETS
 
+INTERPOLATE = ":interpolate"
+"""After the name of a ResNet: it is removed, and an interpolation along the channels stands for it."""
 _LONGEST_NAME = 80
+_STAND_IN = "interpolation"
 _BLOCK = re.compile(r"(down_blocks|up_blocks|mid_block)\b")
 
 
@@ -31,7 +34,8 @@ class RemovalPlan:
     Attributes:
         teacher, student: the two architectures; the student's blocks are renumbered as Diffusers would.
         removed: the requested names, in the teacher's numbering.
-        blocks: (student block, teacher block) for every remaining block, in the order of the forward pass.
+        blocks: (student block, teacher block) for every remaining block, in the order of the forward pass; a block
+            that an interpolation stands for doesn't remain.
         layers: the same for every remaining transformer layer.
         features: the pairs of feature distillation, in the order of the forward pass.
     """
@@ -91,11 +95,16 @@ def plan_removal(teacher: UNetConfig, removed: tuple[str, ...]) -> RemovalPlan:
     its skip connection; removing all layers of a transformer removes the transformer. The last remaining down stage and
     up stage lose their resampler, as in every U-Net.
 
+    `down_blocks.1.resnets.0:interpolate` removes only what the ResNet computes: its input, with the skip that it takes,
+    is interpolated along the channels to the width of its output (`interpolate_channels`), and no other block changes.
+
     Raises:
         InputError: an unknown name, or a remaining block would get inputs that don't match its weights.
     """
     _require_known(teacher, removed)
     gone = set(removed)
+    if both := [name for name in removed if name + INTERPOLATE in gone]:
+        raise InputError(f"student: {both[0]} is listed with and without {INTERPOLATE}; choose one")
     kept: dict[str, tuple[str, Stage, list[str]]] = {}  # student stage -> teacher stage, stage, names of teacher rows
     for side, stages in (("down_blocks", teacher.down), ("up_blocks", teacher.up)):
         survivors = []
@@ -123,7 +132,7 @@ def plan_removal(teacher: UNetConfig, removed: tuple[str, ...]) -> RemovalPlan:
     pairs = tuple(zip(block_table(student)[0], sources, strict=True))
     if problem := next(_misfits(teacher, student, pairs), ""):
         raise InputError(f"student: this list of removed blocks isn't valid: {problem}")
-    blocks = tuple((row.block, source.block) for row, source in pairs if row.layer == 0)
+    blocks = tuple((row.block, source.block) for row, source in pairs if row.layer == 0 and row.kind != _STAND_IN)
     layers = tuple((row.name, source.name) for row, source in pairs if row.kind == "attention")
     stages = {name: entry[0] for name, entry in kept.items()}
     return RemovalPlan(teacher, student, removed, blocks, layers, _feature_pairs(teacher, student, stages))
@@ -133,8 +142,13 @@ def _require_known(teacher: UNetConfig, removed: tuple[str, ...]) -> None:
     rows, _ = block_table(teacher)
     blocks = [*teacher.stages(), *dict.fromkeys(row.block for row in rows)]
     layers = [row.name for row in rows if row.kind == "attention"]
+    resnets = {row.block for row in rows if row.kind == "resnet"}
     for name in removed:
-        if name not in blocks and name not in layers:
+        if name.endswith(INTERPOLATE):
+            if (resnet := name.removesuffix(INTERPOLATE)) not in resnets:
+                hint = nearest(resnet[:_LONGEST_NAME], resnets)
+                raise InputError(f"student: {shown(name)}: {INTERPOLATE} needs a ResNet of the teacher{hint}")
+        elif name not in blocks and name not in layers:
             hint = nearest(name[:_LONGEST_NAME], [*blocks, *PRESETS, *layers])
             raise InputError(
                 f"student: the teacher has no block {shown(name)}{hint}; presets: {', '.join(PRESETS)}; blocks: "
@@ -149,8 +163,9 @@ def _cut_stage(name: str, stage: Stage, gone: set[str]) -> tuple[Stage, list[str
         block = f"{name}.attentions.{j}"
         layers = [f"{block}.transformer_blocks.{k}" for k in range(stage.depths[j])]
         left = [("A", layer) for layer in layers if not {block, layer} & gone]
-        if "R" in pair and f"{name}.resnets.{j}" not in gone:
-            left.insert(0, ("R", f"{name}.resnets.{j}"))
+        resnet = f"{name}.resnets.{j}"
+        if pair[0] in "RI" and resnet not in gone:
+            left.insert(0, ("I" if resnet + INTERPOLATE in gone else pair[0], resnet))
         sources += [source for _, source in left]
         if left:
             pairs.append("".join(letter for letter, _ in left))
@@ -167,7 +182,8 @@ def _misfits(teacher: UNetConfig, student: UNetConfig, pairs: Sequence[tuple[Blo
     rows, unused = block_table(student)
     before = "conv_in"
     for row, source in pairs:
-        if row.in_width != source.in_width:
+        fits_any = row.kind == _STAND_IN
+        if row.in_width != source.in_width and not fits_any:
             yield (
                 f"{source.block} would follow {before} and receive {row.in_width} channels; "
                 f"its weights expect {source.in_width}"
@@ -175,7 +191,7 @@ def _misfits(teacher: UNetConfig, student: UNetConfig, pairs: Sequence[tuple[Blo
         if row.pops and row.skip is None:
             expected = source.skip.width if source.skip else 0
             yield f"{source.block} would have no skip connection; its weights expect one of {expected} channels"
-        elif row.pops and source.skip is not None and row.skip.width != source.skip.width:
+        elif row.pops and source.skip is not None and row.skip.width != source.skip.width and not fits_any:
             yield (
                 f"{source.block} would get the skip of {origin[row.skip.source]} with {row.skip.width} channels; "
                 f"its weights expect {source.skip.width}"
