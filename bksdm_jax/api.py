@@ -25,9 +25,10 @@ from bksdm_jax.pipelines.parts import with_parts
 from bksdm_jax.pipelines.pipeline import Pipeline
 from bksdm_jax.pipelines.save import write_pipeline
 from bksdm_jax.pipelines.source import ModelSource
+from bksdm_jax.pruning.block_scores import removed_from
 from bksdm_jax.pruning.config import InitOptions
 from bksdm_jax.pruning.prune import card_facts, find_initial_weights, pruned
-from bksdm_jax.pruning.removal import RemovalPlan, plan_removal, removed_blocks
+from bksdm_jax.pruning.removal import RemovalPlan, plan_removal
 from bksdm_jax.sampling.config import MOST_SEED, SamplerConfig
 from bksdm_jax.sampling.engine import Batch, Engine
 from bksdm_jax.sampling.images import Images, Init, images_to_begin_from
@@ -87,15 +88,18 @@ def load(
     return with_parts(pipeline, PartsConfig(vae=vae, clip_skip=clip_skip, embeddings=embeddings))
 
 
-def prune(pipeline: Pipeline, student: str = "bk_small", *, init: str = "teacher", seed: int = 0) -> Student:
+def prune(
+    pipeline: Pipeline, student: str = "bk_small", *, init: str = "teacher", seed: int = 0, block_scores: str = ""
+) -> Student:
     """Removes blocks of a pipeline's U-Net; the pipeline itself stays as it is.
 
     Args:
         pipeline: the teacher.
-        student: a preset (`sd`, `bk_base`, `bk_small`, `bk_tiny`, `no_mid`), or a comma-separated list of blocks to
-            remove, by Diffusers' names.
+        student: a preset (`sd`, `bk_base`, `bk_small`, `bk_tiny`, `no_mid`), a comma-separated list of blocks to
+            remove, by Diffusers' names, or a criterion and a size, such as `taylor:482M`.
         init: the initial weights: `teacher`'s of the remaining blocks, `random`, or a pipeline with such a U-Net.
         seed: of random weights, in [0, 2^32).
+        block_scores: for a criterion: the workdir of `launch.analyse`, or its `blocks.json`.
 
     Raises:
         InputError: an unknown name, an invalid list of blocks, weights that don't fit, or a pipeline that is a student.
@@ -103,7 +107,8 @@ def prune(pipeline: Pipeline, student: str = "bk_small", *, init: str = "teacher
     if isinstance(pipeline, Student):
         raise InputError("prune: the pipeline is a student; prune its teacher, with all blocks in one list")
     whole_number("prune", "seed", seed, 0, MOST_SEED)
-    plan = plan_removal(pipeline.architectures.denoiser, removed_blocks(student))
+    unet = pipeline.architectures.denoiser
+    plan = plan_removal(unet, removed_from(unet, student, block_scores))
     options = InitOptions(student_init=init, allow_non_finite=pipeline.allow_non_finite)
     made = pruned(pipeline, find_initial_weights(plan, options), seed)
     return Student(**_fields(made), plan=plan, facts=card_facts(_name(pipeline), plan, init, {}))

@@ -15,8 +15,8 @@ from flax import linen as nn
 from bksdm_jax.base import trees
 from bksdm_jax.models.attention import Attention
 from bksdm_jax.models.clip import CLIPTextConfig, CLIPTextEncoder, SelfAttention
-from bksdm_jax.models.unet import UNet, dotted, example_inputs
-from bksdm_jax.models.unet_table import UNetConfig
+from bksdm_jax.models.unet import UNet, block_of, dotted, example_inputs
+from bksdm_jax.models.unet_table import UNetConfig, replaceable
 from bksdm_jax.models.vae import VAE, VAEAttention, VAEConfig
 from bksdm_jax.pipelines.pipeline import Architectures
 
@@ -87,7 +87,22 @@ def _attention_products(x: jax.Array, context: jax.Array | None = None) -> int:
 
 
 @functools.cache  # tracing a U-Net takes seconds
-def unet_cost(config: UNetConfig, latent_size: int) -> Mapping[str, Cost]:
+def _layers(config: UNetConfig, latent_size: int) -> Mapping[str, Cost]:
+    latent_size = -(-latent_size // config.downscale) * config.downscale
+    return MappingProxyType(layer_costs(UNet(config), *example_inputs(config, 1, latent_size)))
+
+
+def block_costs(config: UNetConfig, latent_size: int) -> dict[str, Cost]:
+    """The cost of each block that can be removed (`replaceable`) in one call of the U-Net; arguments as `unet_cost`."""
+    costs = dict.fromkeys(replaceable(config), Cost())
+    for path, cost in _layers(config, latent_size).items():
+        block = block_of(path)
+        if block in costs:
+            costs[block] += cost
+    return costs
+
+
+def unet_cost(config: UNetConfig, latent_size: int) -> dict[str, Cost]:
     """The cost of a U-Net by stage, with Diffusers' names.
 
     Other layers are under `input` (`conv_in` and embeddings) and `output` (`conv_norm_out`, `conv_out`).
@@ -96,14 +111,13 @@ def unet_cost(config: UNetConfig, latent_size: int) -> Mapping[str, Cost]:
         config: the U-Net.
         latent_size: height and width of the latents; rounded up to a multiple of `config.downscale`.
     """
-    latent_size = -(-latent_size // config.downscale) * config.downscale
     groups = dict.fromkeys(("conv_in", "time_embedding", "add_embedding"), "input")
     groups |= dict.fromkeys(("conv_norm_out", "conv_out"), "output")
     costs = dict.fromkeys(("input", *config.stages(), "output"), Cost())
-    for path, cost in layer_costs(UNet(config), *example_inputs(config, 1, latent_size)).items():
+    for path, cost in _layers(config, latent_size).items():
         head = path.split("/", maxsplit=1)[0]
         costs[groups.get(head, dotted(head))] += cost
-    return MappingProxyType(costs)
+    return costs
 
 
 @functools.cache

@@ -233,6 +233,11 @@ def dotted(name: str) -> str:
     return f"{head}.{number}" if listed and number.isdigit() else name
 
 
+def block_of(path: str) -> str:
+    """The block of a parameter or layer: `down_blocks_0/resnets_1/conv1/kernel` -> `down_blocks.0.resnets.1`."""
+    return ".".join(dotted(part) for part in path.split("/")[:2])
+
+
 def example_inputs(config: UNetConfig, batch: int = 1, size: int = 64) -> tuple[Any, ...]:
     """Shapes of latents [B, size, size, C], timesteps [B] and conditioning (text states [B, 77, K]), float32."""
 

@@ -15,7 +15,8 @@ from bksdm_jax.pipelines.generations import GENERATIONS
 from bksdm_jax.pipelines.load import find_model
 from bksdm_jax.pipelines.pipeline import Architectures
 from bksdm_jax.pipelines.stable_diffusion import stable_diffusion
-from bksdm_jax.pruning.removal import RemovalPlan, plan_removal, removed_blocks
+from bksdm_jax.pruning.block_scores import removed_from
+from bksdm_jax.pruning.removal import RemovalPlan, plan_removal
 from bksdm_jax.sampling.text_to_image import require_resolution
 from bksdm_jax.tasks.distill.config import DistillConfig, require_generation, require_plan
 from bksdm_jax.tasks.distill.features import weighted_pairs
@@ -35,7 +36,7 @@ def plan_run(config: DistillConfig) -> Iterator[str]:
     require_attention(config.attention, compute_dtype(config.dtype))
     networks = _networks(config)
     require_resolution(config.resolution, networks)
-    plan = plan_removal(networks.denoiser, removed_blocks(config.student))
+    plan = plan_removal(networks.denoiser, removed_from(networks.denoiser, config.student, config.block_scores))
     weighted_pairs(plan, config.loss.feature_source, config.loss.feature_scales)  # raises for unknown names
     target = target_of(config.topology)
     devices = len(target.devices)

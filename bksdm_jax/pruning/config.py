@@ -6,6 +6,7 @@ from bksdm_jax.base.errors import whole_number
 from bksdm_jax.pipelines.config import SaveOptions, require_save
 from bksdm_jax.pipelines.source import ModelOptions, ReadOptions
 from bksdm_jax.pruning.removal import removed_blocks
+from bksdm_jax.pruning.targets import missing_scores, read_target
 
 INITS = {"teacher": "the parent's weights of the remaining blocks", "random": "random weights"}
 """Initial weights by name, as a model card describes them."""
@@ -20,11 +21,13 @@ class InitOptions(ReadOptions):
             whose U-Net has the student's architecture: folder, single file or hub id.
         init_revision: branch, tag or commit, if that is a hub model; empty: its default branch.
         init_variant: of its weights, such as `fp16` or `non_ema`; empty: the default weights.
+        block_scores: for a student such as `taylor:482M`: the workdir of `launch.analyse`, or its `blocks.json`.
     """
 
     student_init: str = "teacher"
     init_revision: str = ""
     init_variant: str = ""
+    block_scores: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +36,8 @@ class PruneConfig(ModelOptions, InitOptions, SaveOptions):
 
     Attributes:
         teacher: pipeline folder, single file, hub id, or `shapes_teacher`.
-        student: a preset (sd, bk_base, bk_small, bk_tiny, no_mid), or a comma-separated list of blocks to remove.
+        student: a preset (sd, bk_base, bk_small, bk_tiny, no_mid), a comma-separated list of blocks to remove, or a
+            criterion and a size, such as `taylor:482M` (parameters) or `clip:217G` (multiply-adds).
         seed: of random weights.
     """
 
@@ -42,8 +46,16 @@ class PruneConfig(ModelOptions, InitOptions, SaveOptions):
     seed: int = 0
 
 
+def require_student(student: str, block_scores: str) -> None:
+    """Raises `InputError` if no teacher has such a student; reads no files."""
+    if read_target(student) is None:
+        removed_blocks(student)
+    elif not block_scores:
+        raise missing_scores(student)
+
+
 def require_settings(config: PruneConfig) -> None:
     """Raises `InputError`, with the key, for a setting that no teacher can be pruned with; reads no files."""
-    removed_blocks(config.student)
+    require_student(config.student, config.block_scores)
     require_save(config.save_config())
     whole_number("config", "seed", config.seed, 0)

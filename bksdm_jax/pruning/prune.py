@@ -18,24 +18,26 @@ from bksdm_jax.pipelines.model_card import CardFacts, parent_name
 from bksdm_jax.pipelines.pipeline import Architectures, Pipeline
 from bksdm_jax.pipelines.save import require_savable, wanted_extras, write_pipeline
 from bksdm_jax.pipelines.source import ModelSource
+from bksdm_jax.pruning.block_scores import removed_from
 from bksdm_jax.pruning.config import INITS, InitOptions, PruneConfig, require_settings
 from bksdm_jax.pruning.presets import preset_of
-from bksdm_jax.pruning.removal import RemovalPlan, plan_removal, removed_blocks
+from bksdm_jax.pruning.removal import RemovalPlan, plan_removal
 from bksdm_jax.pruning.weights import copy_weights, random_weights
 
 
-def plan_student(teacher: Architectures, student: str, save: SaveConfig) -> RemovalPlan:
+def plan_student(teacher: Architectures, student: str, save: SaveConfig, block_scores: str = "") -> RemovalPlan:
     """The removal plan of a student, checked to be savable.
 
     Args:
         teacher: its networks.
-        student: a preset, or a comma-separated list of blocks to remove.
+        student: a preset, a comma-separated list of blocks to remove, or a criterion and a size.
         save: how the student will be saved.
+        block_scores: for a criterion: the file of the blocks' scores, or its folder.
 
     Raises:
         InputError: an unknown name, an invalid list of blocks, or a student that the format can't express.
     """
-    plan = plan_removal(teacher.denoiser, removed_blocks(student))
+    plan = plan_removal(teacher.denoiser, removed_from(teacher.denoiser, student, block_scores))
     require_savable(teacher.with_denoiser(plan.student), save)
     return plan
 
@@ -135,7 +137,7 @@ def prune(config: PruneConfig, workdir: Path) -> tuple[RemovalPlan, Path]:
     require_settings(config)
     save = config.save_config()
     teacher = find_model(config.source(config.teacher), wanted_extras(save))
-    plan = plan_student(teacher.architectures, config.student, save)
+    plan = plan_student(teacher.architectures, config.student, save, config.block_scores)
     start = find_initial_weights(plan, config)
     if is_used(workdir):
         raise InputError(f"{workdir}: exists already; choose a new folder for the student")

@@ -10,8 +10,7 @@ from bksdm_jax.models.choices import require_attention_name, require_remat
 from bksdm_jax.pipelines.config import SaveOptions, require_save
 from bksdm_jax.pipelines.generations import GENERATIONS, TEACHERS
 from bksdm_jax.pipelines.source import ModelOptions
-from bksdm_jax.pruning.config import InitOptions
-from bksdm_jax.pruning.removal import removed_blocks
+from bksdm_jax.pruning.config import InitOptions, require_student
 from bksdm_jax.sampling.config import SamplerConfig
 from bksdm_jax.tasks.distill.features import SOURCES
 from bksdm_jax.training.config import (
@@ -30,9 +29,9 @@ _EVALUATED = ("sheets", "validation", "evaluators", "scoring")
 _WATCHED = ("log_every", "profile_step", "stack_dump_seconds", "replay", *_EVALUATED)
 _KEPT = ("checkpoint_every", "keep_checkpoints", "keep_every", "without_room", "most_skipped")
 _COMPUTED = ("accumulation", "fsdp", "attention", "remat", "workers", "topology", "plan")
+_NAMED = ("revision", "block_scores")  # what they name is recorded too
 _SAVED = ("format", "save_dtype", "save_weights", "safety_checker")
-# The teacher's folder is recorded, with its commit.
-MAY_CHANGE = ("steps", "skip_unusable", *_WATCHED, *_KEPT, *_COMPUTED, *_SAVED, "revision")
+MAY_CHANGE = ("steps", "skip_unusable", *_WATCHED, *_KEPT, *_COMPUTED, *_SAVED, *_NAMED)
 """Keys that don't affect the trained weights and may differ when a run continues."""
 MAY_CHANGE_AND_IS_NOTED = ("optimizer.learning_rate",)
 """Those that do, and may."""
@@ -111,7 +110,8 @@ class DistillConfig(TrainerConfig, ModelOptions, InitOptions, SaveOptions, Sourc
 
     Attributes:
         teacher: pipeline folder, single file, id on the hub, or `shapes_teacher`.
-        student: a preset (bk_base, bk_small, bk_tiny, no_mid), or a comma-separated list of removed blocks.
+        student: a preset (bk_base, bk_small, bk_tiny, no_mid), a comma-separated list of removed blocks, or a criterion
+            and a size, such as `taylor:482M` (parameters) or `clip:217G` (multiply-adds).
         data: images with captions in any form that `launch.prepare` reads, a TFDS dataset that it wrote, of images or
             of cached latents, or `shapes_world/demo`.
         split: of the data; data without splits are `train`.
@@ -191,7 +191,7 @@ def _usual_sampler(schedule: "ScheduleConfig") -> str:
 def require_settings(config: DistillConfig) -> None:
     """Raises `InputError`, with the key, for a setting that is out of range; reads no files."""
     require_trainer_settings(config)
-    removed_blocks(config.student)
+    require_student(config.student, config.block_scores)
     require_save(config.save_config())
     require_attention_name(config.attention)
     require_remat(config.remat)

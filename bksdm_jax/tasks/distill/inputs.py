@@ -70,7 +70,7 @@ def open_inputs(config: DistillConfig) -> Inputs:
     save = config.save_config()
     teacher = find_model(config.source(config.teacher), wanted_extras(save))
     networks = teacher.architectures
-    plan = plan_student(networks, config.student, save)
+    plan = plan_student(networks, config.student, save, config.block_scores)
     start = find_initial_weights(plan, config)
     require_generation(config, networks)
     weighted_pairs(plan, config.loss.feature_source, config.loss.feature_scales)  # raises for unknown names

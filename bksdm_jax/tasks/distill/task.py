@@ -61,6 +61,8 @@ def distill(config: DistillConfig, workdir: Path) -> Path | None:
         "data": str(inputs.data),
         "data_facts": facts_of(inputs.data, inputs.found),
     }
+    if config.block_scores:
+        record["removed"] = list(inputs.plan.removed)
     if config.checkpoints:
         bring_back(checkpoint_folder(config, workdir), workdir)
     may_change = {*MAY_CHANGE, *MAY_CHANGE_AND_IS_NOTED}

@@ -1,0 +1,139 @@
+"""Measures a teacher's blocks by several criteria, into one file."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import logging
+
+from bksdm_jax.analysis.calibration import Calibration
+from bksdm_jax.analysis.config import OF_DATA, AnalyseConfig, require_analysis
+from bksdm_jax.base.errors import InputError
+from bksdm_jax.base.files import read_json, write_json
+from bksdm_jax.base.locks import one_run
+from bksdm_jax.base.precision import compute_dtype, exact_products
+from bksdm_jax.base.progress import QUIET, waiting
+from bksdm_jax.base.workdir import claim, require_same
+from bksdm_jax.cost.counts import block_costs
+from bksdm_jax.data.latents import CENTRE, latent_identity, require_identity
+from bksdm_jax.data.loader import LoaderConfig, training_batches
+from bksdm_jax.data.sources import data_folder, facts_of, is_cached, open_examples
+from bksdm_jax.models.unet_table import UNetConfig, block_table, replaceable
+from bksdm_jax.pipelines.load import find_model
+from bksdm_jax.pipelines.pipeline import Pipeline
+from bksdm_jax.pruning.block_scores import FILE
+from bksdm_jax.pruning.criteria import magnitude, taylor
+from bksdm_jax.sampling.text_to_image import require_resolution
+from bksdm_jax.training.sharding import make_mesh
+
+MAY_CHANGE = ("criteria", "batch_size", "revision")
+"""Keys that may differ when an analysis continues; `batch_size` changes scores by rounding only, if images fill it."""
+_TEACHER = "teacher_sha256"
+
+
+@one_run()
+def analyse(config: AnalyseConfig, workdir: Path) -> Path:
+    """Scores every block that can be removed, and writes `blocks.json`; criteria that it has already stay.
+
+    Returns:
+        the file.
+
+    Raises:
+        InputError: a setting, file or folder can't be used, or the teacher has no such blocks.
+    """
+    require_analysis(config)
+    if jax.process_count() > 1:
+        raise InputError("analyse: works in one process, on all its devices")
+    found = find_model(config.source(config.teacher))
+    networks = found.architectures
+    blocks = replaceable(networks.denoiser)
+    if not blocks:
+        raise InputError(f"teacher: {found.path} has no ResNets and no transformers, so no block can be removed")
+    resolution = config.resolution or networks.resolution
+    require_resolution(resolution, networks)
+    data = _open_data(config) if config.data else None
+    record = dataclasses.asdict(config) | {"teacher": str(found.path), "resolution": resolution}
+    if data:
+        record["data_facts"] = facts_of(*data)
+    require_same(workdir, record, MAY_CHANGE)
+    teacher = found.read()
+    if data and is_cached(data[1]):
+        require_identity(data[0], latent_identity(teacher, resolution, flip=False, crop=CENTRE))
+    claim(workdir, record | {_TEACHER: teacher.identity()})
+    path = workdir / FILE
+    facts = {"teacher": config.teacher, "blocks": describe(networks.denoiser)}
+    scores: dict[str, Any] = read_json(path)["scores"] if path.exists() else {}
+    for name in config.criteria:
+        if name not in scores:
+            logging.info("== %s", name)
+            scores[name] = _measure(name, teacher, config, resolution, data)
+            write_json(path, facts | {"scores": scores})
+    return path
+
+
+def describe(unet: UNetConfig) -> dict[str, dict[str, Any]]:
+    """Each block that can be removed: `parameters` and `macs` by THOP's rules, `in_width`, `out_width`, `interpolated`.
+
+    `in_width` counts the skip that an up block's ResNet takes. Where widths differ, an interpolation along the channels
+    stands for a removed block; the paper's Fig. 19 marks such blocks with a star without defining the stand-in.
+    """
+    costs, found = block_costs(unet, unet.sample_size or 64), {}
+    for row in block_table(unet)[0]:
+        if row.block in costs:
+            width = row.in_width + (row.skip.width if row.skip else 0)
+            cost = costs[row.block]
+            found[row.block] = {
+                "parameters": cost.parameters,
+                "macs": cost.macs,
+                "in_width": width,
+                "out_width": row.out_width,
+                "interpolated": width != row.out_width,
+            }
+    return found
+
+
+def _open_data(config: AnalyseConfig) -> tuple[Any, Any]:
+    folder = data_folder(config.data)
+    return folder, open_examples(folder, config.split, config)
+
+
+def _measure(
+    name: str, teacher: Pipeline, config: AnalyseConfig, resolution: int, data: tuple[Any, Any] | None
+) -> dict[str, float]:
+    unet = teacher.denoiser
+    if name not in OF_DATA:
+        return magnitude(unet.config, unet.params)
+    assert data is not None
+    mesh = make_mesh()
+    size = config.batch_size * mesh.size
+    loader = LoaderConfig(resolution, size, 1, flip=False, seed=config.seed)
+
+    def batches() -> Iterator[dict[str, Any]]:
+        return training_batches(data[1], teacher.caption_inputs, loader)
+
+    count = -(-config.images // size)
+    with exact_products(config.dtype), jax.set_mesh(mesh):
+        with waiting("moving the weights to the devices", QUIET):
+            made = Calibration(
+                teacher.architectures, teacher.params, batches, count, config.seed, compute_dtype(config.dtype), mesh
+            )
+        return _MEASURES[name](unet.config, unet.params, made)
+
+
+def _by_taylor(unet: UNetConfig, params: Mapping[str, Any], calibration: Calibration) -> dict[str, float]:
+    gradient, loss = calibration.gradient()
+    logging.info("task loss of the calibration set: %.5g", loss)
+    return taylor(unet, params, gradient)
+
+
+def _by_output(unet: UNetConfig, params: Mapping[str, Any], calibration: Calibration) -> dict[str, float]:
+    blocks = replaceable(unet)
+    return dict(zip(blocks, calibration.output_errors([(block,) for block in blocks]), strict=True))
+
+
+_MEASURES: dict[str, Callable[[UNetConfig, Mapping[str, Any], Calibration], dict[str, float]]] = {
+    "taylor": _by_taylor,
+    "output_error": _by_output,
+}

@@ -1,0 +1,25 @@
+"""The scores of blocks as text."""
+
+from pathlib import Path
+
+from bksdm_jax.base.files import read_json
+from bksdm_jax.pruning.criteria import ranked
+
+
+def block_lines(path: Path) -> list[str]:
+    """A line for each block in a `blocks.json`, by the first criterion's ranking, with its rank by every criterion.
+
+    A star marks blocks whose input and output differ in width, so that an interpolation stands for them.
+    """
+    found = read_json(path)
+    ranks = {name: ranked(scores) for name, scores in found["scores"].items()}
+    head = f"{'block':<28}{'parameters':>13}{'MMACs':>12}" + "".join(f"{name:>22}" for name in ranks)
+    lines = [head]
+    for block in next(iter(ranks.values())):
+        facts = found["blocks"][block]
+        star = "*" if facts["interpolated"] else ""
+        line = f"{block + star:<28}{facts['parameters']:>13,}{facts['macs'] / 1e6:>12,.1f}"
+        for name, order in ranks.items():
+            line += f"{found['scores'][name][block]:>16.4g} ({order.index(block) + 1:>3})"
+        lines.append(line)
+    return [*lines, "* input and output differ in width: an interpolation along the channels stands for the block"]

@@ -1,0 +1,66 @@
+"""Students by a target of size, such as `taylor:482M`; nothing here imports JAX."""
+
+import dataclasses
+import re
+
+from bksdm_jax.base.errors import InputError, known_name, shown
+
+CRITERIA = {
+    "magnitude": "mean sum of |W| of an output neuron",
+    "taylor": "mean sum of |dL/dW * W| of an output neuron",
+    "output_error": "squared error of the U-Net's output without the block",
+    "clip": "drop of the CLIP score without the block",
+    "fid": "rise of the Frechet distance without the block",
+}
+"""Criterion -> what the score of a block is; blocks with the lowest scores go first."""
+_TARGET = re.compile(r"([a-z_]+):(\d+(?:\.\d+)?)([A-Z])")
+_UNITS = {"M": ("parameters", 10**6, "parameters"), "G": ("macs", 10**9, "multiply-adds")}
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A student of a given size by a criterion.
+
+    Attributes:
+        text: as the user wrote it.
+        criterion: a key of `CRITERIA`.
+        of: `parameters`, or `macs`: of one U-Net call for the teacher's own size of images.
+        amount: the most of them.
+    """
+
+    text: str
+    criterion: str
+    of: str
+    amount: int
+
+    def shown(self, amount: int) -> str:
+        """An amount as in a target, in words."""
+        _, unit, noun = next(row for row in _UNITS.values() if row[0] == self.of)
+        letter = next(letter for letter, row in _UNITS.items() if row[0] == self.of)
+        return f"{amount / unit:.4g}{letter} {noun}"
+
+
+def read_target(student: str) -> Target | None:
+    """`taylor:482M` (million parameters) or `clip:217G` (billion multiply-adds); None: a preset or a list of blocks.
+
+    Raises `InputError` for an unknown criterion or unit.
+    """
+    criterion, colon, size = student.strip().partition(":")
+    if not colon or "." in criterion or "," in student:
+        return None
+    known_name("student", "criterion", criterion, CRITERIA)
+    found = _TARGET.fullmatch(student.strip())
+    if not found or found[3] not in _UNITS or float(found[2]) <= 0:
+        raise InputError(
+            f"student: {shown(size)} isn't a size; expected one such as 482M (parameters) or 217G (multiply-adds)"
+        )
+    of, unit, _ = _UNITS[found[3]]
+    return Target(student.strip(), criterion, of, int(float(found[2]) * unit))
+
+
+def missing_scores(student: str) -> InputError:
+    """The error for a target without the scores that it needs."""
+    return InputError(
+        f"student: {student} needs the scores of the teacher's blocks: run launch.analyse, and give its workdir as "
+        "--config.block_scores=DIR"
+    )

@@ -1,0 +1,36 @@
+r"""Scores the blocks of a teacher, to choose a student by.
+
+  python -m launch.analyse --config=configs/analyse.py --config.teacher=DIR --config.data=DIR --workdir=DIR
+  python -m launch.analyse --config=configs/analyse.py:shapes --workdir=runs/blocks
+  python -m launch.prune --config=configs/prune.py --config.teacher=shapes_teacher --config.student=taylor:3.8M \
+    --config.block_scores=runs/blocks --workdir=runs/taylor
+
+`criteria` are magnitude (of the weights), taylor (also of the task loss's gradient on a calibration set) and
+output_error (of the U-Net without the block). The blocks are ResNets and transformers; an interpolation along the
+channels stands for a removed ResNet. `launch.prune` and `launch.train` take a criterion and a size as student: the
+blocks with the lowest scores go until at most so many parameters (`taylor:482M`) or multiply-adds (`taylor:217G`) are
+left.
+
+The workdir gets `blocks.json`: the scores, and each block's parameters, multiply-adds and widths. The same command
+continues an interrupted analysis, also with more criteria. Prints the blocks, those that go first on top.
+"""
+
+from pathlib import Path
+
+from bksdm_jax.analysis.config import AnalyseConfig, require_analysis
+from launch.command import keep_compiled, run
+
+
+def main(config: AnalyseConfig, workdir: Path) -> None:
+    """Measures the blocks and prints a table."""
+    from bksdm_jax.analysis.analyse import analyse
+    from bksdm_jax.analysis.table import block_lines
+
+    keep_compiled(workdir)
+    path = analyse(config, workdir)
+    print("\n".join(block_lines(path)))
+    print(f"\n{path}")
+
+
+if __name__ == "__main__":
+    run(__doc__, AnalyseConfig, main, require_analysis)

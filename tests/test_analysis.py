@@ -1,0 +1,147 @@
+"""Measuring a teacher's blocks on a calibration set, and the file that it gives."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bksdm_jax.analysis.analyse import analyse
+from bksdm_jax.analysis.calibration import Calibration
+from bksdm_jax.analysis.config import AnalyseConfig, require_analysis
+from bksdm_jax.analysis.table import block_lines
+from bksdm_jax.base import trees
+from bksdm_jax.base.errors import InputError
+from bksdm_jax.models.unet import UNet
+from bksdm_jax.models.unet_table import replaceable
+from bksdm_jax.pruning.criteria import taylor
+from bksdm_jax.pruning.removal import plan_removal
+from bksdm_jax.pruning.weights import copy_weights
+from bksdm_jax.tasks.distill.config import LossWeights
+from bksdm_jax.tasks.distill.objective import Problem, make_batch_loss, noise_latents
+from bksdm_jax.training.sharding import make_mesh
+from tests import micro
+
+COUNT, SIZE, SEED = 3, 8, 5
+NETWORKS = micro.networks()
+UNET = NETWORKS.denoiser
+PROBLEM = Problem(plan_removal(UNET, ()), NETWORKS, LossWeights(output=0.0, feature=0.0))
+
+
+def batches() -> Iterator[dict[str, Any]]:
+    whole = micro.batch(COUNT * SIZE)
+    for first in range(0, COUNT * SIZE, SIZE):
+        yield jax.tree.map(lambda value: value[None, first : first + SIZE], whole)  # noqa: B023
+
+
+@pytest.fixture(scope="module")
+def params() -> dict[str, Any]:
+    return micro.encoders() | {"unet": micro.params(UNET, 7)}
+
+
+@pytest.fixture(scope="module")
+def calibration(params: dict[str, Any]) -> Calibration:
+    return Calibration(NETWORKS, params, batches, COUNT, SEED, jnp.float32, make_mesh())
+
+
+@pytest.fixture(scope="module")
+def keys() -> jax.Array:
+    return jax.vmap(lambda i: jax.random.fold_in(jax.random.key(SEED), i))(jnp.arange(COUNT * SIZE))
+
+
+def test_the_gradient_is_that_of_the_mean_over_all_images(
+    calibration: Calibration, params: dict[str, Any], keys: jax.Array
+) -> None:
+    whole, frozen = micro.batch(COUNT * SIZE), micro.encoders()
+    at_once = jax.jit(jax.value_and_grad(make_batch_loss(PROBLEM), has_aux=True))
+    (value, _), slopes = at_once(params["unet"], {}, frozen, whole, keys)
+    ours, loss = calibration.gradient()
+    assert loss == pytest.approx(float(value), rel=1e-5)
+    found, expected = (taylor(UNET, params["unet"], tree) for tree in (ours, slopes))
+    for block, score in expected.items():
+        assert found[block] == pytest.approx(score, rel=1e-4), block
+    assert all(leaf.dtype == np.float32 for leaf in trees.flatten(ours).values())
+
+
+def test_output_errors_are_those_of_networks_without_the_blocks(
+    calibration: Calibration, params: dict[str, Any], keys: jax.Array
+) -> None:
+    removals = [(), ("mid_block.attentions.0",), ("up_blocks.0.resnets.1", "up_blocks.1.attentions.1")]
+    found = calibration.output_errors(removals)
+    whole, frozen = micro.batch(COUNT * SIZE), micro.encoders()
+    moments = NETWORKS.encode(frozen, jnp.float32, whole["images"].astype(np.float32) / 127.5 - 1)
+    noisy = noise_latents(PROBLEM, jnp.float32, frozen, *moments, whole["captions"], keys)
+    inputs = (noisy.noisy, noisy.timesteps, noisy.conditioning)
+    out = UNet(UNET).apply({"params": params["unet"]}, *inputs)
+    for removal, error in zip(removals, found, strict=True):
+        plan = plan_removal(UNET, tuple(f"{name}:interpolate" if "resnets" in name else name for name in removal))
+        other = UNet(plan.student).apply({"params": copy_weights(plan, params["unet"])}, *inputs)
+        assert error == pytest.approx(float(jnp.mean(jnp.square(other - out))), rel=1e-4, abs=1e-10)
+    assert found[0] == 0 < found[1] < found[2]
+
+
+def settings(teacher: Path, data: Path | str, **values: Any) -> AnalyseConfig:
+    given = {"teacher": str(teacher), "data": str(data), "images": 5, "batch_size": 1, "resolution": 16}
+    return AnalyseConfig(**given | values)
+
+
+def test_an_analysis_goes_on_with_more_criteria(pico_teacher: Path, photographs: Path, tmp_path: Path) -> None:
+    first = analyse(settings(pico_teacher, photographs, criteria=("magnitude",)), tmp_path / "run")
+    before = json.loads(first.read_text())
+    assert before["scores"].keys() == {"magnitude"}
+    path = analyse(settings(pico_teacher, photographs, criteria=("output_error", "taylor")), tmp_path / "run")
+    found = json.loads(path.read_text())
+    assert path == first == tmp_path / "run" / "blocks.json"
+    assert found["scores"].keys() == {"magnitude", "output_error", "taylor"}
+    assert found["scores"]["magnitude"] == before["scores"]["magnitude"]
+    blocks = found["blocks"]
+    for scores in found["scores"].values():
+        assert scores.keys() == blocks.keys()
+        assert all(np.isfinite(score) and score > 0 for score in scores.values())
+    assert [name for name in blocks if blocks[name]["interpolated"]] == [
+        "up_blocks.0.resnets.0",
+        "up_blocks.0.resnets.1",
+    ]
+    lines = block_lines(path)
+    assert len(lines) == len(blocks) + 2
+    assert any(line.startswith("up_blocks.0.resnets.0*") for line in lines)
+    with pytest.raises(InputError, match="images is 5"):
+        analyse(settings(pico_teacher, photographs, images=6), tmp_path / "run")
+
+
+def test_blocks_are_those_that_can_be_removed() -> None:
+    assert len(replaceable(UNET)) == 19
+    assert {name.split(".")[-2] for name in replaceable(UNET)} == {"resnets", "attentions"}
+
+
+@pytest.mark.parametrize(
+    ("change", "facts"),
+    [
+        ({"criteria": ("tailor",)}, ("'tailor'", "'taylor'")),
+        ({"criteria": ()}, ("criteria",)),
+        ({"data": ""}, ("data", "taylor")),
+        ({"images": 0}, ("images", "0")),
+        ({"batch_size": -1}, ("batch_size", "-1")),
+        ({"dtype": "float16"}, ("dtype", "float16")),
+        ({"resolution": -8}, ("resolution", "-8")),
+    ],
+)
+def test_settings_that_cannot_be_used_are_refused(change: dict[str, Any], facts: tuple[str, ...]) -> None:
+    with pytest.raises(InputError) as error:
+        require_analysis(AnalyseConfig(**{"teacher": "shapes_teacher", "data": "photos"} | change))
+    assert all(fact in str(error.value) for fact in facts), error.value
+
+
+def test_images_without_captions_do_not_calibrate(pico_teacher: Path, photographs: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for path in photographs.glob("*.png"):
+        (bare / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(InputError, match="bare") as error:
+        analyse(settings(pico_teacher, bare), tmp_path / "run")
+    assert "caption" in str(error.value)
+    assert not (tmp_path / "run").exists()
