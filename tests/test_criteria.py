@@ -20,6 +20,7 @@ from bksdm_jax.pipelines.load import find_model, load_pipeline
 from bksdm_jax.pipelines.stable_diffusion import TEACHERS
 from bksdm_jax.pruning.block_scores import removed_from
 from bksdm_jax.pruning.criteria import chosen, magnitude, ranked, taylor
+from bksdm_jax.pruning.presets import CHOSEN
 from bksdm_jax.pruning.prune import PruneConfig, prune
 from bksdm_jax.pruning.removal import plan_removal
 from bksdm_jax.pruning.targets import read_target
@@ -100,6 +101,37 @@ def test_a_target_takes_the_least_important_blocks(target: str, of: str, share: 
     assert names == list(ranked(scores))[: len(names)]
     left = [sum(unet_cost(plan_removal(config, part).student, 8).values(), Cost()) for part in (removed, removed[:-1])]
     assert getattr(left[0], of) <= most < getattr(left[1], of)
+
+
+LOWEST = [f"{name}.resnets.{j}" for name, count in (("down_blocks.3", 2), ("mid_block", 2)) for j in range(count)]
+AT_LEVEL = {  # the transformers of one width
+    level: [f"down_blocks.{level}.attentions.{j}" for j in range(2)]
+    + [f"up_blocks.{3 - level}.attentions.{j}" for j in range(3)]
+    for level in range(3)
+}
+CHOSEN_BLOCKS = {
+    "Taylor": (
+        *LOWEST,
+        "mid_block.attentions.0",
+        *(f"up_blocks.0.resnets.{j}" for j in range(3)),
+        "down_blocks.2.resnets.0",
+        "down_blocks.2.attentions.0",
+    ),
+    "CLIP score": (*LOWEST, "down_blocks.1.resnets.1", *AT_LEVEL[0][:4], *AT_LEVEL[1], *AT_LEVEL[2]),
+}
+
+
+@pytest.mark.parametrize("criterion", CHOSEN_BLOCKS)
+def test_the_papers_students_have_the_size_of_lists_with_interpolations(criterion: str) -> None:
+    """Taylor's parameters and multiply-adds fit one choice among kinds of blocks, the CLIP score's 19 blocks four."""
+    config = unet_from_diffusers(TEACHERS["v1"])
+    whole, costs = sum(unet_cost(config, 64).values(), Cost()), block_costs(config, 64)
+    published = next(row for row in CHOSEN if row.criterion == criterion)
+    removed = CHOSEN_BLOCKS[criterion]
+    assert len(removed) == {"Taylor": 10, "CLIP score": 19}[criterion]
+    parameters, macs = (sum(getattr(costs[name], key) for name in removed) for key in ("parameters", "macs"))
+    assert abs(whole.parameters - parameters - published.parameters) <= 0.05e6
+    assert abs(whole.macs - macs - published.macs) <= 0.05e9
 
 
 def write_scores(folder: Path, scores: object) -> Path:
