@@ -18,6 +18,7 @@ MAKES: dict[str, dict[str, str]] = {
     "score": {"": "scores"},
     "reference": {"images": "images", "prompts.csv": "prompts", "fid_pytorch_fid.npz": "images"},
     "prepare": {"": "data"},
+    "analyse": {"": "scores of blocks"},
     "shapes_teacher": {"made/teacher": "model"},
 }
 """Program -> what it leaves in its workdir, and the kind of that."""
@@ -31,6 +32,7 @@ READS = {
     **dict.fromkeys(("prompts", "scoring.prompts"), "prompts"),
     **dict.fromkeys(("captions", "inception", "latents", "curves"), "a file of the user's"),
     "scores": "scores",
+    "block_scores": "scores of blocks",
 }
 """Setting -> the kind of what it names."""
 

@@ -15,7 +15,7 @@ from bksdm_jax.base.files import read_json, write_json
 from bksdm_jax.base.locks import one_run
 from bksdm_jax.base.precision import compute_dtype, exact_products
 from bksdm_jax.base.progress import QUIET, waiting
-from bksdm_jax.base.workdir import claim, require_same
+from bksdm_jax.base.workdir import claim, require_same, require_same_parts
 from bksdm_jax.cost.counts import block_costs
 from bksdm_jax.data.latents import CENTRE, latent_identity, require_identity
 from bksdm_jax.data.loader import LoaderConfig, training_batches
@@ -57,11 +57,13 @@ def analyse(config: AnalyseConfig, workdir: Path) -> Path:
     record = dataclasses.asdict(config) | {"teacher": str(found.path), "resolution": resolution}
     if data:
         record["data_facts"] = facts_of(*data)
-    require_same(workdir, record, MAY_CHANGE)
+    require_same(workdir, record, {*MAY_CHANGE, _TEACHER})
     teacher = found.read()
+    identity = teacher.identity()
+    require_same_parts(workdir, _TEACHER, identity, "teacher")
     if data and is_cached(data[1]):
         require_identity(data[0], latent_identity(teacher, resolution, flip=False, crop=CENTRE))
-    claim(workdir, record | {_TEACHER: teacher.identity()})
+    claim(workdir, record | {_TEACHER: identity})
     path = workdir / FILE
     facts = {"teacher": config.teacher, "blocks": describe(networks.denoiser)}
     scores: dict[str, Any] = read_json(path)["scores"] if path.exists() else {}
