@@ -142,9 +142,9 @@ def write_scores(folder: Path, scores: object) -> Path:
 
 def test_a_student_by_a_criterion_is_like_any_other(micro_teacher: Path, tmp_path: Path) -> None:
     unet = find_model(micro_teacher).architectures.denoiser
-    folder = write_scores(tmp_path / "scores", {"clip": {name: i for i, name in enumerate(replaceable(unet))}})
+    folder = write_scores(tmp_path / "scores", {"output_error": {name: i for i, name in enumerate(replaceable(unet))}})
     most = trees.count(parameter_shapes(unet)) * 0.8e-6
-    options = {"teacher": str(micro_teacher), "student": f"clip:{most:.4f}M", "block_scores": str(folder)}
+    options = {"teacher": str(micro_teacher), "student": f"output_error:{most:.4f}M", "block_scores": str(folder)}
     plan, path = prune(PruneConfig(**options), tmp_path / "student")
     assert plan.removed[:2] == ("down_blocks.0.resnets.0:interpolate", "down_blocks.0.attentions.0")
     assert trees.count(load_pipeline(path).denoiser.params) <= most * 1e6
@@ -161,11 +161,11 @@ def test_a_student_by_a_criterion_is_like_any_other(micro_teacher: Path, tmp_pat
         ("taylor:0M", "", ("'0M'",)),
         ("taylor:482M", "", ("taylor:482M", "launch.analyse", "block_scores")),
         ("taylor:482M", "missing", ("missing",)),
-        ("fid:482M", "scores", ("blocks.json", "fid", "clip")),
-        ("clip:482M", "other", ("another U-Net", "mid_block")),
-        ("clip:900M", "scores", ("clip:900M", "859.5M")),
-        ("clip:1M", "scores", ("clip:1M", "no list", "38 blocks")),
-        ("clip:1G", "scores", ("clip:1G", "multiply-adds")),
+        ("magnitude:482M", "scores", ("blocks.json", "magnitude", "output_error")),
+        ("output_error:482M", "other", ("another U-Net", "mid_block")),
+        ("output_error:900M", "scores", ("output_error:900M", "859.5M")),
+        ("output_error:1M", "scores", ("output_error:1M", "no list", "38 blocks")),
+        ("output_error:1G", "scores", ("output_error:1G", "multiply-adds")),
     ],
 )
 def test_targets_that_cannot_be_met_are_refused(
@@ -173,8 +173,8 @@ def test_targets_that_cannot_be_met_are_refused(
 ) -> None:
     unet = unet_from_diffusers(TEACHERS["v1"])
     every = dict.fromkeys(replaceable(unet), 1.0)
-    write_scores(tmp_path / "scores", {"clip": every})
-    write_scores(tmp_path / "other", {"clip": {name: 1.0 for name in every if "mid" not in name}})
+    write_scores(tmp_path / "scores", {"output_error": every})
+    write_scores(tmp_path / "other", {"output_error": {name: 1.0 for name in every if "mid" not in name}})
     with pytest.raises(InputError) as error:
         removed_from(unet, student, str(tmp_path / scores) if scores else "")
     assert all(fact in str(error.value) for fact in facts), error.value

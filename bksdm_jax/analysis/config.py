@@ -6,10 +6,10 @@ from bksdm_jax.base.choices import require_dtype
 from bksdm_jax.base.errors import InputError, known_name, whole_number
 from bksdm_jax.data.options import SourceOptions, require_options
 from bksdm_jax.pipelines.source import ModelOptions
+from bksdm_jax.pruning.targets import CRITERIA
 
-OF_WEIGHTS, OF_DATA = ("magnitude",), ("taylor", "output_error")
-MEASURED = (*OF_WEIGHTS, *OF_DATA)
-"""The criteria that are measured: from the weights alone, and on a calibration set."""
+OF_DATA = ("taylor", "output_error")
+"""The criteria that are measured on a calibration set."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class AnalyseConfig(ModelOptions, SourceOptions):
     """
 
     teacher: str
-    criteria: tuple[str, ...] = MEASURED
+    criteria: tuple[str, ...] = tuple(CRITERIA)
     data: str = ""
     split: str = "train"
     images: int = 1000
@@ -44,9 +44,9 @@ class AnalyseConfig(ModelOptions, SourceOptions):
 def require_analysis(config: AnalyseConfig) -> None:
     """Raises `InputError`, with the key, for a setting that can't be used; reads no files."""
     if not config.criteria:
-        raise InputError(f"criteria: empty; expected some of {', '.join(MEASURED)}")
+        raise InputError(f"criteria: empty; expected some of {', '.join(CRITERIA)}")
     for name in config.criteria:
-        known_name("config", "criteria", name, MEASURED)
+        known_name("config", "criteria", name, CRITERIA)
     needing = [name for name in config.criteria if name in OF_DATA]
     if needing and not config.data:
         raise InputError(f"data: empty, but {needing[0]} needs a calibration set: give --config.data=DIR")

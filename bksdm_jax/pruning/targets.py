@@ -9,8 +9,6 @@ CRITERIA = {
     "magnitude": "mean sum of |W| of an output neuron",
     "taylor": "mean sum of |dL/dW * W| of an output neuron",
     "output_error": "squared error of the U-Net's output without the block",
-    "clip": "drop of the CLIP score without the block",
-    "fid": "rise of the Frechet distance without the block",
 }
 """Criterion -> what the score of a block is; blocks with the lowest scores go first."""
 _TARGET = re.compile(r"([a-z_]+):(\d+(?:\.\d+)?)([A-Z])")
@@ -41,7 +39,7 @@ class Target:
 
 
 def read_target(student: str) -> Target | None:
-    """`taylor:482M` (million parameters) or `clip:217G` (billion multiply-adds); None: a preset or a list of blocks.
+    """`taylor:482M` (million parameters) or `taylor:217G` (billion multiply-adds); None: a preset or a list of blocks.
 
     Raises `InputError` for an unknown criterion or unit.
     """

@@ -111,7 +111,7 @@ class DistillConfig(TrainerConfig, ModelOptions, InitOptions, SaveOptions, Sourc
     Attributes:
         teacher: pipeline folder, single file, id on the hub, or `shapes_teacher`.
         student: a preset (bk_base, bk_small, bk_tiny, no_mid), a comma-separated list of removed blocks, or a criterion
-            and a size, such as `taylor:482M` (parameters) or `clip:217G` (multiply-adds).
+            and a size, such as `taylor:482M` (parameters) or `taylor:217G` (multiply-adds).
         data: images with captions in any form that `launch.prepare` reads, a TFDS dataset that it wrote, of images or
             of cached latents, or `shapes_world/demo`.
         split: of the data; data without splits are `train`.
