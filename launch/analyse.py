@@ -11,8 +11,10 @@ channels stands for a removed ResNet. `launch.prune` and `launch.train` take a c
 blocks with the lowest scores go until at most so many parameters (`taylor:482M`) or multiply-adds (`taylor:217G`) are
 left.
 
-The workdir gets `blocks.json`: the scores, and each block's parameters, multiply-adds and widths. The same command
-continues an interrupted analysis, also with more criteria. Prints the blocks, those that go first on top.
+The workdir gets `blocks.json`: the scores, and each block's parameters, multiply-adds and widths; with `skip_unusable`
+also `skipped.csv`. The same command continues an interrupted analysis, also with more criteria. Prints the blocks with
+their rank by each criterion, those on top that go first by the last one. A student takes the scores of any teacher with
+the same blocks: give it its own teacher's.
 """
 
 from pathlib import Path

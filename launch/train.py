@@ -5,9 +5,9 @@
 
 `teacher` is a Stable Diffusion pipeline: a folder in Diffusers' layout, a single-file checkpoint or a hub id.
 `data` is a dataset of `launch.prepare`, or images with captions in any form that `launch.prepare` reads.
-`student` is a preset or a comma-separated list of blocks to remove; `launch.prune` prints the resulting student. An
-interrupted run (Ctrl-C, SIGTERM) saves its state and ends with status 75, or with 130 or 143 if there was nothing to
-save yet; the same command continues it.
+`student` is a preset, a comma-separated list of blocks to remove, or a criterion and a size, as for `launch.prune`,
+which prints the resulting student. An interrupted run (Ctrl-C, SIGTERM) saves its state and ends with status 75, or
+with 130 or 143 if there was nothing to save yet; the same command continues it.
 
 On several hosts, run the same command on each, with `--distributed=auto` on TPU pods, SLURM and Kubernetes, or with
 `--distributed=HOST:PORT --processes=N --process_id=I`; all must see the same workdir.

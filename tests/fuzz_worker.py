@@ -214,7 +214,7 @@ def main(bases: Path, student: str) -> None:
             shutil.rmtree(model)
             if number % _FORGET_EVERY == _FORGET_EVERY - 1:
                 _TRACED.clear()
-                for cached in (counts.unet_cost, counts.text_encoder_cost, counts.decoder_cost):
+                for cached in (counts.unet_layers, counts.text_encoder_cost, counts.decoder_cost):
                     cached.cache_clear()
                 jax.clear_caches()
 

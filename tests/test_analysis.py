@@ -1,5 +1,6 @@
 """Measuring a teacher's blocks on a calibration set, and the file that it gives."""
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,9 @@ from bksdm_jax.base import trees
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.models.unet import UNet
 from bksdm_jax.models.unet_table import replaceable
+from bksdm_jax.pipelines.config import SaveConfig
+from bksdm_jax.pipelines.load import find_model, load_pipeline
+from bksdm_jax.pipelines.save import write_pipeline
 from bksdm_jax.pruning.criteria import taylor
 from bksdm_jax.pruning.removal import plan_removal
 from bksdm_jax.pruning.weights import copy_weights
@@ -67,6 +71,17 @@ def test_the_gradient_is_that_of_the_mean_over_all_images(
     assert all(leaf.dtype == np.float32 for leaf in trees.flatten(ours).values())
 
 
+def test_gradients_of_half_precision_weights_are_not_rounded(params: dict[str, Any]) -> None:
+    """Their smallest entries would be zero in float16."""
+    half = jax.tree.map(lambda leaf: leaf.astype(np.float16), params)
+    whole = jax.tree.map(lambda leaf: leaf.astype(np.float32), half)
+    ours, expected = (
+        Calibration(NETWORKS, tree, batches, 1, SEED, jnp.float32, make_mesh()).gradient()[0] for tree in (half, whole)
+    )
+    for path, leaf in trees.flatten(ours).items():
+        np.testing.assert_array_equal(leaf, trees.flatten(expected)[path])
+
+
 def test_output_errors_are_those_of_networks_without_the_blocks(
     calibration: Calibration, params: dict[str, Any], keys: jax.Array
 ) -> None:
@@ -111,6 +126,26 @@ def test_an_analysis_goes_on_with_more_criteria(pico_teacher: Path, photographs:
     assert any(line.startswith("up_blocks.0.resnets.0*") for line in lines)
     with pytest.raises(InputError, match="images is 5"):
         analyse(settings(pico_teacher, photographs, images=6), tmp_path / "run")
+    assert [blocks[name]["number"] for name in replaceable(find_model(pico_teacher).architectures.denoiser)] == [
+        *range(len(blocks))
+    ]
+
+
+def test_weights_need_no_data(pico_teacher: Path, photographs: Path, tmp_path: Path) -> None:
+    analyse(AnalyseConfig(teacher=str(pico_teacher), criteria=("magnitude",)), tmp_path / "run")
+    path = analyse(settings(pico_teacher, photographs, criteria=("output_error",)), tmp_path / "run")
+    assert json.loads(path.read_text())["scores"].keys() == {"magnitude", "output_error"}
+
+
+def test_scores_that_are_not_finite_are_not_written(pico_teacher: Path, tmp_path: Path) -> None:
+    teacher = load_pipeline(pico_teacher)
+    kernel = teacher.denoiser.params["down_blocks_0"]["resnets_0"]["conv1"]["kernel"]
+    kernel[0, 0, 0, 0] = np.nan
+    write_pipeline(tmp_path / "nan", dataclasses.replace(teacher, allow_non_finite=True), SaveConfig())
+    config = AnalyseConfig(teacher=str(tmp_path / "nan"), criteria=("magnitude",), allow_non_finite=True)
+    with pytest.raises(InputError, match=r"magnitude of down_blocks\.0\.resnets\.0 is nan"):
+        analyse(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "blocks.json").exists()
 
 
 def test_blocks_are_those_that_can_be_removed() -> None:

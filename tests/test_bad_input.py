@@ -31,7 +31,7 @@ def settings(micro_teacher: Path, photographs: Path) -> DistillConfig:
         ({"data": "/no/such/place"}, ("/no/such/place",)),
         ({"student": "bk_huge"}, ("bk_huge",)),
         ({"student": "down_blocks.0.resnets.1"}, ("student", "up_blocks.1.resnets.2")),
-        ({"student": "down_blocks.0.attentions.1"}, ("down_blocks.0", "RA R")),
+        ({"student": "mid_block.resnets.1"}, ("mid_block", "found R-A")),
         ({"student": "bk_small,mid_block"}, ("student: 'bk_small,mid_block'", "one preset")),
         ({"student_init": "techer"}, ("student_init", "'techer'", "'teacher'")),
         ({"dtype": "float16"}, ("dtype", "'float16'", "float32, bfloat16")),

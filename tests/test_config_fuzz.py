@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from bksdm_jax.formats import clip_json, locate, scheduler_json, unet_depths, unet_json, vae_json
+from bksdm_jax.formats import clip_json, locate, missing_blocks, scheduler_json, unet_depths, unet_json, vae_json
 from bksdm_jax.pipelines import folder, passthrough, tokenizer
 from bksdm_jax.pipelines.embedded import clip_folder
 from bksdm_jax.pruning.prune import PruneConfig, prune
@@ -36,7 +36,7 @@ COMMANDS = ("prune", "sample", "cost", "plan", "train")
 BASES = ("shards", "words", "file", "clip")
 KNOWN = {
     "model_index.json": [*mutations.keys_read(passthrough), "StableDiffusionPipeline"],
-    "unet/config.json": mutations.keys_read(unet_json, unet_depths),
+    "unet/config.json": mutations.keys_read(unet_json, unet_depths, missing_blocks),
     "vae/config.json": mutations.keys_read(vae_json),
     "text_encoder/config.json": CLIP,
     "config.json": CLIP,

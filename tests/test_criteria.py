@@ -159,6 +159,8 @@ def test_a_student_by_a_criterion_is_like_any_other(micro_teacher: Path, tmp_pat
         ("taylor:482", "", ("'482'", "482M", "217G")),
         ("taylor:482T", "", ("'482T'",)),
         ("taylor:0M", "", ("'0M'",)),
+        (f"taylor:{'9' * 310}M", "", ("isn't a size",)),
+        ("mid_block:interpolate", "", ("'mid_block:interpolate'", "ResNet")),
         ("taylor:482M", "", ("taylor:482M", "launch.analyse", "block_scores")),
         ("taylor:482M", "missing", ("missing",)),
         ("magnitude:482M", "scores", ("blocks.json", "magnitude", "output_error")),
@@ -176,6 +178,12 @@ def test_targets_that_cannot_be_met_are_refused(
     write_scores(tmp_path / "scores", {"output_error": every})
     write_scores(tmp_path / "other", {"output_error": {name: 1.0 for name in every if "mid" not in name}})
     with pytest.raises(InputError) as error:
-        removed_from(unet, student, str(tmp_path / scores) if scores else "")
+        plan_removal(unet, removed_from(unet, student, str(tmp_path / scores) if scores else ""))
     assert all(fact in str(error.value) for fact in facts), error.value
     assert "\n" not in str(error.value)
+
+
+def test_sizes_are_read_exactly() -> None:
+    assert read_target("taylor:4.1M").amount == 4_100_000
+    assert read_target(" taylor:0.0907G ").amount == 90_700_000
+    assert read_target("bk_small") is read_target("mid_block,down_blocks.1.resnets.0:interpolate") is None

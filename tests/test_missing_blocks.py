@@ -13,6 +13,8 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.formats.missing_blocks import has_missing_blocks, unet_from_json, unet_to_json
 from bksdm_jax.formats.unet_json import unet_from_diffusers, unet_to_diffusers
+from bksdm_jax.interop.config import CompareConfig
+from bksdm_jax.interop.parity import parity
 from bksdm_jax.models.layers import interpolate_channels
 from bksdm_jax.models.unet import UNet, parameter_shapes
 from bksdm_jax.models.unet_table import popped_skips, replaceable
@@ -176,6 +178,11 @@ def test_a_folder_with_gaps_is_ours_alone(micro_torch_teacher: Path, tmp_path: P
     assert "library_name" not in card
     with pytest.raises((ValueError, OSError, AttributeError, ImportError)):
         StableDiffusionPipeline.from_pretrained(path)
+    with pytest.raises(ValueError, match="blocks are missing"):
+        UNet2DConditionModel.from_pretrained(path, subfolder="unet")
+    with pytest.raises(InputError, match="single blocks are missing"):
+        parity(CompareConfig(model=str(path)), tmp_path / "compared")
+    assert not (tmp_path / "compared").exists()
     for name in ("flax", "single_file", "single_file_spaced"):
         with pytest.raises(InputError, match=f"format: {name} .*safetensors"):
             prune(PruneConfig(str(micro_torch_teacher), STUDENT, format=name), tmp_path / name)

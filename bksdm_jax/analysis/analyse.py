@@ -1,6 +1,7 @@
 """Measures a teacher's blocks by several criteria, into one file."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from absl import logging
 
 from bksdm_jax.analysis.calibration import Calibration
 from bksdm_jax.analysis.config import OF_DATA, AnalyseConfig, require_analysis
-from bksdm_jax.base.errors import InputError
+from bksdm_jax.base.errors import InputError, NotFiniteError
 from bksdm_jax.base.files import read_json, write_json
 from bksdm_jax.base.locks import one_run
 from bksdm_jax.base.precision import compute_dtype, exact_products
@@ -19,17 +20,23 @@ from bksdm_jax.base.workdir import claim, require_same, require_same_parts
 from bksdm_jax.cost.counts import block_costs
 from bksdm_jax.data.latents import CENTRE, latent_identity, require_identity
 from bksdm_jax.data.loader import LoaderConfig, training_batches
+from bksdm_jax.data.options import SourceOptions
+from bksdm_jax.data.skipping import Skipping
 from bksdm_jax.data.sources import data_folder, facts_of, is_cached, open_examples
 from bksdm_jax.models.unet_table import UNetConfig, block_table, replaceable
 from bksdm_jax.pipelines.load import find_model
 from bksdm_jax.pipelines.pipeline import Pipeline
 from bksdm_jax.pruning.block_scores import FILE
 from bksdm_jax.pruning.criteria import magnitude, taylor
+from bksdm_jax.pruning.targets import CRITERIA
 from bksdm_jax.sampling.text_to_image import require_resolution
+from bksdm_jax.tasks.distill.inputs import SKIPPED
 from bksdm_jax.training.sharding import make_mesh
 
-MAY_CHANGE = ("criteria", "batch_size", "revision")
-"""Keys that may differ when an analysis continues; `batch_size` changes scores by rounding only, if images fill it."""
+MAY_CHANGE = ("criteria", "revision", "skip_unusable")
+"""Keys that may differ when an analysis continues; those of the data too, until a criterion has used them."""
+_DATA = (*(one.name for one in dataclasses.fields(SourceOptions)), "data", "data_facts", "split")
+_CALIBRATION = ("images", "resolution", "batch_size", "dtype", "seed")
 _TEACHER = "teacher_sha256"
 
 
@@ -41,15 +48,12 @@ def analyse(config: AnalyseConfig, workdir: Path) -> Path:
         the file.
 
     Raises:
-        InputError: a setting, file or folder can't be used, or the teacher has no such blocks.
+        InputError: a setting, file or folder can't be used, the teacher has no such blocks, or a score isn't finite.
     """
     require_analysis(config)
-    if jax.process_count() > 1:
-        raise InputError("analyse: works in one process, on all its devices")
     found = find_model(config.source(config.teacher))
     networks = found.architectures
-    blocks = replaceable(networks.denoiser)
-    if not blocks:
+    if not replaceable(networks.denoiser):
         raise InputError(f"teacher: {found.path} has no ResNets and no transformers, so no block can be removed")
     resolution = config.resolution or networks.resolution
     require_resolution(resolution, networks)
@@ -57,26 +61,42 @@ def analyse(config: AnalyseConfig, workdir: Path) -> Path:
     record = dataclasses.asdict(config) | {"teacher": str(found.path), "resolution": resolution}
     if data:
         record["data_facts"] = facts_of(*data)
-    require_same(workdir, record, {*MAY_CHANGE, _TEACHER})
+    path = workdir / FILE
+    results = read_json(path) if path.is_file() else {}
+    scores = results.setdefault("scores", {})
+    free = () if set(scores) & set(OF_DATA) else (*_DATA, *_CALIBRATION)
+    require_same(workdir, record, {*MAY_CHANGE, *free, _TEACHER})
     teacher = found.read()
     identity = teacher.identity()
     require_same_parts(workdir, _TEACHER, identity, "teacher")
     if data and is_cached(data[1]):
         require_identity(data[0], latent_identity(teacher, resolution, flip=False, crop=CENTRE))
     claim(workdir, record | {_TEACHER: identity})
-    path = workdir / FILE
-    facts = {"teacher": config.teacher, "blocks": describe(networks.denoiser)}
-    scores: dict[str, Any] = read_json(path)["scores"] if path.exists() else {}
-    for name in config.criteria:
-        if name not in scores:
+    if data and config.skip_unusable:
+        data = data[0], Skipping(data[1], workdir / SKIPPED)
+    results |= {"teacher": config.teacher, "blocks": describe(networks.denoiser)}
+    for name in CRITERIA:
+        if name in config.criteria and name not in scores:
             logging.info("== %s", name)
-            scores[name] = _measure(name, teacher, config, resolution, data)
-            write_json(path, facts | {"scores": scores})
+            scores[name] = _finite(name, _measure(name, teacher, config, resolution, data))
+            write_json(path, results)
     return path
 
 
+def _finite(criterion: str, scores: dict[str, float]) -> dict[str, float]:
+    for block, score in scores.items():
+        if not math.isfinite(score):
+            raise NotFiniteError(
+                f"{criterion} of {block} is {score}, so nothing is written; set dtype to float32, or mend "
+                "the teacher's weights"
+            )
+    return scores
+
+
 def describe(unet: UNetConfig) -> dict[str, dict[str, Any]]:
-    """Each block that can be removed: `parameters` and `macs` by THOP's rules, `in_width`, `out_width`, `interpolated`.
+    """Each block that can be removed, with its `number` in the order of the forward pass.
+
+    `parameters` and `macs` are by THOP's rules; `interpolated` says whether `in_width` and `out_width` differ.
 
     `in_width` counts the skip that an up block's ResNet takes. Where widths differ, an interpolation along the channels
     stands for a removed block; the paper's Fig. 19 marks such blocks with a star without defining the stand-in.
@@ -86,7 +106,9 @@ def describe(unet: UNetConfig) -> dict[str, dict[str, Any]]:
         if row.block in costs:
             width = row.in_width + (row.skip.width if row.skip else 0)
             cost = costs[row.block]
+            number = found[row.block]["number"] if row.block in found else len(found)
             found[row.block] = {
+                "number": number,
                 "parameters": cost.parameters,
                 "macs": cost.macs,
                 "in_width": width,
@@ -98,7 +120,7 @@ def describe(unet: UNetConfig) -> dict[str, dict[str, Any]]:
 
 def _open_data(config: AnalyseConfig) -> tuple[Any, Any]:
     folder = data_folder(config.data)
-    return folder, open_examples(folder, config.split, config)
+    return folder, open_examples(folder, config.split, config, config.skip_unusable)
 
 
 def _measure(
@@ -116,6 +138,8 @@ def _measure(
         return training_batches(data[1], teacher.caption_inputs, loader)
 
     count = -(-config.images // size)
+    if count * size > len(data[1]):
+        logging.warning("images: %d, but there are %d: some are used twice", count * size, len(data[1]))
     with exact_products(config.dtype), jax.set_mesh(mesh):
         with waiting("moving the weights to the devices", QUIET):
             made = Calibration(

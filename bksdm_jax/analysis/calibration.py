@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from bksdm_jax.base.images import to_unit
+from bksdm_jax.base.precision import cast_frozen
 from bksdm_jax.base.progress import Progress
 from bksdm_jax.models.unet import UNet
 from bksdm_jax.models.unet_table import replaceable
@@ -54,10 +55,11 @@ class Calibration:
         self._dtype, self._mesh = dtype, mesh
         weights = LossWeights(output=0.0, feature=0.0)
         self._problem = Problem(plan_removal(networks.denoiser, ()), networks, weights)
-        whole = jax.tree.map(lambda _: replicated(mesh), dict(params))
-        placed = device_put_global(params, whole)
-        self._params = placed.pop(networks.kind.denoiser)
-        self._frozen = placed
+        name = networks.kind.denoiser  # whose gradients have its weights' dtype
+        exact = {name: jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params[name])}
+        both = cast_frozen(params, dtype) | exact
+        placed = device_put_global(both, jax.tree.map(lambda _: replicated(mesh), both))
+        self._params, self._frozen = placed.pop(name), placed
 
     def gradient(self) -> tuple[Any, float]:
         """dL/dW of the U-Net's parameters, float32 numpy, and L: the mean task loss of the images."""

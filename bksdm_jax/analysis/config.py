@@ -23,7 +23,9 @@ class AnalyseConfig(ModelOptions, SourceOptions):
         data: the calibration set, for `taylor` and `output_error`: images with captions in any form that
             `launch.train` reads, or `shapes_world/demo`.
         split: of the data; data without splits are `train`.
-        images: of the calibration set, rounded up to whole batches.
+        skip_unusable: leave out pairs that can't be used; a damaged image is replaced by the next one, and
+            `skipped.csv` lists it.
+        images: of the calibration set, rounded up to whole batches of all devices.
         resolution: pixels of the calibration images; 0: the teacher's own.
         batch_size: images in one step on each device.
         dtype: of the networks' computations, `float32` or `bfloat16`.
@@ -34,6 +36,7 @@ class AnalyseConfig(ModelOptions, SourceOptions):
     criteria: tuple[str, ...] = tuple(CRITERIA)
     data: str = ""
     split: str = "train"
+    skip_unusable: bool = False
     images: int = 1000
     resolution: int = 0
     batch_size: int = 4

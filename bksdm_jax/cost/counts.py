@@ -87,7 +87,8 @@ def _attention_products(x: jax.Array, context: jax.Array | None = None) -> int:
 
 
 @functools.cache  # tracing a U-Net takes seconds
-def _layers(config: UNetConfig, latent_size: int) -> Mapping[str, Cost]:
+def unet_layers(config: UNetConfig, latent_size: int) -> Mapping[str, Cost]:
+    """The cost of a U-Net by path of a layer or parameter; arguments as `unet_cost`."""
     latent_size = -(-latent_size // config.downscale) * config.downscale
     return MappingProxyType(layer_costs(UNet(config), *example_inputs(config, 1, latent_size)))
 
@@ -95,7 +96,7 @@ def _layers(config: UNetConfig, latent_size: int) -> Mapping[str, Cost]:
 def block_costs(config: UNetConfig, latent_size: int) -> dict[str, Cost]:
     """The cost of each block that can be removed (`replaceable`) in one call of the U-Net; arguments as `unet_cost`."""
     costs = dict.fromkeys(replaceable(config), Cost())
-    for path, cost in _layers(config, latent_size).items():
+    for path, cost in unet_layers(config, latent_size).items():
         block = block_of(path)
         if block in costs:
             costs[block] += cost
@@ -114,7 +115,7 @@ def unet_cost(config: UNetConfig, latent_size: int) -> dict[str, Cost]:
     groups = dict.fromkeys(("conv_in", "time_embedding", "add_embedding"), "input")
     groups |= dict.fromkeys(("conv_norm_out", "conv_out"), "output")
     costs = dict.fromkeys(("input", *config.stages(), "output"), Cost())
-    for path, cost in _layers(config, latent_size).items():
+    for path, cost in unet_layers(config, latent_size).items():
         head = path.split("/", maxsplit=1)[0]
         costs[groups.get(head, dotted(head))] += cost
     return costs

@@ -54,7 +54,8 @@ def _without(config: DistillConfig, key: str) -> str:
     for parent in parents:
         place = place[parent]
     del place[last]
-    kept = {name: value for name, value in settings.items() if name not in MAY_CHANGE or name == "steps"}
+    own = ("steps", "block_scores")  # which runs of one table may differ in
+    kept = {name: value for name, value in settings.items() if name not in MAY_CHANGE or name in own}
     return json.dumps(kept, sort_keys=True)
 
 

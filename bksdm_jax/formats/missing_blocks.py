@@ -1,7 +1,8 @@
 """`config.json` of U-Nets that Diffusers can't express since single blocks are missing.
 
-It is the `config.json` of the U-Net with all blocks, under a class name of our own, so that Diffusers refuses it, and
-with the names of the missing blocks: interpolations stand for the ResNets, nothing for the transformers.
+It is the `config.json` of the U-Net with all blocks, and the names of the missing ones: interpolations stand for the
+ResNets, nothing for the transformers. The names of its class and of its mid block's type are our own, so that Diffusers
+refuses it.
 """
 
 import dataclasses
@@ -15,19 +16,24 @@ from bksdm_jax.models.unet_table import Stage, UNetConfig, replaceable
 
 LIBRARY, CLASS = "bksdm_jax", "UNetWithMissingBlocks"
 """Its entry in `model_index.json`."""
-_KEY = "missing_blocks"
+KEY = "missing_blocks"
+"""The key of `config.json` that only such U-Nets have."""
+_MID, _GAPS = "mid_block_type", ", blocks are missing"
 
 
 def unet_from_json(json: Mapping[str, Any], source: str = "config.json") -> UNetConfig:
     """Reads a config of Diffusers' or of ours; raises `InputError`, with `source`, as `unet_from_diffusers`."""
+    missing, mid = json.get(KEY, []), json.get(_MID)
+    if missing and isinstance(mid, str) and mid.endswith(_GAPS):
+        mid = mid.removesuffix(_GAPS)
+        json = dict(json) | {_MID: None if mid == "None" else mid}
     whole = unet_from_diffusers(json, source)
-    missing = json.get(_KEY, [])
     known = replaceable(whole)
     if not isinstance(missing, (list, tuple)) or len(missing) > MOST_BLOCKS:
-        raise InputError(f"{source}: {_KEY} is {shown(missing)}; expected a list of at most {MOST_BLOCKS} blocks")
+        raise InputError(f"{source}: {KEY} is {shown(missing)}; expected a list of at most {MOST_BLOCKS} blocks")
     for name in missing:
         if name not in known:
-            raise InputError(f"{source}: {_KEY} has {shown(name)}; the U-Net's blocks are {listed(known, str(name))}")
+            raise InputError(f"{source}: {KEY} has {shown(name)}; the U-Net's blocks are {listed(known, str(name))}")
     return _without(whole, set(missing))
 
 
@@ -43,7 +49,8 @@ def unet_to_json(config: UNetConfig) -> dict[str, Any]:
         for kind, is_missing in (("resnets", "I" in pair), ("attentions", "A" in other and "A" not in pair))
         if is_missing
     ]
-    return unet_to_diffusers(whole) | {"_class_name": CLASS, _KEY: missing}
+    json = unet_to_diffusers(whole)
+    return json | {"_class_name": CLASS, _MID: f"{json[_MID]}{_GAPS}", KEY: missing}
 
 
 def has_missing_blocks(config: UNetConfig) -> bool:

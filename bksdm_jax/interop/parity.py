@@ -31,6 +31,7 @@ from bksdm_jax.base.progress import waiting
 from bksdm_jax.base.workdir import claim, require_same
 from bksdm_jax.diffusion.choices import SAMPLERS, SCHEDULER
 from bksdm_jax.diffusion.samplers import kind_of, sampler_calls
+from bksdm_jax.formats.missing_blocks import has_missing_blocks
 from bksdm_jax.interop.components import (
     Difference,
     decoder_difference,
@@ -75,6 +76,8 @@ def parity(config: CompareConfig, workdir: Path) -> list[Difference]:
     require_compare(config)
     pipeline = load_pipeline(config.source(config.model))
     networks = pipeline.architectures
+    if has_missing_blocks(networks.denoiser):
+        raise InputError(f"model: {pipeline.path}: single blocks are missing, and PyTorch Diffusers has no such U-Net")
     resolution = config.resolution or networks.resolution
     require_resolution(resolution, networks)
     if config.steps:

@@ -13,7 +13,7 @@ from bksdm_jax.base.progress import QUIET, waiting
 from bksdm_jax.diffusion.schedule import ScheduleConfig
 from bksdm_jax.formats.clip_json import loaded_in_float32
 from bksdm_jax.formats.locate import choose_files, other_weights, weight_files
-from bksdm_jax.formats.missing_blocks import CLASS, LIBRARY
+from bksdm_jax.formats.missing_blocks import CLASS, KEY, LIBRARY
 from bksdm_jax.formats.scheduler_json import schedule_from_diffusers, scheduler_to_write
 from bksdm_jax.formats.weights import WRITERS, read_weights
 from bksdm_jax.pipelines.families import FAMILIES, STABLE_DIFFUSION, Family, NetworkType
@@ -215,7 +215,8 @@ def write_folder(folder: Path, pipeline: Pipeline, suffix: str, weights: bool = 
             WRITERS[suffix](folder / name / f"{network.stems[suffix]}{suffix}", pipeline.networks[name].params)
         json = dict(pipeline.networks[name].json)
         index[name] = [network.library, f"{prefix}{network.class_name}"]
-        if json.get("_class_name") == CLASS:
+        if json.get(KEY):
+            json["_class_name"] = CLASS
             index[name] = [LIBRARY, CLASS]
         elif network.library == "diffusers":
             json["_class_name"] = f"{prefix}{network.class_name}"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from decimal import Decimal
 
 from bksdm_jax.base.errors import InputError, known_name, shown
 
@@ -11,7 +12,7 @@ CRITERIA = {
     "output_error": "squared error of the U-Net's output without the block",
 }
 """Criterion -> what the score of a block is; blocks with the lowest scores go first."""
-_TARGET = re.compile(r"([a-z_]+):(\d+(?:\.\d+)?)([A-Z])")
+_TARGET = re.compile(r"([a-z_]+):(\d{1,9}(?:\.\d{1,12})?)([A-Z])")
 _UNITS = {"M": ("parameters", 10**6, "parameters"), "G": ("macs", 10**9, "multiply-adds")}
 
 
@@ -44,16 +45,16 @@ def read_target(student: str) -> Target | None:
     Raises `InputError` for an unknown criterion or unit.
     """
     criterion, colon, size = student.strip().partition(":")
-    if not colon or "." in criterion or "," in student:
+    if not colon or "." in criterion or "," in student or size == "interpolate":
         return None
     known_name("student", "criterion", criterion, CRITERIA)
     found = _TARGET.fullmatch(student.strip())
-    if not found or found[3] not in _UNITS or float(found[2]) <= 0:
+    if not found or found[3] not in _UNITS or not Decimal(found[2]):
         raise InputError(
             f"student: {shown(size)} isn't a size; expected one such as 482M (parameters) or 217G (multiply-adds)"
         )
     of, unit, _ = _UNITS[found[3]]
-    return Target(student.strip(), criterion, of, int(float(found[2]) * unit))
+    return Target(student.strip(), criterion, of, int(Decimal(found[2]) * unit))
 
 
 def missing_scores(student: str) -> InputError:

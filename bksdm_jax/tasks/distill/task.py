@@ -24,6 +24,7 @@ from bksdm_jax.pipelines.pipeline import Architectures
 from bksdm_jax.pipelines.save import write_pipeline
 from bksdm_jax.pruning.prune import card_facts
 from bksdm_jax.pruning.removal import FeaturePair, RemovalPlan
+from bksdm_jax.pruning.targets import read_target
 from bksdm_jax.reports.score_curves import points_over_updates, write_score_plot
 from bksdm_jax.tasks.distill.config import MAY_CHANGE, MAY_CHANGE_AND_IS_NOTED, DistillConfig
 from bksdm_jax.tasks.distill.features import shares, weighted_pairs
@@ -61,7 +62,7 @@ def distill(config: DistillConfig, workdir: Path) -> Path | None:
         "data": str(inputs.data),
         "data_facts": facts_of(inputs.data, inputs.found),
     }
-    if config.block_scores:
+    if read_target(config.student):
         record["removed"] = list(inputs.plan.removed)
     if config.checkpoints:
         bring_back(checkpoint_folder(config, workdir), workdir)
