@@ -82,7 +82,7 @@ def test_images_of_guided_pndm_from_keys_match_pytorch(pndm: Sampler, micro_torc
 def test_images_of_ddim_from_starting_noise_match_pytorch(micro_torch_teacher: Path) -> None:
     pipeline, _, generate = make_sampler(micro_torch_teacher, "ddim", 1.0)
     captions, empty = pipeline.caption_inputs(PROMPTS[:2]), pipeline.caption_inputs([""])
-    ours = np.asarray(generate(pipeline.params, captions, empty, noise(2)))
+    ours = np.asarray(generate(pipeline.params, captions, empty, noise(2))[0])
     assert np.abs(ours / 255.0 - pytorchs_images(micro_torch_teacher, DDIMScheduler, 1.0)).max() <= 1.5 / 255
 
 
