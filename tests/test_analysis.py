@@ -11,9 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import bksdm_jax
+from bksdm_jax.analysis.agreement import rank_correlation
 from bksdm_jax.analysis.analyse import analyse
 from bksdm_jax.analysis.calibration import Calibration
-from bksdm_jax.analysis.config import AnalyseConfig, require_analysis
+from bksdm_jax.analysis.config import AnalyseConfig, SensitivityConfig, require_analysis
+from bksdm_jax.analysis.sensitivity import removals
 from bksdm_jax.analysis.table import block_lines
 from bksdm_jax.base import trees
 from bksdm_jax.base.errors import InputError
@@ -25,6 +28,8 @@ from bksdm_jax.pipelines.save import write_pipeline
 from bksdm_jax.pruning.criteria import taylor
 from bksdm_jax.pruning.removal import plan_removal
 from bksdm_jax.pruning.weights import copy_weights
+from bksdm_jax.sampling.config import SamplerConfig
+from bksdm_jax.sampling.engine import Batch, Engine
 from bksdm_jax.tasks.distill.config import LossWeights
 from bksdm_jax.tasks.distill.objective import Problem, make_batch_loss, noise_latents
 from bksdm_jax.training.sharding import make_mesh
@@ -148,6 +153,89 @@ def test_scores_that_are_not_finite_are_not_written(pico_teacher: Path, tmp_path
     assert not (tmp_path / "run" / "blocks.json").exists()
 
 
+def test_removals_are_blocks_pairs_and_the_mid_block() -> None:
+    found = {one.name: one.blocks for one in removals(UNET)}
+    single = [blocks for name, blocks in found.items() if len(blocks) == 1 and name == blocks[0]]
+    assert [blocks[0] for blocks in single] == list(replaceable(UNET))
+    assert found["nothing"] == ()
+    assert found["up_blocks.1.resnets.2+attentions.2"] == ("up_blocks.1.resnets.2", "up_blocks.1.attentions.2")
+    assert found["mid_block"] == ("mid_block.resnets.0", "mid_block.attentions.0", "mid_block.resnets.1")
+    assert len(found) == 1 + 18 + 6 + 1
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_images_without_blocks_are_those_of_a_student_without_them(micro_teacher: Path, guidance: float) -> None:
+    teacher = bksdm_jax.load(micro_teacher)
+    blocks = replaceable(teacher.denoiser.config)
+    config = SamplerConfig(steps=3, guidance_scale=guidance, resolution=16, sampler="ddim")
+    missing = [(), ("down_blocks.1.resnets.0",), ("up_blocks.1.attentions.1", "up_blocks.0.resnets.2")]
+    kept = np.array([[block not in some for block in blocks] for some in missing])
+    prompts = ("a red cat",) * 3
+    batch = Batch((0, 0, 0), prompts, masks={"kept": kept})
+    (made,) = Engine(teacher, config).make([batch])
+    for some, image in zip(missing, made.images, strict=True):
+        names = ",".join(f"{name}:interpolate" if "resnets" in name else name for name in some)
+        student = bksdm_jax.prune(teacher, names or "sd")
+        (alone,) = Engine(student, config).make([Batch((0,), prompts[:1])])
+        assert np.abs(image.astype(int) - alone.images[0]).max() <= 1, some
+    assert np.abs(made.images[0].astype(int) - made.images[1]).max() > 5
+
+
+def sampled(teacher: Path, data: Path) -> AnalyseConfig:
+    own = SensitivityConfig(
+        metrics=("clip_score_shapes", "fd_clip_shapes"),
+        reference="shapes",
+        reference_count=20,
+        images=3,
+        steps=1,
+        guidance_scale=1.0,
+        sampler="ddim",
+    )
+    return settings(teacher, data, criteria=("output_error", "clip", "frechet"), sensitivity=own)
+
+
+def test_images_without_each_block_are_scored_once(pico_teacher: Path, photographs: Path, tmp_path: Path) -> None:
+    analyse(settings(pico_teacher, photographs, criteria=("magnitude",)), tmp_path / "run")
+    config = sampled(pico_teacher, photographs)
+    path = analyse(config, tmp_path / "run")
+    found = json.loads(path.read_text())
+    blocks = set(found["blocks"])
+    assert {name for name, one in found["removals"].items() if len(one["blocks"]) == 1} == blocks
+    assert found["scores"].keys() == {"magnitude", "output_error", "clip", "frechet"}
+    whole = found["removals"]["nothing"]["scores"]
+    for block in blocks:
+        alone = found["removals"][block]["scores"]
+        clip, distance = (alone[name]["value"] - whole[name]["value"] for name in whole)
+        assert found["scores"]["clip"][block] == pytest.approx(-clip)
+        assert found["scores"]["frechet"][block] == pytest.approx(distance)
+    assert any(score != 0 for score in found["scores"]["clip"].values())
+    assert len(found["agreement"]) == 6
+    assert any(line.startswith("rank correlation of output_error, clip: ") for line in block_lines(path))
+
+    gone = found["removals"].pop("mid_block")
+    path.write_text(json.dumps(found))
+    again = json.loads(analyse(config, tmp_path / "run").read_text())
+    assert again["removals"].pop("mid_block")["scores"] == gone["scores"]
+    assert again == found
+    other = dataclasses.replace(config.sensitivity, steps=2)
+    with pytest.raises(InputError, match=r"sensitivity\.steps is 1"):
+        analyse(dataclasses.replace(config, sensitivity=other), tmp_path / "run")
+
+
+def test_rank_correlations() -> None:
+    generator = np.random.default_rng(0)
+    first = generator.standard_normal(30)
+    same, turned = rank_correlation(first, np.exp(first)), rank_correlation(first, -first)
+    assert (same.value, same.low, same.high) == pytest.approx((1, 1, 1))
+    assert (turned.value, turned.high) == pytest.approx((-1, -1))
+    noisy = first + generator.standard_normal(30)
+    found = rank_correlation(first, noisy)
+    order = [np.argsort(np.argsort(values)) for values in (first, noisy)]
+    assert found.value == pytest.approx(np.corrcoef(*order)[0, 1])  # Pearson's of the ranks
+    assert -1 <= found.low < found.value < found.high <= 1
+    assert np.isnan(rank_correlation(first, np.zeros(30)).value)
+
+
 def test_blocks_are_those_that_can_be_removed() -> None:
     assert len(replaceable(UNET)) == 18
     assert {name.split(".")[-2] for name in replaceable(UNET)} == {"resnets", "attentions"}
@@ -160,6 +248,20 @@ def test_blocks_are_those_that_can_be_removed() -> None:
         ({"criteria": ()}, ("criteria",)),
         ({"data": ""}, ("data", "taylor")),
         ({"images": 0}, ("images", "0")),
+        ({"criteria": ("clip",)}, ("metrics",)),
+        ({"criteria": ("clip",), "sensitivity": SensitivityConfig(metrics=("cmmd",))}, ("clip", "clip_score")),
+        (
+            {"criteria": ("frechet",), "sensitivity": SensitivityConfig(metrics=("fd_dinov2",))},
+            ("sensitivity.reference", "fd_dinov2"),
+        ),
+        (
+            {"criteria": ("clip",), "data": "", "sensitivity": SensitivityConfig(metrics=("clip_score",))},
+            ("sensitivity.prompts",),
+        ),
+        (
+            {"criteria": ("clip",), "sensitivity": SensitivityConfig(metrics=("clip_score",), sampler="ddmi")},
+            ("sensitivity.sampler", "'ddim'"),
+        ),
         ({"batch_size": -1}, ("batch_size", "-1")),
         ({"dtype": "float16"}, ("dtype", "float16")),
         ({"resolution": -8}, ("resolution", "-8")),

@@ -9,11 +9,14 @@ from typing import Any
 import jax
 from absl import logging
 
+from bksdm_jax.analysis.agreement import agreements
 from bksdm_jax.analysis.calibration import Calibration
-from bksdm_jax.analysis.config import OF_DATA, AnalyseConfig, require_analysis
+from bksdm_jax.analysis.config import OF_DATA, OF_IMAGES, AnalyseConfig, require_analysis
+from bksdm_jax.analysis.sensitivity import Sensitivity, prompts_of, sampler_of
 from bksdm_jax.base.errors import InputError, NotFiniteError
 from bksdm_jax.base.files import read_json, write_json
 from bksdm_jax.base.locks import one_run
+from bksdm_jax.base.paths import MOST_READ
 from bksdm_jax.base.precision import compute_dtype, exact_products
 from bksdm_jax.base.progress import QUIET, waiting
 from bksdm_jax.base.workdir import claim, require_same, require_same_parts
@@ -23,32 +26,36 @@ from bksdm_jax.data.loader import LoaderConfig, training_batches
 from bksdm_jax.data.options import SourceOptions
 from bksdm_jax.data.skipping import Skipping
 from bksdm_jax.data.sources import data_folder, facts_of, is_cached, open_examples
+from bksdm_jax.metrics.table import require_enough
 from bksdm_jax.models.unet_table import UNetConfig, block_table, replaceable
 from bksdm_jax.pipelines.load import find_model
 from bksdm_jax.pipelines.pipeline import Pipeline
 from bksdm_jax.pruning.block_scores import FILE
 from bksdm_jax.pruning.criteria import magnitude, taylor
 from bksdm_jax.pruning.targets import CRITERIA
-from bksdm_jax.sampling.text_to_image import require_resolution
+from bksdm_jax.sampling.text_to_image import require_resolution, require_sampler
 from bksdm_jax.tasks.distill.inputs import SKIPPED
 from bksdm_jax.training.sharding import make_mesh
 
 MAY_CHANGE = ("criteria", "revision", "skip_unusable")
-"""Keys that may differ when an analysis continues; those of the data too, until a criterion has used them."""
+"""Keys that may differ when an analysis continues; those of the data and the images too, until they are used."""
 _DATA = (*(one.name for one in dataclasses.fields(SourceOptions)), "data", "data_facts", "split")
 _CALIBRATION = ("images", "resolution", "batch_size", "dtype", "seed")
+_IMAGES = ("sensitivity", "texts")
+_OF_IMAGES_MAY_CHANGE = ("prompts", "batch_size", "scoring_batch_size", "cache")
 _TEACHER = "teacher_sha256"
 
 
 @one_run()
 def analyse(config: AnalyseConfig, workdir: Path) -> Path:
-    """Scores every block that can be removed, and writes `blocks.json`; criteria that it has already stay.
+    """Scores every block that can be removed, and writes `blocks.json`; what it has already stays.
 
     Returns:
         the file.
 
     Raises:
-        InputError: a setting, file or folder can't be used, the teacher has no such blocks, or a score isn't finite.
+        InputError: a setting, file or folder can't be used, the teacher has no such blocks, a score or image isn't
+            finite, or what images are scored with has changed since an earlier call.
     """
     require_analysis(config)
     found = find_model(config.source(config.teacher))
@@ -61,25 +68,44 @@ def analyse(config: AnalyseConfig, workdir: Path) -> Path:
     record = dataclasses.asdict(config) | {"teacher": str(found.path), "resolution": resolution}
     if data:
         record["data_facts"] = facts_of(*data)
+    sampled = [name for name in CRITERIA if name in OF_IMAGES and name in config.criteria]
+    if sampled:
+        record["texts"] = texts = prompts_of(config, data and data[1])
+        require_enough(config.sensitivity, len(texts), "sensitivity.prompts")
+        require_sampler(sampler_of(config, networks), networks)
     path = workdir / FILE
     results = read_json(path) if path.is_file() else {}
     scores = results.setdefault("scores", {})
-    free = () if set(scores) & set(OF_DATA) else (*_DATA, *_CALIBRATION)
-    require_same(workdir, record, {*MAY_CHANGE, *free, _TEACHER})
+    calibrated = set(scores) & set(OF_DATA)
+    free = {_TEACHER, *MAY_CHANGE, *(f"sensitivity.{key}" for key in _OF_IMAGES_MAY_CHANGE)}
+    free |= set() if calibrated else {*_DATA, *_CALIBRATION}
+    if sampled and results.get("removals"):
+        free.discard("dtype")
+    else:
+        free |= set(_IMAGES)
+    require_same(workdir, record, free)
     teacher = found.read()
     identity = teacher.identity()
     require_same_parts(workdir, _TEACHER, identity, "teacher")
     if data and is_cached(data[1]):
         require_identity(data[0], latent_identity(teacher, resolution, flip=False, crop=CENTRE))
-    claim(workdir, record | {_TEACHER: identity})
+    former = read_json(workdir / "config.json", MOST_READ) if results.get("removals") else {}
+    kept = {key: former[key] for key in _IMAGES if not sampled and key in former}
+    claim(workdir, record | kept | {_TEACHER: identity})
     if data and config.skip_unusable:
         data = data[0], Skipping(data[1], workdir / SKIPPED)
     results |= {"teacher": config.teacher, "blocks": describe(networks.denoiser)}
+    sensitivity = Sensitivity(config, teacher, texts, results, lambda: write_json(path, results)) if sampled else None
     for name in CRITERIA:
-        if name in config.criteria and name not in scores:
+        if name in config.criteria and name not in scores and name not in OF_IMAGES:
             logging.info("== %s", name)
             scores[name] = _finite(name, _measure(name, teacher, config, resolution, data))
             write_json(path, results)
+    if sensitivity:
+        logging.info("== %s", " and ".join(sampled))
+        scores |= sensitivity.measure(sampled)
+    results["agreement"] = agreements({name: scores[name] for name in CRITERIA if name in scores})
+    write_json(path, results)
     return path
 
 

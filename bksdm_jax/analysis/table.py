@@ -25,4 +25,9 @@ def block_lines(path: Path) -> list[str]:
         for name, order in ranks.items():
             line += f"{found['scores'][name][block]:>16.4g} ({order.index(block) + 1:>3})"
         lines.append(line)
-    return [*lines, "* input and output differ in width: an interpolation along the channels stands for the block"]
+    lines += [""] if found.get("agreement") else []
+    for pair, one in found.get("agreement", {}).items():
+        span = f"[{one['low']:.2f}, {one['high']:.2f}]" if one["low"] is not None else ""
+        value = "undefined" if one["value"] is None else f"{one['value']:.2f}"
+        lines.append(f"rank correlation of {pair}: {value} {span}".rstrip())
+    return [*lines, "", "* input and output differ in width: an interpolation along the channels stands for the block"]

@@ -10,6 +10,8 @@ CRITERIA = {
     "magnitude": "mean sum of |W| of an output neuron",
     "taylor": "mean sum of |dL/dW * W| of an output neuron",
     "output_error": "squared error of the U-Net's output without the block",
+    "clip": "drop of the images' CLIP score without the block",
+    "frechet": "rise of the images' Frechet distance without the block",
 }
 """Criterion -> what the score of a block is; blocks with the lowest scores go first."""
 _TARGET = re.compile(r"([a-z_]+):(\d{1,9}(?:\.\d{1,12})?)([A-Z])")

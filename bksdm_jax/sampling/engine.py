@@ -34,6 +34,7 @@ class Batch(NamedTuple):
         init: uint8 [B, H, W, 3], to begin from.
         noise: the starting noise, float32 [B, h, w, C]; None: drawn.
         seed, negative_prompt: instead of those of the engine's settings; nothing is compiled for them.
+        masks: the entries `kept` and `skips` of the U-Net's `Conditioning`, arrays [B, ...]; in all batches or in none.
     """
 
     indices: tuple[int, ...]
@@ -42,6 +43,7 @@ class Batch(NamedTuple):
     noise: np.ndarray | None = None
     seed: int | None = None
     negative_prompt: str | None = None
+    masks: Mapping[str, np.ndarray] | None = None
 
 
 class Made(NamedTuple):
@@ -214,6 +216,7 @@ class Engine:
         split = NamedSharding(self._mesh, PartitionSpec("data"))
         states = [self._text(prompt) for prompt in batch.prompts]
         conditioning = jax.tree.map(lambda *rows: filled(np.concatenate(rows)), *states)
+        conditioning |= {name: filled(mask) for name, mask in (batch.masks or {}).items()}
         numbers = jnp.asarray(filled(np.array(batch.indices, np.uint32)))
         keys = image_keys(self._config.seed if batch.seed is None else batch.seed, numbers)
         noise = keys if batch.noise is None else filled(batch.noise.astype(np.float32))

@@ -128,7 +128,8 @@ class TextToImage:
         Args:
             params: by network; the teacher's denoiser under `TEACHER`.
             conditioning: arrays [B, ...].
-            negative: that of the negative prompt, arrays [1, ...].
+            negative: that of the negative prompt, arrays [1, ...]; entries that it lacks are the conditioning's, such
+                as masks of blocks.
             noise: keys [B], or standard normal [B, h, w, C].
             latents: scaled ones of the images to begin from, [B, h, w, C]; then `calls` are for image to image.
             step_noise: what the steps of some samplers add: keys [B], or [N, B, h, w, C]; None: `noise`, if it is keys.
@@ -136,7 +137,8 @@ class TextToImage:
         """
         keys = jnp.issubdtype(noise.dtype, jax.dtypes.prng_key)
         step_noise = noise if step_noise is None and keys else step_noise
-        negative = jax.tree.map(lambda one, each: jnp.broadcast_to(one, each.shape), negative, conditioning)
+        negative = dict(conditioning) | dict(negative)
+        negative = jax.tree.map(lambda one, each: jnp.broadcast_to(one, each.shape), negative, dict(conditioning))
         slots = self.calls.begin(as_noise(noise, self.latent_shape), latents)
         split = int(np.searchsorted(self.calls.steps, self.config.switch_at))
         kept = []
