@@ -127,7 +127,7 @@ def test_an_analysis_goes_on_with_more_criteria(pico_teacher: Path, photographs:
         "up_blocks.0.resnets.1",
     ]
     lines = block_lines(path)
-    assert len(lines) == len(blocks) + 2
+    assert [line.split()[0].rstrip("*") in blocks for line in lines if line].count(True) == len(blocks)
     assert any(line.startswith("up_blocks.0.resnets.0*") for line in lines)
     with pytest.raises(InputError, match="images is 5"):
         analyse(settings(pico_teacher, photographs, images=6), tmp_path / "run")
@@ -187,6 +187,7 @@ def sampled(teacher: Path, data: Path) -> AnalyseConfig:
         reference="shapes",
         reference_count=20,
         images=3,
+        resolution=64,  # that of the shapes' CLIP
         steps=1,
         guidance_scale=1.0,
         sampler="ddim",
@@ -260,7 +261,7 @@ def test_blocks_are_those_that_can_be_removed() -> None:
         ),
         (
             {"criteria": ("clip",), "sensitivity": SensitivityConfig(metrics=("clip_score",), sampler="ddmi")},
-            ("sensitivity.sampler", "'ddim'"),
+            ("sensitivity.sampler", "'ddmi'"),
         ),
         ({"batch_size": -1}, ("batch_size", "-1")),
         ({"dtype": "float16"}, ("dtype", "float16")),

@@ -26,6 +26,8 @@ def rank_correlation(first: Sequence[float], second: Sequence[float], seed: int 
     The interval is the percentile bootstrap's over blocks (Efron 1979); resamples of equal values are left out.
     """
     pairs = np.array([first, second], np.float64)
+    if not np.ptp(pairs, axis=1).all():
+        return Agreement(np.nan, np.nan, np.nan)
     value = float(stats.spearmanr(*pairs).statistic)
     generator = np.random.default_rng(seed)
     found = []
@@ -44,7 +46,7 @@ def agreements(scores: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str,
     """
     found = {}
     for first, second in itertools.combinations(scores, 2):
-        blocks = list(scores[first])
+        blocks = sorted(scores[first])  # so that the intervals are the same again
         one = rank_correlation(*([scores[name][block] for block in blocks] for name in (first, second)))
         numbers = dataclasses.asdict(one).items()
         found[f"{first}, {second}"] = {key: value if math.isfinite(value) else None for key, value in numbers}

@@ -22,7 +22,7 @@ OF_IMAGES = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SensitivityConfig(MetricsConfig):
-    """Images that are sampled without each block and scored; see `MetricsConfig` for metrics and networks.
+    """Images that are sampled without each block, and scored.
 
     Attributes:
         prompts: a `.txt` or `.csv` file; empty: the captions of `data`.
