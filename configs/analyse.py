@@ -10,7 +10,7 @@ Without a variant: magnitude, Taylor and output error, with 1,000 calibration im
 
 Variants, which may be combined:
   sensitivity  output error, CLIP score and Frechet distance of images without each block and each pair of blocks
-  shapes       the shapes teacher; two minutes on two CPU cores, without `sensitivity`
+  shapes       the shapes teacher; two minutes on two CPU cores, five with all criteria
 
 All settings: `python -m launch.analyse --help`.
 """
