@@ -66,9 +66,8 @@ def ctrl_c() -> Iterator[None]:
     signal.signal(signal.SIGINT, former)
 
 
-@pytest.mark.usefixtures("ctrl_c")
-def test_ctrl_c_waits_for_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    checkpoints = Checkpoints(tmp_path, keep=1)
+def interrupt_at_the_end(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C comes while the last checkpoint is waited for."""
     close = checkpoints._checkpointer.close
 
     def interrupted() -> None:
@@ -76,6 +75,12 @@ def test_ctrl_c_waits_for_the_last_checkpoint(tmp_path: Path, monkeypatch: pytes
         close()
 
     monkeypatch.setattr(checkpoints._checkpointer, "close", interrupted)
+
+
+@pytest.mark.usefixtures("ctrl_c")
+def test_ctrl_c_waits_for_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    interrupt_at_the_end(checkpoints, monkeypatch)
     with pytest.raises(Interrupted), checkpoints:
         checkpoints.save(state(3), {"note": 3})
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -392,13 +397,7 @@ def test_a_checkpoint_that_cannot_be_read_now_is_not_damaged(tmp_path: Path, mon
 def test_a_signal_does_not_hide_a_failed_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     full_from(monkeypatch, {4}, "checksums")
     checkpoints = Checkpoints(tmp_path, keep=1)
-    close = checkpoints._checkpointer.close
-
-    def interrupted() -> None:
-        signal.raise_signal(signal.SIGINT)
-        close()
-
-    monkeypatch.setattr(checkpoints._checkpointer, "close", interrupted)
+    interrupt_at_the_end(checkpoints, monkeypatch)
     with pytest.raises(InputError, match="checkpoint 4 can't be written"), checkpoints:
         checkpoints.save(state(4), {})
 
