@@ -190,7 +190,8 @@ def _misfits(teacher: UNetConfig, student: UNetConfig, pairs: Sequence[tuple[Blo
             )
         if row.pops and row.skip is None:
             expected = source.skip.width if source.skip else 0
-            yield f"{source.block} would have no skip connection; its weights expect one of {expected} channels"
+            what = "it takes" if fits_any else "its weights expect"
+            yield f"{source.block} would have no skip connection; {what} one of {expected} channels"
         elif row.pops and source.skip is not None and row.skip.width != source.skip.width and not fits_any:
             yield (
                 f"{source.block} would get the skip of {origin[row.skip.source]} with {row.skip.width} channels; "
