@@ -100,7 +100,7 @@ class Sensitivity:
             InputError: a setting or file can't be used, or isn't what earlier images were scored with.
         """
         self._config, self._teacher, self._prompts = config, teacher, prompts
-        self._results, self._write = results, write
+        self._write = write
         self._found = results.setdefault("removals", {})
         self._wanted = [one for one in removals(teacher.denoiser.config) if one.name not in self._found]
         if self._wanted:
