@@ -32,7 +32,7 @@ SCORES: dict[str, dict[str, Any]] = {
     "shapes": {
         "metrics": ("attribute_accuracy", "clip_score_shapes", "fd_clip_shapes"),
         "reference": "shapes",
-        "images": 64,
+        "images": 128,
         "batch_size": 64,
         "steps": 12,
         "guidance_scale": 1.5,

@@ -15,6 +15,8 @@ Variants, one generation and one set of runs:
   rates      bk_small at five learning rates (Table 13)
   volumes    bk_small on three volumes of data (Fig. 11)
   mid        only the mid stage removed, with and without distillation (Tables 10, 11)
+  criteria   as small as bk_small: one student by each criterion, bk_small with two seeds, eight random ones; bk_base
+             beside them. Needs --config.block_scores=DIR, of launch.analyse with all criteria
 
 The paper's scores of these runs are in `PUBLISHED` (bksdm_jax/pruning/presets.py).
 
@@ -23,6 +25,7 @@ All settings: `python -m launch.sweep --help`.
 
 from ml_collections import config_dict
 
+from bksdm_jax.pruning.targets import CRITERIA
 from configs.distill import BATCHES, GENERATIONS, PAIRS, RATES
 from launch.defaults import defaults
 from launch.runs import SweepConfig
@@ -43,7 +46,23 @@ RUNS = {
     "rates": tuple(f"bk_small,lr_{rate}" for rate in RATES),
     "volumes": tuple(f"bk_small,{name}" for name in PAIRS),
     "mid": ("no_mid", "no_mid,no_kd"),
+    "criteria": ("bk_base", "bk_small", "bk_small seed=1", *CRITERIA, *(f"random{seed}" for seed in range(8))),
 }
+SMALL = {"v1": "482.4M", "v2_base": "485.8M", "v2": "485.8M", "shapes": "3.84M"}
+_SCORED = ("evaluate_first=True", "sheets.steps=0")
+SCORED = {
+    "": (*_SCORED, "evaluators=('clip_score',)", "scoring.images=1000"),
+    "shapes": (
+        *_SCORED,
+        "evaluators=('attribute_accuracy','clip_score_shapes','fd_clip_shapes')",
+        "scoring.reference=shapes",
+        "scoring.images=256",
+        "scoring.batch_size=64",
+        "scoring.steps=12",
+        "scoring.guidance_scale=1.5",
+    ),
+}
+"""Settings of the runs of `criteria`: their images are scored before and after."""
 
 
 def get_config(variants: str = "") -> config_dict.ConfigDict:
@@ -52,5 +71,13 @@ def get_config(variants: str = "") -> config_dict.ConfigDict:
     generation = next((name for name in names if name in GENERATIONS), "shapes")
     chosen = [name for name in names if name in RUNS]
     config = defaults(SweepConfig)
-    config.runs = tuple(f"{generation},{run}" for run in (RUNS[chosen[0]] if chosen else ()))
+    config.runs = tuple(_run(generation, run) for run in (RUNS[chosen[0]] if chosen else ()))
+    if chosen == ["criteria"]:
+        config.settings = SCORED.get(generation, SCORED[""])
     return config
+
+
+def _run(generation: str, run: str) -> str:
+    if run in CRITERIA or run.startswith("random"):
+        return f"{generation} student={run}:{SMALL[generation]}"
+    return f"{generation},{run}"

@@ -9,12 +9,11 @@ exit status is then 1. On several hosts, run the same command on each, as with `
 The workdir gets `sweep.csv`, `sweep.png`, and for each run a folder as written by `launch.train`.
 """
 
-import re
 import sys
 from pathlib import Path
 
 from launch.command import run, tell
-from launch.runs import SweepConfig, read_run, require_runs
+from launch.runs import SweepConfig, require_runs
 
 
 def main(config: SweepConfig, workdir: Path) -> None:
@@ -22,8 +21,7 @@ def main(config: SweepConfig, workdir: Path) -> None:
     from bksdm_jax.base.distributed import is_first
     from bksdm_jax.experiments.sweep import read_sweep, sweep
 
-    runs = {re.sub(r"[^\w.-]+", "_", name): read_run(name, config.settings) for name in config.runs}
-    made = sweep(runs, workdir)
+    made = sweep(config.read(), workdir)
     if made is None:
         tell(made, workdir)
     elif is_first():

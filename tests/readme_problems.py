@@ -5,7 +5,6 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from launch.runs import read_run
 from tests import readme_commands as readme
 from tests.binaries import VERBS
 from tests.conftest import ROOT
@@ -92,7 +91,7 @@ def _paths(shown: list[Command], settings: dict[Command, Any], documented: set[s
 def _read(program: str, config: Any) -> Iterator[tuple[str, str]]:
     """Settings that name files, and what they name."""
     if program == "sweep":
-        for one in {read_run(variants, config.settings) for variants in config.runs}:
+        for one in set(config.read().values()):
             yield from _read("train", one)
     for key, value in readme.flattened(config).items():
         for one in value if isinstance(value, tuple) else (value,):

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 import bksdm_jax
 from bksdm_jax.analysis.agreement import rank_correlation
@@ -153,8 +154,13 @@ def test_scores_that_are_not_finite_are_not_written(pico_teacher: Path, tmp_path
     assert not (tmp_path / "run" / "blocks.json").exists()
 
 
-def test_removals_are_blocks_pairs_and_the_mid_block() -> None:
-    found = {one.name: one.blocks for one in removals(UNET)}
+def test_removals_are_blocks_pairs_the_mid_block_and_skips() -> None:
+    zeroed = {one.name: one.skips for one in removals(UNET) if one.skips}
+    assert zeroed["skip of up_blocks.0.resnets.1"] == ("up_blocks.0.resnets.1",)
+    assert zeroed["skips of up_blocks.1"] == tuple(f"up_blocks.1.resnets.{j}" for j in range(3))
+    assert len(zeroed) == 6 + 2
+    found = {one.name: one.blocks for one in removals(UNET, skips=False)}
+    assert found == {one.name: one.blocks for one in removals(UNET) if not one.skips}
     single = [blocks for name, blocks in found.items() if len(blocks) == 1 and name == blocks[0]]
     assert [blocks[0] for blocks in single] == list(replaceable(UNET))
     assert found["nothing"] == ()
@@ -202,6 +208,13 @@ def test_images_without_each_block_are_scored_once(pico_teacher: Path, photograp
     found = json.loads(path.read_text())
     blocks = set(found["blocks"])
     assert {name for name, one in found["removals"].items() if len(one["blocks"]) == 1} == blocks
+    without = [(len(one["blocks"]), len(one["skips"])) for one in found["removals"].values()]
+    assert sum(not gone and zeroed == 1 for gone, zeroed in without) > 1 == without.count((0, 0))
+    with Image.open(tmp_path / "run" / "images" / "mid_block" / "000002.png") as image:
+        assert image.size == (64, 64)
+    page = (tmp_path / "run" / "blocks.html").read_text()
+    assert page.count("<svg") == 0 < page.count("data:image/svg+xml")
+    assert all(f">{name}<" in page or f">{name}*<" in page for name in found["removals"])
     assert found["scores"].keys() == {"magnitude", "output_error", "clip", "frechet"}
     whole = found["removals"]["nothing"]["scores"]
     for block in blocks:

@@ -33,6 +33,7 @@ from bksdm_jax.pipelines.pipeline import Pipeline
 from bksdm_jax.pruning.block_scores import FILE
 from bksdm_jax.pruning.criteria import magnitude, taylor
 from bksdm_jax.pruning.targets import CRITERIA
+from bksdm_jax.reports.blocks_page import IMAGES, write_blocks_page
 from bksdm_jax.sampling.text_to_image import require_resolution, require_sampler
 from bksdm_jax.tasks.distill.inputs import SKIPPED
 from bksdm_jax.training.sharding import make_mesh
@@ -42,16 +43,16 @@ MAY_CHANGE = ("criteria", "revision", "skip_unusable")
 _DATA = (*(one.name for one in dataclasses.fields(SourceOptions)), "data", "data_facts", "split")
 _CALIBRATION = ("images", "resolution", "batch_size", "dtype", "seed")
 _IMAGES = ("sensitivity", "texts")
-_OF_IMAGES_MAY_CHANGE = ("prompts", "batch_size", "scoring_batch_size", "cache")
+_OF_IMAGES_MAY_CHANGE = ("prompts", "batch_size", "scoring_batch_size", "cache", "skips")
 _TEACHER = "teacher_sha256"
 
 
 @one_run()
 def analyse(config: AnalyseConfig, workdir: Path) -> Path:
-    """Scores every block that can be removed, and writes `blocks.json`; what it has already stays.
+    """Scores every block that can be removed, and writes `blocks.json`, where what it has already stays, and its page.
 
     Returns:
-        the file.
+        `blocks.json`.
 
     Raises:
         InputError: a setting, file or folder can't be used, the teacher has no such blocks, a score or image isn't
@@ -75,15 +76,7 @@ def analyse(config: AnalyseConfig, workdir: Path) -> Path:
         require_sampler(sampler_of(config, networks), networks)
     path = workdir / FILE
     results = read_json(path) if path.is_file() else {}
-    scores = results.setdefault("scores", {})
-    calibrated = set(scores) & set(OF_DATA)
-    free = {_TEACHER, *MAY_CHANGE, *(f"sensitivity.{key}" for key in _OF_IMAGES_MAY_CHANGE)}
-    free |= set() if calibrated else {*_DATA, *_CALIBRATION}
-    if sampled and results.get("removals"):
-        free.discard("dtype")
-    else:
-        free |= set(_IMAGES)
-    require_same(workdir, record, free)
+    _require_same(workdir, record, results, sampled)
     teacher = found.read()
     identity = teacher.identity()
     require_same_parts(workdir, _TEACHER, identity, "teacher")
@@ -95,7 +88,9 @@ def analyse(config: AnalyseConfig, workdir: Path) -> Path:
     if data and config.skip_unusable:
         data = data[0], Skipping(data[1], workdir / SKIPPED)
     results |= {"teacher": config.teacher, "blocks": describe(networks.denoiser)}
-    sensitivity = Sensitivity(config, teacher, texts, results, lambda: write_json(path, results)) if sampled else None
+    scores, sensitivity = results.setdefault("scores", {}), None
+    if sampled:
+        sensitivity = Sensitivity(config, teacher, texts, results, lambda: write_json(path, results), workdir / IMAGES)
     for name in CRITERIA:
         if name in config.criteria and name not in scores and name not in OF_IMAGES:
             logging.info("== %s", name)
@@ -106,7 +101,20 @@ def analyse(config: AnalyseConfig, workdir: Path) -> Path:
         scores |= sensitivity.measure(sampled)
     results["agreement"] = agreements({name: scores[name] for name in CRITERIA if name in scores})
     write_json(path, results)
+    write_blocks_page(results, workdir)
     return path
+
+
+def _require_same(workdir: Path, record: dict[str, Any], results: dict[str, Any], sampled: list[str]) -> None:
+    """Raises `InputError` if settings that earlier results depend on have changed."""
+    free = {_TEACHER, *MAY_CHANGE, *(f"sensitivity.{key}" for key in _OF_IMAGES_MAY_CHANGE)}
+    if not set(results.get("scores", {})) & set(OF_DATA):
+        free |= {*_DATA, *_CALIBRATION}
+    if sampled and results.get("removals"):
+        free.discard("dtype")
+    else:
+        free |= set(_IMAGES)
+    require_same(workdir, record, free)
 
 
 def _finite(criterion: str, scores: dict[str, float]) -> dict[str, float]:

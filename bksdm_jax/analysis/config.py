@@ -27,6 +27,7 @@ class SensitivityConfig(MetricsConfig):
     Attributes:
         prompts: a `.txt` or `.csv` file; empty: the captions of `data`.
         images: number of prompts used, from the first on.
+        skips: also without each skip connection, and without those of each up stage.
         steps: of the sampler.
         guidance_scale: of classifier-free guidance.
         sampler: as of `launch.sample`; `scheduler`: the model's own.
@@ -37,6 +38,7 @@ class SensitivityConfig(MetricsConfig):
 
     prompts: str = ""
     images: int = 1000
+    skips: bool = True
     steps: int = 25
     guidance_scale: float = 7.5
     sampler: str = "scheduler"

@@ -1,4 +1,4 @@
-"""How much worse images get without each block, and without each pair of a ResNet and its transformer (Figs. 5, 19)."""
+"""How much worse images get without each block, pair of a ResNet and its transformer, and skip (Figs. 4, 5, 19, 29)."""
 
 import dataclasses
 import json
@@ -12,39 +12,51 @@ import numpy as np
 
 from bksdm_jax.analysis.config import OF_IMAGES, AnalyseConfig
 from bksdm_jax.base.errors import InputError, NotFiniteError
+from bksdm_jax.base.images import save_png
 from bksdm_jax.base.progress import Progress
 from bksdm_jax.data.sources import is_cached
 from bksdm_jax.data.tables import read_prompts
 from bksdm_jax.evaluation.scorer import Scorer
 from bksdm_jax.metrics.config import MetricsConfig
 from bksdm_jax.metrics.table import METRICS
-from bksdm_jax.models.unet_table import UNetConfig, replaceable
+from bksdm_jax.models.unet_table import UNetConfig, popped_skips, replaceable
 from bksdm_jax.pipelines.pipeline import Architectures, Pipeline
+from bksdm_jax.reports.blocks_page import COLUMNS, WHOLE
 from bksdm_jax.sampling.config import SamplerConfig
 from bksdm_jax.sampling.engine import Batch, Engine
-
-WHOLE = "nothing"
-"""The name of the removal of no block."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Removal:
-    """Blocks that are left out together, and what they are called."""
+    """Blocks that are left out together, the ResNets whose skips are zero, and what all that is called."""
 
     name: str
-    blocks: tuple[str, ...]
+    blocks: tuple[str, ...] = ()
+    skips: tuple[str, ...] = ()
 
 
-def removals(unet: UNetConfig) -> tuple[Removal, ...]:
-    """Nothing; every block that can be removed; every pair of a ResNet and its transformer; the mid block."""
+def removals(unet: UNetConfig, skips: bool = True) -> tuple[Removal, ...]:
+    """Nothing; every block that can be removed; every pair of a ResNet and its transformer; the mid block; `skips`:
+    every skip that an up stage concatenates, and all of a stage.
+    """
     blocks = replaceable(unet)
-    found = [Removal(WHOLE, ()), *(Removal(block, (block,)) for block in blocks)]
+    found = [Removal(WHOLE), *(Removal(block, (block,)) for block in blocks)]
     for block in blocks:
         stage, mark, j = block.partition(".attentions.")
         if mark and f"{stage}.resnets.{j}" in blocks:
             found.append(Removal(f"{stage}.resnets.{j}+attentions.{j}", (f"{stage}.resnets.{j}", block)))
     middle = tuple(block for block in blocks if block.startswith("mid_block"))
-    return (*found, *([Removal("mid_block", middle)] if len(middle) > 1 else []))
+    found += [Removal("mid_block", middle)] if len(middle) > 1 else []
+    return (*found, *(_skip_removals(unet) if skips else ()))
+
+
+def _skip_removals(unet: UNetConfig) -> Iterator[Removal]:
+    blocks = popped_skips(unet)
+    stages = dict.fromkeys(block.partition(".resnets.")[0] for block in blocks)
+    for block in blocks:
+        yield Removal(f"skip of {block}", skips=(block,))
+    for stage in stages:
+        yield Removal(f"skips of {stage}", skips=tuple(block for block in blocks if block.startswith(f"{stage}.")))
 
 
 def prompts_of(config: AnalyseConfig, examples: Sequence[Any] | None) -> list[str]:
@@ -86,6 +98,7 @@ class Sensitivity:
         prompts: Sequence[str],
         results: dict[str, Any],
         write: Callable[[], object],
+        images: Path,
     ) -> None:
         """Loads the scoring networks, if images are left to be scored.
 
@@ -93,16 +106,18 @@ class Sensitivity:
             config: of the analysis.
             teacher: whose blocks are left out.
             prompts: one per image.
-            results: gets `removals`, name -> `blocks` and `scores`, and `scoring`, the networks' facts.
+            results: gets `removals`, name -> `blocks`, `skips` and `scores`, and `scoring`, the networks' facts.
             write: called whenever `results` has changed.
+            images: a folder that gets the first few of each removal, as `NAME/000000.png`.
 
         Raises:
             InputError: a setting or file can't be used, or isn't what earlier images were scored with.
         """
         self._config, self._teacher, self._prompts = config, teacher, prompts
-        self._write = write
+        self._write, self._images = write, images
         self._found = results.setdefault("removals", {})
-        self._wanted = [one for one in removals(teacher.denoiser.config) if one.name not in self._found]
+        wanted = removals(teacher.denoiser.config, config.sensitivity.skips)
+        self._wanted = [one for one in wanted if one.name not in self._found]
         if self._wanted:
             options = config.sensitivity
             fields = (field.name for field in dataclasses.fields(MetricsConfig))
@@ -140,17 +155,28 @@ class Sensitivity:
                         scores = self._scorer.scores()
                 except NotFiniteError as error:
                     raise NotFiniteError(f"without {removal.name}: {error}; in another workdir") from error
-                self._found[removal.name] = {"blocks": list(removal.blocks), "scores": scores}
+                self._keep(removal.name, images[:COLUMNS])
+                facts = {"blocks": list(removal.blocks), "skips": list(removal.skips)}
+                self._found[removal.name] = facts | {"scores": scores}
                 self._write()
                 progress.advance(note=removal.name)
 
+    def _keep(self, name: str, images: Sequence[np.ndarray]) -> None:
+        folder = self._images / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, image in enumerate(images):
+            save_png(folder / f"{number:06d}.png", image)
+
     def _batches(self, per_call: int) -> Iterator[Batch]:
-        blocks, count = replaceable(self._teacher.denoiser.config), len(self._prompts)
+        unet, count = self._teacher.denoiser.config, len(self._prompts)
+        blocks, skips = replaceable(unet), popped_skips(unet)
         for removal in self._wanted:
             kept = np.array([block not in removal.blocks for block in blocks])
+            factors = np.array([block not in removal.skips for block in skips], np.float32)
             for first in range(0, count, per_call):
                 some = range(first, min(first + per_call, count))
                 masks = {"kept": np.repeat(kept[None], len(some), axis=0)}
+                masks["skips"] = np.repeat(factors[None], len(some), axis=0)
                 yield Batch(tuple(some), tuple(self._prompts[i] for i in some), masks=masks)
 
     def _losses(self, criterion: str) -> dict[str, float]:

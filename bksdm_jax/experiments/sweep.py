@@ -17,6 +17,7 @@ from bksdm_jax.base.files import atomic_file, read_json
 from bksdm_jax.base.locks import one_run
 from bksdm_jax.base.workdir import claim, require_same
 from bksdm_jax.data.tables import write_table
+from bksdm_jax.experiments.criteria import require_scores, write_criteria
 from bksdm_jax.experiments.sweep_scores import last_scores, score_points
 from bksdm_jax.reports.score_curves import write_points, write_score_plot
 from bksdm_jax.tasks.distill.config import MAY_CHANGE, DistillConfig
@@ -37,7 +38,8 @@ def sweep(runs: Mapping[str, DistillConfig], workdir: Path) -> Path | None:
     """Starts or continues every run in a folder of its name in `workdir`, and writes `TABLE` and `PLOT`.
 
     Where runs have `evaluators`, the table has their last scores, and `CURVES` and `CURVES_PLOT` have them over updates
-    and over the learning rate, batch size or number of pairs in which runs differ, beside the paper's.
+    and over the learning rate, batch size or number of pairs in which runs differ, beside the paper's. Where all runs
+    name one file of block scores, `criteria.html` compares what these said of each student with how good it became.
 
     A run that fails is noted in the table and the sweep goes on; with several processes it ends the sweep, since the
     others may not know of the error. Later calls may add runs to a workdir.
@@ -56,6 +58,7 @@ def sweep(runs: Mapping[str, DistillConfig], workdir: Path) -> Path | None:
             open_inputs(config)
         except InputError as error:
             raise InputError(f"{name}: {error}") from error
+    require_scores(runs)
     if is_first():
         _claim(workdir, runs)
     barrier("claimed")
@@ -130,6 +133,7 @@ def _write(runs: Mapping[str, DistillConfig], workdir: Path, problems: Mapping[s
     if points := score_points(runs, finished, workdir):
         write_points(workdir / CURVES, points)
         write_score_plot(workdir / CURVES_PLOT, points)
+    write_criteria(runs, finished, workdir)
 
 
 def _history(path: Path) -> list[dict[str, str]]:

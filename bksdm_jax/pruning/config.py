@@ -6,7 +6,7 @@ from bksdm_jax.base.errors import whole_number
 from bksdm_jax.pipelines.config import SaveOptions, require_save
 from bksdm_jax.pipelines.source import ModelOptions, ReadOptions
 from bksdm_jax.pruning.removal import removed_blocks
-from bksdm_jax.pruning.targets import missing_scores, read_target
+from bksdm_jax.pruning.targets import RANDOM, missing_scores, read_target
 
 INITS = {"teacher": "the parent's weights of the remaining blocks", "random": "random weights"}
 """Initial weights by name, as a model card describes them."""
@@ -48,9 +48,10 @@ class PruneConfig(ModelOptions, InitOptions, SaveOptions):
 
 def require_student(student: str, block_scores: str) -> None:
     """Raises `InputError` if no teacher has such a student; reads no files."""
-    if read_target(student) is None:
+    target = read_target(student)
+    if target is None:
         removed_blocks(student)
-    elif not block_scores:
+    elif target.criterion != RANDOM and not block_scores:
         raise missing_scores(student)
 
 

@@ -14,7 +14,9 @@ CRITERIA = {
     "frechet": "rise of the images' Frechet distance without the block",
 }
 """Criterion -> what the score of a block is; blocks with the lowest scores go first."""
-_TARGET = re.compile(r"([a-z_]+):(\d{1,9}(?:\.\d{1,12})?)([A-Z])")
+RANDOM = "random"
+_RANDOM = re.compile(rf"{RANDOM}(\d{{1,9}})")
+_SIZE = re.compile(r"(\d{1,9}(?:\.\d{1,12})?)([A-Z])")
 _UNITS = {"M": ("parameters", 10**6, "parameters"), "G": ("macs", 10**9, "multiply-adds")}
 
 
@@ -24,15 +26,17 @@ class Target:
 
     Attributes:
         text: as the user wrote it.
-        criterion: a key of `CRITERIA`.
+        criterion: a key of `CRITERIA`, or `RANDOM`.
         of: `parameters`, or `macs`: of one U-Net call for the teacher's own size of images.
         amount: the most of them.
+        seed: of `RANDOM`.
     """
 
     text: str
     criterion: str
     of: str
     amount: int
+    seed: int = 0
 
     def shown(self, amount: int) -> str:
         """An amount as in a target, in words."""
@@ -44,19 +48,25 @@ class Target:
 def read_target(student: str) -> Target | None:
     """`taylor:482M` (million parameters) or `taylor:217G` (billion multiply-adds); None: a preset or a list of blocks.
 
-    Raises `InputError` for an unknown criterion or unit.
+    `random7:482M` takes the blocks in a random order that follows from the seed 7. Raises `InputError` for an unknown
+    criterion or unit.
     """
     criterion, colon, size = student.strip().partition(":")
     if not colon or "." in criterion or "," in student or size == "interpolate":
         return None
-    known_name("student", "criterion", criterion, CRITERIA)
-    found = _TARGET.fullmatch(student.strip())
-    if not found or found[3] not in _UNITS or not Decimal(found[2]):
+    by_chance = _RANDOM.fullmatch(criterion)
+    if not by_chance:
+        known_name("student", "criterion", criterion, (*CRITERIA, f"{RANDOM}0"))
+    found = _SIZE.fullmatch(size)
+    if not found or found[2] not in _UNITS or not Decimal(found[1]):
         raise InputError(
             f"student: {shown(size)} isn't a size; expected one such as 482M (parameters) or 217G (multiply-adds)"
         )
-    of, unit, _ = _UNITS[found[3]]
-    return Target(student.strip(), criterion, of, int(Decimal(found[2]) * unit))
+    of, unit, _ = _UNITS[found[2]]
+    amount = int(Decimal(found[1]) * unit)
+    if by_chance:
+        return Target(student.strip(), RANDOM, of, amount, int(by_chance[1]))
+    return Target(student.strip(), criterion, of, amount)
 
 
 def missing_scores(student: str) -> InputError:

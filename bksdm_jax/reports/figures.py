@@ -61,14 +61,14 @@ def line_plot(curves: Mapping[str, Curve], y_label: str, theme: str) -> str:
         y_label: what the values are.
         theme: a key of `INK`.
     """
-    with _options(theme):
+    with themed(theme):
         figure, axes = _figure(list(curves))
         for index, (label, (x, y)) in enumerate(curves.items()):
             dashes = "-" if index % 2 == 0 else "--"  # shows both of two curves that coincide
             axes.plot(x, y, color=_STYLES[index % len(_STYLES)], label=label, linewidth=1.6, linestyle=dashes)
         axes.set_yscale("log")
         _describe(axes, "optimiser updates", y_label)
-        return _svg(figure)
+        return svg_text(figure)
 
 
 def curve_plot(
@@ -84,14 +84,14 @@ def curve_plot(
         scale: x and its ticks are in units of this.
     """
     labels = list(dict.fromkeys(_legend(curve) for curve in curves))
-    with _options(theme):
+    with themed(theme):
         figure, axes = _figure(labels)
         _draw_all(axes, curves, log_x, scale)
-        _describe(axes, _plain(x_label), _plain(y_label))
+        _describe(axes, plain(x_label), plain(y_label))
         if any(curve.names for curve in curves):
             figure.draw_without_rendering()  # lays the axes out, so that places on the page are known
             _write_names(axes, curves, scale)
-        return _svg(figure)
+        return svg_text(figure)
 
 
 class Panel(Protocol):
@@ -105,16 +105,16 @@ class Panel(Protocol):
 
 def panel_plot(panels: Sequence[Panel]) -> str:
     """Several figures of curves beneath each other, on white, as an SVG document; points have no names."""
-    with _options("light"):
+    with themed("light"):
         figure = Figure(figsize=(6.4, 3.2 * len(panels)), layout="constrained")
         for axes, panel in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
             _draw_all(axes, panel.curves, panel.log_x, 1.0)
-            axes.set_xlabel(_plain(panel.x_label))
-            axes.set_ylabel(_plain(panel.y_label))
+            axes.set_xlabel(plain(panel.x_label))
+            axes.set_ylabel(plain(panel.y_label))
             axes.grid(alpha=0.25)
             axes.spines[["top", "right"]].set_visible(False)
             axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-        return _svg(figure, transparent=False)
+        return svg_text(figure, transparent=False)
 
 
 def _draw_all(axes: Axes, curves: Sequence[PlottedCurve], log_x: bool, scale: float) -> None:
@@ -128,15 +128,15 @@ def _draw_all(axes: Axes, curves: Sequence[PlottedCurve], log_x: bool, scale: fl
 
 
 def _legend(curve: PlottedCurve) -> str:
-    label = _plain(curve.label)
+    label = plain(curve.label)
     return f"{label} (published)" if curve.published else label
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text from a file, short, without mathematics, and without the underscore that hides a label from legends."""
     shown = "".join(letter if letter.isprintable() else "?" for letter in text[:_MOST_LETTERS])
     shown = f"{shown}..." if len(text) > _MOST_LETTERS else shown
-    return shown.replace("$", r"\$") if not shown.startswith("_") else _plain(f" {shown}")
+    return shown.replace("$", r"\$") if not shown.startswith("_") else plain(f" {shown}")
 
 
 def _draw(axes: Axes, curve: PlottedCurve, colour: str, marker: str, scale: float) -> None:
@@ -184,7 +184,7 @@ def _write_names(axes: Axes, curves: Sequence[PlottedCurve], scale: float) -> No
         taken.append(best)
         offset = ((best[0] - x) / unit, (best[1] - y) / unit)
         place = axes.transData.inverted().transform((x, y))
-        axes.annotate(_plain(name), place, offset, textcoords="offset points", fontsize=_NAMED, alpha=0.85)
+        axes.annotate(plain(name), place, offset, textcoords="offset points", fontsize=_NAMED, alpha=0.85)
 
 
 def _names(curves: Sequence[PlottedCurve]) -> list[str]:
@@ -207,7 +207,8 @@ def _outside(box: Box, whole: Sequence[float]) -> float:
 
 
 @contextlib.contextmanager
-def _options(theme: str) -> Iterator[None]:
+def themed(theme: str) -> Iterator[None]:
+    """Matplotlib's options of a theme, a key of `INK`."""
     ink = INK[theme]
     options = {"text.color": ink, "axes.labelcolor": ink, "xtick.color": ink, "ytick.color": ink, "axes.edgecolor": ink}
     options |= {"svg.fonttype": "none", "svg.hashsalt": "bksdm_jax", "font.family": "sans-serif", "font.size": 11}
@@ -236,7 +237,8 @@ def _describe(axes: Axes, x_label: str, y_label: str) -> None:
     axes.figure.legend(handles, labels, frameon=False, fontsize=9, ncols=columns, loc="outside upper left")
 
 
-def _svg(figure: Figure, transparent: bool = True) -> str:
+def svg_text(figure: Figure, transparent: bool = True) -> str:
+    """A figure as an SVG document, the same bytes each time."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=transparent, metadata={"Date": None})
     return buffer.getvalue()

@@ -1,15 +1,14 @@
 """The HTML page of a comparison, a single self-contained file."""
 
-import base64
 import csv
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
-from bksdm_jax.base.files import atomic_file, read_json
+from bksdm_jax.base.files import read_json
 from bksdm_jax.base.progress import QUIET, waiting
 from bksdm_jax.reports.figures import Curve, line_plot, read_metrics
+from bksdm_jax.reports.pictures import data_uri
+from bksdm_jax.reports.template import write_template
 
 COLUMNS = 8
 """Number of captions in the image grid."""
@@ -25,11 +24,9 @@ def write_page(workdir: Path) -> Path:
     trained = [row for row in report["rows"] if row["trained"]]
     metrics = {row["label"]: read_metrics(workdir / "models" / row["name"] / "metrics.csv") for row in trained}
     distilled = next((label for label, columns in reversed(metrics.items()) if _features(columns)), None)
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("bksdm_jax.reports", "."), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters["count"] = lambda number: f"{number / 1e6:,.2f} M"
-    page = environment.get_template("report.html.j2").render(
+    return write_template(
+        workdir / "report.html",
+        "report.html.j2",
         report=report,
         config=report["config"],
         grid=_grid(workdir, report["rows"]),
@@ -39,10 +36,6 @@ def write_page(workdir: Path) -> Path:
         batch_size=read_json(workdir / "samples" / report["rows"][0]["name"] / "timing.json")["batch_size"],
         groups=[group for group in GROUPS if group in report["rows"][0]["scores"]["attribute_accuracy"]["groups"]],
     )
-    path = workdir / "report.html"
-    with atomic_file(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
-    return path
 
 
 def _features(columns: dict[str, Any]) -> dict[str, Curve]:
@@ -54,7 +47,7 @@ def _plot(curves: dict[str, Curve], y_label: str) -> dict[str, str] | None:
     """A figure as a data URI for each theme."""
     if not curves:
         return None
-    return {theme: _uri(line_plot(curves, y_label, theme).encode(), "image/svg+xml") for theme in ("light", "dark")}
+    return {theme: data_uri(line_plot(curves, y_label, theme).encode(), "image/svg+xml") for theme in ("light", "dark")}
 
 
 def _grid(workdir: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -63,13 +56,9 @@ def _grid(workdir: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
         captions = [row["text"] for row in csv.DictReader(file)][:COLUMNS]
     images = {
         row["label"]: [
-            _uri((workdir / "samples" / row["name"] / "images" / f"{index:06d}.png").read_bytes(), "image/png")
+            data_uri((workdir / "samples" / row["name"] / "images" / f"{index:06d}.png").read_bytes(), "image/png")
             for index in range(len(captions))
         ]
         for row in rows
     }
     return {"captions": captions, "images": images}
-
-
-def _uri(data: bytes, kind: str) -> str:
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"

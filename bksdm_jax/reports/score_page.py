@@ -1,13 +1,9 @@
 """The HTML page of scores: measured beside published ones, images beneath each other, curves; a self-contained file."""
 
-import base64
 import dataclasses
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import jinja2
 
 from bksdm_jax.base.errors import InputError, finite_number, shown, whole_number
 from bksdm_jax.base.files import atomic_file
@@ -23,6 +19,7 @@ from bksdm_jax.reports.figures import INK, PlottedCurve, curve_plot
 from bksdm_jax.reports.pictures import Folder, Grid, data_uri, find_pictures, picture_grid
 from bksdm_jax.reports.score_curves import with_published
 from bksdm_jax.reports.score_files import Scored, read_scores
+from bksdm_jax.reports.template import write_template
 
 PAGE = "report.html"
 MOST_MODELS, MOST_IMAGES = 16, 64
@@ -133,12 +130,12 @@ def _write(models: Mapping[str, Scored], workdir: Path, images: int, published: 
         tables.fact_table(models),
         *([tables.curve_table(points)] if points else []),
     ]
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("bksdm_jax.reports", "."), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters |= {"formatted": lambda value, metric: tables.formatted(metric, value)}
-    script = environment.get_template("enlarge.js.j2").render()
-    page = environment.get_template("score_report.html.j2").render(
+    for table in files:
+        with atomic_file(workdir / table.name) as temporary:
+            temporary.write_text(table.text(), encoding="utf-8", newline="")
+    return write_template(
+        workdir / PAGE,
+        "score_report.html.j2",
         models=models,
         metrics=metrics,
         explained={metric: tables.explained(models, metric) for metric in metrics},
@@ -153,13 +150,7 @@ def _write(models: Mapping[str, Scored], workdir: Path, images: int, published: 
         groups=_groups(models),
         facts=tables.fact_table(models).rows,
         files={table.name: data_uri(table.text().encode(), "text/csv;charset=utf-8") for table in files},
-        script=script,
-        script_sha256=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
-    for name, text in [*((table.name, table.text()) for table in files), (PAGE, page)]:
-        with atomic_file(workdir / name) as temporary:
-            temporary.write_text(text, encoding="utf-8", newline="")
-    return workdir / PAGE
 
 
 def _grid(models: Mapping[str, Scored], most: int) -> Grid:

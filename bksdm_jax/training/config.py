@@ -103,6 +103,7 @@ class TrainerConfig:
         accumulation: micro-batches per update.
         dtype: of the networks' computations, `float32` or `bfloat16`.
         fsdp: how many devices share one copy of the parameters.
+        evaluate_first: run the evaluators before the first update too.
         log_every: optimiser updates between logged losses; 0: those of the last only.
         checkpoint_every: optimiser updates between checkpoints; 0: only one at the end.
         keep_checkpoints: how many of the newest are kept; 0: all.
@@ -125,6 +126,7 @@ class TrainerConfig:
     save_weights: str = "ema"
     seed: int = 0
     optimizer: OptimizerConfig = OptimizerConfig()
+    evaluate_first: bool = False
     log_every: int = 50
     checkpoint_every: int = 1000
     keep_checkpoints: int = 3

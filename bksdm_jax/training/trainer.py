@@ -134,7 +134,7 @@ def _state_after(
         step = make_train_step(task.objective, config.optimizer, config.seed, mesh)
     if checkpoints.latest() is None:
         with waiting("preparing the initial weights", QUIET):
-            state, pending = _initial_state(task, config, step), []
+            state, pending = _initial_state(task, config, step), None if config.evaluate_first else []
     else:
         with waiting("reading the checkpoint", QUIET):
             state = checkpoints.restore(step.state)
@@ -165,12 +165,12 @@ def _train_on(
     config: TrainerConfig,
     workdir: Path,
     state: TrainState,
-    pending: list[str],
+    pending: list[str] | None,
     step: TrainStep,
     mesh: Mesh,
     checkpoints: Checkpoints,
 ) -> TrainState | None:
-    """As `_state_after`; `pending` evaluators are due for `state`."""
+    """As `_state_after`; `pending` evaluators, or all if None, are due for `state`."""
     first = int(state.step)
     if first > config.steps:
         raise InputError(f"steps: {config.steps}, but the run in {workdir} is already at step {first}")
@@ -188,6 +188,7 @@ def _train_on(
     rates = Rates(config.batch_size, config.batch_size * task.flops_per_image, peak)
     with waiting("preparing the evaluators", QUIET):
         evaluators = task.evaluators(mesh, workdir)
+        pending = list(evaluators) if pending is None else pending
 
     def facts(left: list[str]) -> dict[str, Any]:
         files = workdir_files(workdir) if config.checkpoints else {}

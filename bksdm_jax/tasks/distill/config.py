@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from bksdm_jax.diffusion.schedule import ScheduleConfig
     from bksdm_jax.pipelines.pipeline import Architectures
 
-_EVALUATED = ("sheets", "validation", "evaluators", "scoring")
+_EVALUATED = ("evaluate_first", "sheets", "validation", "evaluators", "scoring")
 _WATCHED = ("log_every", "profile_step", "stack_dump_seconds", "replay", *_EVALUATED)
 _KEPT = ("checkpoint_every", "keep_checkpoints", "keep_every", "without_room", "most_skipped")
 _COMPUTED = ("accumulation", "fsdp", "attention", "remat", "workers", "topology", "plan")
