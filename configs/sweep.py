@@ -3,6 +3,7 @@
   python -m launch.sweep --config=configs/sweep.py:shapes,rates --workdir=runs/rates
   python -m launch.sweep --config=configs/sweep.py:v2_base,ablation --config.settings="('teacher=DIR', 'data=DIR')" \
     --workdir=DIR
+  python -m launch.sweep --config=configs/sweep.py:shapes,criteria --config.block_scores=DIR --workdir=DIR
   python -m launch.sweep --config=configs/sweep.py:shapes,rates \
     --config.settings="(\"evaluators=('clip_score_shapes',)\", 'scoring.images=64')" --workdir=DIR
 
@@ -15,7 +16,7 @@ Variants, one generation and one set of runs:
   rates      bk_small at five learning rates (Table 13)
   volumes    bk_small on three volumes of data (Fig. 11)
   mid        only the mid stage removed, with and without distillation (Tables 10, 11)
-  criteria   as small as bk_small: one student by each criterion, bk_small with two seeds, eight random ones; bk_base
+  criteria   as small as bk_small: one student by each criterion, bk_small with two seeds, six random ones; bk_base
              beside them. Needs --config.block_scores=DIR, of launch.analyse with all criteria
 
 The paper's scores of these runs are in `PUBLISHED` (bksdm_jax/pruning/presets.py).
@@ -46,7 +47,7 @@ RUNS = {
     "rates": tuple(f"bk_small,lr_{rate}" for rate in RATES),
     "volumes": tuple(f"bk_small,{name}" for name in PAIRS),
     "mid": ("no_mid", "no_mid,no_kd"),
-    "criteria": ("bk_base", "bk_small", "bk_small seed=1", *CRITERIA, *(f"random{seed}" for seed in range(8))),
+    "criteria": ("bk_base", "bk_small", "bk_small seed=1", *CRITERIA, *(f"random{seed}" for seed in range(6))),
 }
 SMALL = {"v1": "482.4M", "v2_base": "485.8M", "v2": "485.8M", "shapes": "3.84M"}
 _SCORED = ("evaluate_first=True", "sheets.steps=0")

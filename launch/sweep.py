@@ -3,10 +3,13 @@ r"""Runs several distillations in sequence, with one table and plot.
   python -m launch.sweep --config=configs/sweep.py:shapes,rates --workdir=runs/rates
   python -m launch.sweep --config=configs/sweep.py:v2_base,ablation --config.settings="('teacher=DIR','data=DIR')" \
     --workdir=DIR
+  python -m launch.sweep --config=configs/sweep.py:shapes,criteria --config.block_scores=DIR --workdir=DIR
 
 The same command continues an interrupted sweep. A run that fails is reported in the table and the others still run; the
 exit status is then 1. On several hosts, run the same command on each, as with `launch.train`.
-The workdir gets `sweep.csv`, `sweep.png`, and for each run a folder as written by `launch.train`.
+The workdir gets `sweep.csv`, `sweep.png`, and for each run a folder as written by `launch.train`. With `block_scores`
+it also gets `criteria.html`, `criteria.svg` and `criteria.json`: how far each criterion's scores of the removed blocks,
+and the losses and scores right after pruning, rank the students as training does.
 """
 
 import sys

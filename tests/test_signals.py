@@ -124,6 +124,17 @@ def test_an_evaluation_that_was_interrupted_is_done_when_the_run_continues(tmp_p
         assert table(tmp_path / "run" / name) == table(tmp_path / "whole" / name)
 
 
+def test_the_initial_weights_are_evaluated_once(tmp_path: Path) -> None:
+    whole, _ = run(tmp_path / "whole", evaluate_first=True)
+    interrupt: Callable[[int], object] = lambda step: kill(step, 0)  # noqa: E731
+    assert run(tmp_path / "run", task=Regression(probe=interrupt), evaluate_first=True)[0] is None
+    made, again = run(tmp_path / "run", evaluate_first=True)
+    np.testing.assert_array_equal(made, whole)
+    assert again.evaluated[:2] == [0, "seen 0"]
+    for name in ("metrics.csv", "probe.csv"):
+        assert table(tmp_path / "run" / name) == table(tmp_path / "whole" / name)
+
+
 def test_only_what_is_left_is_evaluated_again(tmp_path: Path) -> None:
     class Second(Regression):
         def evaluators(self, mesh: Any, workdir: Path) -> dict[str, Evaluator]:

@@ -41,6 +41,18 @@ def test_evaluators_are_called_on_their_schedules_and_at_the_end(undisturbed: An
     assert list((workdir / "tensorboard" / "probe").iterdir())
 
 
+def test_evaluators_see_the_initial_weights_if_asked(undisturbed: Any, tmp_path: Path) -> None:
+    made, _, whole = undisturbed
+    found, task = run(tmp_path / "run", evaluate_first=True)
+    np.testing.assert_array_equal(found, made)
+    assert task.evaluated == [0, "seen 0", 2, 4, 6, 7, "seen 7"]
+    first, *others = table(tmp_path / "run" / "probe.csv")
+    assert first["step"] == "0"
+    assert float(first["distance"]) > float(others[0]["distance"])
+    assert others == table(whole / "probe.csv")
+    assert table(tmp_path / "run" / "metrics.csv") == table(whole / "metrics.csv")
+
+
 def test_an_interrupted_run_ends_as_an_undisturbed_one(undisturbed: Any, tmp_path: Path) -> None:
     made, _, whole = undisturbed
     assert run(tmp_path / "run", task=Regression(stop_before=2))[0] is None

@@ -77,6 +77,8 @@ def sweep(runs: Mapping[str, DistillConfig], workdir: Path) -> Path | None:
             problems[name] = str(error)
         _write(runs, workdir, problems)
     _write(runs, workdir, problems)
+    if is_first():
+        write_criteria(runs, {name for name, config in runs.items() if _is_made(workdir / name, config)}, workdir)
     barrier("written")
     return workdir / TABLE
 
@@ -133,7 +135,6 @@ def _write(runs: Mapping[str, DistillConfig], workdir: Path, problems: Mapping[s
     if points := score_points(runs, finished, workdir):
         write_points(workdir / CURVES, points)
         write_score_plot(workdir / CURVES_PLOT, points)
-    write_criteria(runs, finished, workdir)
 
 
 def _history(path: Path) -> list[dict[str, str]]:
