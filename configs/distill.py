@@ -20,6 +20,7 @@ Loss and initialisation:
   no_kd        task loss only
   no_feature   task loss and output distillation
 Other:
+  scored       images are scored before the first update and after the last: CLIP score, of shapes attribute accuracy
   runlocal     six small steps in float32: seconds per step on a laptop; checks that everything works
 
 The paper trains for 50,000 steps. Its scores on COCO-30K (FID, IS, CLIP score) are in `PUBLISHED`
@@ -82,6 +83,17 @@ def _pairs(count: int, of_shapes: int) -> Variant:
     return apply
 
 
+def _scored(config: config_dict.ConfigDict) -> None:
+    config.evaluate_first, config.sheets.steps = True, 0
+    if _is_shapes(config):
+        config.evaluators = ("attribute_accuracy", "clip_score_shapes", "fd_clip_shapes")
+        config.scoring.update(
+            {"reference": "shapes", "images": 256, "batch_size": 64, "steps": 12, "guidance_scale": 1.5}
+        )
+    else:
+        config.evaluators, config.scoring.images = ("clip_score",), 1000
+
+
 def _is_shapes(config: config_dict.ConfigDict) -> bool:
     return config.data.startswith("shapes_world/")
 
@@ -135,6 +147,7 @@ VARIANTS: dict[str, Variant] = {
     "random_init": _sets({"student_init": "random"}),
     "no_kd": _sets({"loss.output": 0.0, "loss.feature": 0.0}),
     "no_feature": _sets({"loss.feature": 0.0}),
+    "scored": _scored,
     "runlocal": _sets(RUNLOCAL),
 }
 GENERATIONS = ("v1", "v2_base", "v2", "shapes")

@@ -16,7 +16,7 @@ Variants, one generation and one set of runs:
   rates      bk_small at five learning rates (Table 13)
   volumes    bk_small on three volumes of data (Fig. 11)
   mid        only the mid stage removed, with and without distillation (Tables 10, 11)
-  criteria   as small as bk_small: one student by each criterion, bk_small with two seeds, six random ones; bk_base
+  criteria   as small as bk_small: one student by each criterion, bk_small with two seeds, eight random ones; bk_base
              beside them. Needs --config.block_scores=DIR, of launch.analyse with all criteria
 
 The paper's scores of these runs are in `PUBLISHED` (bksdm_jax/pruning/presets.py).
@@ -47,23 +47,14 @@ RUNS = {
     "rates": tuple(f"bk_small,lr_{rate}" for rate in RATES),
     "volumes": tuple(f"bk_small,{name}" for name in PAIRS),
     "mid": ("no_mid", "no_mid,no_kd"),
-    "criteria": ("bk_base", "bk_small", "bk_small seed=1", *CRITERIA, *(f"random{seed}" for seed in range(6))),
-}
-SMALL = {"v1": "482.4M", "v2_base": "485.8M", "v2": "485.8M", "shapes": "3.84M"}
-_SCORED = ("evaluate_first=True", "sheets.steps=0")
-SCORED = {
-    "": (*_SCORED, "evaluators=('clip_score',)", "scoring.images=1000"),
-    "shapes": (
-        *_SCORED,
-        "evaluators=('attribute_accuracy','clip_score_shapes','fd_clip_shapes')",
-        "scoring.reference=shapes",
-        "scoring.images=256",
-        "scoring.batch_size=64",
-        "scoring.steps=12",
-        "scoring.guidance_scale=1.5",
+    "criteria": (
+        *("scored,bk_base", "scored,bk_small", "scored,bk_small seed=1"),
+        *CRITERIA,
+        *(f"random{seed}" for seed in range(8)),
     ),
 }
-"""Settings of the runs of `criteria`: their images are scored before and after."""
+SMALL = {"v1": "482.4M", "v2_base": "485.8M", "v2": "485.8M", "shapes": "3.84M"}
+"""Generation -> the size of `bk_small`, for students by a criterion."""
 
 
 def get_config(variants: str = "") -> config_dict.ConfigDict:
@@ -73,12 +64,10 @@ def get_config(variants: str = "") -> config_dict.ConfigDict:
     chosen = [name for name in names if name in RUNS]
     config = defaults(SweepConfig)
     config.runs = tuple(_run(generation, run) for run in (RUNS[chosen[0]] if chosen else ()))
-    if chosen == ["criteria"]:
-        config.settings = SCORED.get(generation, SCORED[""])
     return config
 
 
 def _run(generation: str, run: str) -> str:
     if run in CRITERIA or run.startswith("random"):
-        return f"{generation} student={run}:{SMALL[generation]}"
+        return f"{generation},scored student={run}:{SMALL[generation]}"
     return f"{generation},{run}"

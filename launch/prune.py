@@ -9,7 +9,8 @@ r"""Prunes a teacher to a student.
 remove, by Diffusers' names:
 `down_blocks.1.resnets.1,down_blocks.1.attentions.1,up_blocks.2.resnets.1,up_blocks.2.attentions.1`;
 `down_blocks.1.resnets.0:interpolate` puts an interpolation in the ResNet's place. Or it is a criterion and a size, such
-as `taylor:482M`, with the scores that `launch.analyse` wrote in `block_scores`.
+as `taylor:482M`, with the scores that `launch.analyse` wrote in `block_scores`; `random7:482M` takes random blocks, the
+same for the same number.
 The workdir becomes the student's pipeline folder, or contains a single file (`format`). The student gets the teacher's
 weights (`student_init=teacher`), random ones, or those of another such student; the other networks are the teacher's.
 

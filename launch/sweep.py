@@ -24,7 +24,8 @@ def main(config: SweepConfig, workdir: Path) -> None:
     from bksdm_jax.base.distributed import is_first
     from bksdm_jax.experiments.sweep import read_sweep, sweep
 
-    made = sweep(config.read(), workdir)
+    runs = config.read()
+    made = sweep(runs, workdir)
     if made is None:
         tell(made, workdir)
     elif is_first():
@@ -32,9 +33,9 @@ def main(config: SweepConfig, workdir: Path) -> None:
         widths = {key: max(len(key), *(len(row[key]) for row in rows)) for key in rows[0]}
         for row in [{key: key for key in widths}, *rows]:
             print("  ".join(f"{row[key]:{width}}" for key, width in widths.items()).rstrip())
-        failed = [row["run"] for row in rows if row["status"] != "done"]
+        failed = [row["run"] for row in rows if row["run"] in runs and row["status"] != "done"]
         if failed:
-            sys.exit(f"error: {len(failed)} of {len(rows)} runs failed ({', '.join(failed)}); see {made}")
+            sys.exit(f"error: {len(failed)} of {len(runs)} runs failed ({', '.join(failed)}); see {made}")
         tell(made, workdir)
 
 

@@ -1,4 +1,4 @@
-"""Whether two ways of scoring blocks rank them alike."""
+"""Whether two ways of scoring the same things, such as blocks, rank them alike."""
 
 import dataclasses
 import itertools
@@ -21,9 +21,9 @@ class Agreement:
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float], seed: int = 0) -> Agreement:
-    """Spearman's rank correlation of two scores of the same blocks.
+    """Spearman's rank correlation of two scores of the same things.
 
-    The interval is the percentile bootstrap's over blocks (Efron 1979); resamples of equal values are left out.
+    The interval is the percentile bootstrap's over these (Efron 1979); resamples of equal values are left out.
     """
     pairs = np.array([first, second], np.float64)
     if not np.ptp(pairs, axis=1).all():

@@ -110,10 +110,10 @@ def _require_same(workdir: Path, record: dict[str, Any], results: dict[str, Any]
     free = {_TEACHER, *MAY_CHANGE, *(f"sensitivity.{key}" for key in _OF_IMAGES_MAY_CHANGE)}
     if not set(results.get("scores", {})) & set(OF_DATA):
         free |= {*_DATA, *_CALIBRATION}
-    if sampled and results.get("removals"):
-        free.discard("dtype")
-    else:
+    if not sampled or not results.get("removals"):
         free |= set(_IMAGES)
+    if results.get("removals"):
+        free.discard("dtype")
     require_same(workdir, record, free)
 
 

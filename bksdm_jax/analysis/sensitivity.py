@@ -12,6 +12,7 @@ import numpy as np
 
 from bksdm_jax.analysis.config import OF_IMAGES, AnalyseConfig
 from bksdm_jax.base.errors import InputError, NotFiniteError
+from bksdm_jax.base.files import make_folder
 from bksdm_jax.base.images import save_png
 from bksdm_jax.base.progress import Progress
 from bksdm_jax.data.sources import is_cached
@@ -162,8 +163,7 @@ class Sensitivity:
                 progress.advance(note=removal.name)
 
     def _keep(self, name: str, images: Sequence[np.ndarray]) -> None:
-        folder = self._images / name
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = make_folder(self._images / name)
         for number, image in enumerate(images):
             save_png(folder / f"{number:06d}.png", image)
 

@@ -36,7 +36,7 @@ def score_points(runs: Mapping[str, DistillConfig], finished: set[str], workdir:
         for name in sorted(finished & runs.keys(), key=list(runs).index):
             x = float(operator.attrgetter(key)(runs[name]))
             if x:  # `examples` 0 is all of them, a number that settings don't have
-                groups.setdefault(_without(runs[name], key), {})[name] = x
+                groups.setdefault(settings_without(runs[name], key), {})[name] = x
         for names in groups.values():
             if len(set(names.values())) > 1:
                 label = _label(runs[next(iter(names))])
@@ -46,14 +46,15 @@ def score_points(runs: Mapping[str, DistillConfig], finished: set[str], workdir:
     return [*over_updates, *(with_published(varied) if counts == {IMAGES} else varied)]
 
 
-def _without(config: DistillConfig, key: str) -> str:
-    """All settings but `key` that decide a run's weights, as text."""
+def settings_without(config: DistillConfig, *keys: str) -> str:
+    """All settings but `keys` that decide a run's weights, as text."""
     settings: dict[str, Any] = dataclasses.asdict(config)
-    place = settings
-    *parents, last = key.split(".")
-    for parent in parents:
-        place = place[parent]
-    del place[last]
+    for key in keys:
+        place = settings
+        *parents, last = key.split(".")
+        for parent in parents:
+            place = place[parent]
+        del place[last]
     own = ("steps", "block_scores")  # which runs of one table may differ in
     kept = {name: value for name, value in settings.items() if name not in MAY_CHANGE or name in own}
     return json.dumps(kept, sort_keys=True)

@@ -49,15 +49,15 @@ def read_scores(teacher: UNetConfig, target: Target, scores: str) -> dict[str, f
         raise missing_scores(target.text)
     found = read_all_scores(teacher, scores)
     if target.criterion not in found:
-        known = listed(sorted(found)) if found else "none"
-        raise InputError(f"{_file(scores)}: no scores by {target.criterion}; it has: {known}")
+        raise InputError(f"{_file(scores)}: no scores by {target.criterion}; it has: {listed(sorted(found))}")
     return found[target.criterion]
 
 
 def read_all_scores(teacher: UNetConfig, scores: str) -> dict[str, dict[str, float]]:
     """Criterion -> block -> its score, from the file of the blocks' scores or the folder that it is in.
 
-    Raises `InputError` if there is no such file, or a criterion doesn't have a number for each block of the teacher.
+    Raises `InputError` if there is no such file, it has no scores, or a criterion doesn't have a number for each block
+    of the teacher.
     """
     path = _file(scores)
     found = read_json(path).get("scores")
@@ -70,6 +70,8 @@ def read_all_scores(teacher: UNetConfig, scores: str) -> dict[str, dict[str, flo
             odd = sorted(each.keys() ^ set(blocks))[0]
             raise InputError(f"{path}: the scores are of another U-Net than the teacher's: {odd} is in one alone")
         every[criterion] = {block: finite_number(str(path), block, each[block]) for block in blocks}
+    if not every:
+        raise InputError(f"{path}: no scores of blocks; continue launch.analyse there")
     return every
 
 

@@ -37,7 +37,8 @@ class PruneConfig(ModelOptions, InitOptions, SaveOptions):
     Attributes:
         teacher: pipeline folder, single file, hub id, or `shapes_teacher`.
         student: a preset (sd, bk_base, bk_small, bk_tiny, no_mid), a comma-separated list of blocks to remove, or a
-            criterion and a size, such as `taylor:482M` (parameters) or `taylor:217G` (multiply-adds).
+            criterion and a size, such as `taylor:482M` (parameters) or `taylor:217G` (multiply-adds);
+            `random7:482M`: by chance.
         seed: of random weights.
     """
 

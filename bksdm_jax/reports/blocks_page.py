@@ -21,6 +21,7 @@ COLUMNS = 6
 WHOLE = "nothing"
 """The name of the removal of no block."""
 _WIDE = 1000  # largest score over smallest, from which on the axis is logarithmic
+_UNSHOWN = ("texts", "data_facts", "teacher_sha256")
 _GROUPS = {"blocks": "without single blocks", "groups": "without several blocks", "skips": "without skip connections"}
 
 
@@ -33,8 +34,8 @@ def write_blocks_page(results: Mapping[str, Any], workdir: Path) -> Path:
     config = read_json(workdir / "config.json", MOST_READ)
     order = sorted(results["blocks"], key=lambda block: results["blocks"][block]["number"])
     found = results.get("removals", {})
-    names = [name for name in (WHOLE, *order, *(name for name in found if name not in order)) if name in found]
-    metrics = list(found[names[0]]["scores"]) if names else []
+    names = sorted(found, key=lambda name: _place(found[name], order))
+    metrics = sorted(found[WHOLE]["scores"]) if names else []
     grid = _grid(workdir / IMAGES, names, config.get("texts") or [])
     return write_template(
         workdir / PAGE,
@@ -46,7 +47,7 @@ def write_blocks_page(results: Mapping[str, Any], workdir: Path) -> Path:
         ranks=_ranks(results["scores"], order),
         agreement=results.get("agreement", {}),
         criteria=[_criterion(name, results, order) for name in CRITERIA if name in results["scores"]],
-        figures={metric: _of_metric(metric, found, order) for metric in metrics},
+        figures={metric: _of_metric(metric, found, names) for metric in metrics},
         removals={name: found[name]["scores"] for name in names},
         metrics=metrics,
         better={metric: better(metric) for metric in metrics},
@@ -60,6 +61,13 @@ def kind_of(removal: Mapping[str, Any]) -> str:
     if removal.get("skips"):
         return "skips"
     return "groups" if len(removal["blocks"]) > 1 else "blocks"
+
+
+def _place(removal: Mapping[str, Any], order: list[str]) -> tuple[int, ...]:
+    """For sorting: nothing, blocks, groups, skips, each in the order of the forward pass."""
+    gone = removal.get("skips") or removal["blocks"]
+    kind = list(_GROUPS).index(kind_of(removal))
+    return (kind, len(gone) if kind == 2 else 0, *(order.index(block) for block in gone)) if gone else ()
 
 
 def _ranks(scores: Mapping[str, Mapping[str, float]], order: list[str]) -> dict[str, dict[str, int]]:
@@ -79,17 +87,18 @@ def _criterion(name: str, results: Mapping[str, Any], order: list[str]) -> dict[
 
 
 def _of_metric(metric: str, found: Mapping[str, Any], order: list[str]) -> list[dict[str, str]]:
-    """The bars of a metric: how far each removal's score is from the whole teacher's."""
+    """The bars of a metric: how far each removal's score is from the whole teacher's; `order`: of the removals."""
     whole = found[WHOLE]["scores"][metric]
     made = []
     for kind, title in _GROUPS.items():
-        names = [name for name in (*order, *(name for name in found if name not in order)) if name in found]
-        names = [name for name in names if name != WHOLE and kind_of(found[name]) == kind]
+        names = [name for name in order if name != WHOLE and kind_of(found[name]) == kind]
         bars = [_bar(name, found[name], metric, whole["value"]) for name in names]
         if bars:
             ends = [whole[end] for end in ("low", "high")]
             noise = None if None in ends else (ends[0] - whole["value"], ends[1] - whole["value"])
-            made.append(_figure(bars, f"change of {metric}", f"{metric} {title}", noise))
+            shaded = " Shaded: the teacher's own 95% interval." if noise else ""
+            text = f"{metric} {title}: change from the whole teacher.{shaded}"
+            made.append(_figure(bars, f"change of {metric}", text, noise))
     return made
 
 
@@ -126,8 +135,7 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings, those of groups as `group.key`, without the captions and hashes."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
-        if isinstance(value, dict):
-            flat |= {f"{key}.{inner}": one for inner, one in value.items()}
-        elif key not in ("texts", "data_facts"):
-            flat[key] = value
+        if key in _UNSHOWN:
+            continue
+        flat |= {f"{key}.{inner}": one for inner, one in value.items()} if isinstance(value, dict) else {key: value}
     return {key: value for key, value in flat.items() if value not in ("", [], None)}

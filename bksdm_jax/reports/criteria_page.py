@@ -27,10 +27,7 @@ def write_criteria_page(results: Mapping[str, Any], workdir: Path) -> Path:
 
     Raises `InputError` if a file can't be written.
     """
-    runs, correlations = results["runs"], results["correlations"]
-    after = [key for key in runs[0]["after"] if not key.endswith(("/low", "/high"))]
-    scores = [key for key in after if key not in _LOSSES]
-    outcomes = [*scores, *(key for key in after if key in _LOSSES)]
+    runs, correlations, outcomes = results["runs"], results["correlations"], results["results"]
     figures = {key: {theme: _figure(runs, correlations, key, theme) for theme in INK} for key in outcomes}
     with atomic_file(workdir / PLOT) as temporary:
         temporary.write_text(_figure(runs, correlations, outcomes[0], "light", transparent=False), encoding="utf-8")
@@ -39,10 +36,11 @@ def write_criteria_page(results: Mapping[str, Any], workdir: Path) -> Path:
         "criteria_report.html.j2",
         runs=runs,
         correlations=correlations,
+        students=results["students"],
         criteria={name: CRITERIA[name] for name in runs[0]["criteria"]},
         losses=_LOSSES,
         outcomes=outcomes,
-        before=[key for key in outcomes if all(key in row["before"] for row in runs)],
+        before=[key for key in outcomes if f"{key} before" in correlations],
         better={key: better(key) or "lower" for key in outcomes},
         figures={
             key: {theme: data_uri(svg.encode(), "image/svg+xml") for theme, svg in each.items()}
@@ -68,9 +66,10 @@ def _figure(
     theme: str,
     transparent: bool = True,
 ) -> str:
-    """A score after training over every prediction."""
+    """A score after training over every prediction, for the runs that have all of them."""
+    shown = [run for run in runs if outcome in run["after"] and None not in (_value(run, one) for one in correlations)]
     groups: dict[str, list[Mapping[str, Any]]] = {}
-    for run in runs:
+    for run in shown:
         groups.setdefault(_kind(run), []).append(run)
     kinds = [
         Points(kind, *([run["after"].get(f"{outcome}{end}") for run in each] for end in ("", "/low", "/high")))
@@ -79,8 +78,6 @@ def _figure(
     panels = []
     for prediction, found in correlations.items():
         xs = [[_value(run, prediction) for run in each] for each in groups.values()]
-        if any(x is None for each in xs for x in each):
-            continue
         flat = [x for each in xs for x in each]
         log_x = min(flat) > 0 and max(flat) >= _WIDE * min(flat)
         panels.append(ScatterPanel(_x_label(prediction), correlation_text(found[outcome]), xs, log_x))

@@ -103,7 +103,7 @@ def picture_grid(folders: Mapping[str, Folder], most: int) -> Grid:
     if len(names) < len(shared):
         notes.append(f"{len(shared) - len(names)} images are left out, whose captions differ from model to model.")
     if not names:
-        notes.append("The models have no images of the same name and caption.")
+        notes.append("No images have the same name and caption in all rows.")
     files = {name: [folder.paths[name] for folder in folders.values()] for name in names[:most]}
     small, used = _copies(files, SMALL, BUDGET)
     large, _ = _copies({name: files[name] for name in small}, LARGE, BUDGET - used)
@@ -140,7 +140,7 @@ def _copy(path: Path, side: int) -> str:
     try:
         image = to_rgb(open_image(read_bytes(path, MOST_BYTES)))
     except ValueError as error:
-        raise InputError(f"{path}: not a readable image ({error}); replace it, or give config.images=0") from error
+        raise InputError(f"{path}: not a readable image ({error}); replace or delete it") from error
     if side > SMALL and max(image.size) <= SMALL:
         return ""
     exact = max(image.size) <= SMALL  # too small for JPEG's artefacts

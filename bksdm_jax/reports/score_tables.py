@@ -3,7 +3,7 @@
 import csv
 import dataclasses
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from bksdm_jax.reports import published as paper
@@ -48,6 +48,11 @@ def better(metric: str) -> str:
     if metric.startswith(_LOWER):
         return "lower"
     return "higher" if metric.startswith(_HIGHER) else ""
+
+
+def measured(columns: Iterable[str]) -> list[str]:
+    """The names of metrics among a table's columns, without the ends of their intervals."""
+    return [name for name in columns if not name.endswith(("/low", "/high"))]
 
 
 def formatted(metric: str, value: float) -> str:
