@@ -3,10 +3,12 @@
 import dataclasses
 import string
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from bksdm_jax.base.files import read_json
 from bksdm_jax.metrics.bootstrap import Score, bootstrap
 
 _CONSTANT = 1e-6  # of the largest value: what rounding leaves of a constant map
@@ -70,3 +72,20 @@ def by_word(prompts: Sequence[Pairs]) -> dict[str, dict[str, Any]]:
 def _means(own: Sequence[Likeness]) -> Mapping[str, Any]:
     values = {name: [v for one in own if (v := getattr(one, name)) is not None] for name in Likeness._fields}
     return {name: float(np.mean(some)) if some else None for name, some in values.items()} | {"count": len(own)}
+
+
+def likeness_lines(path: Path) -> list[str]:
+    """A table of the means in an `attribution.json`."""
+    found = read_json(path)
+    lines = [f"{'student':<12}{'words':>6}{'correlation':>24}{'IoU':>24}"]
+    for name, own in found["mean"].items():
+        cells = "".join(f"{_shown(own[key]):>24}" for key in Likeness._fields)
+        lines.append(f"{name:<12}{own['words']:>6}{cells}")
+    return lines
+
+
+def _shown(score: Mapping[str, Any]) -> str:
+    if score["value"] is None:
+        return "undefined"
+    span = f" [{score['low']:.2f}, {score['high']:.2f}]" if score["low"] is not None else ""
+    return f"{score['value']:.2f}{span}"
