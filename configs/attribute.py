@@ -7,7 +7,7 @@ r"""Where each word of a prompt looks, of a teacher and its students.
 Without a variant: the first 16 prompts of the file, 25 steps at guidance 7.5.
 
 Variants:
-  shapes  the shapes teacher, with four of the shapes world's captions; half a minute on two CPU cores
+  shapes  the shapes teacher, with four of the shapes world's captions; a minute on two CPU cores
 
 All settings: `python -m launch.attribute --help`.
 """

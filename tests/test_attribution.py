@@ -1,8 +1,10 @@
 """Attribution maps against plain PyTorch with hooks, words and their tokens, and how alike maps are."""
 
 import dataclasses
+import itertools
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from bksdm_jax.analysis.attribution_config import AttributionConfig, require_att
 from bksdm_jax.analysis.likeness import Likeness, by_word, likeness, likeness_lines, mean_likeness
 from bksdm_jax.analysis.words import Word, word_maps, words_of
 from bksdm_jax.base.errors import InputError
+from bksdm_jax.diffusion.noise import image_keys
 from bksdm_jax.formats.unet_json import unet_from_diffusers
 from bksdm_jax.models import attention
 from bksdm_jax.models.attention import CROSS_ATTENTION
@@ -34,16 +37,12 @@ from bksdm_jax.pipelines.tokenizer import Tokenizer, load_tokenizer
 from bksdm_jax.sampling.config import SamplerConfig
 from bksdm_jax.sampling.generate import make_generate
 from bksdm_jax.sampling.text_to_image import text_to_image
-from tests import micro, tiny
+from tests import micro, pages, tiny
 from tests.binaries import fail, settings, succeed
 
-V1 = tiny.MICRO
-V2 = tiny.MICRO | {"attention_head_dim": [2, 4], "use_linear_projection": True, "upcast_attention": True}
-DEEP = V2 | {  # layers of transformers as in SDXL
-    "down_block_types": ("CrossAttnDownBlock2D",) * 2,
-    "up_block_types": ("CrossAttnUpBlock2D",) * 2,
-    "transformer_layers_per_block": [1, 2],
-}
+V1 = tiny.MICRO | {"down_block_types": ("CrossAttnDownBlock2D",) * 2, "up_block_types": ("CrossAttnUpBlock2D",) * 2}
+V2 = V1 | {"attention_head_dim": [2, 4], "use_linear_projection": True, "upcast_attention": True}
+DEEP = V2 | {"transformer_layers_per_block": [1, 2]}  # as in SDXL
 SIZE, TOKENS = 8, 7
 
 
@@ -135,7 +134,7 @@ def test_maps_of_a_call_are_pytorchs(options: dict[str, Any]) -> None:
 
 
 def test_latents_need_not_be_square() -> None:
-    config = unet_from_diffusers(V1 | {"down_block_types": ("CrossAttnDownBlock2D",) * 2})
+    config = unet_from_diffusers(V1)
     layers = traced_layers(config)
     assert {row.level for row in layers.values()} == {0, 1}
     generator = np.random.default_rng(0)
@@ -168,9 +167,9 @@ def test_recomputing_changes_no_weights(remat: str) -> None:
         np.testing.assert_allclose(own, again[name], atol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_weights_that_nobody_asks_for_cost_nothing(dtype: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    _, config, params = network(tiny.PICO | {"upcast_attention": True}, 3)
+@pytest.mark.parametrize(("dtype", "upcast"), [(jnp.float32, True), (jnp.bfloat16, False)])
+def test_weights_that_nobody_asks_for_cost_nothing(dtype: Any, upcast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, config, params = network(tiny.PICO | {"upcast_attention": upcast}, 3)
     unet, given = UNet(config, dtype), inputs(config)
 
     def off(params: Any) -> jax.Array:
@@ -204,9 +203,10 @@ def test_maps_over_ddim_are_those_of_a_loop_in_pytorch(micro_torch_teacher: Path
     captions, empty = pipeline.caption_inputs(["a photo of a cat", "the red rocket"]), pipeline.caption_inputs([""])
     noise = np.random.default_rng(1).standard_normal((2, SIZE, SIZE, 4)).astype(np.float32)
     images, finite, maps = map(np.asarray, jax.jit(make_attribute(parts))(pipeline.params, captions, empty, noise))
-    plain, _ = jax.jit(make_generate(pipeline.architectures, config))(pipeline.params, captions, empty, noise)
     assert finite.all()
-    assert np.abs(images.astype(int) - np.asarray(plain)).max() <= 1
+    if guidance > 1:  # the images are those of sampling without maps
+        plain, _ = jax.jit(make_generate(pipeline.architectures, config))(pipeline.params, captions, empty, noise)
+        assert np.abs(images.astype(int) - np.asarray(plain)).max() <= 1
 
     unet = UNet2DConditionModel.from_pretrained(micro_torch_teacher / "unet").train(False)
     states, without = (
@@ -319,9 +319,9 @@ PROMPTS = ("a photo of a cat", "<b>red</b> & blue", "")
 
 
 @pytest.fixture(scope="module")
-def student(micro_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def student(pico_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("students") / "student"
-    succeed("prune", settings("prune.py", folder, teacher=micro_teacher, student=tiny.MICRO_STUDENT))
+    succeed("prune", settings("prune.py", folder, teacher=pico_teacher, student=tiny.PICO_STUDENT))
     return folder
 
 
@@ -330,8 +330,8 @@ def small(teacher: Path, *students: Path | str, **values: Any) -> AttributionCon
     return AttributionConfig(teacher=str(teacher), models=tuple(map(str, students)), **given | values)
 
 
-def test_a_teacher_beside_students(micro_teacher: Path, student: Path, tmp_path: Path) -> None:
-    config = small(micro_teacher, student, micro_teacher)
+def test_a_teacher_beside_students(pico_teacher: Path, student: Path, tmp_path: Path) -> None:
+    config = small(pico_teacher, student, pico_teacher)
     page = attribute(config, tmp_path / "run")
     found = json.loads((tmp_path / "run" / "attribution.json").read_text())
     assert [prompt["text"] for prompt in found["prompts"]] == list(PROMPTS)
@@ -354,9 +354,8 @@ def test_a_teacher_beside_students(micro_teacher: Path, student: Path, tmp_path:
     pipeline = load_pipeline(student)  # the maps are those of the functions
     sampler = SamplerConfig(steps=2, guidance_scale=2.0, resolution=16, sampler="ddim")
     inputs = pipeline.caption_inputs(PROMPTS[:1]), pipeline.caption_inputs([""])
-    _, _, alone = make_attribute(text_to_image(pipeline.architectures, sampler))(
-        pipeline.params, *inputs, jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(jnp.arange(1))
-    )
+    program = jax.jit(make_attribute(text_to_image(pipeline.architectures, sampler)))
+    _, _, alone = program(pipeline.params, *inputs, image_keys(0, np.arange(1, dtype=np.uint32)))
     expected = np.asarray(alone)[0, ..., 1:6].transpose(2, 0, 1)
     np.testing.assert_allclose(np.load(tmp_path / "run/student_1/maps/000000.npy"), expected, atol=1e-5)
 
@@ -367,6 +366,11 @@ def test_a_teacher_beside_students(micro_teacher: Path, student: Path, tmp_path:
     attribute(config, tmp_path / "run")
     assert (tmp_path / "run/teacher/images/000000.png").stat().st_mtime_ns == stamp
     assert {path: path.read_bytes() for path in files} == files
+    attribute(dataclasses.replace(config, threshold=0.9), tmp_path / "run")  # nothing is made again
+    assert (tmp_path / "run/teacher/images/000000.png").stat().st_mtime_ns == stamp
+    other = json.loads((tmp_path / "run" / "attribution.json").read_text())["mean"]["student_1"]
+    assert other["correlation"] == own["correlation"]
+    assert other["iou"] != own["iou"]
     with pytest.raises(InputError, match="seed is 0"):
         attribute(dataclasses.replace(config, seed=1), tmp_path / "run")
     (tmp_path / "run/student_1/maps/000001.npy").write_bytes(b"\x93NUMPY")
@@ -374,20 +378,42 @@ def test_a_teacher_beside_students(micro_teacher: Path, student: Path, tmp_path:
         attribute(config, tmp_path / "run")
 
 
-def test_the_program(pico_teacher: Path, tmp_path: Path) -> None:
-    (tmp_path / "prompts.txt").write_text("a red cat\nthe cup\n")
-    values = {"teacher": pico_teacher, "models": f"('{pico_teacher}',)", "prompts": tmp_path / "prompts.txt"}
-    more = {"steps": 1, "guidance_scale": 1, "resolution": 16, "sampler": "ddim", "images": 1}
-    printed = succeed("attribute", settings("attribute.py", tmp_path / "out", **values | more)).splitlines()
-    assert printed[-1] == str(tmp_path / "out" / "attribution.html")
+@pytest.fixture(scope="module")
+def flags(pico_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Settings of the smallest run."""
+    prompts = tmp_path_factory.mktemp("prompts") / "prompts.txt"
+    prompts.write_text("a red cat\nthe cup\n")
+    values = {"teacher": pico_teacher, "models": f"('{pico_teacher}',)", "prompts": prompts}
+    return values | {"steps": 1, "guidance_scale": 1, "resolution": 16, "sampler": "ddim", "images": 1}
+
+
+@pytest.fixture(scope="module")
+def page(flags: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the program writes."""
+    folder = tmp_path_factory.mktemp("made")
+    printed = succeed("attribute", settings("attribute.py", folder, **flags)).splitlines()
+    assert printed[-1] == str(folder / "attribution.html")
     assert printed[1].split() == ["student_1", "3", "1.00", "1.00"]
-    assert len(list((tmp_path / "out" / "teacher" / "images").iterdir())) == 1
-    named = re.findall(r'(?:src|href)="([^"]*)"', (tmp_path / "out" / "attribution.html").read_text(encoding="utf-8"))
+    assert len(list((folder / "teacher" / "images").iterdir())) == 1
+    return folder / "attribution.html"
+
+
+def test_the_page_stands_on_its_own(page: Path) -> None:
+    named = re.findall(r'(?:src|href)="([^"]*)"', page.read_text(encoding="utf-8"))
     assert len(named) == 2 + 2 * 4  # an icon, the scale, and of both models an image and three words
     assert all(name.startswith("data:") for name in named)
-    said = fail("attribute", settings("attribute.py", tmp_path / "none", **values | more | {"images": 0}))
-    assert "images" in said
-    assert not (tmp_path / "none").exists()
+
+
+def test_the_page_is_whole_in_a_browser(page: Path) -> None:
+    with pages.chromium() as browser:
+        for width, scheme in itertools.product(pages.WIDTHS, pages.SCHEMES):
+            with pages.opened(browser, page, width, scheme) as shown:
+                assert shown.locator(".maps tbody tr").count() == 2
+
+
+def test_a_mistake_leaves_no_workdir(flags: dict[str, Any], tmp_path: Path) -> None:
+    assert "images" in fail("attribute", settings("attribute.py", tmp_path / "out", **flags | {"images": 0}))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -417,7 +443,7 @@ def test_settings_that_cannot_be_used_are_refused(change: dict[str, Any], facts:
 
 @pytest.fixture(scope="module")
 def misfits(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Students that can't be beside the micro teacher."""
+    """Students that can't be beside the teacher."""
     folder = tmp_path_factory.mktemp("misfits")
     plain = tiny.PICO | {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
     tiny.write_torch_pipeline(folder / "without_attention", plain, vae=tiny.MICRO_VAE)
@@ -429,8 +455,10 @@ def misfits(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     tiny.write_torch_pipeline(folder / "other_tokens", tiny.PICO, vae=tiny.MICRO_VAE)
     merges = folder / "other_tokens" / "tokenizer" / "merges.txt"
     merges.write_text(merges.read_text().replace("c a\n", ""))
-    fast = folder / "other_tokens" / "tokenizer" / "tokenizer.json"
-    fast.unlink(missing_ok=True)
+    (folder / "other_tokens" / "tokenizer" / "tokenizer.json").unlink(missing_ok=True)
+    shutil.copytree(folder / "other_tokens", folder / "fewer_tokens")
+    file = folder / "fewer_tokens" / "tokenizer" / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"model_max_length": 20}))
     return {path.name: path for path in folder.iterdir()}
 
 
@@ -440,6 +468,7 @@ def misfits(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         ("without_attention", {}, ("models", "without_attention", "cross-attention")),
         ("larger_latents", {}, ("models", "larger_latents", "(16, 16, 4)", "(8, 8, 4)")),
         ("other_tokens", {}, ("models", "other_tokens", "tokenizer")),
+        ("fewer_tokens", {}, ("models", "fewer_tokens", "20", "77")),
         ("missing", {}, ("missing",)),
         ("teacher", {"texts": ("", " ")}, ("prompts", "no words")),
         ("teacher", {"resolution": 17}, ("resolution", "17")),
@@ -447,11 +476,11 @@ def misfits(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     ],
 )
 def test_models_that_cannot_be_compared_are_refused(
-    micro_teacher: Path, misfits: dict[str, Path], tmp_path: Path, name: str, change: dict[str, Any], facts: tuple[str]
+    pico_teacher: Path, misfits: dict[str, Path], tmp_path: Path, name: str, change: dict[str, Any], facts: tuple[str]
 ) -> None:
-    other = micro_teacher if name == "teacher" else misfits.get(name, tmp_path / name)
+    other = pico_teacher if name == "teacher" else misfits.get(name, tmp_path / name)
     with pytest.raises(InputError) as error:
-        attribute(small(micro_teacher, other, **change), tmp_path / "run")
+        attribute(small(pico_teacher, other, **change), tmp_path / "run")
     assert all(fact in str(error.value) for fact in facts), error.value
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run").exists()

@@ -122,9 +122,8 @@ class UNet(nn.Module):
     """Predicts noise (or velocity) from noisy latents, their timesteps and their conditioning.
 
     If the collection `FEATURES` is mutable, the outputs of every stage (`down_blocks.0`) and of every transformer's
-    `attn1` and `proj_out` are sown; `captured` lists them. If `CROSS_ATTENTION` is, the weights of every `attn2` are;
-    `attention_weights` lists them. Self-attention then stays what `attention` says, cross-attention computes its
-    weights in float32.
+    `attn1` and `proj_out` are sown; `captured` lists them. If `CROSS_ATTENTION` is, so are the weights of every
+    `attn2`, which `attention_weights` lists; cross-attention then has them all in memory, whatever `attention` says.
 
     `full` and `shallow` are for sampling with DeepCache (Ma et al. 2023): the deep feature, which is concatenated with
     skip `cut` in the up half, changes little from step to step, so a shallow call takes an earlier full call's and runs

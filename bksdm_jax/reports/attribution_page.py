@@ -22,7 +22,7 @@ FILE, PAGE = "attribution.json", "attribution.html"
 SIDE = 160
 """Longest side in pixels of the pictures."""
 _COLOURS = "viridis"
-_SHARE = 0.65  # of the map in a picture
+_SHARE = 0.6  # of the map in a picture
 _QUALITY = 85
 _MOST_WORDS = 40  # rows of the table of words
 
@@ -114,7 +114,7 @@ def _overlay(image: Image.Image, map_: np.ndarray, threshold: float) -> np.ndarr
     large = np.asarray(Image.fromarray(map_.astype(np.float32)).resize(image.size, Image.Resampling.BICUBIC))
     span = np.ptp(large)
     share = (large - large.min()) / span if span > 0 else np.zeros_like(large)
-    grey = 64 + np.asarray(image.convert("L"), np.float32)[..., None] / 2  # a white or black image would hide colours
+    grey = 48 + 0.6 * np.asarray(image.convert("L"), np.float32)[..., None]  # a white or black image would hide colours
     mixed = _SHARE * _coloured(share) + (1 - _SHARE) * grey
     marks = Image.fromarray(map_ >= threshold * map_.max()).resize(image.size, Image.Resampling.NEAREST)
     mixed[_edges(np.asarray(marks))] = 255
