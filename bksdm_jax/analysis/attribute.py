@@ -135,9 +135,10 @@ def _identities(
             tokens, words = ours, [words_of(tokenizer, text) for text in texts]
         if ours.keys() != tokens.keys() or any(not np.array_equal(ours[part], tokens[part]) for part in ours):
             lengths = [next(iter(one.values())).shape[1] for one in (ours, tokens)]
+            what = "the same number of" if lengths[0] == lengths[1] else f"{lengths[0]} instead of {lengths[1]}"
             raise InputError(
-                f"{_key(name, config)} makes other tokens of the prompts ({lengths[0]} each) than the teacher "
-                f"({lengths[1]} each); expected a student with the teacher's tokenizer"
+                f"{_key(name, config)} makes other tokens of the prompts than the teacher ({what} tokens each); "
+                "expected a student with the teacher's tokenizer"
             )
         identities[name] = pipeline.identity()
     if not any(read for read, _ in words):
