@@ -18,6 +18,7 @@ MAKES: dict[str, dict[str, str]] = {
     "reference": {"images": "images", "prompts.csv": "prompts", "fid_pytorch_fid.npz": "images"},
     "prepare": {"": "data"},
     "analyse": {"": "scores of blocks"},
+    "attribute": {"teacher/images": "images", "student_1/images": "images"},
     "shapes_teacher": {"made/teacher": "model"},
 }
 """Program -> what it leaves in its workdir, and the kind of that."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bksdm_jax.analysis.attribution_config import AttributionConfig
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.data.prepare.config import PrepareConfig
 from bksdm_jax.diffusion.schedule import ScheduleConfig
@@ -37,6 +38,7 @@ from launch.runs import SweepConfig, read_run
 SETTINGS = (
     *(BenchConfig, ComparisonConfig, CostConfig, PrepareConfig, PruneConfig, SampleAndScoreConfig, ScoreConfig),
     *(ReferenceConfig, ReportConfig, SweepConfig, TeacherConfig, DistillConfig, TradeoffConfig),
+    AttributionConfig,
 )
 NAMED = ("teacher=DIR", "data=DIR")
 

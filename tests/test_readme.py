@@ -19,6 +19,7 @@ from tests.readme_problems import made, problems
 SHORT = {
     "prune": {},
     "analyse": {"data": "photos", "images": 8, "batch_size": 8},
+    "attribute": {"steps": 1},
     "train": {"steps": 2, "batch_size": 2, "sheets.steps": 0, "validation.images": 0, "checkpoint_every": 0},
     "sample": {"steps": 1},
     "score": {"reference_count": 8, "cache": "cache"},
@@ -66,7 +67,7 @@ def test_its_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
             binaries.succeed(command.program, [*command.arguments, *more])
             ran.append(command.program)
             assert all((tmp_path / path).exists() for path, _ in made(command))
-    students = ["prune", "analyse", "prune", "sample", "score", "sample", "score", "report", "tradeoff"]
+    students = ["prune", "analyse", "prune", "attribute", "sample", "score", "sample", "score", "report", "tradeoff"]
     assert ran == [*students, "prepare", "prepare", "train", "cost", "cost", "compare"]
 
 

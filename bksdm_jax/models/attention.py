@@ -15,6 +15,8 @@ _CHUNK = 512  # queries
 _LARGE = 2**19  # scores per head above which they are computed in chunks
 _HALF = (jnp.bfloat16, jnp.float16)
 _LANES = 128  # TPU lanes; the flash kernel's block sizes are multiples of this
+CROSS_ATTENTION = "cross_attention"
+"""The variable collection that weights of cross-attention are sown into."""
 
 
 def attend(
@@ -28,16 +30,26 @@ def attend(
     """
     if implementation not in IMPLEMENTATIONS:
         raise one_of("attention", implementation, IMPLEMENTATIONS)
-
-    def split(x: jax.Array) -> jax.Array:
-        return x.reshape(*x.shape[:2], heads, -1)  # [B, N, heads, D]
-
+    operands = [_by_head(x, heads) for x in (query, key, value)]
     with jax.numpy_dtype_promotion("standard"):  # softmax in float32 relies on implicit promotion
         if causal:
-            out = jax.nn.dot_product_attention(split(query), split(key), split(value), is_causal=True)
+            out = jax.nn.dot_product_attention(*operands, is_causal=True)
         else:
-            out = IMPLEMENTATIONS[implementation](split(query), split(key), split(value))
+            out = IMPLEMENTATIONS[implementation](*operands)
     return out.reshape(query.shape)
+
+
+def attend_with_weights(query: jax.Array, key: jax.Array, value: jax.Array, heads: int) -> tuple[jax.Array, jax.Array]:
+    """What `attend` returns, and the weights it is computed with: their mean over the heads, float32 [B, N, M]."""
+    queries, keys, values = (_by_head(x, heads) for x in (query, key, value))
+    scores = jnp.einsum("bnhd,bmhd->bhnm", queries, keys, preferred_element_type=jnp.float32)
+    weights = jax.nn.softmax(scores * queries.shape[-1] ** -0.5, axis=-1)
+    out = jnp.einsum("bhnm,bmhd->bnhd", weights.astype(values.dtype), values)
+    return out.reshape(query.shape), weights.mean(axis=1)
+
+
+def _by_head(x: jax.Array, heads: int) -> jax.Array:
+    return x.reshape(*x.shape[:2], heads, -1)  # [B, N, heads, D]
 
 
 def _xla(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
@@ -183,7 +195,10 @@ def _block(positions: int, width: int) -> int:
 
 
 class Attention(nn.Module):
-    """Attention of `x` [B, N, C] to `context` [B, M, K], or to itself."""
+    """Attention of `x` [B, N, C] to `context` [B, M, K], or to itself.
+
+    If the collection `CROSS_ATTENTION` is mutable, the weights of attention to a context, [B, N, M], are sown.
+    """
 
     heads: int
     upcast: bool = False
@@ -192,6 +207,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, context: jax.Array | None = None) -> jax.Array:
+        sown = context is not None and self.is_mutable_collection(CROSS_ATTENTION) and not self.is_initializing()
         context = x if context is None else context
         width = x.shape[-1]
         query, key, value = (
@@ -200,8 +216,12 @@ class Attention(nn.Module):
         )
         if self.upcast:
             query, key, value = (a.astype(jnp.float32) for a in (query, key, value))
-        out = attend(query, key, value, self.heads, implementation=self.implementation).astype(self.dtype)
-        return Dense(width, dtype=self.dtype, name="to_out_0")(out)
+        if sown:
+            out, weights = attend_with_weights(query, key, value, self.heads)
+            self.sow(CROSS_ATTENTION, "weights", weights)
+        else:
+            out = attend(query, key, value, self.heads, implementation=self.implementation)
+        return Dense(width, dtype=self.dtype, name="to_out_0")(out.astype(self.dtype))
 
 
 class GEGLU(nn.Module):

@@ -9,7 +9,7 @@ from flax import linen as nn
 
 from bksdm_jax.base.errors import whole_number
 from bksdm_jax.models.abstract import parameter_shapes_of
-from bksdm_jax.models.attention import SpatialTransformer
+from bksdm_jax.models.attention import CROSS_ATTENTION, SpatialTransformer
 from bksdm_jax.models.layers import (
     Downsample,
     GroupNorm,
@@ -122,7 +122,8 @@ class UNet(nn.Module):
     """Predicts noise (or velocity) from noisy latents, their timesteps and their conditioning.
 
     If the collection `FEATURES` is mutable, the outputs of every stage (`down_blocks.0`) and of every transformer's
-    `attn1` and `proj_out` are sown; `captured` lists them.
+    `attn1` and `proj_out` are sown; `captured` lists them. If `CROSS_ATTENTION` is, so are the weights of every
+    `attn2`, which `attention_weights` lists; cross-attention then has them all in memory, whatever `attention` says.
 
     `full` and `shallow` are for sampling with DeepCache (Ma et al. 2023): the deep feature, which is concatenated with
     skip `cut` in the up half, changes little from step to step, so a shallow call takes an earlier full call's and runs
@@ -218,11 +219,22 @@ def captured(variables: Mapping[str, Any]) -> dict[str, jax.Array]:
     Stage outputs are `down_blocks.0`, projections `down_blocks.2.attentions.1.proj_out`, each [B, H, W, C]; outputs of
     self-attention are `down_blocks.2.attentions.1.transformer_blocks.0.attn1`, [B, H * W, C].
     """
-    features = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(variables[FEATURES]):
+    return _sown(variables[FEATURES], "_features")
+
+
+def attention_weights(variables: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """The weights sown by `UNet.apply(..., mutable=[CROSS_ATTENTION])`, means over the heads, under Diffusers' names:
+    `down_blocks.2.attentions.1.transformer_blocks.0.attn2` -> float32 [B, H * W, T].
+    """
+    return _sown(variables.get(CROSS_ATTENTION, {}), ".weights")
+
+
+def _sown(collection: Any, suffix: str) -> dict[str, jax.Array]:
+    found = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(collection):
         names = [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)]
-        features[".".join(dotted(name) for name in names).removesuffix("_features")] = leaf
-    return features
+        found[".".join(dotted(name) for name in names).removesuffix(suffix)] = leaf
+    return found
 
 
 def dotted(name: str) -> str:

@@ -77,6 +77,16 @@ class Tokenizer:
         every = self._tokenizer(list(captions), verbose=False)["input_ids"] if captions else []
         return [sum(len(self._vectors.get(index, (index,))) for index in ids) > self._max_length for ids in every]
 
+    def pieces(self, texts: Sequence[str]) -> list[list[int]]:
+        """The token ids of each text, however many, without those of start, end and padding."""
+        every = self._tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+        return [[one for index in ids for one in self._vectors.get(index, (index,))] for ids in every]
+
+    @property
+    def max_length(self) -> int:
+        """Token ids per caption, those of start and end included."""
+        return self._max_length
+
     def vocabulary(self) -> set[str]:
         """All tokens."""
         return set(self._tokenizer.get_vocab())
