@@ -6,17 +6,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import matplotlib
 import numpy as np
 from PIL import Image
 
 from bksdm_jax.base.errors import InputError
-from bksdm_jax.base.files import atomic_file, read_json
+from bksdm_jax.base.files import read_json
 from bksdm_jax.base.paths import read_bytes
 from bksdm_jax.base.progress import QUIET, waiting
 from bksdm_jax.data.decode import MOST_BYTES, open_image, to_rgb
 from bksdm_jax.reports.pictures import BUDGET, data_uri
+from bksdm_jax.reports.template import write_template
 
 FILE, PAGE = "attribution.json", "attribution.html"
 SIDE = 160
@@ -55,10 +55,9 @@ def write_attribution_page(workdir: Path) -> Path:
         if used > BUDGET and prompts:
             break
         prompts.append({"text": prompt["text"], "words": prompt["words"], "rows": rows, "left": prompt["left_out"]})
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("bksdm_jax.reports", "."), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    page = environment.get_template("attribution.html.j2").render(
+    return write_template(
+        workdir / PAGE,
+        "attribution_report.html.j2",
         labels=labels,
         names={model["folder"]: model["name"] for model in found["models"]},
         mean=found["mean"],
@@ -68,10 +67,6 @@ def write_attribution_page(workdir: Path) -> Path:
         settings=found["settings"],
         scale=data_uri(_png(_coloured(np.linspace(0, 1, 256)[None])), "image/png"),
     )
-    path = workdir / PAGE
-    with atomic_file(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
-    return path
 
 
 def _labels(models: Sequence[Mapping[str, str]]) -> dict[str, str]:
