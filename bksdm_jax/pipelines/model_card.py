@@ -22,6 +22,7 @@ class CardFacts:
         parent: the teacher as the user named it: a path or hub id.
         removed: the teacher's blocks that were removed.
         preset: the preset that removes these; empty: none does.
+        loras: names and weights of LoRAs that were merged into the parent before.
         start: the student's initial weights, in words.
         training: setting -> value; empty: not trained.
     """
@@ -31,6 +32,7 @@ class CardFacts:
     start: str
     training: Mapping[str, object] = dataclasses.field(default_factory=dict)
     preset: str = ""
+    loras: tuple[tuple[str, float], ...] = ()
 
 
 def model_card(pipeline: Pipeline, facts: CardFacts, file_format: str) -> str:
@@ -55,12 +57,12 @@ def model_card(pipeline: Pipeline, facts: CardFacts, file_format: str) -> str:
         "## Architecture",
         _architecture(pipeline, facts.removed),
         "## Training",
-        f"The U-Net started from {facts.start}. The other networks are the parent's.",
+        f"The U-Net started from {facts.start}. The other networks are the parent's.{_merged(facts.loras)}",
         _table("setting", facts.training) if facts.training else "It has not been trained.",
         "## Scores",
         "No scores have been measured.",
         "## Use",
-        _use(pipeline, file_format),
+        _use(pipeline, file_format) + _lora_text(facts.removed),
         "## Licence",
         _licence(pipeline.licence, parent),
     ]
@@ -90,6 +92,22 @@ def _architecture(pipeline: Pipeline, removed: tuple[str, ...]) -> str:
 def _table(name: str, values: Mapping[str, object], heading: str = "value") -> str:
     rows = [f"| `{key}` | {str(value).replace('|', '/')} |" for key, value in values.items()]
     return "\n".join([f"| {name} | {heading} |", "|---|---|", *rows])
+
+
+def _merged(loras: tuple[tuple[str, float], ...]) -> str:
+    names = ", ".join(f"`{name}` with weight {weight:g}" for name, weight in loras)
+    return f" Into the parent, LoRAs were merged first: {names}." if names else ""
+
+
+def _lora_text(removed: tuple[str, ...]) -> str:
+    """What to do with a LoRA of the parent."""
+    if not removed:
+        return ""
+    return (
+        "\n\nA LoRA of the parent has the parent's block numbers: tools may load it onto the wrong blocks without an "
+        "error. Convert it first: `python -m launch.convert_lora --config=configs/convert_lora.py --config.lora=FILE "
+        "--config.student=FOLDER --workdir=NEW`."
+    )
 
 
 def _use(pipeline: Pipeline, file_format: str) -> str:

@@ -1,7 +1,7 @@
 """Prunes a teacher to an untrained student."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from bksdm_jax.models.unet_table import UNetConfig
 from bksdm_jax.pipelines.config import SaveConfig
 from bksdm_jax.pipelines.hub import is_hub_id
 from bksdm_jax.pipelines.load import find_denoiser, find_model
+from bksdm_jax.pipelines.lora import Lora, open_loras, with_loras
 from bksdm_jax.pipelines.model_card import CardFacts, parent_name
 from bksdm_jax.pipelines.pipeline import Architectures, Pipeline
 from bksdm_jax.pipelines.save import require_savable, wanted_extras, write_pipeline
@@ -119,10 +120,13 @@ def _require_student(plan: RemovalPlan, name: str, found: UNetConfig) -> None:
             )
 
 
-def card_facts(teacher: str, plan: RemovalPlan, student_init: str, training: Mapping[str, object]) -> CardFacts:
-    """The facts for a student's model card; `training` may be empty."""
+def card_facts(
+    teacher: str, plan: RemovalPlan, student_init: str, training: Mapping[str, object], loras: Sequence[Lora] = ()
+) -> CardFacts:
+    """The facts for a student's model card; `training` may be empty, `loras` were merged into the teacher."""
     start = INITS.get(student_init, f"the U-Net of `{parent_name(student_init)}`")
-    return CardFacts(teacher, plan.removed, start, training, preset_of(plan.removed))
+    merged = tuple((parent_name(lora.name), lora.weight) for lora in loras)
+    return CardFacts(teacher, plan.removed, start, training, preset_of(plan.removed), merged)
 
 
 def prune(config: PruneConfig, workdir: Path) -> tuple[RemovalPlan, Path]:
@@ -139,9 +143,10 @@ def prune(config: PruneConfig, workdir: Path) -> tuple[RemovalPlan, Path]:
     teacher = find_model(config.source(config.teacher), wanted_extras(save))
     plan = plan_student(teacher.architectures, config.student, save, config.block_scores)
     start = find_initial_weights(plan, config)
+    loras = open_loras(config, teacher.architectures, config.allow_non_finite)
     if is_used(workdir):
         raise InputError(f"{workdir}: exists already; choose a new folder for the student")
-    student = pruned(teacher.read(), start, config.seed)
-    facts = card_facts(config.teacher, plan, config.student_init, {})
+    student = pruned(with_loras(teacher.read(), loras), start, config.seed)
+    facts = card_facts(config.teacher, plan, config.student_init, {}, loras)
     extra = {"removal_plan.json": plan.to_json()}
     return plan, write_pipeline(workdir, student, save, facts, extra, replace=False)

@@ -1,0 +1,192 @@
+"""A pipeline with LoRAs merged into its networks."""
+
+import dataclasses
+import hashlib
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+
+from bksdm_jax.base import trees
+from bksdm_jax.base.errors import InputError
+from bksdm_jax.base.files import file_sha256
+from bksdm_jax.base.finite import find_non_finite
+from bksdm_jax.base.paths import local_path
+from bksdm_jax.base.progress import QUIET, waiting
+from bksdm_jax.formats import names
+from bksdm_jax.formats.lora_file import ADAPTER_CONFIG, SUFFIXES, LoraFile, read_lora_file
+from bksdm_jax.formats.lora_names import TEXT, UNET, original_prefixes
+from bksdm_jax.formats.low_rank import LowRank
+from bksdm_jax.models.lora import Adapter, Adapters, merge
+from bksdm_jax.pipelines.config import LoraOptions, split_lora
+from bksdm_jax.pipelines.hub import hub_folder, is_hub_id
+from bksdm_jax.pipelines.pipeline import Architectures, Pipeline
+
+_STEMS = ("adapter_model", "pytorch_lora_weights")  # of PEFT and Diffusers
+_SHOWN = 3
+_SDXL_TEXT = 2048
+
+
+@dataclasses.dataclass(frozen=True)
+class Lora:
+    """A LoRA that was read and fits a model.
+
+    Attributes:
+        name: as the user named it: a file, a folder or a hub id.
+        weight: the factor of its updates.
+        sha256: of its files.
+        adapters: network -> its adapters.
+    """
+
+    name: str
+    weight: float
+    sha256: str
+    adapters: Mapping[str, Adapters]
+
+    def facts(self) -> dict[str, Any]:
+        """What decides a run's result, for its `config.json`."""
+        return {"sha256": self.sha256, "weight": self.weight}
+
+
+@waiting("reading the LoRAs", QUIET)
+def open_loras(options: LoraOptions, networks: Architectures, allow_non_finite: bool = False) -> tuple[Lora, ...]:
+    """Finds and reads LoRAs, and fits them to a model.
+
+    Raises:
+        InputError: a LoRA doesn't exist, can't be read, is of another kind or for another model, or has tensors that
+            have no place in the model (unless these are allowed).
+    """
+    found = []
+    for text in options.lora:
+        name, weight = split_lora(text) if not Path(text).exists() else (text, 1.0)
+        paths = find_lora(name)
+        original = original_prefixes(networks.denoiser)
+        files = [read_lora_file(path, original, allow_non_finite) for path in paths]
+        adapters = _fitted(files, networks, options.allow_unplaced_lora)
+        found.append(Lora(name, weight, lora_sha256(paths), adapters))
+    return tuple(found)
+
+
+def with_loras(pipeline: Pipeline, loras: Sequence[Lora]) -> Pipeline:
+    """The pipeline with the LoRAs merged into its networks, in their order and in the dtypes of the weights.
+
+    Raises `InputError` if a merged weight isn't finite where the model's is.
+    """
+    found = dict(pipeline.networks)
+    for lora in loras:
+        for network, adapters in lora.adapters.items():
+            before = found[network]
+            after = dataclasses.replace(before, params=merge(before.params, adapters, lora.weight))
+            if not pipeline.allow_non_finite:
+                flat = trees.flatten(after.params)
+                for path, count in find_non_finite({path: flat[path] for path in adapters}):
+                    raise InputError(
+                        f"lora: {lora.name}: {count} values of {network}'s {path} aren't finite once it is merged with "
+                        f"weight {lora.weight:g}; choose a smaller weight, or weights of the model in float32"
+                    )
+            found[network] = after
+    return dataclasses.replace(pipeline, networks=found)
+
+
+def find_lora(name: str) -> tuple[Path, ...]:
+    """The files of a LoRA: a file, or those in a folder or a hub repository as PEFT and Diffusers write them.
+
+    Raises `InputError` if there are none, or several that may be meant.
+    """
+    if is_hub_id(name):
+        folder = hub_folder(name, "", lambda files: _with_settings(_chosen(files, name), files))
+    else:
+        path = local_path("lora", name)
+        if path.is_file():
+            return (path,)
+        if not path.is_dir():
+            raise InputError(f"lora: {name}: no such file, folder or hub id; expected NAME or NAME=WEIGHT")
+        folder = path
+    inside = [path.relative_to(folder).as_posix() for path in (*folder.glob("*"), *folder.glob("*/*"))]
+    return tuple(folder / file for file in _chosen(inside, str(folder)))
+
+
+def lora_sha256(paths: Sequence[Path]) -> str:
+    """SHA-256 of a LoRA's files, with PEFT's settings beside them."""
+    settings = (path.with_name(ADAPTER_CONFIG) for path in paths)
+    files = [*paths, *(path for path in settings if path.is_file())]
+    digests = [file_sha256(path) for path in files]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _chosen(files: Collection[str], source: str) -> list[str]:
+    """The LoRA's files among all of a folder: of the usual name, in a folder per network, or the only one."""
+    for folders in (("",), (f"{UNET}/", f"{TEXT}/")):
+        for stem in _STEMS:
+            usual = [[f"{folder}{stem}{suffix}" for suffix in SUFFIXES] for folder in folders]
+            found = [next((name for name in some if name in files), "") for some in usual]
+            if any(found):
+                return [name for name in found if name]
+    others = sorted(name for name in files if name.endswith(".safetensors") and "/" not in name)
+    if len(others) != 1:
+        some = f"{len(others)} files ({', '.join(others[:_SHOWN])}, ...)" if others else "no file"
+        raise InputError(f"lora: {source}: {some} of a LoRA; give the file itself")
+    return others
+
+
+def _with_settings(chosen: Sequence[str], files: Collection[str]) -> list[str]:
+    settings = {f"{name.rpartition('/')[0]}/{ADAPTER_CONFIG}".lstrip("/") for name in chosen}
+    return [*chosen, *(name for name in sorted(settings) if name in files)]
+
+
+def _fitted(files: Sequence[LoraFile], networks: Architectures, allow_unplaced: bool) -> dict[str, dict[str, Adapter]]:
+    """Network -> adapters by path of the kernel, of all files together."""
+    kernels = {
+        network: {
+            names.torch_name(path).removesuffix(".weight"): (path, names.torch_shapes({path: leaf}))
+            for path, leaf in trees.flatten(shapes).items()
+            if path.endswith("/kernel")
+        }
+        for network, shapes in networks.parameter_shapes().items()
+        if network in (UNET, TEXT)
+    }
+    found: dict[str, dict[str, Adapter]] = {}
+    unplaced = {file.path: list(file.strangers) for file in files}
+    for file in files:
+        for network, modules in file.layers.items():
+            for module, layer in modules.items():
+                path, shapes = kernels.get(network, {}).get(module, ("", {}))
+                if not path:
+                    unplaced[file.path] += file.keys[network][module]
+                    continue
+                (shape,) = shapes.values()
+                fitted = layer.fitted(shape)
+                if fitted is None:
+                    raise _misfit(file, network, module, layer, shape)
+                found.setdefault(network, {})[path] = fitted.adapter()
+    for path, keys in unplaced.items():
+        tell_unplaced(path, keys, allow_unplaced and bool(found))
+    if not found:
+        raise InputError(f"{files[0].path}: no tensors of a LoRA; expected such as ...lora_down.weight and .lora_up")
+    return found
+
+
+def _misfit(file: LoraFile, network: str, module: str, layer: LowRank, shape: tuple[int, ...]) -> InputError:
+    ours, theirs = (f"{one[1]} -> {one[0]}" for one in (shape, layer.shape))
+    if layer.shape[2:] != shape[2:]:
+        ours, theirs = (f"{text}, kernel {one[2:]}" for text, one in ((ours, shape), (theirs, layer.shape)))
+    what = "one for SDXL" if layer.shape[1] == _SDXL_TEXT else "made for another model"
+    return InputError(
+        f"{file.path}: {file.keys[network][module][0][:160]!r} is for {theirs} channels, but {module} of the model's "
+        f"{network} has {ours}; this LoRA is {what}: use one of the model's generation"
+    )
+
+
+def tell_unplaced(path: Path, keys: Sequence[str], allow: bool) -> None:
+    """Raises `InputError`, or warns, of tensors without a place in the model, if there are any."""
+    if not keys:
+        return
+    some = f"{', '.join(key[:160] for key in keys[:_SHOWN])}{', ...' if len(keys) > _SHOWN else ''}"
+    said = f"{path}: {len(keys)} tensor(s) have no place in the model: {some}"
+    if not allow:
+        raise InputError(
+            f"{said}; if this is a LoRA of a student's teacher, convert it with launch.convert_lora, or leave them out "
+            "with allow_unplaced_lora=yes"
+        )
+    logging.warning("%s; they are left out", said)

@@ -1,0 +1,157 @@
+"""Converts a teacher's LoRA for a student: blocks get the student's numbers, and removed ones go."""
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+from bksdm_jax.base.errors import InputError
+from bksdm_jax.base.files import make_folder
+from bksdm_jax.base.paths import local_path
+from bksdm_jax.base.progress import QUIET, waiting
+from bksdm_jax.base.workdir import is_used
+from bksdm_jax.formats.lora_file import LoraFile, read_lora_file
+from bksdm_jax.formats.lora_names import UNET, original_prefixes
+from bksdm_jax.formats.low_rank import LowRank
+from bksdm_jax.formats.unet_json import unet_from_diffusers
+from bksdm_jax.formats.write_lora import write_lora
+from bksdm_jax.models.unet_table import block_table
+from bksdm_jax.pipelines.generations import TEACHERS
+from bksdm_jax.pipelines.hub import hub_folder, is_hub_id
+from bksdm_jax.pipelines.lora import find_lora, lora_sha256, tell_unplaced
+from bksdm_jax.pipelines.model_card import parent_name
+from bksdm_jax.pruning.lora_config import ConvertLoraConfig, require_conversion
+from bksdm_jax.pruning.stored_plan import PLAN, StoredPlan, block_of_module, read_plan
+
+NAME = "{}.safetensors"
+"""The result's file name, with the name of the teacher's LoRA."""
+_OUTSIDE = "outside the blocks"
+_KEPT_METADATA = ("ss_base_model_version", "ss_v2", "modelspec.architecture", "modelspec.resolution")
+_KEPT_METADATA += ("modelspec.prediction_type", "ss_tag_frequency", "modelspec.trigger_phrase")
+Layers = dict[str, dict[str, LowRank]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Moved:
+    """What became of one block of the teacher: the sum of squares of its updates, and the student's block.
+
+    `student` is empty if the block was removed; `modules` is the number of adapters, `lost` how much of `squares` went.
+    """
+
+    teacher: str
+    student: str
+    modules: int
+    squares: float
+    lost: float
+
+
+def convert_lora(config: ConvertLoraConfig, workdir: Path) -> tuple[Path, list[Moved]]:
+    """Writes a teacher's LoRA for a student to a new folder.
+
+    Returns:
+        the file, and what became of every block that has an adapter, in the order of the file.
+
+    Raises:
+        InputError: a file can't be used, the LoRA isn't the teacher's, or nothing of it would be left.
+    """
+    require_conversion(config)
+    plan_path = _plan_path(config.student)
+    plan = read_plan(plan_path)
+    if is_used(workdir):
+        raise InputError(f"{workdir}: exists already; choose a new folder for the LoRA")
+    paths = find_lora(config.lora)
+    with waiting("reading the LoRA", QUIET):
+        files = [read_lora_file(path, _original_names(plan)) for path in paths]
+    for file in files:
+        tell_unplaced(file.path, [*file.strangers, *_foreign_blocks(file, plan)], config.allow_unplaced_lora)
+    layers, moved = converted([file.layers for file in files], plan)
+    if not any(layers.values()):
+        raise InputError(f"{paths[0]}: nothing would be left: all blocks that it changes were removed in {plan_path}")
+    stem = parent_name(config.lora).rpartition("/")[2].removesuffix(paths[0].suffix) or "lora"
+    target = make_folder(workdir) / NAME.format(stem)
+    metadata = {key: value for file in files for key, value in file.metadata.items() if key in _KEPT_METADATA}
+    write_lora(target, layers, config.layout, config.save_dtype, metadata | _origin(config, plan, paths))
+    return target, moved
+
+
+def converted(found: Sequence[Mapping[str, Mapping[str, LowRank]]], plan: StoredPlan) -> tuple[Layers, list[Moved]]:
+    """A teacher's adapters under the student's names, and what became of each block; text encoders stay as they are."""
+    layers: Layers = defaultdict(dict)
+    blocks: dict[str, list[tuple[float, str]]] = defaultdict(list)
+    for one in found:
+        for network, modules in one.items():
+            for module, layer in modules.items():
+                name = plan.renamed(module) if network == UNET else module
+                if name:
+                    layers[network][name] = layer
+                block = (block_of_module(module) or _OUTSIDE) if network == UNET else network
+                blocks[block].append((layer.squared_norm(), name))
+    moved = []
+    for block, entries in blocks.items():
+        squares, lost = sum(square for square, _ in entries), sum(square for square, name in entries if not name)
+        student = plan.students.get(block, "") if block_of_module(block) else block
+        moved.append(Moved(block, student, len(entries), squares, lost))
+    return dict(layers), moved
+
+
+def moved_table(moved: Sequence[Moved]) -> str:
+    """The blocks as text: where each went, and its share of the update's sum of squares."""
+    total = sum(one.squares for one in moved) or 1.0
+    lines = [f"{'teacher block':<30}{'student block':<30}{'modules':>8}{'share of the update':>21}"]
+    for one in moved:
+        student = one.student or "removed"
+        lines.append(f"{one.teacher:<30}{student:<30}{one.modules:>8}{one.squares / total:>20.2%}")
+    lost = sum(one.lost for one in moved)
+    lines += ["", f"removed: {lost / total:.2%} of the update, by the sum of squares of its entries"]
+    return "\n".join(lines)
+
+
+def _plan_path(student: str) -> Path:
+    """The removal plan of a student."""
+    if is_hub_id(student):
+        return hub_folder(student, "", lambda files: [name for name in files if name == PLAN]) / PLAN
+    path = local_path("student", student)
+    path = path / PLAN if path.is_dir() else path
+    if path.is_file() and path.suffix != ".json":  # the single file of a student
+        path = path.with_name(PLAN)
+    if not path.is_file():
+        raise InputError(
+            f"student: {path}: no such file; expected the folder of a student that launch.prune or launch.train wrote"
+        )
+    return path
+
+
+def _original_names(plan: StoredPlan) -> dict[str, str]:
+    """Names of the original layout, of a teacher that has Stable Diffusion's blocks; else none are understood."""
+    config = unet_from_diffusers(TEACHERS["v1"])
+    known = {row.block for row in block_table(config)[0]}
+    return original_prefixes(config) if plan.students.keys() <= known else {}
+
+
+def _foreign_blocks(file: LoraFile, plan: StoredPlan) -> list[str]:
+    """Tensors of blocks that neither remain nor were removed."""
+    stages = {name for name in plan.removed if not block_of_module(name)}
+    gone = {block_of_module(name) for name in plan.removed} - {""}
+
+    def is_known(block: str) -> bool:
+        stage = block.rsplit(".", 2)[0]
+        resampler = "samplers" in block  # the last stages lose theirs without a word
+        return not block or block in plan.students or block in gone or stage in stages or resampler
+
+    found: list[str] = []
+    for module, keys in file.keys.get(UNET, {}).items():
+        if not is_known(block_of_module(module)):
+            found += keys
+    return found
+
+
+def _origin(config: ConvertLoraConfig, plan: StoredPlan, paths: Collection[Path]) -> dict[str, str]:
+    """Metadata that say where the file comes from."""
+    name = parent_name(config.lora)
+    return {
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.title": f"{name}, for a student",
+        "bksdm_jax.converted_from": name,
+        "bksdm_jax.converted_from_sha256": lora_sha256(tuple(paths)),
+        "bksdm_jax.removed": ",".join(plan.removed),
+    }
