@@ -83,7 +83,7 @@ def load(
         lora, allow_unplaced_lora: LoRAs to merge, as in `LoraOptions`.
 
     Raises:
-        InputError: the model doesn't exist, is incomplete or unsupported, or an option, part or LoRA doesn't apply to it.
+        InputError: the model doesn't exist, is incomplete or unsupported, or an option, part or LoRA doesn't apply.
     """
     name = str(name.expanduser().absolute()) if isinstance(name, Path) else name
     embeddings = (embeddings,) if isinstance(embeddings, str) else tuple(embeddings)

@@ -16,8 +16,6 @@ from bksdm_jax.formats.peft_settings import METADATA
 from bksdm_jax.formats.stored import FLOATS
 from bksdm_jax.formats.weights import write_tensors
 
-LAYOUTS = ("kohya", "diffusers")
-"""Kohya's is read by all tools; of Diffusers' the text encoder's names are those of Transformers 5.6 and later."""
 Layers = Mapping[str, Mapping[str, LowRank]]
 """Network -> module, by Diffusers' name -> its adapter."""
 
@@ -30,8 +28,9 @@ def write_lora(
     Args:
         path: the file.
         layers: the adapters.
-        layout: one of `LAYOUTS`. Diffusers' has no place for scales that all its readers look at: they are multiplied
-            into the up matrices.
+        layout: `kohya`, which all tools read, or `diffusers`. That has no place for scales that all its readers look
+            at: they are multiplied into the up matrices; the text encoder's names are those of Transformers 5.6 and
+            later.
         dtype: of the matrices: `float32`, `float16` or `bfloat16`.
         metadata: more of it, besides what the layout has.
 

@@ -17,7 +17,7 @@ from bksdm_jax.base.progress import QUIET, waiting
 from bksdm_jax.formats import names
 from bksdm_jax.formats.lora_file import ADAPTER_CONFIG, SUFFIXES, LoraFile, read_lora_file
 from bksdm_jax.formats.lora_names import TEXT, UNET, original_prefixes
-from bksdm_jax.formats.low_rank import LowRank
+from bksdm_jax.formats.low_rank import LowRank, from_adapter
 from bksdm_jax.models.lora import Adapter, Adapters, merge
 from bksdm_jax.pipelines.config import LoraOptions, split_lora
 from bksdm_jax.pipelines.hub import hub_folder, is_hub_id
@@ -25,7 +25,7 @@ from bksdm_jax.pipelines.pipeline import Architectures, Pipeline
 
 _STEMS = ("adapter_model", "pytorch_lora_weights")  # of PEFT and Diffusers
 _SHOWN = 3
-_SDXL_TEXT = 2048
+_SDXL_TEXT, _SECOND_WIDTH = 2048, 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +63,7 @@ def open_loras(options: LoraOptions, networks: Architectures, allow_non_finite: 
         paths = find_lora(name)
         original = original_prefixes(networks.denoiser)
         files = [read_lora_file(path, original, allow_non_finite) for path in paths]
-        adapters = _fitted(files, networks, options.allow_unplaced_lora)
+        adapters = fitted(files, networks, options.allow_unplaced_lora)
         found.append(Lora(name, weight, lora_sha256(paths), adapters))
     return tuple(found)
 
@@ -87,6 +87,30 @@ def with_loras(pipeline: Pipeline, loras: Sequence[Lora]) -> Pipeline:
                     )
             found[network] = after
     return dataclasses.replace(pipeline, networks=found)
+
+
+def stored_layers(adapters: Mapping[str, Adapters]) -> dict[str, dict[str, LowRank]]:
+    """Network -> adapters by path of the kernel, as `write_lora` takes them."""
+    return {
+        network: {names.torch_name(path).removesuffix(".weight"): from_adapter(one) for path, one in own.items()}
+        for network, own in adapters.items()
+    }
+
+
+def lora_metadata(networks: Architectures) -> dict[str, str]:
+    """What a LoRA file says of the model that it is for, in the words of kohya's scripts and of Stability."""
+    width, predicts = networks.denoiser.context_width, networks.schedule.prediction_type
+    second, velocity, side = width == _SECOND_WIDTH, predicts == "v_prediction", networks.resolution
+    kind = ("v2-768-v" if velocity else "v2-512") if second else "v1"
+    return {
+        "ss_base_model_version": f"sd_v{1 + second}{'_v' if velocity else ''}",
+        "ss_v2": str(second),
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": f"stable-diffusion-{kind}/lora",
+        "modelspec.implementation": "diffusers",
+        "modelspec.prediction_type": "v" if velocity else predicts,
+        "modelspec.resolution": f"{side}x{side}",
+    }
 
 
 def find_lora(name: str) -> tuple[Path, ...]:
@@ -135,8 +159,11 @@ def _with_settings(chosen: Sequence[str], files: Collection[str]) -> list[str]:
     return [*chosen, *(name for name in sorted(settings) if name in files)]
 
 
-def _fitted(files: Sequence[LoraFile], networks: Architectures, allow_unplaced: bool) -> dict[str, dict[str, Adapter]]:
-    """Network -> adapters by path of the kernel, of all files together."""
+def fitted(files: Sequence[LoraFile], networks: Architectures, allow_unplaced: bool) -> dict[str, dict[str, Adapter]]:
+    """Network -> adapters by path of the kernel, of all files together.
+
+    Raises `InputError` if one is for another model, or a tensor has no place and that isn't allowed.
+    """
     kernels = {
         network: {
             names.torch_name(path).removesuffix(".weight"): (path, names.torch_shapes({path: leaf}))

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from bksdm_jax.base.errors import InputError
@@ -18,24 +18,29 @@ from bksdm_jax.formats.write_lora import write_lora
 from bksdm_jax.models.unet_table import block_table
 from bksdm_jax.pipelines.generations import TEACHERS
 from bksdm_jax.pipelines.hub import hub_folder, is_hub_id
-from bksdm_jax.pipelines.lora import find_lora, lora_sha256, tell_unplaced
-from bksdm_jax.pipelines.model_card import parent_name
+from bksdm_jax.pipelines.load import find_model
+from bksdm_jax.pipelines.lora import find_lora, fitted, lora_metadata, lora_sha256, tell_unplaced
+from bksdm_jax.pipelines.model_card import CONFIGS, parent_name
+from bksdm_jax.pipelines.pipeline import Architectures
+from bksdm_jax.pipelines.source import ModelSource
 from bksdm_jax.pruning.lora_config import ConvertLoraConfig, require_conversion
 from bksdm_jax.pruning.stored_plan import PLAN, StoredPlan, block_of_module, read_plan
 
-NAME = "{}.safetensors"
-"""The result's file name, with the name of the teacher's LoRA."""
 _OUTSIDE = "outside the blocks"
-_KEPT_METADATA = ("ss_base_model_version", "ss_v2", "modelspec.architecture", "modelspec.resolution")
-_KEPT_METADATA += ("modelspec.prediction_type", "ss_tag_frequency", "modelspec.trigger_phrase")
-Layers = dict[str, dict[str, LowRank]]
+_KEPT = ("ss_base_model_version", "ss_v2", "ss_tag_frequency", "modelspec.architecture", "modelspec.trigger_phrase")
+"""Metadata of the teacher's LoRA that hold for the student's."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Moved:
-    """What became of one block of the teacher: the sum of squares of its updates, and the student's block.
+    """What became of one block of the teacher.
 
-    `student` is empty if the block was removed; `modules` is the number of adapters, `lost` how much of `squares` went.
+    Attributes:
+        teacher: its name.
+        student: the student's; empty: it was removed.
+        modules: how many have an adapter.
+        squares: the sum of squares of their updates' entries.
+        lost: how much of it was removed.
     """
 
     teacher: str
@@ -55,43 +60,49 @@ def convert_lora(config: ConvertLoraConfig, workdir: Path) -> tuple[Path, list[M
         InputError: a file can't be used, the LoRA isn't the teacher's, or nothing of it would be left.
     """
     require_conversion(config)
-    plan_path = _plan_path(config.student)
+    plan_path, student = _student(config.student)
     plan = read_plan(plan_path)
     if is_used(workdir):
         raise InputError(f"{workdir}: exists already; choose a new folder for the LoRA")
-    paths = find_lora(config.lora)
-    with waiting("reading the LoRA", QUIET):
-        files = [read_lora_file(path, _original_names(plan)) for path in paths]
-    for file in files:
-        tell_unplaced(file.path, [*file.strangers, *_foreign_blocks(file, plan)], config.allow_unplaced_lora)
-    layers, moved = converted([file.layers for file in files], plan)
-    if not any(layers.values()):
+    paths, moved, made = find_lora(config.lora), list[Moved](), list[LoraFile]()
+    for path in paths:
+        with waiting("reading the LoRA", QUIET):
+            found = read_lora_file(path, _original_names(plan))
+        tell_unplaced(path, [*found.strangers, *_foreign_blocks(found, plan)], config.allow_unplaced_lora)
+        file, of_blocks = converted(found, plan)
+        made.append(file)
+        moved += of_blocks
+    layers = {network: modules for file in made for network, modules in file.layers.items() if modules}
+    if not layers:
         raise InputError(f"{paths[0]}: nothing would be left: all blocks that it changes were removed in {plan_path}")
-    stem = parent_name(config.lora).rpartition("/")[2].removesuffix(paths[0].suffix) or "lora"
-    target = make_folder(workdir) / NAME.format(stem)
-    metadata = {key: value for file in files for key, value in file.metadata.items() if key in _KEPT_METADATA}
-    write_lora(target, layers, config.layout, config.save_dtype, metadata | _origin(config, plan, paths))
+    if student is not None:
+        fitted(made, student, allow_unplaced=False)
+    metadata = {key: value for file in made for key, value in file.metadata.items() if key in _KEPT}
+    metadata |= (lora_metadata(student) if student else {}) | _origin(config, plan, paths)
+    stem = parent_name(config.lora).rpartition("/")[2].removesuffix(paths[0].suffix)
+    target = make_folder(workdir) / f"{stem}.safetensors"
+    write_lora(target, layers, config.layout, config.save_dtype, metadata)
     return target, moved
 
 
-def converted(found: Sequence[Mapping[str, Mapping[str, LowRank]]], plan: StoredPlan) -> tuple[Layers, list[Moved]]:
-    """A teacher's adapters under the student's names, and what became of each block; text encoders stay as they are."""
-    layers: Layers = defaultdict(dict)
+def converted(file: LoraFile, plan: StoredPlan) -> tuple[LoraFile, list[Moved]]:
+    """A teacher's LoRA under the student's names, and what became of each block; text encoders stay as they are."""
+    layers: dict[str, dict[str, LowRank]] = defaultdict(dict)
+    keys: dict[str, dict[str, tuple[str, ...]]] = defaultdict(dict)
     blocks: dict[str, list[tuple[float, str]]] = defaultdict(list)
-    for one in found:
-        for network, modules in one.items():
-            for module, layer in modules.items():
-                name = plan.renamed(module) if network == UNET else module
-                if name:
-                    layers[network][name] = layer
-                block = (block_of_module(module) or _OUTSIDE) if network == UNET else network
-                blocks[block].append((layer.squared_norm(), name))
+    for network, modules in file.layers.items():
+        for module, layer in modules.items():
+            name = plan.renamed(module) if network == UNET else module
+            if name:
+                layers[network][name], keys[network][name] = layer, file.keys[network][module]
+            block = (block_of_module(module) or _OUTSIDE) if network == UNET else network
+            blocks[block].append((layer.squared_norm(), name))
     moved = []
     for block, entries in blocks.items():
         squares, lost = sum(square for square, _ in entries), sum(square for square, name in entries if not name)
         student = plan.students.get(block, "") if block_of_module(block) else block
         moved.append(Moved(block, student, len(entries), squares, lost))
-    return dict(layers), moved
+    return dataclasses.replace(file, layers=dict(layers), keys=dict(keys), strangers=()), moved
 
 
 def moved_table(moved: Sequence[Moved]) -> str:
@@ -106,19 +117,22 @@ def moved_table(moved: Sequence[Moved]) -> str:
     return "\n".join(lines)
 
 
-def _plan_path(student: str) -> Path:
-    """The removal plan of a student."""
-    if is_hub_id(student):
-        return hub_folder(student, "", lambda files: [name for name in files if name == PLAN]) / PLAN
-    path = local_path("student", student)
+def _student(name: str) -> tuple[Path, Architectures | None]:
+    """A student's removal plan and, if its configs are there, its networks."""
+    if is_hub_id(name):
+        plan = hub_folder(name, "", lambda files: [file for file in files if file == PLAN]) / PLAN
+        if not plan.is_file():
+            raise InputError(f"student: {name}: it has no {PLAN}; expected a student that launch.prune or .train wrote")
+        return plan, find_model(ModelSource(name), networks=()).architectures
+    path = local_path("student", name)
     path = path / PLAN if path.is_dir() else path
-    if path.is_file() and path.suffix != ".json":  # the single file of a student
-        path = path.with_name(PLAN)
-    if not path.is_file():
-        raise InputError(
-            f"student: {path}: no such file; expected the folder of a student that launch.prune or launch.train wrote"
-        )
-    return path
+    plan = path if path.suffix == ".json" else path.with_name(PLAN)  # or beside a student's single file
+    if not plan.is_file():
+        raise InputError(f"student: {plan}: no such file; expected a student that launch.prune or .train wrote")
+    for folder in (plan.parent, plan.parent / CONFIGS):
+        if (folder / UNET / "config.json").is_file():
+            return plan, find_model(folder, networks=()).architectures
+    return plan, None
 
 
 def _original_names(plan: StoredPlan) -> dict[str, str]:
@@ -149,7 +163,6 @@ def _origin(config: ConvertLoraConfig, plan: StoredPlan, paths: Collection[Path]
     """Metadata that say where the file comes from."""
     name = parent_name(config.lora)
     return {
-        "modelspec.sai_model_spec": "1.0.0",
         "modelspec.title": f"{name}, for a student",
         "bksdm_jax.converted_from": name,
         "bksdm_jax.converted_from_sha256": lora_sha256(tuple(paths)),

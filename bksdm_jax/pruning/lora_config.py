@@ -3,9 +3,10 @@
 import dataclasses
 
 from bksdm_jax.base.errors import InputError, known_name
+from bksdm_jax.formats.stored import FLOATS
 
-LORA_LAYOUTS = ("kohya", "diffusers")
-LORA_DTYPES = ("float16", "bfloat16", "float32")
+LAYOUTS = ("kohya", "diffusers")
+DTYPES = tuple(name for name in FLOATS if name != "float64")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,5 +34,5 @@ def require_conversion(config: ConvertLoraConfig) -> None:
     for key in ("lora", "student"):
         if not getattr(config, key):
             raise InputError(f"{key}: empty; give --config.{key}=...")
-    known_name("config", "layout", config.layout, LORA_LAYOUTS)
-    known_name("config", "save_dtype", config.save_dtype, LORA_DTYPES)
+    known_name("config", "layout", config.layout, LAYOUTS)
+    known_name("config", "save_dtype", config.save_dtype, DTYPES)

@@ -13,9 +13,8 @@ from bksdm_jax.pruning.removal import INTERPOLATE
 PLAN = "removal_plan.json"
 _BLOCK = r"(?:(?:down|up)_blocks\.\d{1,3}|mid_block)\.(?:resnets|attentions|downsamplers|upsamplers)\.\d{1,3}"
 _LAYER = re.compile(rf"({_BLOCK})\.transformer_blocks\.\d{{1,3}}")
-_ANY = re.compile(
-    rf"({_BLOCK}(\.transformer_blocks\.\d{{1,3}})?|(down|up)_blocks\.\d{{1,3}}|mid_block)({INTERPOLATE})?"
-)
+_STAGE = r"(?:down|up)_blocks\.\d{1,3}|mid_block"
+_ANY = re.compile(rf"({_BLOCK}(\.transformer_blocks\.\d{{1,3}})?|{_STAGE})({INTERPOLATE})?")
 _MOST = {"blocks": MOST_BLOCKS + 2 * MOST_STAGES, "layers": MOST_BLOCKS * MOST_LAYERS}
 
 
