@@ -45,6 +45,7 @@ class Adapter:
         return self.scale * (self.down @ self.up)
 
 
+_DOWN = "lora_down"  # the name of modules that have no adapter themselves
 Adapters = Mapping[str, Adapter]
 """Path of a kernel, such as `mid_block/attentions_0/proj_in/kernel` -> its adapter."""
 
@@ -83,7 +84,7 @@ def applied(adapters: Adapters, weight: Any = 1.0) -> contextlib.AbstractContext
     def intercept(call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         module = context.module
         adapter = None
-        if context.method_name == "__call__" and isinstance(module, (nn.Dense, nn.Conv)):
+        if context.method_name == "__call__" and isinstance(module, (nn.Dense, nn.Conv)) and module.name != _DOWN:
             adapter = adapters.get("/".join((*module.path, "kernel")))
         return call(*args, **kwargs) if adapter is None else _adapted(module, call, adapter, weight, *args)
 
@@ -110,7 +111,7 @@ def _adapted(module: Any, call: Callable[..., Any], adapter: Adapter, weight: An
 
 def _low_rank(module: Any, adapter: Adapter, weight: Any, x: jax.Array, dtype: Any) -> jax.Array:
     """`weight * scale * up(down(x))`; `down` is the module with `rank` outputs, at its stride and padding."""
-    down = module.clone(features=adapter.rank, use_bias=False, parent=None, name=None)
+    down = module.clone(features=adapter.rank, use_bias=False, parent=None, name=_DOWN)
     low = down.apply({"params": {"kernel": adapter.down}}, x).astype(dtype)
     return rows_product(low, adapter.up.astype(dtype)) * jnp.asarray(weight * adapter.scale, dtype)
 
