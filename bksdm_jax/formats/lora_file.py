@@ -102,7 +102,7 @@ def _layer(
 ) -> LowRank:
     """The adapter of a module from its tensors."""
     if DOWN not in parts or UP not in parts:
-        key = next(iter(parts.values()))[0]
+        key = next((parts[part] for part in (DOWN, UP) if part in parts), next(iter(parts.values())))[0]
         missing = " and ".join(part for part in (DOWN, UP) if part not in parts)
         raise InputError(f"{path}: {key[:160]!r} is there, but not its module's {missing} matrix; {_AGAIN}")
     arrays = {part: _read(path, key, tensor, allow) for part, (key, tensor) in parts.items()}

@@ -60,9 +60,9 @@ def split_lora(text: str) -> tuple[str, float]:
 
     What follows the last `=` is a weight unless it has a `/` or ends like a file.
     """
-    if not isinstance(text, str) or not text.strip("= "):
+    name, mark, weight = text.rpartition("=") if isinstance(text, str) else ("", "", "")
+    if not (name.strip() if mark else weight.strip()):
         raise InputError(f"lora: {shown(text)}; expected NAME or NAME=WEIGHT")
-    name, mark, weight = text.rpartition("=")
     if not mark or "/" in weight or weight.endswith((".safetensors", ".bin", ".pt")):
         return text, 1.0
     try:
