@@ -26,6 +26,8 @@ from bksdm_jax.pipelines.pipeline import Architectures, Pipeline
 _STEMS = ("adapter_model", "pytorch_lora_weights")  # of PEFT and Diffusers
 _SHOWN = 3
 _SDXL_TEXT, _SECOND_WIDTH = 2048, 1024
+_OF_TEXT = ("attn2.to_k", "attn2.to_v")
+"""Modules whose input is the text states: their width tells generations apart."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,6 +177,7 @@ def fitted(files: Sequence[LoraFile], networks: Architectures, allow_unplaced: b
     }
     found: dict[str, dict[str, Adapter]] = {}
     unplaced = {file.path: list(file.strangers) for file in files}
+    misfits = []
     for file in files:
         for network, modules in file.layers.items():
             for module, layer in modules.items():
@@ -183,12 +186,17 @@ def fitted(files: Sequence[LoraFile], networks: Architectures, allow_unplaced: b
                     unplaced[file.path] += file.keys[network][module]
                     continue
                 (shape,) = shapes.values()
-                fitted = layer.fitted(shape)
-                if fitted is None:
-                    raise _misfit(file, network, module, layer, shape)
-                found.setdefault(network, {})[path] = fitted.adapter()
+                own = layer.fitted(shape)
+                if own is not None:
+                    found.setdefault(network, {})[path] = own.adapter()
+                    continue
+                misfits.append(_misfit(file, network, module, layer, shape))
+                if module.endswith(_OF_TEXT):
+                    raise misfits[0]
     for path, keys in unplaced.items():
-        tell_unplaced(path, keys, allow_unplaced and bool(found))
+        tell_unplaced(path, keys, allow_unplaced and bool(found))  # a teacher's on a student has both
+    if misfits:
+        raise misfits[0]
     if not found:
         raise InputError(f"{files[0].path}: no tensors of a LoRA; expected such as ...lora_down.weight and .lora_up")
     return found
