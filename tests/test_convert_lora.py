@@ -12,6 +12,7 @@ from diffusers import StableDiffusionPipeline
 from safetensors import safe_open
 
 from bksdm_jax.base.errors import InputError
+from bksdm_jax.base.files import read_json
 from bksdm_jax.formats import names
 from bksdm_jax.formats.lora_file import read_lora_file
 from bksdm_jax.formats.original_names import original_name, unet_modules
@@ -102,10 +103,8 @@ def test_updates_are_the_teachers(
         said = file.metadata()
     assert said["bksdm_jax.converted_from"] == "style.safetensors"
     assert re.fullmatch("[0-9a-f]{64}", said["bksdm_jax.converted_from_sha256"])
-    assert (
-        said["bksdm_jax.removed"].split(",")
-        == json.loads((students[student] / "removal_plan.json").read_text())["removed"]
-    )
+    removed = read_json(students[student] / "removal_plan.json")["removed"]
+    assert said["bksdm_jax.removed"].split(",") == removed
     assert said["modelspec.architecture"] == "stable-diffusion-v1/lora"
 
 

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from absl import logging
 
 from bksdm_jax.base import trees
@@ -79,7 +80,8 @@ def with_loras(pipeline: Pipeline, loras: Sequence[Lora]) -> Pipeline:
     for lora in loras:
         for network, adapters in lora.adapters.items():
             before = found[network]
-            after = dataclasses.replace(before, params=merge(before.params, adapters, lora.weight))
+            with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # told below
+                after = dataclasses.replace(before, params=merge(before.params, adapters, lora.weight))
             if not pipeline.allow_non_finite:
                 flat = trees.flatten(after.params)
                 for path, count in find_non_finite({path: flat[path] for path in adapters}):
