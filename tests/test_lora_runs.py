@@ -55,7 +55,7 @@ def test_from_python(pico_teacher: Path, files: tuple[Path, Path]) -> None:
     back = bksdm_jax.load(pico_teacher, lora=(str(files[0]), f"{files[0]}=-1"))
     for path, leaf in trees.flatten(before.params).items():
         np.testing.assert_allclose(trees.flatten(back.params)[path], leaf, atol=1e-5, err_msg=path)
-    with pytest.raises(InputError, match=r"to_v.*finite.*weight 1e\+38"):
+    with pytest.raises(InputError, match=r"v_proj.*finite.*weight 1e\+38"):
         bksdm_jax.load(pico_teacher, lora=f"{files[0]}=1e38")
 
 
@@ -70,12 +70,9 @@ def test_sampling(
     copy = tmp_path / "copy.safetensors"
     copy.write_bytes(files[0].read_bytes())
     sample(quick(pico_teacher, lora=(f"{copy}=0.5",), **settings), tmp_path / "out")
-    for lora, said in (
-        (f"{files[1]}=0.5", r"loras\.0\.sha256 changed"),
-        (f"{files[0]}=0.6", r"loras\.0\.weight is 0\.5"),
-    ):
-        with pytest.raises(InputError, match=rf"config\.json: .*{said}"):
-            sample(quick(pico_teacher, lora=(lora,), **settings), tmp_path / "out")
+    for number, weight, said in ((1, 0.5, "sha256 changed"), (0, 0.6, r"weight is 0\.5")):
+        with pytest.raises(InputError, match=rf"config\.json: .*loras\.0\.{said}"):
+            sample(quick(pico_teacher, lora=(f"{files[number]}={weight}",), **settings), tmp_path / "out")
     with pytest.raises(InputError, match=r"loras is \[.* now not set"):
         sample(quick(pico_teacher, **settings), tmp_path / "out")
 
@@ -135,10 +132,8 @@ def test_from_the_hub(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     with fake_hub(served, asked) as address:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
-        monkeypatch.setattr(
-            "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
-            address + "/{repo_id}/resolve/{revision}/{filename}",
-        )
+        template = address + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
         ours = bksdm_jax.load(pico_teacher, lora=f"{REPOSITORY}=0.5")
     require_equal(ours.params, bksdm_jax.load(pico_teacher, lora=f"{files[0]}=0.5").params)
     assert not any("pictures" in one for one in asked)
