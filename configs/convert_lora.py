@@ -1,6 +1,6 @@
 """Converts a teacher's LoRA for a student; takes seconds on a CPU.
 
-  python -m launch.convert_lora --config=configs/convert_lora.py --config.lora=FILE --config.student=DIR --workdir=DIR
+  python -m launch.convert_lora --config=configs/convert_lora.py --config.lora=FILE --config.model=DIR --workdir=DIR
 
 Expect a file for the student, and a table of the blocks: `bk_small` keeps about half of a LoRA's modules.
 

@@ -68,7 +68,7 @@ def updates(path: Path, student: Path) -> dict[str, np.ndarray]:
 
 
 def convert(lora: Path, student: Path, workdir: Path, **settings: Any) -> tuple[Path, Any]:
-    return convert_lora(ConvertLoraConfig(lora=str(lora), student=str(student), **settings), workdir)
+    return convert_lora(ConvertLoraConfig(lora=str(lora), model=str(student), **settings), workdir)
 
 
 @pytest.mark.parametrize("student", STUDENTS)
@@ -166,7 +166,7 @@ def test_a_teachers_lora_is_refused_on_a_student(found: loras.Pairs, students: d
 def test_the_program(found: loras.Pairs, students: dict[str, Path], tmp_path: Path) -> None:
     path = loras.write(tmp_path / "style.safetensors", loras.kohya(found))
     printed = succeed(
-        "convert_lora", settings("convert_lora.py", tmp_path / "out", lora=path, student=students["bk_tiny"])
+        "convert_lora", settings("convert_lora.py", tmp_path / "out", lora=path, model=students["bk_tiny"])
     )
     rows = [line.split() for line in printed.splitlines()]
     assert ["up_blocks.3.attentions.2", "up_blocks.2.attentions.1"] in [row[:2] for row in rows]
@@ -187,7 +187,7 @@ def test_what_cannot_be_converted_is_refused(
         (loras.write(tmp_path / "mid.safetensors", loras.kohya(mid)), student, r"mid\.safetensors: nothing"),
         (loras.write(tmp_path / "wide.safetensors", loras.kohya(wide)), student, r"wide\.safetensors: .*conv_in.*64"),
         (loras.write(tmp_path / "deep.safetensors", loras.kohya(deep)), student, r"deep\.safetensors: .*attentions_5"),
-        (good, tmp_path, r"student: .*removal_plan\.json: no such file"),
+        (good, tmp_path, r"model: .*removal_plan\.json: no such file"),
     ]
     for text, said in (
         ("[]", "JSON object"),

@@ -106,7 +106,7 @@ def _lora_text(removed: tuple[str, ...]) -> str:
     return (
         "\n\nA LoRA of the parent has the parent's block numbers: tools may load it onto the wrong blocks without an "
         "error. Convert it first: `python -m launch.convert_lora --config=configs/convert_lora.py --config.lora=FILE "
-        "--config.student=FOLDER --workdir=NEW`."
+        "--config.model=FOLDER --workdir=NEW`."
     )
 
 

@@ -60,7 +60,7 @@ def convert_lora(config: ConvertLoraConfig, workdir: Path) -> tuple[Path, list[M
         InputError: a file can't be used, the LoRA isn't the teacher's, or nothing of it would be left.
     """
     require_conversion(config)
-    plan_path, student = _student(config.student)
+    plan_path, student = _student(config.model)
     plan = read_plan(plan_path)
     if is_used(workdir):
         raise InputError(f"{workdir}: exists already; choose a new folder for the LoRA")
@@ -122,13 +122,13 @@ def _student(name: str) -> tuple[Path, Architectures | None]:
     if is_hub_id(name):
         plan = hub_folder(name, "", lambda files: [file for file in files if file == PLAN]) / PLAN
         if not plan.is_file():
-            raise InputError(f"student: {name}: it has no {PLAN}; expected a student that launch.prune or .train wrote")
+            raise InputError(f"model: {name}: it has no {PLAN}; expected a student that launch.prune or .train wrote")
         return plan, find_model(ModelSource(name), networks=()).architectures
-    path = local_path("student", name)
+    path = local_path("model", name)
     path = path / PLAN if path.is_dir() else path
     plan = path if path.suffix == ".json" else path.with_name(PLAN)  # or beside a student's single file
     if not plan.is_file():
-        raise InputError(f"student: {plan}: no such file; expected a student that launch.prune or .train wrote")
+        raise InputError(f"model: {plan}: no such file; expected a student that launch.prune or .train wrote")
     for folder in (plan.parent, plan.parent / CONFIGS):
         if (folder / UNET / "config.json").is_file():
             return plan, find_model(folder, networks=()).architectures

@@ -15,7 +15,7 @@ class ConvertLoraConfig:
 
     Attributes:
         lora: the teacher's LoRA: a file, a folder as of PEFT or Diffusers, or a hub id.
-        student: the student's folder, its `removal_plan.json`, or a hub id.
+        model: the student: its folder, its `removal_plan.json`, or a hub id.
         layout: of the result: `kohya`, which all tools read, or `diffusers`.
         save_dtype: of its matrices: float16, bfloat16 or float32.
         allow_unplaced_lora: tensors that belong to no block of the teacher are left out, with a warning, instead of
@@ -23,7 +23,7 @@ class ConvertLoraConfig:
     """
 
     lora: str
-    student: str
+    model: str
     layout: str = "kohya"
     save_dtype: str = "float16"
     allow_unplaced_lora: bool = False
@@ -31,7 +31,7 @@ class ConvertLoraConfig:
 
 def require_conversion(config: ConvertLoraConfig) -> None:
     """Raises `InputError`, with the key, for a setting that can't be used; reads no files."""
-    for key in ("lora", "student"):
+    for key in ("lora", "model"):
         if not getattr(config, key):
             raise InputError(f"{key}: empty; give --config.{key}=...")
     known_name("config", "layout", config.layout, LAYOUTS)
