@@ -4,9 +4,10 @@ r"""Converts a teacher's LoRA for a student.
   python -m launch.convert_lora --config=configs/convert_lora.py --config.lora=FILE --config.model=DIR \
     --config.layout=diffusers --workdir=DIR
 
-`lora` is a file of kohya's scripts, PEFT or Diffusers, a folder of PEFT, or a hub id; `model` is the student, the folder
-that `launch.prune` wrote, or `model/` of `launch.train`. The keys of a LoRA carry the teacher's block numbers. Those of
-blocks that the student keeps get the student's numbers, those of removed blocks go, and the text encoder's stay.
+`lora` is a file of kohya's scripts, PEFT or Diffusers, a folder of PEFT, or a hub id; `model` is the student, that is
+the folder that `launch.prune` wrote, or `model/` of `launch.train`. The keys of a LoRA carry the teacher's block
+numbers. Those of blocks that the student keeps get the student's numbers, those of removed blocks go, and the text
+encoder's stay.
 
 Prints where each block went and its share of the update, by the sum of squares of the entries, and how much of it was
 removed. The workdir gets the file, with the name of the teacher's.
