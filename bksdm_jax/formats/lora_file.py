@@ -31,8 +31,8 @@ from bksdm_jax.formats.weights import tell_non_finite
 
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 """Of LoRA files."""
-ADAPTER_CONFIG = "adapter_config.json"
-"""PEFT's settings, beside the file."""
+PEFT_STEM, ADAPTER_CONFIG = "adapter_model", "adapter_config.json"
+"""PEFT's file, without suffix, and its settings beside it."""
 _AGAIN = "download or save it again"
 
 
@@ -55,6 +55,12 @@ class LoraFile:
     metadata: Mapping[str, str]
 
 
+def settings_beside(path: Path) -> Path | None:
+    """PEFT's settings of a file that PEFT wrote, if they are there."""
+    settings = path.with_name(ADAPTER_CONFIG)
+    return settings if path.stem == PEFT_STEM and settings.is_file() else None
+
+
 def read_lora_file(path: Path, original: Mapping[str, str], allow_non_finite: bool = False) -> LoraFile:
     """Reads a LoRA in any of the layouts of `lora_names`; PEFT's settings are looked for beside the file.
 
@@ -72,8 +78,8 @@ def read_lora_file(path: Path, original: Mapping[str, str], allow_non_finite: bo
     is_torch = path.suffix.lower() != ".safetensors"
     stored, metadata = (index_torch(path), {}) if is_torch else safetensors_header(path)
     settings = settings_in_metadata(metadata, str(path))
-    beside = path.with_name(ADAPTER_CONFIG)
-    own = peft_settings(read_json(beside), str(beside)) if beside.is_file() else None
+    beside = settings_beside(path)
+    own = peft_settings(read_json(beside), str(beside)) if beside else None
     found: dict[LoraKey, tuple[str, StoredTensor]] = {}
     strangers = []
     for key, tensor in stored.items():

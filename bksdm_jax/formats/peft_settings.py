@@ -15,7 +15,7 @@ from bksdm_jax.formats.lora_names import TEXT, UNET
 
 METADATA = "lora_adapter_metadata"
 """Diffusers' key of safetensors metadata: JSON, in which `unet.lora_alpha` is the U-Net's `lora_alpha`."""
-_MOST = 2**24  # letters
+_MOST, _LARGEST = 2**24, 1e9  # letters of JSON, alpha
 _NAME = re.compile(r"\^?[\w.-]+\$?")
 
 
@@ -53,8 +53,8 @@ def peft_settings(settings: Mapping[str, Any], source: str) -> PeftSettings:
         if not _NAME.fullmatch(name):
             raise InputError(f"{source}: alpha_pattern has {shown(name)}; expected names of modules, or their ends")
     return PeftSettings(
-        None if alpha is None else finite_number(source, "lora_alpha", alpha),
-        {name: finite_number(source, f"alpha_pattern {name[:80]}", value) for name, value in patterns.items()},
+        None if alpha is None else _alpha(source, "lora_alpha", alpha),
+        {name: _alpha(source, f"alpha_pattern {name[:80]}", value) for name, value in patterns.items()},
         true_or_false(source, "use_rslora", settings.get("use_rslora") or False),
     )
 
@@ -76,6 +76,10 @@ def settings_in_metadata(metadata: Mapping[str, str], source: str) -> dict[str, 
         if own:
             found[network] = peft_settings(own, f"{source}: {METADATA} of {network}")
     return found
+
+
+def _alpha(source: str, key: str, value: object) -> float:
+    return finite_number(source, key, value, -_LARGEST, _LARGEST)
 
 
 def _matches(name: str, module: str) -> bool:

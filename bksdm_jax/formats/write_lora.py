@@ -37,7 +37,8 @@ def write_lora(
     Raises:
         InputError: a number isn't finite or out of the dtype's range, or the file can't be written.
     """
-    tensors = dict(_kohya(layers) if layout == "kohya" else _diffusers(layers))
+    with np.errstate(over="ignore"):  # told below
+        tensors = dict(_kohya(layers) if layout == "kohya" else _diffusers(layers))
     own = _kohya_metadata(layers) if layout == "kohya" else {METADATA: json.dumps(_settings(layers), sort_keys=True)}
     for key, array in tensors.items():
         if array.ndim == 0:

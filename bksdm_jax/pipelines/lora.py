@@ -10,13 +10,13 @@ import numpy as np
 from absl import logging
 
 from bksdm_jax.base import trees
-from bksdm_jax.base.errors import InputError
+from bksdm_jax.base.errors import InputError, in_one_line
 from bksdm_jax.base.files import file_sha256
 from bksdm_jax.base.finite import find_non_finite
 from bksdm_jax.base.paths import local_path
 from bksdm_jax.base.progress import QUIET, waiting
 from bksdm_jax.formats import names
-from bksdm_jax.formats.lora_file import ADAPTER_CONFIG, SUFFIXES, LoraFile, read_lora_file
+from bksdm_jax.formats.lora_file import ADAPTER_CONFIG, PEFT_STEM, SUFFIXES, LoraFile, read_lora_file, settings_beside
 from bksdm_jax.formats.lora_names import TEXT, UNET, original_prefixes
 from bksdm_jax.formats.low_rank import LowRank, from_adapter
 from bksdm_jax.models.lora import Adapter, Adapters, merge
@@ -24,7 +24,7 @@ from bksdm_jax.pipelines.config import LoraOptions, split_lora
 from bksdm_jax.pipelines.hub import hub_folder, is_hub_id
 from bksdm_jax.pipelines.pipeline import Architectures, Pipeline
 
-_STEMS = ("adapter_model", "pytorch_lora_weights")  # of PEFT and Diffusers
+_STEMS = (PEFT_STEM, "pytorch_lora_weights")  # of PEFT and Diffusers
 _SHOWN = 3
 _SDXL_TEXT, _SECOND_WIDTH = 2048, 1024
 _OF_TEXT = ("attn2.to_k", "attn2.to_v")
@@ -137,8 +137,7 @@ def find_lora(name: str) -> tuple[Path, ...]:
 
 def lora_sha256(paths: Sequence[Path]) -> str:
     """SHA-256 of a LoRA's files, with PEFT's settings beside them."""
-    settings = (path.with_name(ADAPTER_CONFIG) for path in paths)
-    files = [*paths, *(path for path in settings if path.is_file())]
+    files = [*paths, *filter(None, map(settings_beside, paths))]
     digests = [file_sha256(path) for path in files]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
@@ -219,7 +218,7 @@ def tell_unplaced(path: Path, keys: Sequence[str], allow: bool) -> None:
     """Raises `InputError`, or warns, of tensors without a place in the model, if there are any."""
     if not keys:
         return
-    some = f"{', '.join(key[:160] for key in keys[:_SHOWN])}{', ...' if len(keys) > _SHOWN else ''}"
+    some = f"{', '.join(in_one_line(key, 80) for key in keys[:_SHOWN])}{', ...' if len(keys) > _SHOWN else ''}"
     said = f"{path}: {len(keys)} tensor(s) have no place in the model: {some}"
     if not allow:
         raise InputError(
