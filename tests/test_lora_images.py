@@ -19,6 +19,9 @@ from bksdm_jax.pipelines.config import LoraOptions
 from bksdm_jax.pipelines.load import load_pipeline
 from bksdm_jax.pipelines.lora import lora_metadata, open_loras, stored_layers, with_loras
 from bksdm_jax.pipelines.pipeline import Pipeline
+from bksdm_jax.pruning.convert_lora import convert_lora
+from bksdm_jax.pruning.lora_config import ConvertLoraConfig
+from bksdm_jax.pruning.prune import PruneConfig, prune
 from bksdm_jax.sampling.config import SamplerConfig
 from bksdm_jax.sampling.generate import make_generate
 from tests import loras, tiny
@@ -203,3 +206,22 @@ def test_diffusers_loads_what_is_written(
     require_same(made, loras.images(pytorch, {path: 1.0}), loras.images(pytorch))
     assert {tensor.dtype for tensor in load_file(path).values() if tensor.ndim} == {torch.float16}
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_converted_lora_is_that_of_the_teacher(
+    folders: dict[str, Path], pytorchs: dict[str, Any], tmp_path: Path
+) -> None:
+    """PyTorch's student with the converted file makes our images of the student of the merged teacher.
+
+    With the teacher's file it makes others, without an error.
+    """
+    found = loras.pairs(pytorchs["v1"], loras.ATTENTION, networks=["unet"])
+    given = loras.write(tmp_path / "given.safetensors", loras.kohya(found, alpha=3.0))
+    for name, names in (("plain", ()), ("merged", (str(given),))):
+        prune(PruneConfig(str(folders["v1"]), tiny.MICRO_SMALL, lora=names), tmp_path / name)
+    settings = ConvertLoraConfig(lora=str(given), model=str(tmp_path / "plain"))
+    path, _ = convert_lora(settings, tmp_path / "converted")
+    student = loras.load(tmp_path / "plain")
+    without, expected = loras.images(student), loras.images(student, {path: 1.0})
+    require_same(ours(load_pipeline(tmp_path / "merged")), expected, without)
+    assert np.abs(loras.images(student, {given: 1.0}) - expected).mean() > 1 / 255

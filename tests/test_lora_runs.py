@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import bksdm_jax
 from bksdm_jax.base import trees
@@ -67,6 +68,8 @@ def test_sampling(
     sample(quick(pico_teacher, lora=(f"{files[0]}=0.5",), **settings), tmp_path / "out")
     assert read_json(tmp_path / "out" / "config.json")["loras"] == [{"sha256": file_sha256(files[0]), "weight": 0.5}]
     assert np.abs(pixels(tmp_path / "out") - pixels(tmp_path / "out" / "beside_1")).mean() > 2
+    with Image.open(tmp_path / "out" / "images" / "000000.png") as image:
+        assert "LoRA: style0.safetensors 0.5" in image.text["parameters"]
     copy = tmp_path / "copy.safetensors"
     copy.write_bytes(files[0].read_bytes())
     sample(quick(pico_teacher, lora=(f"{copy}=0.5",), **settings), tmp_path / "out")

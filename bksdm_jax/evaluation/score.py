@@ -29,7 +29,7 @@ SCORES = "scores.json"
 _SETTINGS = (
     *("sampler", "steps", "guidance_scale", "guidance_rescale", "negative_prompt", "eta", "seed", "latents"),
     *("resolution", "height", "width", "format", "dtype", "protocol"),
-    *("teacher", "switch_at", "deep_cache", "deep_cache_cut", "vae", "clip_skip", "embeddings"),
+    *("teacher", "switch_at", "deep_cache", "deep_cache_cut", "vae", "clip_skip", "embeddings", "lora"),
 )
 
 
