@@ -285,7 +285,8 @@ def test_names_and_weights_on_the_command_line() -> None:
     }
     for text, expected in cases.items():
         assert split_lora(text) == expected
-    for text in ("", "=0.5", "style=much", "style=nan", "style=inf", 3):
+    assert split_lora("style=much") == ("style=much", 1.0)
+    for text in ("", "=0.5", "style=nan", "style=inf", 3):
         with pytest.raises(InputError, match=r"^(lora|config): "):
             split_lora(text)
 

@@ -85,9 +85,11 @@ def test_pruning(micro_teacher: Path, files: tuple[Path, Path], tmp_path: Path) 
     prune(PruneConfig(str(micro_teacher), tiny.MICRO_SMALL, lora=(f"{files[0]}=0.5",)), tmp_path / "student")
     merged = bksdm_jax.prune(bksdm_jax.load(micro_teacher, lora=f"{files[0]}=0.5"), tiny.MICRO_SMALL)
     require_equal(load_pipeline(tmp_path / "student").params, merged.params)
-    card = (tmp_path / "student" / "README.md").read_text()
-    assert "`style0.safetensors` with weight 0.5" in card
-    assert str(files[0].parent) not in card
+    bksdm_jax.save(merged, tmp_path / "saved")
+    for folder in ("student", "saved"):
+        card = (tmp_path / folder / "README.md").read_text()
+        assert f"`style0.safetensors` (SHA-256 {file_sha256(files[0])}) with weight 0.5" in card
+        assert str(files[0].parent) not in card
     with pytest.raises(InputError, match="nowhere"):
         prune(PruneConfig(str(micro_teacher), tiny.MICRO_SMALL, lora=("nowhere",)), tmp_path / "other")
 

@@ -24,6 +24,8 @@ _ENDINGS = {
     ".lora_up.weight": UP,
     ".lora_mid.weight": MIDDLE,
     ".alpha": ALPHA,
+    ".lora.alpha": ALPHA,
+    "_lora.alpha": ALPHA,
     ".dora_scale": DORA_SCALE,
     ".lora_A.weight": DOWN,
     ".lora_B.weight": UP,

@@ -27,7 +27,7 @@ class LowRank:
 
     @property
     def rank(self) -> int:
-        """R."""
+        """Rows of `down`."""
         return self.down.shape[0]
 
     @property

@@ -37,7 +37,7 @@ class Adapter:
 
     @property
     def rank(self) -> int:
-        """R."""
+        """Rows of `up`."""
         return self.up.shape[0]
 
     def update(self) -> Any:

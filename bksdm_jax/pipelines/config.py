@@ -56,19 +56,18 @@ LORA_MAY_CHANGE = ("lora", "allow_unplaced_lora")
 
 
 def split_lora(text: str) -> tuple[str, float]:
-    """Name and weight of one of `LoraOptions.lora`; raises `InputError` if it has no name or a weight that isn't one.
+    """Name and weight of one of `LoraOptions.lora`: a number behind the last `=` is a weight.
 
-    What follows the last `=` is a weight unless it has a `/` or ends like a file.
+    Raises `InputError` if there is no name, or the weight isn't finite.
     """
     name, mark, weight = text.rpartition("=") if isinstance(text, str) else ("", "", "")
     if not (name.strip() if mark else weight.strip()):
         raise InputError(f"lora: {shown(text)}; expected NAME or NAME=WEIGHT")
-    if not mark or "/" in weight or weight.endswith((".safetensors", ".bin", ".pt")):
-        return text, 1.0
     try:
-        return name, finite_number("config", f"lora {shown(name)}'s weight", float(weight))
-    except ValueError as error:
-        raise InputError(f"lora: {shown(text)}: {shown(weight)} is no weight; expected such as FILE=0.8") from error
+        value = float(weight) if mark else 1.0
+    except ValueError:
+        return text, 1.0
+    return name if mark else text, finite_number("config", f"the weight of lora {shown(text)}", value)
 
 
 def require_loras(options: LoraOptions) -> None:

@@ -90,7 +90,13 @@ def with_loras(pipeline: Pipeline, loras: Sequence[Lora]) -> Pipeline:
                         f"weight {lora.weight:g}; choose a smaller weight, or weights of the model in float32"
                     )
             found[network] = after
-    return dataclasses.replace(pipeline, networks=found)
+    told = tuple(f"`{_public(lora.name)}` (SHA-256 {lora.sha256}) with weight {lora.weight:g}" for lora in loras)
+    return dataclasses.replace(pipeline, networks=found, loras=(*pipeline.loras, *told))
+
+
+def _public(name: str) -> str:
+    """A LoRA's name without the user's folders."""
+    return name if is_hub_id(name) else name.rstrip("/").rpartition("/")[2]
 
 
 def stored_layers(adapters: Mapping[str, Adapters]) -> dict[str, dict[str, LowRank]]:

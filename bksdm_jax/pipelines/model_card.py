@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from huggingface_hub import ModelCardData
 
@@ -22,7 +22,6 @@ class CardFacts:
         parent: the teacher as the user named it: a path or hub id.
         removed: the teacher's blocks that were removed.
         preset: the preset that removes these; empty: none does.
-        loras: names and weights of LoRAs that were merged into the parent before.
         start: the student's initial weights, in words.
         training: setting -> value; empty: not trained.
     """
@@ -32,7 +31,6 @@ class CardFacts:
     start: str
     training: Mapping[str, object] = dataclasses.field(default_factory=dict)
     preset: str = ""
-    loras: tuple[tuple[str, float], ...] = ()
 
 
 def model_card(pipeline: Pipeline, facts: CardFacts, file_format: str) -> str:
@@ -57,7 +55,7 @@ def model_card(pipeline: Pipeline, facts: CardFacts, file_format: str) -> str:
         "## Architecture",
         _architecture(pipeline, facts.removed),
         "## Training",
-        f"The U-Net started from {facts.start}. The other networks are the parent's.{_merged(facts.loras)}",
+        f"The U-Net started from {facts.start}. The other networks are the parent's.{_merged(pipeline.loras)}",
         _table("setting", facts.training) if facts.training else "It has not been trained.",
         "## Scores",
         "No scores have been measured.",
@@ -94,9 +92,8 @@ def _table(name: str, values: Mapping[str, object], heading: str = "value") -> s
     return "\n".join([f"| {name} | {heading} |", "|---|---|", *rows])
 
 
-def _merged(loras: tuple[tuple[str, float], ...]) -> str:
-    names = ", ".join(f"`{name}` with weight {weight:g}" for name, weight in loras)
-    return f" Into the parent, LoRAs were merged first: {names}." if names else ""
+def _merged(loras: Sequence[str]) -> str:
+    return f" LoRAs were merged into the parent first: {', '.join(loras)}." if loras else ""
 
 
 def _lora_text(removed: tuple[str, ...]) -> str:

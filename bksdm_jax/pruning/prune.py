@@ -1,7 +1,7 @@
 """Prunes a teacher to an untrained student."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from bksdm_jax.models.unet_table import UNetConfig
 from bksdm_jax.pipelines.config import SaveConfig
 from bksdm_jax.pipelines.hub import is_hub_id
 from bksdm_jax.pipelines.load import find_denoiser, find_model
-from bksdm_jax.pipelines.lora import Lora, open_loras, with_loras
+from bksdm_jax.pipelines.lora import open_loras, with_loras
 from bksdm_jax.pipelines.model_card import CardFacts, parent_name
 from bksdm_jax.pipelines.pipeline import Architectures, Pipeline
 from bksdm_jax.pipelines.save import require_savable, wanted_extras, write_pipeline
@@ -120,13 +120,10 @@ def _require_student(plan: RemovalPlan, name: str, found: UNetConfig) -> None:
             )
 
 
-def card_facts(
-    teacher: str, plan: RemovalPlan, student_init: str, training: Mapping[str, object], loras: Sequence[Lora] = ()
-) -> CardFacts:
-    """The facts for a student's model card; `training` may be empty, `loras` were merged into the teacher."""
+def card_facts(teacher: str, plan: RemovalPlan, student_init: str, training: Mapping[str, object]) -> CardFacts:
+    """The facts for a student's model card; `training` may be empty."""
     start = INITS.get(student_init, f"the U-Net of `{parent_name(student_init)}`")
-    merged = tuple((parent_name(lora.name), lora.weight) for lora in loras)
-    return CardFacts(teacher, plan.removed, start, training, preset_of(plan.removed), merged)
+    return CardFacts(teacher, plan.removed, start, training, preset_of(plan.removed))
 
 
 def prune(config: PruneConfig, workdir: Path) -> tuple[RemovalPlan, Path]:
@@ -147,6 +144,6 @@ def prune(config: PruneConfig, workdir: Path) -> tuple[RemovalPlan, Path]:
     if is_used(workdir):
         raise InputError(f"{workdir}: exists already; choose a new folder for the student")
     student = pruned(with_loras(teacher.read(), loras), start, config.seed)
-    facts = card_facts(config.teacher, plan, config.student_init, {}, loras)
+    facts = card_facts(config.teacher, plan, config.student_init, {})
     extra = {"removal_plan.json": plan.to_json()}
     return plan, write_pipeline(workdir, student, save, facts, extra, replace=False)

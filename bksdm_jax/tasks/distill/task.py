@@ -178,7 +178,7 @@ class DistillTask(Task):
         if points := points_over_updates(workdir / f"{SCORES}.csv", self._config.student):
             write_score_plot(workdir / f"{SCORES}.svg", points)
         config, plan = self._config, self._inputs.plan
-        facts = card_facts(config.teacher, plan, config.student_init, self._training_facts(), self._inputs.loras)
+        facts = card_facts(config.teacher, plan, config.student_init, self._training_facts())
         student = self._pipeline.with_denoiser(plan.student, params)
         extra = {"removal_plan.json": plan.to_json()}
         return write_pipeline(workdir / "model", student, config.save_config(), facts, extra)
