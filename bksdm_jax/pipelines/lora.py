@@ -25,7 +25,7 @@ from bksdm_jax.pipelines.hub import hub_folder, is_hub_id
 from bksdm_jax.pipelines.pipeline import Architectures, Pipeline
 
 _STEMS = (PEFT_STEM, "pytorch_lora_weights")  # of PEFT and Diffusers
-_SHOWN = 3
+_SHOWN = 2
 _SDXL_TEXT, _SECOND_WIDTH = 2048, 1024
 _OF_TEXT = ("attn2.to_k", "attn2.to_v")
 """Modules whose input is the text states: their width tells generations apart."""
@@ -220,15 +220,18 @@ def _misfit(file: LoraFile, network: str, module: str, layer: LowRank, shape: tu
     )
 
 
-def tell_unplaced(path: Path, keys: Sequence[str], allow: bool) -> None:
-    """Raises `InputError`, or warns, of tensors without a place in the model, if there are any."""
+def tell_unplaced(path: Path, keys: Sequence[str], allow: bool, model: str = "model") -> None:
+    """Raises `InputError`, or warns, of tensors without a place in the model, if there are any; all are logged.
+
+    `model` is what it is called, `model` or `teacher`.
+    """
     if not keys:
         return
-    some = f"{', '.join(in_one_line(key, 80) for key in keys[:_SHOWN])}{', ...' if len(keys) > _SHOWN else ''}"
-    said = f"{path}: {len(keys)} tensor(s) have no place in the model: {some}"
+    for key in keys:
+        logging.info("%s: no place for %s", path, in_one_line(key))
+    some = f"{', '.join(in_one_line(key, 120) for key in keys[:_SHOWN])}{', ...' if len(keys) > _SHOWN else ''}"
+    said = f"{path}: {len(keys)} tensor(s) have no place in the {model}: {some}"
     if not allow:
-        raise InputError(
-            f"{said}; if this is a LoRA of a student's teacher, convert it with launch.convert_lora, or leave them out "
-            "with allow_unplaced_lora=yes"
-        )
+        convert = "convert a LoRA of a student's teacher with launch.convert_lora; " if model == "model" else ""
+        raise InputError(f"{said}; {convert}leave them out of one for this {model} with allow_unplaced_lora=yes")
     logging.warning("%s; they are left out", said)

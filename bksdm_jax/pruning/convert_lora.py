@@ -11,7 +11,7 @@ from bksdm_jax.base.paths import local_path
 from bksdm_jax.base.progress import QUIET, waiting
 from bksdm_jax.base.workdir import is_used
 from bksdm_jax.formats.lora_file import LoraFile, read_lora_file
-from bksdm_jax.formats.lora_names import UNET, original_prefixes
+from bksdm_jax.formats.lora_names import TEXT, UNET, original_prefixes
 from bksdm_jax.formats.low_rank import LowRank
 from bksdm_jax.formats.unet_json import unet_from_diffusers
 from bksdm_jax.formats.write_lora import write_lora
@@ -68,7 +68,8 @@ def convert_lora(config: ConvertLoraConfig, workdir: Path) -> tuple[Path, list[M
     for path in paths:
         with waiting("reading the LoRA", QUIET):
             found = read_lora_file(path, _original_names(plan))
-        tell_unplaced(path, [*found.strangers, *_foreign_blocks(found, plan)], config.allow_unplaced_lora)
+        strangers = [*found.strangers, *_foreign_blocks(found, plan)]
+        tell_unplaced(path, strangers, config.allow_unplaced_lora, "teacher")
         file, of_blocks = converted(found, plan)
         made.append(file)
         moved += of_blocks
@@ -106,14 +107,14 @@ def converted(file: LoraFile, plan: StoredPlan) -> tuple[LoraFile, list[Moved]]:
 
 
 def moved_table(moved: Sequence[Moved]) -> str:
-    """The blocks as text: where each went, and its share of the update's sum of squares."""
+    """The blocks as text: where each went, and its share of the update, by the sum of squares of its entries."""
     total = sum(one.squares for one in moved) or 1.0
     lines = [f"{'teacher block':<30}{'student block':<30}{'modules':>8}{'share of the update':>21}"]
     for one in moved:
         student = one.student or "removed"
         lines.append(f"{one.teacher:<30}{student:<30}{one.modules:>8}{one.squares / total:>20.2%}")
-    lost = sum(one.lost for one in moved)
-    lines += ["", f"removed: {lost / total:.2%} of the update, by the sum of squares of its entries"]
+    lost, of_unet = sum(one.lost for one in moved), sum(one.squares for one in moved if one.teacher != TEXT) or 1.0
+    lines += ["", f"removed: {lost / total:.2%} of the update, {lost / of_unet:.2%} of the U-Net's"]
     return "\n".join(lines)
 
 
