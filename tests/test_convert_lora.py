@@ -181,12 +181,18 @@ def test_what_cannot_be_converted_is_refused(
     mid = {"unet": {name: pair for name, pair in found["unet"].items() if name.startswith("mid_block")}}
     wide = {"unet": {"conv_in": (torch.ones(2, 4, 3, 3), torch.ones(64, 2, 1, 1))}}
     deep = {"unet": {"down_blocks.0.attentions.5.proj_in": found["unet"]["down_blocks.0.attentions.0.proj_in"]}}
+    odd = {"unet": {"elsewhere": wide["unet"]["conv_in"]}}
     plan = tmp_path / "plans" / "removal_plan.json"
     plan.parent.mkdir()
     cases: list[tuple[Any, Any, str]] = [
         (loras.write(tmp_path / "mid.safetensors", loras.kohya(mid)), student, r"mid\.safetensors: nothing"),
         (loras.write(tmp_path / "wide.safetensors", loras.kohya(wide)), student, r"wide\.safetensors: .*conv_in.*64"),
         (loras.write(tmp_path / "deep.safetensors", loras.kohya(deep)), student, r"deep\.safetensors: .*attentions_5"),
+        (
+            loras.write(tmp_path / "odd.safetensors", loras.kohya(odd)),
+            student,
+            r"odd\.safetensors: .*elsewhere",
+        ),
         (good, tmp_path, r"model: .*removal_plan\.json: no such file"),
     ]
     for text, said in (

@@ -133,6 +133,8 @@ def test_from_the_hub(
     for name in ("pytorch_lora_weights.safetensors", "pictures/1.png"):
         (served / name).parent.mkdir(parents=True, exist_ok=True)
         (served / name).write_bytes(files[0].read_bytes())
+    (served / "other").mkdir()
+    (served / "other" / "style.safetensors").write_bytes(files[1].read_bytes())
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     with fake_hub(served, asked) as address:
@@ -140,5 +142,9 @@ def test_from_the_hub(
         template = address + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
         ours = bksdm_jax.load(pico_teacher, lora=f"{REPOSITORY}=0.5")
+        given = bksdm_jax.load(pico_teacher, lora=f"{REPOSITORY}/other/style.safetensors")
+        with pytest.raises(InputError, match=r"nothing\.safetensors: no such file on the hub"):
+            bksdm_jax.load(pico_teacher, lora=f"{REPOSITORY}/nothing.safetensors")
     require_equal(ours.params, bksdm_jax.load(pico_teacher, lora=f"{files[0]}=0.5").params)
+    require_equal(given.params, bksdm_jax.load(pico_teacher, lora=str(files[1])).params)
     assert not any("pictures" in one for one in asked)

@@ -62,7 +62,7 @@ def open_loras(options: LoraOptions, networks: Architectures, allow_non_finite: 
     """
     found = []
     for text in options.lora:
-        name, weight = split_lora(text) if not Path(text).exists() else (text, 1.0)
+        name, weight = (text, 1.0) if local_path("lora", text).exists() else split_lora(text)
         paths = find_lora(name)
         original = original_prefixes(networks.denoiser)
         files = [read_lora_file(path, original, allow_non_finite) for path in paths]
@@ -71,6 +71,7 @@ def open_loras(options: LoraOptions, networks: Architectures, allow_non_finite: 
     return tuple(found)
 
 
+@waiting("merging the LoRAs", QUIET)
 def with_loras(pipeline: Pipeline, loras: Sequence[Lora]) -> Pipeline:
     """The pipeline with the LoRAs merged into its networks, in their order and in the dtypes of the weights.
 
@@ -96,7 +97,7 @@ def with_loras(pipeline: Pipeline, loras: Sequence[Lora]) -> Pipeline:
 
 def _public(name: str) -> str:
     """A LoRA's name without the user's folders."""
-    return name if is_hub_id(name) else name.rstrip("/").rpartition("/")[2]
+    return name if _on_hub(name) else name.rstrip("/").rpartition("/")[2]
 
 
 def stored_layers(adapters: Mapping[str, Adapters]) -> dict[str, dict[str, LowRank]]:
@@ -126,10 +127,17 @@ def lora_metadata(networks: Architectures) -> dict[str, str]:
 def find_lora(name: str) -> tuple[Path, ...]:
     """The files of a LoRA: a file, or those in a folder or a hub repository as PEFT and Diffusers write them.
 
+    `owner/name/FILE` is a file on the hub.
+
     Raises `InputError` if there are none, or several that may be meant.
     """
-    if is_hub_id(name):
-        folder = hub_folder(name, "", lambda files: _with_settings(_chosen(files, name), files))
+    if hub := _on_hub(name):
+        repo, file = hub
+        folder = hub_folder(repo, "", lambda files: _wanted(files, name, file))
+        if file and not (folder / file).is_file():
+            raise InputError(f"lora: {name}: no such file on the hub; expected OWNER/NAME or OWNER/NAME/FILE")
+        if file:
+            return (folder / file,)
     else:
         path = local_path("lora", name)
         if path.is_file():
@@ -139,6 +147,13 @@ def find_lora(name: str) -> tuple[Path, ...]:
         folder = path
     inside = [path.relative_to(folder).as_posix() for path in (*folder.glob("*"), *folder.glob("*/*"))]
     return tuple(folder / file for file in _chosen(inside, str(folder)))
+
+
+def _on_hub(name: str) -> tuple[str, str] | None:
+    """Repository, and file if there is one, of a name on the hub; None: it is a path."""
+    owner, _, rest = name.partition("/")
+    repo, _, file = rest.partition("/")
+    return (f"{owner}/{repo}", file) if is_hub_id(f"{owner}/{repo}") else None
 
 
 def lora_sha256(paths: Sequence[Path]) -> str:
@@ -163,7 +178,9 @@ def _chosen(files: Collection[str], source: str) -> list[str]:
     return others
 
 
-def _with_settings(chosen: Sequence[str], files: Collection[str]) -> list[str]:
+def _wanted(files: Collection[str], source: str, file: str) -> list[str]:
+    """The files to download of all of a repository: this one, or the LoRA's, with its settings."""
+    chosen = [name for name in files if name == file] if file else _chosen(files, source)
     settings = {f"{name.rpartition('/')[0]}/{ADAPTER_CONFIG}".lstrip("/") for name in chosen}
     return [*chosen, *(name for name in sorted(settings) if name in files)]
 
@@ -179,8 +196,10 @@ def fitted(files: Sequence[LoraFile], networks: Architectures, allow_unplaced: b
             for path, leaf in trees.flatten(shapes).items()
             if path.endswith("/kernel")
         }
-        for network, shapes in networks.parameter_shapes().items()
-        if network in (UNET, TEXT)
+        for network, shapes in (
+            (network, networks.kind.networks[network].parameter_shapes(networks.configs[network]))
+            for network in (UNET, TEXT)
+        )
     }
     found: dict[str, dict[str, Adapter]] = {}
     unplaced = {file.path: list(file.strangers) for file in files}

@@ -27,6 +27,7 @@ from bksdm_jax.pruning.lora_config import ConvertLoraConfig, require_conversion
 from bksdm_jax.pruning.stored_plan import PLAN, StoredPlan, block_of_module, read_plan
 
 _OUTSIDE = "outside the blocks"
+_OTHERS = ("conv_in", "conv_out", "time_embedding.", "add_embedding.")  # modules there
 _KEPT = ("ss_base_model_version", "ss_v2", "ss_tag_frequency", "modelspec.architecture", "modelspec.trigger_phrase")
 """Metadata of the teacher's LoRA that hold for the student's."""
 
@@ -151,11 +152,12 @@ def _foreign_blocks(file: LoraFile, plan: StoredPlan) -> list[str]:
     def is_known(block: str) -> bool:
         stage = block.rsplit(".", 2)[0]
         resampler = "samplers" in block  # the last stages lose theirs without a word
-        return not block or block in plan.students or block in gone or stage in stages or resampler
+        return block in plan.students or block in gone or stage in stages or resampler
 
     found: list[str] = []
     for module, keys in file.keys.get(UNET, {}).items():
-        if not is_known(block_of_module(module)):
+        block = block_of_module(module)
+        if not (is_known(block) if block else module.startswith(_OTHERS)):
             found += keys
     return found
 
