@@ -343,6 +343,17 @@ def again_keys(layout: str) -> set[str]:
     return {f"{stem}.{end}" for stem in (first, second) for end in ends} | {f"{first}.lora_magnitude_vector"}
 
 
+def test_equal_loras_are_equal_files(tmp_path: Path) -> None:
+    """Whatever the order in which the library writes their metadata, with any characters in them."""
+    file = read_lora_file(write(tmp_path / "a.safetensors", kohya()), {})
+    more = {f"key {i}": f'"{i}"\\ \n\t\x01\x7f é 猫 😀' for i in range(20)}
+    for name in ("b", "c", "d"):
+        write_lora(tmp_path / name, file.layers, metadata=more)
+    assert len({(tmp_path / name).read_bytes() for name in ("b", "c", "d")}) == 1
+    with safe_open(tmp_path / "b", "np") as made:
+        assert more.items() <= made.metadata().items()
+
+
 def test_numbers_that_no_file_can_hold_are_not_written(tmp_path: Path) -> None:
     file = read_lora_file(write(tmp_path / "a.safetensors", changed("lora_up", torch.full((320, 2), 1e6))), {})
     with pytest.raises(InputError, match=r"b\.safetensors: .*lora_up.*float16.*float32"):
