@@ -12,6 +12,7 @@ from tests.conftest import ROOT
 from tests.readme_commands import Command
 
 MAKES: dict[str, dict[str, str]] = {
+    "convert_lora": {"": "LoRA"},
     "prune": {"": "model"},
     "train": {"model": "model"},
     "sample": {"": "images", "images": "images"},
@@ -19,7 +20,6 @@ MAKES: dict[str, dict[str, str]] = {
     "reference": {"images": "images", "prompts.csv": "prompts", "fid_pytorch_fid.npz": "images"},
     "prepare": {"": "data"},
     "analyse": {"": "scores of blocks"},
-    "convert_lora": {"": "LoRA"},
     "shapes_teacher": {"made/teacher": "model"},
 }
 """Program -> what it leaves in its workdir, and the kind of that."""
