@@ -28,7 +28,7 @@ def write_lora(
     Args:
         path: the file.
         layers: the adapters.
-        layout: `kohya`, which all tools read, or `diffusers`. That has no place for scales that all its readers look
+        layout: `kohya`, which most tools read, or `diffusers`. That has no place for scales that all its readers look
             at: they are multiplied into the up matrices; the text encoder's names are those of Transformers 5.6 and
             later.
         dtype: of the matrices: `float32`, `float16` or `bfloat16`.

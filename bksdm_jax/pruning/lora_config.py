@@ -16,7 +16,7 @@ class ConvertLoraConfig:
     Attributes:
         lora: the teacher's LoRA: a file, a folder as of PEFT or Diffusers, or a hub id.
         model: the student: its folder, its `removal_plan.json`, or a hub id.
-        layout: of the result: `kohya`, which all tools read, or `diffusers`.
+        layout: of the result: `kohya`, which most tools read, or `diffusers`.
         save_dtype: of its matrices: float16, bfloat16 or float32.
         allow_unplaced_lora: tensors that belong to no block of the teacher are left out, with a warning, instead of
             being refused.
