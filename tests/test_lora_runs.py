@@ -11,7 +11,7 @@ from PIL import Image
 import bksdm_jax
 from bksdm_jax.base import trees
 from bksdm_jax.base.errors import InputError
-from bksdm_jax.base.files import file_sha256, read_json
+from bksdm_jax.base.files import file_sha256, read_json, write_json
 from bksdm_jax.pipelines.load import load_pipeline
 from bksdm_jax.pruning.prune import PruneConfig, prune
 from bksdm_jax.sampling.run import sample
@@ -121,7 +121,13 @@ def test_distilling(
     with pytest.raises(InputError, match=r"loras\.0\.sha256 changed since"):
         distill(config(f"{files[1]}=0.5"), tmp_path / "run")
     distill(config(), tmp_path / "without")
-    assert "loras" not in read_json(tmp_path / "without" / "config.json")
+    record = read_json(tmp_path / "without" / "config.json")
+    assert "loras" not in record
+    before = {key: value for key, value in record.items() if "lora" not in key}  # of a version without LoRAs
+    write_json(tmp_path / "without" / "config.json", before)
+    distill(config(), tmp_path / "without")
+    with pytest.raises(InputError, match=r"loras is not set in this workdir"):
+        distill(config(str(files[0])), tmp_path / "without")
 
 
 def test_from_the_hub(
