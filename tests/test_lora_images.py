@@ -1,7 +1,5 @@
 """Images with LoRA files of every layout, against PyTorch Diffusers with the same file or the same numbers."""
 
-import functools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +24,10 @@ from bksdm_jax.sampling.config import SamplerConfig
 from bksdm_jax.sampling.generate import make_generate
 from tests import loras, tiny
 
-Ours = Callable[[Pipeline], np.ndarray]
 GENERATIONS = list(loras.UNETS)
+NETWORKS = ("unet", "text_encoder")
+SETTINGS = SamplerConfig(steps=loras.STEPS, guidance_scale=loras.SCALE, resolution=loras.SIDE)
+PROGRAMS: dict[str, Any] = {}
 
 
 @pytest.fixture(scope="module")
@@ -48,21 +48,13 @@ def models(folders: dict[str, Path]) -> dict[str, Pipeline]:
     return {name: load_pipeline(folder) for name, folder in folders.items()}
 
 
-@functools.cache
-def compiled(architectures: str) -> Any:
-    return jax.jit(make_generate(_ARCHITECTURES[architectures], SETTINGS))
-
-
-SETTINGS = SamplerConfig(steps=loras.STEPS, guidance_scale=loras.SCALE, resolution=loras.SIDE)
-_ARCHITECTURES: dict[str, Any] = {}
-
-
 def ours(pipeline: Pipeline) -> np.ndarray:
-    """Our images in [0, 1]."""
+    """Our images in [0, 1]; one program makes those of all pipelines of the same architectures."""
     key = repr(pipeline.architectures)
-    _ARCHITECTURES[key] = pipeline.architectures
+    if key not in PROGRAMS:
+        PROGRAMS[key] = jax.jit(make_generate(pipeline.architectures, SETTINGS))
     captions = pipeline.caption_inputs
-    made, _ = compiled(key)(pipeline.params, captions(loras.PROMPTS), captions([""]), loras.noise())
+    made, _ = PROGRAMS[key](pipeline.params, captions(loras.PROMPTS), captions([""]), loras.noise())
     return np.asarray(made) / 255.0
 
 
@@ -129,7 +121,7 @@ def test_what_diffusers_writes(
                 if "magnitude" in name:
                     parameter.mul_(0.8)
     metadata = _collate_lora_metadata({"unet": trained.unet, "text_encoder": trained.text_encoder})
-    layers = {f"{name}_lora_layers": get_peft_model_state_dict(getattr(trained, name)) for name in _NETWORKS}
+    layers = {f"{name}_lora_layers": get_peft_model_state_dict(getattr(trained, name)) for name in NETWORKS}
     StableDiffusionPipeline.save_lora_weights(tmp_path / "saved", **layers, **metadata)
     without = loras.images(pytorchs[generation])
     require_same(ours(merged(models[generation], tmp_path / "saved")), loras.images(trained), without)
@@ -137,9 +129,6 @@ def test_what_diffusers_writes(
     if not dora:  # Transformers loses the magnitudes of text encoders
         made = ours(merged(models[generation], f"{path}=0.9"))
         require_same(made, loras.images(pytorchs[generation], {path: 0.9}), without)
-
-
-_NETWORKS = ("unet", "text_encoder")
 
 
 def test_a_folder_of_peft(
@@ -155,7 +144,7 @@ def test_a_folder_of_peft(
             for parameter in (one for key, one in wrapped.named_parameters() if "lora_B" in key):
                 parameter.normal_(std=0.5)
         wrapped.save_pretrained(tmp_path / "saved" / name)
-    for name in ("unet", "text_encoder"):
+    for name in NETWORKS:
         assert any(key.startswith("base_model.model.") for key in load_file(_adapter(tmp_path / "saved" / name)))
     require_same(ours(merged(models["v1"], tmp_path / "saved")), loras.images(trained), loras.images(pytorchs["v1"]))
 

@@ -40,7 +40,7 @@ class Moved:
         teacher: its name.
         student: the student's; empty: it was removed.
         modules: how many have an adapter.
-        squares: the sum of squares of their updates' entries.
+        squares: the sum of squares of their updates' entries; of DoRA's, before its magnitudes.
         lost: how much of it was removed.
     """
 
