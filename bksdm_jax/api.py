@@ -17,9 +17,10 @@ from bksdm_jax.base.errors import InputError, shown, whole_number
 from bksdm_jax.base.precision import compute_dtype
 from bksdm_jax.base.workdir import is_used
 from bksdm_jax.models.unet_table import UNetConfig
-from bksdm_jax.pipelines.config import PartsConfig, SaveConfig
+from bksdm_jax.pipelines.config import LoraOptions, PartsConfig, SaveConfig
 from bksdm_jax.pipelines.embedded import TEACHER, teacher_folder
-from bksdm_jax.pipelines.load import load_pipeline
+from bksdm_jax.pipelines.load import find_model
+from bksdm_jax.pipelines.lora import open_loras, with_loras
 from bksdm_jax.pipelines.model_card import CardFacts, parent_name
 from bksdm_jax.pipelines.parts import with_parts
 from bksdm_jax.pipelines.pipeline import Pipeline
@@ -68,6 +69,8 @@ def load(
     vae: str = "",
     clip_skip: int = 0,
     embeddings: Sequence[str] = (),
+    lora: Sequence[str] = (),
+    allow_unplaced_lora: bool = False,
 ) -> Pipeline:
     """Loads a pipeline with its weights.
 
@@ -77,15 +80,20 @@ def load(
         revision, variant, tokenizer, prediction: as in `ModelSource`, where `prediction` is its `prediction_type`.
         allow_non_finite: use weights that hold NaN or infinities, with a warning; `save` then writes them too.
         vae, clip_skip, embeddings: other parts, as in `PartsConfig`.
+        lora, allow_unplaced_lora: LoRAs to merge, as in `LoraOptions`.
 
     Raises:
-        InputError: the model doesn't exist, is incomplete or unsupported, or an option or a part doesn't apply to it.
+        InputError: the model doesn't exist, is incomplete or unsupported, or an option, part or LoRA doesn't apply.
     """
     name = str(name.expanduser().absolute()) if isinstance(name, Path) else name
     embeddings = (embeddings,) if isinstance(embeddings, str) else tuple(embeddings)
     source = ModelSource(name, revision, variant, tokenizer, prediction, allow_non_finite=allow_non_finite)
-    pipeline = load_pipeline(source)
-    return with_parts(pipeline, PartsConfig(vae=vae, clip_skip=clip_skip, embeddings=embeddings))
+    found = find_model(source)
+    options = LoraOptions(
+        lora=(lora,) if isinstance(lora, str) else tuple(lora), allow_unplaced_lora=allow_unplaced_lora
+    )
+    loras = open_loras(options, found.architectures, allow_non_finite)
+    return with_parts(with_loras(found.read(), loras), PartsConfig(vae=vae, clip_skip=clip_skip, embeddings=embeddings))
 
 
 def prune(

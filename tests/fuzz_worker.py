@@ -34,10 +34,14 @@ from bksdm_jax.perf import cost_report as report
 from bksdm_jax.perf import plan
 from bksdm_jax.perf.cost_report import CostConfig
 from bksdm_jax.pipelines.clip_folder import load_clip
+from bksdm_jax.pipelines.config import LoraOptions
 from bksdm_jax.pipelines.folder import FolderModel
 from bksdm_jax.pipelines.load import find_model, load_pipeline
+from bksdm_jax.pipelines.lora import open_loras
 from bksdm_jax.pipelines.pipeline import Pipeline
 from bksdm_jax.pipelines.single_file import SingleFileModel
+from bksdm_jax.pruning.convert_lora import convert_lora, moved_table
+from bksdm_jax.pruning.lora_config import ConvertLoraConfig
 from bksdm_jax.pruning.prune import PruneConfig, prune
 from bksdm_jax.pruning.removal import plan_text
 from bksdm_jax.sampling.generate import make_generate
@@ -70,11 +74,13 @@ class Runner:
         """Name -> command."""
         if self.model.name == "clip":
             return {"clip": lambda: load_clip(self.model)}
+        if self.model.name == "lora":
+            return {"lora": self.lora, "convert_lora": self.convert_lora}
         return {"prune": self.prune, "sample": self.sample, "cost": self.cost, "plan": self.plan, "train": self.train}
 
     def find(self) -> None:
         """What the commands begin with."""
-        if self.model.name != "clip":
+        if self.model.name not in ("clip", "lora"):
             find_model(PruneConfig(str(self.model), "", **self.options).source(str(self.model)))
 
     def prune(self) -> None:
@@ -84,6 +90,16 @@ class Runner:
         plan_text(found)
         cost_table(found.teacher, found.student, found.blocks, found.teacher.sample_size or 64)
         find_model(self.scratch / "student")
+
+    def lora(self) -> None:
+        networks = find_model(self.data.with_name("shards")).architectures
+        open_loras(LoraOptions(lora=(str(self.model),)), networks)
+
+    def convert_lora(self) -> None:
+        shutil.rmtree(self.scratch / "converted", ignore_errors=True)
+        plan = self.model / "removal_plan.json"
+        config = ConvertLoraConfig(lora=str(self.model), model=str(plan))
+        moved_table(convert_lora(config, self.scratch / "converted")[1])
 
     def sample(self) -> None:
         config = SampleConfig(model=str(self.model), **self.options)

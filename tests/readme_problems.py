@@ -5,12 +5,14 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from bksdm_jax.pipelines.config import split_lora
 from tests import readme_commands as readme
 from tests.binaries import VERBS
 from tests.conftest import ROOT
 from tests.readme_commands import Command
 
 MAKES: dict[str, dict[str, str]] = {
+    "convert_lora": {"": "LoRA"},
     "prune": {"": "model"},
     "train": {"model": "model"},
     "sample": {"": "images", "images": "images"},
@@ -32,6 +34,7 @@ READS = {
     **dict.fromkeys(("prompts", "scoring.prompts"), "prompts"),
     **dict.fromkeys(("captions", "inception", "latents", "curves"), "a file of the user's"),
     "scores": "scores",
+    "lora": "LoRA",
     "block_scores": "scores of blocks",
 }
 """Setting -> the kind of what it names."""
@@ -98,7 +101,7 @@ def _read(program: str, config: Any) -> Iterator[tuple[str, str]]:
         for one in value if isinstance(value, tuple) else (value,):
             is_name = key in READS and not (program in TEXTS and key == "prompts")
             if isinstance(one, str) and one and (is_name or one.startswith("runs/")) and key != "settings":
-                yield key, one
+                yield key, split_lora(one)[0] if key == "lora" else one
 
 
 def made(command: Command) -> Iterator[tuple[str, str]]:

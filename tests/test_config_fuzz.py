@@ -21,19 +21,30 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from bksdm_jax.formats import clip_json, locate, missing_blocks, scheduler_json, unet_depths, unet_json, vae_json
+from bksdm_jax.formats import (
+    clip_json,
+    locate,
+    missing_blocks,
+    peft_settings,
+    scheduler_json,
+    unet_depths,
+    unet_json,
+    vae_json,
+)
 from bksdm_jax.pipelines import folder, passthrough, tokenizer
 from bksdm_jax.pipelines.embedded import clip_folder
+from bksdm_jax.pruning import stored_plan
 from bksdm_jax.pruning.prune import PruneConfig, prune
 from tests import mutations, tiny
 from tests.conftest import ROOT
 
 COUNT = int(os.environ.get("FUZZ", "250"))
 MOST_WAIT = 120  # seconds, for what waits without computing; `tests.fuzz_worker` bounds computing
+PLAN = "removal_plan.json"  # unread beside a model
 INDEX = "unet/diffusion_pytorch_model.safetensors.index.json"
 CLIP = mutations.keys_read(clip_json)
 COMMANDS = ("prune", "sample", "cost", "plan", "train")
-BASES = ("shards", "words", "file", "clip")
+BASES = ("shards", "words", "file", "clip", "lora")
 KNOWN = {
     "model_index.json": [*mutations.keys_read(passthrough), "StableDiffusionPipeline"],
     "unet/config.json": mutations.keys_read(unet_json, unet_depths, missing_blocks),
@@ -47,6 +58,8 @@ KNOWN = {
         "extra_special_tokens",
     ],
     INDEX: mutations.keys_read(locate),
+    "adapter_config.json": mutations.keys_read(peft_settings),
+    "removal_plan.json": mutations.keys_read(stored_plan),
 }
 """File -> keys that its reader knows."""
 V2 = tiny.MICRO | {"attention_head_dim": 1, "use_linear_projection": True, "norm_num_groups": 32}
@@ -59,11 +72,13 @@ def test_what_readers_look_at_can_be_changed() -> None:
     assert {"shift_factor", "scaling_factor"} <= set(KNOWN["vae/config.json"])
     assert {"hidden_act", "text_config", "image_size"} <= set(CLIP)
     assert {"weight_map"} <= set(KNOWN[INDEX])
+    assert {"lora_alpha", "alpha_pattern", "use_rslora"} <= set(KNOWN["adapter_config.json"])
+    assert {"removed", "blocks", "layers"} <= set(KNOWN["removal_plan.json"])
 
 
 @pytest.fixture(scope="module")
 def bases(micro_torch_teacher: Path) -> Iterator[Path]:
-    """The unchanged models `shards`, `words` (a tokenizer without `tokenizer.json`), `file` and `clip`, and `data`."""
+    """The models `shards`, `words` (a tokenizer without `tokenizer.json`), `file` and `clip`, a `lora`, and `data`."""
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as name:
         root = Path(name)
@@ -73,6 +88,7 @@ def bases(micro_torch_teacher: Path) -> Iterator[Path]:
         (root / "words" / "tokenizer" / "tokenizer.json").unlink()
         shutil.copytree(clip_folder(), root / "clip")
         _write_file(root / "file")
+        _write_lora(root / "lora", micro_torch_teacher)
         (root / "data").mkdir()
         lines = ["file_name,text"]
         for i in range(4):
@@ -115,6 +131,21 @@ def _split(unet: Path) -> None:
     for shard in set(places.values()):
         save_file({name: tensor for name, tensor in tensors.items() if places[name] == shard}, unet / shard)
     (unet.parent / INDEX).write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": places}))
+
+
+def _write_lora(target: Path, teacher: Path) -> None:
+    """A LoRA of PEFT, beside the removal plan of a student."""
+    name, text = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q", "encoder.layers.0.mlp.fc1"
+    shapes = {f"base_model.model.{name}": (32, 32), f"text_encoder.{text}": (64, 32)}
+    tensors = {f"{stem}.lora_A.weight": np.ones((2, shape[1]), np.float32) for stem, shape in shapes.items()}
+    tensors |= {f"{stem}.lora_B.weight": np.ones((shape[0], 2), np.float32) for stem, shape in shapes.items()}
+    target.mkdir()
+    save_file(tensors, target / "adapter_model.safetensors", {"lora_adapter_metadata": '{"unet.lora_alpha": 3}'})
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "alpha_pattern": {"to_q": 1}, "use_rslora": True}
+    (target / "adapter_config.json").write_text(json.dumps(settings))
+    prune(PruneConfig(str(teacher), tiny.MICRO_STUDENT), target.with_name("pruned"))
+    shutil.copy(target.with_name("pruned") / "removal_plan.json", target)
+    shutil.rmtree(target.with_name("pruned"))
 
 
 def _write_file(target: Path) -> None:
@@ -183,7 +214,7 @@ def test_mutants_end_in_a_result_or_a_line(bases: Path) -> None:
         base: {
             path.relative_to(bases / base).as_posix(): path.read_bytes()
             for path in sorted((bases / base).rglob("*"))
-            if path.suffix in suffixes and path.name != "removal_plan.json" and "config" not in path.parts  # unread
+            if path.suffix in suffixes and "config" not in path.parts and (base == "lora" or path.name != PLAN)
         }
         for base in BASES
     }

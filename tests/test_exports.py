@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from bksdm_jax.base.errors import InputError
@@ -25,11 +26,13 @@ from bksdm_jax.metrics.store import FeatureStore
 from bksdm_jax.pipelines import save as saving
 from bksdm_jax.pruning import prune as pruning
 from bksdm_jax.pruning.config import PruneConfig
+from bksdm_jax.pruning.convert_lora import convert_lora
+from bksdm_jax.pruning.lora_config import ConvertLoraConfig
 from bksdm_jax.pruning.prune import prune
 from bksdm_jax.sampling import run as sampling
 from bksdm_jax.sampling.config import SampleConfig
 from bksdm_jax.sampling.run import sample
-from tests import tiny
+from tests import loras, tiny
 from tests.conftest import ROOT
 from tests.pairs_on_disk import config, encoded, folder_of, many, names
 from tests.sampling_runs import quick, use_one_device
@@ -244,6 +247,15 @@ def test_a_pruning_on_a_full_disk(form: str, micro_teacher: Path, tmp_path: Path
     settings = PruneConfig(str(micro_teacher), tiny.MICRO_SMALL, format=form)
     limits = dict.fromkeys((99, 2_000, 100_000), ": ")
     continues_once_there_is_space(lambda out: prune(settings, out), tmp_path, limits)
+
+
+def test_a_conversion_on_a_full_disk(micro_teacher: Path, tmp_path: Path) -> None:
+    prune(PruneConfig(str(micro_teacher), tiny.MICRO_SMALL), tmp_path / "student")
+    module = {"down_blocks.0.attentions.0.proj_in": (torch.ones(4, 32, 1, 1), torch.ones(32, 4, 1, 1))}
+    given = loras.write(tmp_path / "style.safetensors", loras.kohya({"unet": module}))
+    settings = ConvertLoraConfig(lora=str(given), model=str(tmp_path / "student"))
+    limits = dict.fromkeys((99, 900), "/style.safetensors: ")
+    continues_once_there_is_space(lambda out: convert_lora(settings, out), tmp_path, limits)
 
 
 def test_scores_on_a_full_disk(calls: Calls, folders: Path) -> None:  # noqa: F811

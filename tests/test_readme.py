@@ -6,9 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from bksdm_jax.base.images import save_png
+from bksdm_jax.formats.low_rank import LowRank
+from bksdm_jax.formats.write_lora import write_lora
+from bksdm_jax.pipelines.embedded import teacher_folder
+from bksdm_jax.pipelines.load import load_pipeline
 from bksdm_jax.shapes.world import example
 from tests import binaries
 from tests import readme_commands as readme
@@ -28,6 +33,7 @@ SHORT = {
     "prepare": {"workers": 1},
     "cost": {},
     "compare": {"steps": 0},
+    "convert_lora": {},
 }
 """Programs that can run here, with settings that make them short."""
 
@@ -53,6 +59,7 @@ def test_its_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     _write_shapes(tmp_path / "photos", 8)
+    _write_lora(tmp_path / "style.safetensors")
     ran = []
     for command in readme.commands(README.read_text(encoding="utf-8")):
         if command.words[0] == "mkdir" or command.target:
@@ -68,13 +75,21 @@ def test_its_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
             ran.append(command.program)
             assert all((tmp_path / path).exists() for path, _ in made(command))
     students = ["prune", "analyse", "prune", "attribute", "sample", "score", "sample", "score", "report", "tradeoff"]
-    assert ran == [*students, "prepare", "prepare", "train", "cost", "cost", "compare"]
+    with_lora = ["sample", "convert_lora", "sample", "prune"]
+    assert ran == [*students, *with_lora, "prepare", "prepare", "train", "cost", "cost", "compare"]
 
 
 def _keep_lines(path: Path, count: int) -> None:
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     assert len(lines) == 256
     path.write_text("".join(lines[:count]), encoding="utf-8")
+
+
+def _write_lora(path: Path) -> None:
+    """A LoRA of the shapes teacher."""
+    kernel = load_pipeline(teacher_folder()).denoiser.params["conv_in"]["kernel"]
+    down, up = np.ones((2, 4, 3, 3), np.float32), np.zeros((kernel.shape[-1], 2), np.float32)
+    write_lora(path, {"unet": {"conv_in": LowRank(down, up, 1.0)}})
 
 
 def _write_shapes(folder: Path, count: int) -> None:
@@ -115,6 +130,8 @@ def _write_shapes(folder: Path, count: int) -> None:
         ("tpu_pod.sh keep", "tpu_pod.sh kep", "kep"),
         ("interop]'", "interopt]'", "interopt"),
         ("--config.switch_at=10", "--config.swich_at=10", "swich_at"),
+        ("--config.lora=style.safetensors", "--config.lora=style.safetensor", "lora is style.safetensor,"),
+        ("('$OUT/small_style',)", "('$OUT/style',)", "lora is runs/shapes/style,"),
         ("`--config.most_rejects`", "`--config.many_rejects`", "many_rejects"),
         ("`launch.compare`", "`launch.compares`", "compares"),
         ("`configs/score.py:shapes`", "`configs/score.py:shape`", "'shape'"),

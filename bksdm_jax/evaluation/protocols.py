@@ -8,7 +8,7 @@ from bksdm_jax.evaluation.config import SCORING, Scoring
 from bksdm_jax.pipelines.inception_file import SHA256
 from bksdm_jax.sampling.protocols import PROTOCOLS
 
-_CHANGES = ("eta", "vae", "clip_skip", "embeddings", "latents")
+_CHANGES = ("eta", "vae", "clip_skip", "embeddings", "lora", "latents")
 """Settings of `launch.sample` that no protocol has; empty or 0 where they change nothing."""
 
 

@@ -202,6 +202,8 @@ def _settings_in(workdir: Path) -> dict[str, Any] | None:
 def model_facts(place: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     """What is known of the model that made the images in a folder with these settings of `launch.sample`."""
     facts: dict[str, Any] = {"name": settings["model"], "settings": {key: settings.get(key) for key in _SETTINGS}}
+    if settings.get("lora"):
+        facts["settings"]["lora"] = settings["lora"]
     for folder in (place, place.parent):
         if (folder / "timing.json").is_file():
             facts["seconds_per_image"] = read_json(folder / "timing.json").get("seconds_per_image")

@@ -4,6 +4,7 @@ The library parses and checks the header. Tensors are read by `StoredTensor`, as
 `safe_open` it reuses a buffer, reads float8, and its offsets allow reading some rows of a tensor as a tensor.
 """
 
+import json
 import math
 from pathlib import Path
 
@@ -57,3 +58,18 @@ def safetensors_header(path: Path) -> tuple[dict[str, StoredTensor], dict[str, s
     except SafetensorError as error:
         raise InputError(f"{path}: damaged or not a safetensors file ({in_short(error)}); download it again") from error
     return table, metadata
+
+
+def sort_metadata(path: Path) -> None:
+    """Sorts the metadata in a file's header, which the library writes in another order each time.
+
+    Then equal contents are equal files. Raises `OSError`.
+    """
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= size:  # as the library formats it
+            file.seek(8)
+            file.write(text.ljust(size))

@@ -22,7 +22,7 @@ from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.finite import count_non_finite, find_non_finite
 from bksdm_jax.formats import names
 from bksdm_jax.formats.msgpack_file import index_msgpack
-from bksdm_jax.formats.safetensors_file import index_safetensors
+from bksdm_jax.formats.safetensors_file import index_safetensors, sort_metadata
 from bksdm_jax.formats.stored import EIGHT_BITS, FLOATS, StoredTensor, empty
 from bksdm_jax.formats.torch_file import index_torch
 
@@ -202,6 +202,8 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mappi
     """
     try:
         save_file(dict(tensors), path, metadata={"format": "pt", **(metadata or {})})
+        if metadata:
+            sort_metadata(path)
     except SafetensorError as error:  # wraps the OSError as text
         free = shutil.disk_usage(path.parent).free
         full = free < 2**20 or "space" in str(error).lower() or "quota" in str(error).lower()

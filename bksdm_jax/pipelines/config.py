@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from bksdm_jax.base.errors import one_of, whole_number
+from bksdm_jax.base.errors import InputError, finite_number, one_of, shown, whole_number
 from bksdm_jax.formats.stored import FLOATS
 
 FOLDERS = {"safetensors": ".safetensors", "flax": ".msgpack"}
@@ -34,6 +34,46 @@ class PartsConfig:
 def require_parts(config: PartsConfig) -> None:
     """Raises `InputError`, with the key, for a setting that no pipeline can have; reads no files."""
     whole_number("config", "clip_skip", config.clip_skip, 0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoraOptions:
+    """LoRAs that are merged into a model, as settings of a command.
+
+    Attributes:
+        lora: LoRAs of the model, each `NAME` or `NAME=WEIGHT` with a file (safetensors, or PyTorch's), a folder as of
+            PEFT or Diffusers, or a hub id; they are merged into its U-Net and text encoder, in this order.
+        allow_unplaced_lora: tensors of a LoRA that have no place in the model are left out, with a warning, instead of
+            being refused.
+    """
+
+    lora: tuple[str, ...] = ()
+    allow_unplaced_lora: bool = False
+
+
+LORA_MAY_CHANGE = ("lora", "allow_unplaced_lora")
+"""Keys that may differ when a run continues, since what they name is recorded too."""
+
+
+def split_lora(text: str) -> tuple[str, float]:
+    """Name and weight of one of `LoraOptions.lora`: a number behind the last `=` is a weight.
+
+    Raises `InputError` if there is no name, or the weight isn't finite.
+    """
+    name, mark, weight = text.rpartition("=") if isinstance(text, str) else ("", "", "")
+    if not (name.strip() if mark else weight.strip()):
+        raise InputError(f"lora: {shown(text)}; expected NAME or NAME=WEIGHT")
+    try:
+        value = float(weight) if mark else 1.0
+    except ValueError:
+        return text, 1.0
+    return name if mark else text, finite_number("config", f"the weight of lora {shown(text)}", value)
+
+
+def require_loras(options: LoraOptions) -> None:
+    """Raises `InputError` for a LoRA that can't be one; reads no files."""
+    for text in options.lora:
+        split_lora(text)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from huggingface_hub import ModelCardData
 
@@ -55,12 +55,12 @@ def model_card(pipeline: Pipeline, facts: CardFacts, file_format: str) -> str:
         "## Architecture",
         _architecture(pipeline, facts.removed),
         "## Training",
-        f"The U-Net started from {facts.start}. The other networks are the parent's.",
+        f"The U-Net started from {facts.start}. The other networks are the parent's.{_merged(pipeline.loras)}",
         _table("setting", facts.training) if facts.training else "It has not been trained.",
         "## Scores",
         "No scores have been measured.",
         "## Use",
-        _use(pipeline, file_format),
+        _use(pipeline, file_format) + _lora_text(facts.removed),
         "## Licence",
         _licence(pipeline.licence, parent),
     ]
@@ -90,6 +90,21 @@ def _architecture(pipeline: Pipeline, removed: tuple[str, ...]) -> str:
 def _table(name: str, values: Mapping[str, object], heading: str = "value") -> str:
     rows = [f"| `{key}` | {str(value).replace('|', '/')} |" for key, value in values.items()]
     return "\n".join([f"| {name} | {heading} |", "|---|---|", *rows])
+
+
+def _merged(loras: Sequence[str]) -> str:
+    return f" LoRAs were merged into the parent first: {', '.join(loras)}." if loras else ""
+
+
+def _lora_text(removed: tuple[str, ...]) -> str:
+    """What to do with a LoRA of the parent."""
+    if not removed:
+        return ""
+    return (
+        "\n\nA LoRA of the parent has the parent's block numbers: tools may load it onto the wrong blocks without an "
+        "error. Convert it first: `python -m launch.convert_lora --config=configs/convert_lora.py --config.lora=FILE "
+        "--config.model=FOLDER --workdir=NEW`."
+    )
 
 
 def _use(pipeline: Pipeline, file_format: str) -> str:

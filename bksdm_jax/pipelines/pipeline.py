@@ -123,6 +123,7 @@ class Pipeline:
         licence: from the model card: `license`, `license_name`, `license_link`, where present.
         family: a key of `FAMILIES`.
         allow_non_finite: its weights may hold NaN or infinities, also when they are written.
+        loras: what was merged into the networks, for the model card.
     """
 
     path: Path
@@ -134,6 +135,7 @@ class Pipeline:
     licence: Mapping[str, str] = dataclasses.field(default_factory=dict)
     family: str = STABLE_DIFFUSION
     allow_non_finite: bool = False
+    loras: tuple[str, ...] = ()
 
     @property
     def architectures(self) -> Architectures:

@@ -3,7 +3,7 @@
 import dataclasses
 
 from bksdm_jax.base.errors import whole_number
-from bksdm_jax.pipelines.config import SaveOptions, require_save
+from bksdm_jax.pipelines.config import LoraOptions, SaveOptions, require_loras, require_save
 from bksdm_jax.pipelines.source import ModelOptions, ReadOptions
 from bksdm_jax.pruning.removal import removed_blocks
 from bksdm_jax.pruning.targets import RANDOM, missing_scores, read_target
@@ -31,7 +31,7 @@ class InitOptions(ReadOptions):
 
 
 @dataclasses.dataclass(frozen=True)
-class PruneConfig(ModelOptions, InitOptions, SaveOptions):
+class PruneConfig(ModelOptions, LoraOptions, InitOptions, SaveOptions):
     """A student to prune.
 
     Attributes:
@@ -59,5 +59,6 @@ def require_student(student: str, block_scores: str) -> None:
 def require_settings(config: PruneConfig) -> None:
     """Raises `InputError`, with the key, for a setting that no teacher can be pruned with; reads no files."""
     require_student(config.student, config.block_scores)
+    require_loras(config)
     require_save(config.save_config())
     whole_number("config", "seed", config.seed, 0)

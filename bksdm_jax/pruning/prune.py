@@ -14,6 +14,7 @@ from bksdm_jax.models.unet_table import UNetConfig
 from bksdm_jax.pipelines.config import SaveConfig
 from bksdm_jax.pipelines.hub import is_hub_id
 from bksdm_jax.pipelines.load import find_denoiser, find_model
+from bksdm_jax.pipelines.lora import open_loras, with_loras
 from bksdm_jax.pipelines.model_card import CardFacts, parent_name
 from bksdm_jax.pipelines.pipeline import Architectures, Pipeline
 from bksdm_jax.pipelines.save import require_savable, wanted_extras, write_pipeline
@@ -139,9 +140,10 @@ def prune(config: PruneConfig, workdir: Path) -> tuple[RemovalPlan, Path]:
     teacher = find_model(config.source(config.teacher), wanted_extras(save))
     plan = plan_student(teacher.architectures, config.student, save, config.block_scores)
     start = find_initial_weights(plan, config)
+    loras = open_loras(config, teacher.architectures, config.allow_non_finite)
     if is_used(workdir):
         raise InputError(f"{workdir}: exists already; choose a new folder for the student")
-    student = pruned(teacher.read(), start, config.seed)
+    student = pruned(with_loras(teacher.read(), loras), start, config.seed)
     facts = card_facts(config.teacher, plan, config.student_init, {})
     extra = {"removal_plan.json": plan.to_json()}
     return plan, write_pipeline(workdir, student, save, facts, extra, replace=False)

@@ -7,11 +7,11 @@ from bksdm_jax.base.choices import require_dtype
 from bksdm_jax.base.errors import InputError, finite_number, known_name, whole_number
 from bksdm_jax.diffusion.choices import SAMPLERS, SCHEDULER
 from bksdm_jax.models.choices import require_attention_name
-from bksdm_jax.pipelines.config import PartsConfig, require_parts
+from bksdm_jax.pipelines.config import LORA_MAY_CHANGE, LoraOptions, PartsConfig, require_loras, require_parts
 from bksdm_jax.pipelines.source import ModelOptions
 from bksdm_jax.pipelines.tokenizer import MOST_LETTERS
 
-MAY_CHANGE = ("batch_size", "prompts", "init", "latents", "workers", "revision")
+MAY_CHANGE = ("batch_size", "prompts", "init", "latents", "workers", "revision", *LORA_MAY_CHANGE)
 """Keys that may differ when a run continues: what they name is recorded too, or they change pixels by rounding only."""
 MOST_BESIDE = 64
 MOST_WORKERS = 256
@@ -100,10 +100,10 @@ def require_sampling(config: SamplerConfig) -> None:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SampleConfig(SamplerConfig, ModelOptions, PartsConfig):
+class SampleConfig(SamplerConfig, ModelOptions, LoraOptions, PartsConfig):
     """What to sample; see `SamplerConfig` for the sampler's settings, `PartsConfig` for parts of other files.
 
-    The options of `ModelOptions` are the model's; `teacher` and `beside` take none but `allow_non_finite`.
+    The options of `ModelOptions`, and LoRAs, are the model's; `teacher` and `beside` take none but `allow_non_finite`.
 
     Attributes:
         model: pipeline folder, single file, id on the hub, or `shapes_teacher`.
@@ -160,6 +160,7 @@ def require_settings(config: SampleConfig) -> None:
     require_sampling(config)
     require_dtype(config.dtype)
     require_parts(config)
+    require_loras(config)
     if bool(config.prompts) == bool(config.prompt):
         raise InputError("prompts: give either prompts (a .txt or .csv file) or one prompt")
     if bool(config.teacher) != bool(config.switch_at):

@@ -20,7 +20,8 @@ from bksdm_jax.base.signals import Interrupted, Interrupts
 from bksdm_jax.base.workdir import claim, require_same, require_same_parts, require_shared
 from bksdm_jax.data.tables import Prompt, write_table
 from bksdm_jax.pipelines.autoencoder import load_autoencoder
-from bksdm_jax.pipelines.load import load_pipeline
+from bksdm_jax.pipelines.load import find_model, load_pipeline
+from bksdm_jax.pipelines.lora import Lora, open_loras, with_loras
 from bksdm_jax.pipelines.parts import with_parts
 from bksdm_jax.pipelines.pipeline import Architectures, Network, Pipeline
 from bksdm_jax.pipelines.source import ModelSource
@@ -99,9 +100,9 @@ def sample(config: SampleConfig, workdir: Path, consumer: Callable[[], Consumer]
     require_settings(config)
     prompts = read_texts(config)
     teacher = load_pipeline(_other(config, config.teacher)) if config.teacher else None
-    model = _load(config, config.model)
+    model, loras = _load_model(config)
     plan = _plan(config, prompts, model.architectures, teacher)
-    record = _record(plan, model)
+    record = _record(plan, model, loras)
     models = [key for key in record if key.endswith(_SHA256)]
     require_same(workdir, record, (*MAY_CHANGE, *models), is_first())
     for key in models:
@@ -131,6 +132,13 @@ def sample(config: SampleConfig, workdir: Path, consumer: Callable[[], Consumer]
             write_sheets(workdir, outputs, len(plan.jobs))
     barrier("listed")
     return len(plan.jobs)
+
+
+def _load_model(config: SampleConfig) -> tuple[Pipeline, tuple[Lora, ...]]:
+    """The model with its LoRAs, which are of all its text layers, and other parts."""
+    found = find_model(config.source(config.model))
+    loras = open_loras(config, found.architectures, config.allow_non_finite)
+    return with_parts(with_loras(found.read(), loras), config), loras
 
 
 def _load(config: SampleConfig, name: str) -> Pipeline:
@@ -163,7 +171,7 @@ def _plan(config: SampleConfig, prompts: list[Prompt], networks: Architectures, 
     return _Plan(own, jobs, calls(jobs, per_call), noise, teacher, preview)
 
 
-def _record(plan: _Plan, model: Pipeline) -> dict[str, Any]:
+def _record(plan: _Plan, model: Pipeline, loras: Sequence[Lora]) -> dict[str, Any]:
     """All that decides the images, for `config.json`; opens the models of `config.beside`, one after the other."""
     config = plan.config
     record = dataclasses.asdict(config) | {
@@ -174,6 +182,8 @@ def _record(plan: _Plan, model: Pipeline) -> dict[str, Any]:
         "noise": file_sha256(local_path("latents", config.latents)) if config.latents else "",
         "begins_from": {job.init.path.name: job.init.sha256 for job in plan.jobs if job.init},
     }
+    if loras:
+        record["loras"] = [lora.facts() for lora in loras]
     if plan.teacher is not None:
         record["teacher_sha256"] = plan.teacher.identity()
     if plan.preview is not None:

@@ -8,6 +8,7 @@ from bksdm_jax.base.files import file_sha256
 from bksdm_jax.diffusion.choices import SAMPLERS
 from bksdm_jax.diffusion.samplers import kind_of, with_options
 from bksdm_jax.diffusion.schedule import ScheduleConfig
+from bksdm_jax.pipelines.config import split_lora
 from bksdm_jax.pipelines.pipeline import Pipeline
 from bksdm_jax.sampling.config import SampleConfig
 
@@ -69,6 +70,7 @@ def parameters(
         index: the image's number.
         size: height and width in pixels.
     """
+    loras = [split_lora(text) for text in config.lora]
     facts = {
         "Steps": str(config.steps),
         "Sampler": sampler,
@@ -77,6 +79,7 @@ def parameters(
         "Size": f"{size[1]}x{size[0]}",
         **model,
         **({"Denoising strength": f"{config.strength:g}"} if config.init else {}),
+        **({"LoRA": ", ".join(f"{Path(name).name} {weight:g}" for name, weight in loras)} if loras else {}),
         **({"Clip skip": str(config.clip_skip + 1)} if config.clip_skip else {}),
         "Image": str(index),
     }

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from bksdm_jax.base.errors import InputError, finite_number, known_name, shown, whole_number
 from bksdm_jax.data.options import SourceOptions, require_options
 from bksdm_jax.models.choices import require_attention_name, require_remat
-from bksdm_jax.pipelines.config import SaveOptions, require_save
+from bksdm_jax.pipelines.config import LORA_MAY_CHANGE, LoraOptions, SaveOptions, require_loras, require_save
 from bksdm_jax.pipelines.generations import GENERATIONS, TEACHERS
 from bksdm_jax.pipelines.source import ModelOptions
 from bksdm_jax.pruning.config import InitOptions, require_student
@@ -29,7 +29,7 @@ _EVALUATED = ("evaluate_first", "sheets", "validation", "evaluators", "scoring")
 _WATCHED = ("log_every", "profile_step", "stack_dump_seconds", "replay", *_EVALUATED)
 _KEPT = ("checkpoint_every", "keep_checkpoints", "keep_every", "without_room", "most_skipped")
 _COMPUTED = ("accumulation", "fsdp", "attention", "remat", "workers", "topology", "plan")
-_NAMED = ("revision", "block_scores")  # what they name is recorded too
+_NAMED = ("revision", "block_scores", *LORA_MAY_CHANGE)  # what they name is recorded too
 _SAVED = ("format", "save_dtype", "save_weights", "safety_checker")
 MAY_CHANGE = ("steps", "skip_unusable", *_WATCHED, *_KEPT, *_COMPUTED, *_SAVED, *_NAMED)
 """Keys that don't affect the trained weights and may differ when a run continues."""
@@ -103,7 +103,7 @@ class PlanConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class DistillConfig(TrainerConfig, ModelOptions, InitOptions, SaveOptions, SourceOptions):
+class DistillConfig(TrainerConfig, ModelOptions, LoraOptions, InitOptions, SaveOptions, SourceOptions):
     """A distillation run; see `TrainerConfig` for the trainer's settings.
 
     Defaults are the reference run's (section 4 of the paper).
@@ -192,6 +192,7 @@ def require_settings(config: DistillConfig) -> None:
     """Raises `InputError`, with the key, for a setting that is out of range; reads no files."""
     require_trainer_settings(config)
     require_student(config.student, config.block_scores)
+    require_loras(config)
     require_save(config.save_config())
     require_attention_name(config.attention)
     require_remat(config.remat)

@@ -21,6 +21,7 @@ from bksdm_jax.data.tables import read_prompts
 from bksdm_jax.metrics.config import FEWEST
 from bksdm_jax.models.attention import require_attention
 from bksdm_jax.pipelines.load import Model, find_model
+from bksdm_jax.pipelines.lora import Lora, open_loras
 from bksdm_jax.pipelines.save import wanted_extras
 from bksdm_jax.pruning.prune import InitialWeights, find_initial_weights, plan_student
 from bksdm_jax.pruning.removal import RemovalPlan
@@ -50,6 +51,7 @@ class Inputs:
         held_out: the validation examples; may be empty.
         cached: whether the examples are cached latents.
         prompts: of the images to score; empty: none are.
+        loras: merged into the teacher before anything else.
     """
 
     teacher: Model
@@ -61,6 +63,7 @@ class Inputs:
     held_out: Sequence[Example | CachedExample]
     cached: bool
     prompts: tuple[str, ...] = ()
+    loras: tuple[Lora, ...] = ()
 
 
 def open_inputs(config: DistillConfig) -> Inputs:
@@ -72,6 +75,7 @@ def open_inputs(config: DistillConfig) -> Inputs:
     networks = teacher.architectures
     plan = plan_student(networks, config.student, save, config.block_scores)
     start = find_initial_weights(plan, config)
+    loras = open_loras(config, networks, config.allow_non_finite)
     require_generation(config, networks)
     weighted_pairs(plan, config.loss.feature_source, config.loss.feature_scales)  # raises for unknown names
     require_resolution(config.resolution, networks)
@@ -87,7 +91,7 @@ def open_inputs(config: DistillConfig) -> Inputs:
         raise InputError(f"examples: {config.examples}, but {data} has {len(examples)}")
     first = First(examples, config.examples) if config.examples else examples
     prompts = _prompts(config, held_out) if config.evaluators else ()
-    return Inputs(teacher, plan, start, data, examples, first, held_out, is_cached(examples), prompts)
+    return Inputs(teacher, plan, start, data, examples, first, held_out, is_cached(examples), prompts, loras)
 
 
 def check_images(config: DistillConfig, inputs: Inputs, workdir: Path) -> Inputs:

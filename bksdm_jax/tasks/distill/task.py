@@ -20,6 +20,7 @@ from bksdm_jax.data.latents import CENTRE, latent_identity, require_identity
 from bksdm_jax.data.loader import LoaderConfig, batch_names, training_batches
 from bksdm_jax.data.skipping import Skipping
 from bksdm_jax.data.sources import facts_of
+from bksdm_jax.pipelines.lora import with_loras
 from bksdm_jax.pipelines.pipeline import Architectures
 from bksdm_jax.pipelines.save import write_pipeline
 from bksdm_jax.pruning.prune import card_facts
@@ -62,6 +63,8 @@ def distill(config: DistillConfig, workdir: Path) -> Path | None:
         "data": str(inputs.data),
         "data_facts": facts_of(inputs.data, inputs.found),
     }
+    if inputs.loras:
+        record["loras"] = [lora.facts() for lora in inputs.loras]
     if read_target(config.student):
         record["removed"] = list(inputs.plan.removed)
     if config.checkpoints:
@@ -115,7 +118,8 @@ class DistillTask(Task):
 
     def __init__(self, config: DistillConfig, inputs: Inputs) -> None:
         """Reads the teacher; raises `InputError` if its weights can't be read or cached latents are another model's."""
-        self._config, self._inputs, self._pipeline = config, inputs, inputs.teacher.read()
+        self._config, self._inputs = config, inputs
+        self._pipeline = with_loras(inputs.teacher.read(), inputs.loras)
         self.teacher_sha256 = self._pipeline.identity()
         if inputs.cached:
             crop = "random" if config.random_crop else CENTRE
