@@ -9,8 +9,8 @@ r"""Scores the blocks of a teacher by several criteria.
 Without a variant: magnitude, Taylor and output error, with 1,000 calibration images.
 
 Variants, which may be combined:
-  sensitivity  output error, CLIP score and Frechet distance of images without each block and each pair of blocks
-  shapes       the shapes teacher; two minutes on two CPU cores, five with all criteria
+  sensitivity  output error, CLIP score and Frechet distance of images without each block, pair of blocks and skip
+  shapes       the shapes teacher; two minutes on two CPU cores, twelve with `sensitivity` and all criteria
 
 All settings: `python -m launch.analyse --help`.
 """

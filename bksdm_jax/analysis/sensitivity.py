@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,12 @@ def sampler_of(config: AnalyseConfig, networks: Architectures) -> SamplerConfig:
     )
 
 
+def _without_paths(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts that decide a score: a network may lie elsewhere than it did."""
+    extractors = {name: {k: v for k, v in one.items() if k != "weights"} for name, one in facts["extractors"].items()}
+    return {"extractors": extractors, "reference": facts["reference"]}
+
+
 class Sensitivity:
     """Images of a teacher without each of `removals`, all from the same noise, and their scores.
 
@@ -124,7 +130,7 @@ class Sensitivity:
             fields = (field.name for field in dataclasses.fields(MetricsConfig))
             self._scorer = Scorer(MetricsConfig(**{name: getattr(options, name) for name in fields}))
             facts = json.loads(json.dumps({key: self._scorer.facts[key] for key in ("extractors", "reference")}))
-            if self._found and results["scoring"] != facts:
+            if self._found and _without_paths(results["scoring"]) != _without_paths(facts):
                 raise InputError(
                     "sensitivity: a scoring network or the reference has changed since the first removals were scored; "
                     "restore it, or choose another workdir"
