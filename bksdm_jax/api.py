@@ -69,7 +69,7 @@ def load(
     vae: str = "",
     clip_skip: int = 0,
     embeddings: Sequence[str] = (),
-    lora: Sequence[str] = (),
+    lora: Sequence[str | Path] = (),
     allow_unplaced_lora: bool = False,
 ) -> Pipeline:
     """Loads a pipeline with its weights.
@@ -89,9 +89,8 @@ def load(
     embeddings = (embeddings,) if isinstance(embeddings, str) else tuple(embeddings)
     source = ModelSource(name, revision, variant, tokenizer, prediction, allow_non_finite=allow_non_finite)
     found = find_model(source)
-    options = LoraOptions(
-        lora=(lora,) if isinstance(lora, str) else tuple(lora), allow_unplaced_lora=allow_unplaced_lora
-    )
+    named = (lora,) if isinstance(lora, str | Path) else lora
+    options = LoraOptions(lora=tuple(map(str, named)), allow_unplaced_lora=allow_unplaced_lora)
     loras = open_loras(options, found.architectures, allow_non_finite)
     return with_parts(with_loras(found.read(), loras), PartsConfig(vae=vae, clip_skip=clip_skip, embeddings=embeddings))
 

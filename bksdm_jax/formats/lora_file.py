@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from absl import logging
 
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.files import read_json
@@ -17,6 +18,7 @@ from bksdm_jax.formats.lora_names import (
     DOWN,
     MAGNITUDE,
     MIDDLE,
+    PEFT_PREFIX,
     UP,
     LoraKey,
     foreign,
@@ -80,6 +82,8 @@ def read_lora_file(path: Path, original: Mapping[str, str], allow_non_finite: bo
     settings = settings_in_metadata(metadata, str(path))
     beside = settings_beside(path)
     own = peft_settings(read_json(beside), str(beside)) if beside else None
+    if own is None and not settings and any(key.startswith(PEFT_PREFIX) for key in stored):
+        logging.warning("%s: %s isn't beside it, so its alpha is taken to be its rank", path, ADAPTER_CONFIG)
     found: dict[LoraKey, tuple[str, StoredTensor]] = {}
     strangers = []
     for key, tensor in stored.items():

@@ -44,7 +44,9 @@ _ENDINGS = {
 """Ending of a key -> part."""
 _KOHYA = {UNET: "lora_unet_", TEXT: "lora_te_"}
 _JOINED = {"lora_unet_": UNET, "lora_te_": TEXT, "lora_te1_": TEXT}
-_PEFT, _ORIGINAL, _TEXT_MODEL = "base_model.model.", "diffusion_model.", "text_model."
+PEFT_PREFIX = "base_model.model."
+"""Of all keys that PEFT itself writes."""
+_ORIGINAL, _TEXT_MODEL = "diffusion_model.", "text_model."
 _TEXT_HEADS = ("text_model.", "encoder.layers.")
 _OLDEST_TEXT = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 _WORDS = (
@@ -99,7 +101,7 @@ def understood(key: str, original: Mapping[str, str]) -> LoraKey | None:
             joined = stem.removeprefix(prefix)
             name = _of_original(joined, original) or dotted(joined)
             return LoraKey(network, _with_text_model(name) if network == TEXT else name, part)
-    stem = stem.removeprefix(_PEFT)
+    stem = stem.removeprefix(PEFT_PREFIX)
     if stem.startswith(_ORIGINAL):
         name = _of_original(stem.removeprefix(_ORIGINAL).replace(".", "_"), original)
         return LoraKey(UNET, name, part) if name else None

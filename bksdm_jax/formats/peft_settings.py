@@ -16,6 +16,7 @@ from bksdm_jax.formats.lora_names import TEXT, UNET
 METADATA = "lora_adapter_metadata"
 """Diffusers' key of safetensors metadata: JSON, in which `unet.lora_alpha` is the U-Net's `lora_alpha`."""
 _MOST, _LARGEST = 2**24, 1e9  # letters of JSON, alpha
+_CHANGED = ("pissa", "olora", "corda")  # initialisations that change the base weights
 _NAME = re.compile(r"\^?[\w.-]+\$?")
 
 
@@ -45,6 +46,12 @@ def peft_settings(settings: Mapping[str, Any], source: str) -> PeftSettings:
     kind = settings.get("peft_type", "LORA")
     if kind != "LORA":
         raise InputError(f"{source}: peft_type is {shown(kind)}; expected 'LORA', an adapter of low rank")
+    init = settings.get("init_lora_weights")
+    if isinstance(init, str) and init.lower().startswith(_CHANGED):
+        raise InputError(
+            f"{source}: init_lora_weights is {shown(init)}, whose training also changes the model's own weights; "
+            "convert it to a LoRA with PEFT first"
+        )
     alpha = settings.get("lora_alpha")
     patterns = settings.get("alpha_pattern") or {}
     if not isinstance(patterns, dict):

@@ -35,7 +35,8 @@ def write_lora(
         metadata: more of it, besides what the layout has.
 
     Raises:
-        InputError: a number isn't finite or out of the dtype's range, or the file can't be written.
+        InputError: the layout can't hold such DoRA magnitudes, a number isn't finite or out of the dtype's range, or
+            the file can't be written.
     """
     with np.errstate(over="ignore"):  # told below
         tensors = dict(_kohya(layers) if layout == "kohya" else _diffusers(layers))
@@ -67,6 +68,8 @@ def _kohya(layers: Layers) -> Iterator[tuple[str, np.ndarray]]:
 
 def _diffusers(layers: Layers) -> Iterator[tuple[str, np.ndarray]]:
     for network, modules in layers.items():
+        if len({layer.magnitude is None for layer in modules.values()}) > 1:
+            raise InputError(f"layout: diffusers can't hold a {network} of which only some modules are DoRA; use kohya")
         for module, layer in modules.items():
             stem = diffusers_stem(network, module)
             yield f"{stem}.lora_A.weight", layer.down

@@ -117,6 +117,7 @@ def _low_rank(module: Any, adapter: Adapter, weight: Any, x: jax.Array, dtype: A
 
 
 def _norms(kernel: Any, magnitude: Any) -> Any:
-    """Euclidean norms over the axes along which `magnitude` is 1, in float32; these axes are kept."""
+    """Euclidean norms over the axes along which `magnitude` is 1, in float32, or 1 for zeros; these axes are kept."""
     axes = tuple(axis for axis, size in enumerate(magnitude.shape) if size == 1)
-    return (kernel * kernel).sum(axis=axes, keepdims=True) ** 0.5
+    squares = (kernel * kernel).sum(axis=axes, keepdims=True)
+    return (squares + (squares == 0).astype(squares.dtype)) ** 0.5

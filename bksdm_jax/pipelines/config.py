@@ -42,7 +42,8 @@ class LoraOptions:
 
     Attributes:
         lora: LoRAs of the model, each `NAME` or `NAME=WEIGHT` with a file (safetensors, or PyTorch's), a folder as of
-            PEFT or Diffusers, or a hub id; they are merged into its U-Net and text encoder, in this order.
+            PEFT or Diffusers, or a hub id; they are merged into its U-Net and text encoder, in this order. As in PEFT,
+            a DoRA's magnitudes count fully whatever its weight.
         allow_unplaced_lora: tensors of a LoRA that have no place in the model are left out, with a warning, instead of
             being refused.
     """

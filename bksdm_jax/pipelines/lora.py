@@ -20,7 +20,7 @@ from bksdm_jax.formats.lora_file import ADAPTER_CONFIG, PEFT_STEM, SUFFIXES, Lor
 from bksdm_jax.formats.lora_names import TEXT, UNET, original_prefixes
 from bksdm_jax.formats.low_rank import LowRank, from_adapter
 from bksdm_jax.models.lora import Adapter, Adapters, merge
-from bksdm_jax.pipelines.config import LoraOptions, split_lora
+from bksdm_jax.pipelines.config import LoraOptions, require_loras, split_lora
 from bksdm_jax.pipelines.hub import hub_folder, is_hub_id
 from bksdm_jax.pipelines.pipeline import Architectures, Pipeline
 
@@ -60,6 +60,7 @@ def open_loras(options: LoraOptions, networks: Architectures, allow_non_finite: 
         InputError: a LoRA doesn't exist, can't be read, is of another kind or for another model, or has tensors that
             have no place in the model (unless these are allowed).
     """
+    require_loras(options)
     found = []
     for text in options.lora:
         name, weight = (text, 1.0) if local_path("lora", text).exists() else split_lora(text)
@@ -143,7 +144,7 @@ def find_lora(name: str) -> tuple[Path, ...]:
         if path.is_file():
             return (path,)
         if not path.is_dir():
-            raise InputError(f"lora: {name}: no such file, folder or hub id; expected NAME or NAME=WEIGHT")
+            raise InputError(f"lora: {name}: no such file, folder or hub id")
         folder = path
     inside = [path.relative_to(folder).as_posix() for path in (*folder.glob("*"), *folder.glob("*/*"))]
     return tuple(folder / file for file in _chosen(inside, str(folder)))
@@ -190,29 +191,20 @@ def fitted(files: Sequence[LoraFile], networks: Architectures, allow_unplaced: b
 
     Raises `InputError` if one is for another model, or a tensor has no place and that isn't allowed.
     """
-    kernels = {
-        network: {
-            names.torch_name(path).removesuffix(".weight"): (path, names.torch_shapes({path: leaf}))
-            for path, leaf in trees.flatten(shapes).items()
-            if path.endswith("/kernel")
-        }
-        for network, shapes in (
-            (network, networks.kind.networks[network].parameter_shapes(networks.configs[network]))
-            for network in (UNET, TEXT)
-        )
-    }
+    kernels = places(networks)
     found: dict[str, dict[str, Adapter]] = {}
     unplaced = {file.path: list(file.strangers) for file in files}
     misfits = []
     for file in files:
         for network, modules in file.layers.items():
             for module, layer in modules.items():
-                path, shapes = kernels.get(network, {}).get(module, ("", {}))
+                path, shape = kernels.get(network, {}).get(module, ("", ()))
                 if not path:
                     unplaced[file.path] += file.keys[network][module]
                     continue
-                (shape,) = shapes.values()
                 own = layer.fitted(shape)
+                if path in found.get(network, {}):
+                    raise InputError(f"{file.path}: {module} of the {network} is in another of its files too; keep one")
                 if own is not None:
                     found.setdefault(network, {})[path] = own.adapter()
                     continue
@@ -225,6 +217,18 @@ def fitted(files: Sequence[LoraFile], networks: Architectures, allow_unplaced: b
         raise misfits[0]
     if not found:
         raise InputError(f"{files[0].path}: no tensors of a LoRA; expected such as ...lora_down.weight and .lora_up")
+    return found
+
+
+def places(networks: Architectures) -> dict[str, dict[str, tuple[str, tuple[int, ...]]]]:
+    """Network -> module, by Diffusers' name -> path and PyTorch shape of a kernel that may have an adapter."""
+    found: dict[str, dict[str, tuple[str, tuple[int, ...]]]] = {UNET: {}, TEXT: {}}
+    for network, own in found.items():
+        shapes = networks.kind.networks[network].parameter_shapes(networks.configs[network])
+        for path, leaf in trees.flatten(shapes).items():
+            if path.endswith("/kernel"):
+                ((name, shape),) = names.torch_shapes({path: leaf}).items()
+                own[name.removesuffix(".weight")] = path, shape
     return found
 
 

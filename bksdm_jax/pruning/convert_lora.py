@@ -2,11 +2,11 @@
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from bksdm_jax.base.errors import InputError
-from bksdm_jax.base.files import make_folder
+from bksdm_jax.base.folders import atomic_folder
 from bksdm_jax.base.paths import local_path
 from bksdm_jax.base.progress import QUIET, waiting
 from bksdm_jax.base.workdir import is_used
@@ -19,15 +19,18 @@ from bksdm_jax.models.unet_table import block_table
 from bksdm_jax.pipelines.generations import TEACHERS
 from bksdm_jax.pipelines.hub import hub_folder, is_hub_id
 from bksdm_jax.pipelines.load import find_model
-from bksdm_jax.pipelines.lora import find_lora, fitted, lora_metadata, lora_sha256, tell_unplaced
+from bksdm_jax.pipelines.lora import find_lora, fitted, lora_metadata, lora_sha256, places, tell_unplaced
 from bksdm_jax.pipelines.model_card import CONFIGS, parent_name
 from bksdm_jax.pipelines.pipeline import Architectures
-from bksdm_jax.pipelines.source import ModelSource
 from bksdm_jax.pruning.lora_config import ConvertLoraConfig, require_conversion
+from bksdm_jax.pruning.removal import INTERPOLATE
 from bksdm_jax.pruning.stored_plan import PLAN, StoredPlan, block_of_module, read_plan
 
+_REMOVED = "bksdm_jax.removed"
+"""Metadata of a converted LoRA: the student's removed blocks."""
 _OUTSIDE = "outside the blocks"
 _OTHERS = ("conv_in", "conv_out", "time_embedding.", "add_embedding.")  # modules there
+_TEXTS = (".json", ".txt")  # configs and the tokenizer's files
 _KEPT = ("ss_base_model_version", "ss_v2", "ss_tag_frequency", "modelspec.architecture", "modelspec.trigger_phrase")
 """Metadata of the teacher's LoRA that hold for the student's."""
 
@@ -69,9 +72,12 @@ def convert_lora(config: ConvertLoraConfig, workdir: Path) -> tuple[Path, list[M
     for path in paths:
         with waiting("reading the LoRA", QUIET):
             found = read_lora_file(path, _original_names(plan))
-        strangers = [*found.strangers, *_foreign_blocks(found, plan)]
+        if _REMOVED in found.metadata:
+            raise InputError(f"{path}: converted already, for a student; give the teacher's own LoRA")
+        foreign = _foreign(found, plan, places(student) if student else None)
+        strangers = [*found.strangers, *(key for network, module in foreign for key in found.keys[network][module])]
         tell_unplaced(path, strangers, config.allow_unplaced_lora, "teacher")
-        file, of_blocks = converted(found, plan)
+        file, of_blocks = converted(_without(found, foreign), plan)
         made.append(file)
         moved += of_blocks
     layers = {network: modules for file in made for network, modules in file.layers.items() if modules}
@@ -81,10 +87,11 @@ def convert_lora(config: ConvertLoraConfig, workdir: Path) -> tuple[Path, list[M
         fitted(made, student, allow_unplaced=False)
     metadata = {key: value for file in made for key, value in file.metadata.items() if key in _KEPT}
     metadata |= (lora_metadata(student) if student else {}) | _origin(config, plan, paths)
-    stem = parent_name(config.lora).rpartition("/")[2].removesuffix(paths[0].suffix)
-    target = make_folder(workdir) / f"{stem}.safetensors"
-    write_lora(target, layers, config.layout, config.save_dtype, metadata)
-    return target, moved
+    name = Path(config.lora).resolve().name if Path(config.lora).exists() else parent_name(config.lora)
+    file_name = f"{name.rpartition('/')[2].removesuffix(paths[0].suffix)}.safetensors"
+    with atomic_folder(workdir, replace=False) as folder:
+        write_lora(folder / file_name, layers, config.layout, config.save_dtype, metadata)
+    return workdir / file_name, moved
 
 
 def converted(file: LoraFile, plan: StoredPlan) -> tuple[LoraFile, list[Moved]]:
@@ -122,12 +129,13 @@ def moved_table(moved: Sequence[Moved]) -> str:
 def _student(name: str) -> tuple[Path, Architectures | None]:
     """A student's removal plan and, if its configs are there, its networks."""
     if is_hub_id(name):
-        plan = hub_folder(name, "", lambda files: [file for file in files if file == PLAN]) / PLAN
-        if not plan.is_file():
+        folder = hub_folder(name, "", lambda files: [file for file in files if file.endswith(_TEXTS)])
+        if not (folder / PLAN).is_file():
             raise InputError(f"model: {name}: it has no {PLAN}; expected a student that launch.prune or .train wrote")
-        return plan, find_model(ModelSource(name), networks=()).architectures
-    path = local_path("model", name)
-    path = path / PLAN if path.is_dir() else path
+        path = folder / PLAN
+    else:
+        path = local_path("model", name)
+        path = path / PLAN if path.is_dir() else path
     plan = path if path.suffix == ".json" else path.with_name(PLAN)  # or beside a student's single file
     if not plan.is_file():
         raise InputError(f"model: {plan}: no such file; expected a student that launch.prune or .train wrote")
@@ -144,22 +152,38 @@ def _original_names(plan: StoredPlan) -> dict[str, str]:
     return original_prefixes(config) if plan.students.keys() <= known else {}
 
 
-def _foreign_blocks(file: LoraFile, plan: StoredPlan) -> list[str]:
-    """Tensors of blocks that neither remain nor were removed."""
-    stages = {name for name in plan.removed if not block_of_module(name)}
-    gone = {block_of_module(name) for name in plan.removed} - {""}
+def _foreign(file: LoraFile, plan: StoredPlan, known: Mapping[str, Collection[str]] | None) -> list[tuple[str, str]]:
+    """Network and name of modules that the teacher doesn't have, as far as that can be seen.
+
+    Those of blocks that neither remain nor were removed, and those that a student whose modules are `known` lacks.
+    """
+    removed = [name.removesuffix(INTERPOLATE) for name in plan.removed]
+    stages = {name for name in removed if not block_of_module(name)}
+    gone = {block_of_module(name) for name in removed} - {""}
 
     def is_known(block: str) -> bool:
         stage = block.rsplit(".", 2)[0]
         resampler = "samplers" in block  # the last stages lose theirs without a word
         return block in plan.students or block in gone or stage in stages or resampler
 
-    found: list[str] = []
-    for module, keys in file.keys.get(UNET, {}).items():
-        block = block_of_module(module)
-        if not (is_known(block) if block else module.startswith(_OTHERS)):
-            found += keys
+    found = []
+    for network, modules in file.layers.items():
+        for module in modules:
+            block = block_of_module(module) if network == UNET else ""
+            name = plan.renamed(module) if network == UNET else module
+            odd = not (is_known(block) if block else network != UNET or module.startswith(_OTHERS))
+            if odd or (known is not None and name and name not in known[network]):
+                found.append((network, module))
     return found
+
+
+def _without(file: LoraFile, foreign: Collection[tuple[str, str]]) -> LoraFile:
+    """The file without some modules."""
+    layers = {
+        network: {module: layer for module, layer in modules.items() if (network, module) not in foreign}
+        for network, modules in file.layers.items()
+    }
+    return dataclasses.replace(file, layers=layers)
 
 
 def _origin(config: ConvertLoraConfig, plan: StoredPlan, paths: Collection[Path]) -> dict[str, str]:
@@ -169,5 +193,5 @@ def _origin(config: ConvertLoraConfig, plan: StoredPlan, paths: Collection[Path]
         "modelspec.title": f"{name}, for a student",
         "bksdm_jax.converted_from": name,
         "bksdm_jax.converted_from_sha256": lora_sha256(tuple(paths)),
-        "bksdm_jax.removed": ",".join(plan.removed),
+        _REMOVED: ",".join(plan.removed),
     }
