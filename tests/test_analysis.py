@@ -231,7 +231,7 @@ def test_images_without_each_block_are_scored_once(pico_teacher: Path, photograp
     again = json.loads(analyse(config, tmp_path / "run").read_text())
     assert again["removals"].pop("mid_block")["scores"] == gone["scores"]
     assert again == found
-    with pytest.raises(InputError, match="dtype is float32"):
+    with pytest.raises(InputError, match="dtype is 'float32'"):
         analyse(settings(pico_teacher, photographs, criteria=("magnitude",), dtype="bfloat16"), tmp_path / "run")
     other = dataclasses.replace(config.sensitivity, steps=2)
     with pytest.raises(InputError, match=r"sensitivity\.steps is 1"):

@@ -161,3 +161,12 @@ def test_a_merged_kernel_keeps_its_dtype() -> None:
         merged = merged_kernel(np.ones((4, 3), dtype), own)
         assert merged.dtype == dtype
         np.testing.assert_allclose(merged.astype(np.float32), 1 + own.update(), rtol=1e-2)
+
+
+def test_dora_of_zeros_is_zero() -> None:
+    zeros = Adapter(np.zeros((3, 2), np.float32), np.zeros((2, 4), np.float32), np.ones((1, 4), np.float32))
+    assert not merged_kernel(np.zeros((3, 4), np.float32), zeros).any()
+    module = nn.Dense(4, use_bias=False)
+    with applied({"kernel": zeros}):
+        out = module.apply({"params": {"kernel": jnp.zeros((3, 4))}}, jnp.ones((1, 3)))
+    assert not np.asarray(out).any()

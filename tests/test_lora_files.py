@@ -252,6 +252,7 @@ def test_what_has_no_place_may_be_left_out(tmp_path: Path, caplog: pytest.LogCap
     ("settings", "said"),
     [
         ({"peft_type": "LOHA"}, "peft_type is 'LOHA'"),
+        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights is 'pissa_niter_4'"),
         ({"lora_alpha": "many"}, "lora_alpha is 'many'"),
         ({"alpha_pattern": [1]}, "alpha_pattern is"),
         ({"alpha_pattern": {"(a+)+$": 1}}, "alpha_pattern has"),
