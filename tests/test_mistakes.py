@@ -34,7 +34,7 @@ MISTAKES = [  # program, arguments, what the line says
     ("train", ["--config=configs/sample.py"], ("launch.sample", "launch.train takes --config=configs/distill.py")),
     ("compare", ["--config=configs/cost.py:v1"], ("launch.cost", "launch.compare takes --config=configs/compare.py")),
     ("train", ["--config=/no/such/file.py"], ("/no/such/file.py", "configs/distill.py")),
-    ("train", ["--config=configs/distill.py:v1,bk_smal"], ("'bk_smal'", "'bk_small'", "and 13 more")),
+    ("train", ["--config=configs/distill.py:v1,bk_smal"], ("'bk_smal'", "'bk_small'", "and 14 more")),
     ("score", ["--config=configs/score.py:bk_sd"], ("'bk_sd'", "'bk_sdm'")),
     ("sweep", ["--config=configs/sweep.py:shapes,rate"], ("'rate'", "'rates'")),
     ("train", ["--config=configs/distill.py:v1,v2"], ("v1 and v2",)),
