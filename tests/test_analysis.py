@@ -77,6 +77,7 @@ def test_the_gradient_is_that_of_the_mean_over_all_images(
     assert all(leaf.dtype == np.float32 for leaf in trees.flatten(ours).values())
 
 
+@pytest.mark.slow
 def test_gradients_of_half_precision_weights_are_not_rounded(params: dict[str, Any]) -> None:
     """Their smallest entries would be zero in float16."""
     half = jax.tree.map(lambda leaf: leaf.astype(np.float16), params)
@@ -169,7 +170,7 @@ def test_removals_are_blocks_pairs_the_mid_block_and_skips() -> None:
     assert len(found) == 1 + 18 + 6 + 1
 
 
-@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize("guidance", [pytest.param(1.0, marks=pytest.mark.slow), 3.0])
 def test_images_without_blocks_are_those_of_a_student_without_them(micro_teacher: Path, guidance: float) -> None:
     teacher = bksdm_jax.load(micro_teacher)
     blocks = replaceable(teacher.denoiser.config)

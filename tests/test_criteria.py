@@ -46,7 +46,9 @@ def require_close(ours: dict[str, float], theirs: dict[str, float]) -> None:
         assert ours[block] == pytest.approx(score, rel=1e-4), block
 
 
-@pytest.mark.parametrize("generation", ["v1", "v2", "shapes"])
+@pytest.mark.parametrize(
+    "generation", ["v1", *(pytest.param(name, marks=pytest.mark.slow) for name in ("v2", "shapes"))]
+)
 def test_scores_are_pytorchs(generation: str, tmp_path: Path) -> None:
     generator = np.random.default_rng()
     if generation == "shapes":

@@ -90,7 +90,10 @@ def convert_lora(config: ConvertLoraConfig, workdir: Path) -> tuple[Path, list[M
     name = Path(config.lora).resolve().name if Path(config.lora).exists() else parent_name(config.lora)
     file_name = f"{name.rpartition('/')[2].removesuffix(paths[0].suffix)}.safetensors"
     with atomic_folder(workdir, replace=False) as folder:
-        write_lora(folder / file_name, layers, config.layout, config.save_dtype, metadata)
+        try:
+            write_lora(folder / file_name, layers, config.layout, config.save_dtype, metadata)
+        except InputError as error:  # it names a folder that is gone by now
+            raise InputError(str(error).replace(str(folder), str(workdir))) from error
     return workdir / file_name, moved
 
 
