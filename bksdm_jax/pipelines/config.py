@@ -10,6 +10,7 @@ FOLDERS = {"safetensors": ".safetensors", "flax": ".msgpack"}
 FILES = {"single_file": False, "single_file_spaced": True}
 """Format of a file -> numbering, as in `unet_modules`."""
 FORMATS = (*FOLDERS, *FILES)
+LORA_LAYOUTS = ("kohya", "diffusers")
 _DTYPES = tuple(name for name in FLOATS if name != "float64")
 
 

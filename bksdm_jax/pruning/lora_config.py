@@ -4,8 +4,8 @@ import dataclasses
 
 from bksdm_jax.base.errors import InputError, known_name
 from bksdm_jax.formats.stored import FLOATS
+from bksdm_jax.pipelines.config import LORA_LAYOUTS
 
-LAYOUTS = ("kohya", "diffusers")
 DTYPES = tuple(name for name in FLOATS if name != "float64")
 
 
@@ -34,5 +34,5 @@ def require_conversion(config: ConvertLoraConfig) -> None:
     for key in ("lora", "model"):
         if not getattr(config, key):
             raise InputError(f"{key}: empty; give --config.{key}=...")
-    known_name("config", "layout", config.layout, LAYOUTS)
+    known_name("config", "layout", config.layout, LORA_LAYOUTS)
     known_name("config", "save_dtype", config.save_dtype, DTYPES)

@@ -1,0 +1,1 @@
+"""Fine-tuning: DreamBooth, and LoRAs."""
