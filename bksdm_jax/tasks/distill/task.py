@@ -16,8 +16,10 @@ from bksdm_jax.base.progress import QUIET, waiting
 from bksdm_jax.base.workdir import as_written, claim, require_same, require_same_parts, require_shared
 from bksdm_jax.cost.counts import unet_cost
 from bksdm_jax.cost.table import cost_table
+from bksdm_jax.data.checked_images import SKIPPED, check_images, note_checked
 from bksdm_jax.data.latents import CENTRE, latent_identity, require_identity
 from bksdm_jax.data.loader import LoaderConfig, batch_names, training_batches
+from bksdm_jax.data.pair_examples import PairExamples
 from bksdm_jax.data.skipping import Skipping
 from bksdm_jax.data.sources import facts_of
 from bksdm_jax.pipelines.lora import with_loras
@@ -29,8 +31,9 @@ from bksdm_jax.pruning.targets import read_target
 from bksdm_jax.reports.score_curves import points_over_updates, write_score_plot
 from bksdm_jax.tasks.distill.config import MAY_CHANGE, MAY_CHANGE_AND_IS_NOTED, DistillConfig
 from bksdm_jax.tasks.distill.features import shares, weighted_pairs
-from bksdm_jax.tasks.distill.inputs import Inputs, check_images, note_checked, oddities, open_inputs
-from bksdm_jax.tasks.distill.objective import Augmentation, Problem, make_batch_loss, make_objective
+from bksdm_jax.tasks.distill.inputs import Inputs, oddities, open_inputs
+from bksdm_jax.tasks.distill.objective import Problem, make_batch_loss, make_objective
+from bksdm_jax.tasks.noise import Augmentation
 from bksdm_jax.training.config import WEIGHTS
 from bksdm_jax.training.records import bring_back
 from bksdm_jax.training.sample_grids import sample_grids
@@ -71,7 +74,8 @@ def distill(config: DistillConfig, workdir: Path) -> Path | None:
         bring_back(checkpoint_folder(config, workdir), workdir)
     may_change = {*MAY_CHANGE, *MAY_CHANGE_AND_IS_NOTED}
     require_same(workdir, record, {*may_change, _TEACHER}, is_first())
-    inputs = check_images(config, inputs, workdir)
+    check_images(inputs.found, inputs.data, config.skip_unusable, workdir)
+    inputs = _skipping(config, inputs, workdir / SKIPPED)
     with waiting("preparing the distillation", QUIET):
         task = DistillTask(config, inputs)
     record[_TEACHER] = task.teacher_sha256
@@ -80,7 +84,7 @@ def distill(config: DistillConfig, workdir: Path) -> Path | None:
         claim(workdir, record)
     barrier("claimed")
     require_shared(workdir)
-    note_checked(inputs, workdir)
+    note_checked(inputs.found, config.skip_unusable, workdir)
     _log_start(config, inputs)
     return train(task, config, workdir, may_change=may_change)
 
@@ -92,11 +96,18 @@ def distill_again(config: DistillConfig) -> str:
     """
     with waiting("opening the teacher and the data", QUIET):
         inputs = open_inputs(config)
-    if config.skip_unusable:
-        inputs = dataclasses.replace(inputs, examples=Skipping(inputs.examples))
+    inputs = _skipping(config, inputs)
     with waiting("preparing the distillation", QUIET):
         task = DistillTask(config, inputs)
     return train_again(task, config)
+
+
+def _skipping(config: DistillConfig, inputs: Inputs, path: Path | None = None) -> Inputs:
+    """The inputs; those that skip unusable images list them in `path`."""
+    if not (config.skip_unusable and isinstance(inputs.found, PairExamples)):
+        return inputs
+    examples, held_out = (Skipping(some, path) for some in (inputs.examples, inputs.held_out))
+    return dataclasses.replace(inputs, examples=examples, held_out=held_out)
 
 
 def make_problem(config: DistillConfig, plan: RemovalPlan, networks: Architectures, empty: Any = None) -> Problem:
