@@ -8,8 +8,8 @@ from bksdm_jax.shapes.render import render
 from bksdm_jax.shapes.scenes import BACKGROUNDS, COLOURS, PLACES, SIZES, Scene, Thing, caption
 
 _SPOTS = tuple(itertools.product(PLACES, BACKGROUNDS))
-_TRAINED = tuple(zip(PLACES, itertools.cycle(BACKGROUNDS), strict=False))
-_NOT_TRAINED = tuple(spot for spot in _SPOTS if spot not in _TRAINED)
+_TRAIN = tuple(zip(PLACES, itertools.cycle(BACKGROUNDS), strict=False))
+_HELD_OUT = tuple(spot for spot in _SPOTS if spot not in _TRAIN)
 _OTHERS = tuple(look for look in itertools.product(SIZES, COLOURS) if look != ("large", "red"))
 
 
@@ -22,7 +22,7 @@ def scenes(name: str) -> list[Scene]:
     if name == "others":
         every = list(itertools.product(_OTHERS, _SPOTS))[:160:4]  # has all sizes and colours, and all spots
     else:
-        every = [(("large", "red"), spot) for spot in {"train": _TRAINED, "heldout": _NOT_TRAINED}[name]]
+        every = [(("large", "red"), spot) for spot in {"train": _TRAIN, "heldout": _HELD_OUT}[name]]
     return [Scene((Thing("heart", colour, size, place),), behind) for (size, colour), (place, behind) in every]
 
 
