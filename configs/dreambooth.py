@@ -60,11 +60,18 @@ LORA = {
 SHAPES = {
     "model": "shapes_teacher",
     "data": "shapes_world/hearts",
+    "steps": 400,
+    "batch_size": 5,
+    "optimizer.learning_rate": 5e-5,
     "resolution": 64,
     "dtype": "float32",
     "random_crop": False,
+    "prior.prompt": "a large red star in the centre on a white background",
+    "prior.steps": 25,
+    "prior.guidance_scale": 1.5,
     "sheets.guidance_scale": 3.0,
 }
+SHAPES_LORA = {"optimizer.learning_rate": 1e-3}
 RUNLOCAL = {
     "resolution": 64,
     "steps": 6,
@@ -96,4 +103,6 @@ def get_config(variants: str = "") -> config_dict.ConfigDict:
     config.update_from_flattened_dict(DREAMBOOTH)
     for name in sorted(names, key=lambda name: (name not in MODELS, name == "runlocal")):
         config.update_from_flattened_dict(VARIANTS[name])
+    if {"shapes", "lora"} <= set(names):
+        config.update_from_flattened_dict(SHAPES_LORA)
     return config

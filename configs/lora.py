@@ -47,9 +47,13 @@ LORA = {
 SHAPES = {
     "model": "shapes_teacher",
     "data": "shapes_world/hearts",
+    "steps": 800,
+    "batch_size": 5,
+    "optimizer.learning_rate": 1e-3,
     "resolution": 64,
     "dtype": "float32",
     "flip": False,
+    "sheets.every": 400,
     "sheets.guidance_scale": 3.0,
 }
 ATTENTION = {
