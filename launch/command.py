@@ -26,7 +26,7 @@ from bksdm_jax.base.signals import Interrupted, handled, interrupted, leaving
 from bksdm_jax.base.workdir import COMPILED
 from launch.manual import FLAGS, explanations
 from launch.names import ROOT, own_config
-from launch.parsing import parse
+from launch.parsing import Classes, class_of, parse
 from launch.values import to_dataclass
 
 _AT_MOST = 20.0  # seconds from a program's error to its end
@@ -44,7 +44,7 @@ _QUIET = {  # libraries' start-up messages
 
 def run(
     manual: str | None,
-    config_class: type,
+    config_class: Classes,
     call: Callable[[Any, Path], None],
     check: Callable[[Any], object] | None = None,
     distributed: bool = False,
@@ -54,7 +54,8 @@ def run(
 
     Args:
         manual: the program's docstring, for `--help`; its examples name the program and its config file.
-        config_class: a frozen dataclass, possibly nested; its fields are the config file's keys.
+        config_class: a frozen dataclass, possibly nested; its fields are the config file's keys. Or several, by the
+            `task` of the config file.
         call: does the work. An `InputError` or a full disk ends the program with `error: ...` and status 1.
         check: raises `InputError` for settings that can't be used; must not need JAX.
         distributed: allow several processes; adds the fields of `ProcessConfig` as flags. One that fails or is lost
@@ -104,7 +105,7 @@ def _connect(config: ProcessConfig) -> None:
 
 def run_without_workdir(
     manual: str | None,
-    config_class: type,
+    config_class: Classes,
     call: Callable[[Any], None],
     check: Callable[[Any], object] | None = None,
     may_be_empty: Collection[str] = (),
@@ -126,7 +127,7 @@ def run_without_workdir(
             raise InputError(f"--config: missing; give --config={own_config(manual)}")
         logging.set_verbosity(logging.INFO)
         logging.get_absl_handler().addFilter(_worth_reading)
-        settings = to_dataclass(config_class, config.value, may_be_empty=may_be_empty)
+        settings = to_dataclass(class_of(config_class, config.value), config.value, may_be_empty=may_be_empty)
         if check:
             check(settings)
         path = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
@@ -138,7 +139,7 @@ def run_without_workdir(
     ended: Interrupted | None = None
     try:
         with handled():
-            app.run(main, flags_parser=partial(parse, manual=manual, cls=config_class, own=known))
+            app.run(main, flags_parser=partial(parse, manual=manual, classes=config_class, own=known))
     except Interrupted as error:
         ended = error
     except InputError as error:

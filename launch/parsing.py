@@ -3,27 +3,29 @@
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import config_dict, config_flags
 
-from bksdm_jax.base.errors import InputError, shown
+from bksdm_jax.base.errors import InputError, known_name, shown
 from launch.manual import help_text
 from launch.names import docstring, find_config, own_config, require_settings_exist, unknown_flag
 from launch.values import UnusableTextError
 
+Classes = type | Mapping[str, type]
+"""Of a program's settings: one dataclass, or several by the `task` of the config file."""
 _HELP = re.compile(r"--?(h|\?|help|helpshort|helpfull|helpxml)")
 _CONFIG = re.compile(r"--?config(?:=(.*))?")
 
 
-def parse(argv: Sequence[str], manual: str, cls: type, own: Mapping[str, str]) -> list[str]:
+def parse(argv: Sequence[str], manual: str, classes: Classes, own: Mapping[str, str]) -> list[str]:
     """Parses absl's flags, among them the config; prints the manual and exits with status 0 if `--help` is among them.
 
     Args:
         argv: the command line.
         manual: the program's docstring.
-        cls: of its settings.
+        classes: of its settings.
         own: its flags and their explanations.
 
     Returns:
@@ -35,11 +37,16 @@ def parse(argv: Sequence[str], manual: str, cls: type, own: Mapping[str, str]) -
     argv = list(argv)
     asked = any(_HELP.fullmatch(argument) for argument in argv[1:])
     place, config = _config_argument(argv)
+    cls = class_of(classes)
     if config is not None or asked:
         path, variants = find_config(own_config(manual) if config is None else config, manual)
         named = f"{path}:{variants}" if variants else str(path)
+        if asked or not isinstance(classes, type):
+            settings = _read_config(named)
+            cls = class_of(classes, settings)
         if asked:
-            print_help(manual, cls, path, named, own)
+            print(help_text(manual, cls, settings, named, docstring(path), own))
+            sys.exit(0)
         argv[place] = f"--config={named}"
         early = next((one for one in argv[1:place] if one.startswith(("--config.", "-config."))), "")
         if early:
@@ -66,16 +73,26 @@ def _config_argument(argv: list[str]) -> tuple[int, str | None]:
     return 0, None
 
 
-def print_help(manual: str, cls: type, path: Path, named: str, own: Mapping[str, str]) -> None:
-    """Prints the manual, with the settings as a config file has them, and exits."""
-    values, argv = flags.FlagValues(), ["help", f"--config={named}"]
+def class_of(classes: Classes, config: Mapping[str, Any] | None = None) -> type:
+    """The class of a program's settings: of several, the one of `config`'s `task`, or the first.
+
+    Raises `InputError` for an unknown task.
+    """
+    if isinstance(classes, type):
+        return classes
+    first = next(iter(classes))
+    return classes[known_name("config", "task", (config or {}).get("task", first), classes)]
+
+
+def _read_config(named: str) -> config_dict.ConfigDict:
+    """The settings as a config file has them."""
+    values, argv = flags.FlagValues(), ["config", f"--config={named}"]
     holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
     try:
         values(argv)
     except Exception as error:  # as in `parse`
         raise InputError(f"--config={named}: {explain(error)}") from error
-    print(help_text(manual, cls, holder.value, named, docstring(path), own))
-    sys.exit(0)
+    return holder.value
 
 
 def _culprit(error: Exception, argv: Sequence[str], config: str | None) -> str:

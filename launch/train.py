@@ -1,7 +1,10 @@
-"""Distils a student from a teacher.
+"""Distils a student from a teacher, or fine-tunes a model.
 
   python -m launch.train --config=configs/distill.py:v1,bk_small --config.teacher=DIR --config.data=DIR --workdir=DIR
   python -m launch.train --config=configs/distill.py:shapes,bk_small --workdir=runs/shapes_small
+  python -m launch.train --config=configs/dreambooth.py:v1 --config.model=DIR --config.data=PHOTOS
+      --config.caption="a photo of sks dog" --config.prior.prompt="a photo of a dog" --workdir=DIR
+  python -m launch.train --config=configs/lora.py:v1 --config.model=DIR --config.data=DIR --workdir=DIR
 
 `teacher` is a Stable Diffusion pipeline: a folder in Diffusers' layout, a single-file checkpoint or a hub id.
 `data` is a dataset of `launch.prepare`, or images with captions in any form that `launch.prepare` reads.
@@ -23,6 +26,12 @@ The workdir gets
   samples/step_*.png   images of the teacher, the EMA weights and the current weights, from the same starting noise
   profile/             the profiler's trace, if enabled
   model/               at the end: the student's pipeline, with a model card that says which weights it has
+
+Fine-tunings have neither validation.csv nor the teacher's images, but
+
+  class_images/        images of the subject's class, made before the first update, for prior preservation
+  samples/step_*.png   with a LoRA: images without it, and with it
+  lora.safetensors     the LoRA, in place of model/
 """
 
 from pathlib import Path
@@ -30,25 +39,34 @@ from pathlib import Path
 from bksdm_jax.base.exits import RESTART
 from bksdm_jax.base.signals import interrupted
 from bksdm_jax.tasks.distill.config import DistillConfig, require_settings
+from bksdm_jax.tasks.finetune.config import FinetuneConfig, require_finetune
 from launch.command import run, tell
 
+TASKS = {"distill": DistillConfig, "finetune": FinetuneConfig}
 
-def main(config: DistillConfig, workdir: Path) -> None:
-    """Runs the distillation and prints the path of the student."""
+
+def main(config: DistillConfig | FinetuneConfig, workdir: Path) -> None:
+    """Runs the training and prints the path of what it made."""
     from bksdm_jax.base.distributed import is_first
     from bksdm_jax.tasks.distill.task import distill, distill_again
+    from bksdm_jax.tasks.finetune.task import finetune, finetune_again
 
+    distils = isinstance(config, DistillConfig)
     if config.replay:
-        told = distill_again(config)
+        told = distill_again(config) if distils else finetune_again(config)
         if is_first():
             print(told)
         return
-    made = distill(config, workdir)
+    made = distill(config, workdir) if distils else finetune(config, workdir)
     if made is None or is_first():
         tell(made, workdir)
 
 
-def _left(config: DistillConfig, workdir: Path, number: int) -> tuple[int, str]:
+def _check(config: DistillConfig | FinetuneConfig) -> None:
+    (require_settings if isinstance(config, DistillConfig) else require_finetune)(config)
+
+
+def _left(config: DistillConfig | FinetuneConfig, workdir: Path, number: int) -> tuple[int, str]:
     """For a signal before the checkpoints are opened; those in a bucket aren't looked for."""
     folder = Path(config.checkpoints or workdir / "checkpoints").expanduser()
     if any(folder.glob("*/checksums.json")):
@@ -57,4 +75,4 @@ def _left(config: DistillConfig, workdir: Path, number: int) -> tuple[int, str]:
 
 
 if __name__ == "__main__":
-    run(__doc__, DistillConfig, main, require_settings, distributed=True, left=_left)
+    run(__doc__, TASKS, main, _check, distributed=True, left=_left)

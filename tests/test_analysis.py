@@ -32,7 +32,8 @@ from bksdm_jax.pruning.weights import copy_weights
 from bksdm_jax.sampling.config import SamplerConfig
 from bksdm_jax.sampling.engine import Batch, Engine
 from bksdm_jax.tasks.distill.config import LossWeights
-from bksdm_jax.tasks.distill.objective import Problem, make_batch_loss, noise_latents
+from bksdm_jax.tasks.distill.objective import Problem, make_batch_loss
+from bksdm_jax.tasks.noise import noise_latents
 from bksdm_jax.training.sharding import make_mesh
 from tests import micro
 
@@ -96,7 +97,7 @@ def test_output_errors_are_those_of_networks_without_the_blocks(
     found = calibration.output_errors(removals)
     whole, frozen = micro.batch(COUNT * SIZE), micro.encoders()
     moments = NETWORKS.encode(frozen, jnp.float32, whole["images"].astype(np.float32) / 127.5 - 1)
-    noisy = noise_latents(PROBLEM, jnp.float32, frozen, *moments, whole["captions"], keys)
+    noisy = noise_latents(PROBLEM.networks, jnp.float32, frozen, *moments, whole["captions"], keys)
     inputs = (noisy.noisy, noisy.timesteps, noisy.conditioning)
     out = UNet(UNET).apply({"params": params["unet"]}, *inputs)
     for removal, error in zip(removals, found, strict=True):

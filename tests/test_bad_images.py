@@ -12,12 +12,13 @@ import pytest
 from PIL import Image
 
 from bksdm_jax.base.errors import InputError
+from bksdm_jax.data.checked_images import check_images, note_checked
 from bksdm_jax.data.forms.pairs import Reject
 from bksdm_jax.data.loader import LoaderConfig, training_batches
 from bksdm_jax.data.pair_examples import PairExamples
 from bksdm_jax.data.sources import open_examples
 from bksdm_jax.tasks.distill.config import DistillConfig
-from bksdm_jax.tasks.distill.inputs import check_images, note_checked, open_inputs
+from bksdm_jax.tasks.distill.inputs import open_inputs
 from bksdm_jax.tasks.distill.task import distill
 from bksdm_jax.training.config import SampleGridConfig
 from tests import tiny
@@ -135,11 +136,14 @@ def test_once_it_is_mended_the_run_ends_as_an_undisturbed_one(
 def test_images_are_checked_once_until_one_changes(
     config: DistillConfig, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inputs = open_inputs(config)
-    check_images(config, inputs, tmp_path)
-    note_checked(inputs, tmp_path)
+    def check() -> None:
+        inputs = open_inputs(config)
+        check_images(inputs.found, inputs.data, config.skip_unusable, tmp_path)
+        note_checked(inputs.found, config.skip_unusable, tmp_path)
+
+    check()
     monkeypatch.setattr(PairExamples, "unusable", lambda self: [Reject("0.png", "looked at")])
-    check_images(config, open_inputs(config), tmp_path)
+    check()
     (data / "0.png").write_bytes(b"")
     with pytest.raises(InputError, match=r"0\.png: looked at"):
-        check_images(config, open_inputs(config), tmp_path)
+        check()

@@ -15,7 +15,7 @@ from bksdm_jax.experiments.comparison import ComparisonConfig, compare_students
 from bksdm_jax.experiments.table import EXPERIMENTS
 from bksdm_jax.formats.unet_json import unet_from_diffusers
 from bksdm_jax.shapes.world import ShapesConfig, ShapesWorld, example
-from bksdm_jax.tasks.distill.losses import LossWeights
+from bksdm_jax.tasks.distill.config import LossWeights
 from tests import tiny
 
 OTHER = {"teacher": {}, "student": {"cross_attention_dim": 48}}

@@ -23,8 +23,10 @@ from bksdm_jax.pruning.presets import PRESETS
 from bksdm_jax.pruning.removal import FeaturePair, RemovalPlan, plan_removal
 from bksdm_jax.tasks.distill.config import LossWeights
 from bksdm_jax.tasks.distill.features import shares, weighted_pairs
-from bksdm_jax.tasks.distill.losses import distillation_terms, min_snr_weight
-from bksdm_jax.tasks.distill.objective import NoisyBatch, make_loss
+from bksdm_jax.tasks.distill.losses import distillation_terms
+from bksdm_jax.tasks.distill.objective import make_loss
+from bksdm_jax.tasks.losses import min_snr_weight
+from bksdm_jax.tasks.noise import NoisyBatch
 from tests import micro, surgery, tiny
 
 

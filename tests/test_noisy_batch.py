@@ -1,6 +1,5 @@
 """What is random about a micro-batch: each image's own, and captions and noise as the options want them."""
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -9,17 +8,16 @@ import numpy as np
 
 from bksdm_jax.base.images import to_unit
 from bksdm_jax.pipelines.pipeline import Architectures
-from bksdm_jax.tasks.distill.objective import Augmentation, NoisyBatch, noise_latents
+from bksdm_jax.tasks.noise import Augmentation, NoisyBatch, noise_latents
 from tests import micro
 
 
 def draw(count: int, seed: int = 0, **options: Any) -> NoisyBatch:
     """Of latents, without the autoencoder."""
-    problem = dataclasses.replace(micro.problem(), augmentation=Augmentation(**options))
     captions = micro.batch(count)["captions"]
 
     def noisy(frozen: Any, *arguments: Any) -> NoisyBatch:
-        return noise_latents(problem, jnp.float32, frozen, *arguments)
+        return noise_latents(micro.problem().networks, jnp.float32, frozen, *arguments, Augmentation(**options))
 
     arguments = micro.moments(count), captions, micro.keys(count, seed)
     return jax.jit(lambda frozen, m, *rest: noisy(frozen, *m, *rest))(micro.encoders(), *arguments)
@@ -32,7 +30,7 @@ def test_key_of_an_image_is_its_own() -> None:
     @jax.jit
     def draw_images(images: Any, captions: Any, keys: Any) -> NoisyBatch:
         moments = problem.networks.encode(micro.encoders(), jnp.float32, to_unit(images))
-        return noise_latents(problem, jnp.float32, micro.encoders(), *moments, captions, keys)
+        return noise_latents(problem.networks, jnp.float32, micro.encoders(), *moments, captions, keys)
 
     whole = draw_images(*batch.values(), keys)
     part = draw_images(*jax.tree.map(lambda x: x[[3, 0, 2, 1]], tuple(batch.values())), keys[jnp.array([3, 0, 2, 1])])
@@ -45,7 +43,7 @@ def test_key_of_an_image_is_its_own() -> None:
 def test_timesteps_cover_all_noise_levels() -> None:
     problem = micro.problem()
     latents = (jnp.zeros((1, 1, 4)), jnp.zeros((1, 1, 4)))
-    nothing = dataclasses.replace(problem, networks=Unconditioned(**vars(problem.networks)))
+    nothing = Unconditioned(**vars(problem.networks))
 
     @jax.jit
     @jax.vmap

@@ -17,8 +17,7 @@ from bksdm_jax.perf.topology import Target, target_of
 from bksdm_jax.perf.work import Work, count_work
 from bksdm_jax.pipelines.stable_diffusion import stable_diffusion
 from bksdm_jax.pruning.removal import plan_removal, removed_blocks
-from bksdm_jax.tasks.distill.config import DistillConfig, PlanConfig
-from bksdm_jax.tasks.distill.losses import LossWeights
+from bksdm_jax.tasks.distill.config import DistillConfig, LossWeights, PlanConfig
 from tests import tiny
 
 NOTE = ', backend_config={"known_trip_count":{"n":"4"}}'

@@ -18,7 +18,8 @@ from bksdm_jax.pruning.removal import plan_removal
 from bksdm_jax.pruning.weights import copy_weights
 from bksdm_jax.sampling.generate import generate_images, make_generate
 from bksdm_jax.sampling.text_to_image import SamplerConfig
-from bksdm_jax.tasks.distill.objective import Augmentation, Problem, make_objective
+from bksdm_jax.tasks.distill.objective import Problem, make_objective
+from bksdm_jax.tasks.noise import Augmentation
 from bksdm_jax.training.sharding import batch_to_global, make_mesh
 from bksdm_jax.training.state import OptimizerConfig, create_state, make_optimizer
 from bksdm_jax.training.train_step import make_train_step

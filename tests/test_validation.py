@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bksdm_jax.tasks.distill.losses import LossWeights
-from bksdm_jax.tasks.distill.objective import Augmentation
+from bksdm_jax.tasks.distill.config import LossWeights
+from bksdm_jax.tasks.noise import Augmentation
 from bksdm_jax.training.sharding import make_mesh
 from bksdm_jax.training.validation import validation
 from tests import micro

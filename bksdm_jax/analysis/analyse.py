@@ -21,6 +21,7 @@ from bksdm_jax.base.precision import compute_dtype, exact_products
 from bksdm_jax.base.progress import QUIET, waiting
 from bksdm_jax.base.workdir import claim, require_same, require_same_parts
 from bksdm_jax.cost.counts import block_costs
+from bksdm_jax.data.checked_images import SKIPPED
 from bksdm_jax.data.latents import CENTRE, latent_identity, require_identity
 from bksdm_jax.data.loader import LoaderConfig, training_batches
 from bksdm_jax.data.options import SourceOptions
@@ -35,7 +36,6 @@ from bksdm_jax.pruning.criteria import magnitude, taylor
 from bksdm_jax.pruning.targets import CRITERIA
 from bksdm_jax.reports.blocks_page import IMAGES, write_blocks_page
 from bksdm_jax.sampling.text_to_image import require_resolution, require_sampler
-from bksdm_jax.tasks.distill.inputs import SKIPPED
 from bksdm_jax.training.sharding import make_mesh
 
 MAY_CHANGE = ("criteria", "revision", "skip_unusable")

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from bksdm_jax.base.images import to_unit
 from bksdm_jax.base.precision import cast_frozen
 from bksdm_jax.base.progress import Progress
 from bksdm_jax.models.unet import UNet
@@ -17,7 +16,8 @@ from bksdm_jax.models.unet_table import replaceable
 from bksdm_jax.pipelines.pipeline import Architectures
 from bksdm_jax.pruning.removal import plan_removal
 from bksdm_jax.tasks.distill.config import LossWeights
-from bksdm_jax.tasks.distill.objective import NoisyBatch, Problem, make_loss, noise_latents
+from bksdm_jax.tasks.distill.objective import Problem, make_loss
+from bksdm_jax.tasks.noise import NoisyBatch, moments_of, noise_latents
 from bksdm_jax.training.sharding import batch_to_global, device_put_global, replicated
 
 Batches = Callable[[], Iterator[dict[str, Any]]]
@@ -107,15 +107,11 @@ class Calibration:
 
     def _noisy(self, frozen: Any, batch: Any, first: jax.Array) -> NoisyBatch:
         """Noised latents of a batch, [M, ...], whose first image is number `first`."""
-        if "moments" in batch:
-            both = jax.lax.bitcast_convert_type(batch["moments"][0], jnp.bfloat16)  # [M, 2, h, w, C]
-            moments = both[:, 0], both[:, 1]
-        else:
-            moments = self._networks.encode(frozen, self._dtype, to_unit(batch["images"][0]))
+        batch = jax.tree.map(lambda value: value[0], dict(batch))
+        moments = moments_of(self._networks, self._dtype, frozen, batch)
         key = jax.random.key(self._seed)
         keys = jax.vmap(lambda i: jax.random.fold_in(key, first + i))(jnp.arange(moments[0].shape[0]))
-        captions = jax.tree.map(lambda value: value[0], dict(batch["captions"]))
-        return noise_latents(self._problem, self._dtype, frozen, *moments, captions, keys)
+        return noise_latents(self._networks, self._dtype, frozen, *moments, batch["captions"], keys)
 
     def _each(self, what: str) -> Iterator[tuple[Any, np.int32]]:
         """Each batch on the devices, and the number of its first image."""

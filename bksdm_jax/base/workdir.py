@@ -1,10 +1,11 @@
 """A workdir belongs to one run, whose settings are in its `config.json`."""
 
+import dataclasses
 import json
 import math
 import re
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -168,6 +169,16 @@ def as_written(value: Any) -> str:
         mantissa = mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa
         text = min(text, f"{mantissa}e{int(exponent)}", key=len)
     return text
+
+
+def changed_settings(config: Any, prefix: str = "config") -> Iterator[str]:
+    """The settings of a dataclass that aren't its defaults, one `KEY = VALUE` each."""
+    for field in dataclasses.fields(config):
+        value, key = getattr(config, field.name), f"{prefix}.{field.name}"
+        if dataclasses.is_dataclass(value):
+            yield from changed_settings(value, key)
+        elif value != field.default:
+            yield f"{key} = {as_written(value)}"
 
 
 def _short(value: Any) -> str:

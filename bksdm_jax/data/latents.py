@@ -54,12 +54,15 @@ class CachedExample:
         """The pipeline's inputs for one of the captions: token ids int32 [T] under `tokens`."""
         return {"tokens": self._tokens[caption]}
 
-    def moments(self, mirrored: bool) -> np.ndarray:
+    def moments(self, mirrored: bool, position: float = 0.0) -> np.ndarray:
         """Mean and log-variance for the image or its mirror image: uint16 [2, h, w, C], the bits of bfloat16.
 
-        Raises `InputError` if they aren't finite.
+        `position` in [0, 1) chooses among several crops of the image. Raises `InputError` if they aren't finite.
         """
-        moments = self._moments[int(mirrored)]
+        del position  # there is one crop
+        return self._finite(self._moments[int(mirrored)])
+
+    def _finite(self, moments: np.ndarray) -> np.ndarray:
         if count := count_non_finite(moments.view(ml_dtypes.bfloat16)):
             raise InputError(
                 f"{self._where} ({shown(self.name)}): {count:,} of {moments.size:,} numbers of its latents aren't "

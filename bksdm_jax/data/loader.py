@@ -142,8 +142,9 @@ def _load(
     """Turns an example into a row of a batch, with random caption, crop and flip."""
     caption = int(rng.integers(len(example.texts))) if len(example.texts) > 1 else 0
     if isinstance(example, CachedExample):
+        position = float(rng.random()) if config.random_crop else 0.0
         mirrored = config.flip and rng.random() < 0.5
-        return {"moments": example.moments(mirrored), "captions": example.caption_inputs(caption)}
+        return {"moments": example.moments(mirrored, position), "captions": example.caption_inputs(caption)}
     where = (float(rng.random()), float(rng.random())) if config.random_crop else (0.5, 0.5)
     mirrored = config.flip and rng.random() < 0.5
     pixels = square_image(example, config.resolution, where, mirrored)

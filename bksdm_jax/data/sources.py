@@ -35,7 +35,7 @@ class Example(Protocol):
 def data_folder(name: str | Path) -> epath.Path:
     """Resolves the name of a dataset to its folder.
 
-    `shapes_world/demo` and `shapes_world/full` are generated on first use in TFDS's data folder (`TFDS_DATA_DIR`, by
+    `shapes_world/demo`, `/full` and `/hearts` are generated on first use in TFDS's data folder (`TFDS_DATA_DIR`, by
     default `~/tensorflow_datasets`); any other name is a path of this machine or of a bucket (`gs://`).
 
     Raises:

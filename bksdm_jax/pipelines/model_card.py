@@ -22,6 +22,7 @@ class CardFacts:
         parent: the teacher as the user named it: a path or hub id.
         removed: the teacher's blocks that were removed.
         preset: the preset that removes these; empty: none does.
+        trained: the networks that were fine-tuned; empty: those of a student, or none.
         start: the student's initial weights, in words.
         training: setting -> value; empty: not trained.
     """
@@ -31,6 +32,7 @@ class CardFacts:
     start: str
     training: Mapping[str, object] = dataclasses.field(default_factory=dict)
     preset: str = ""
+    trained: tuple[str, ...] = ()
 
 
 def model_card(pipeline: Pipeline, facts: CardFacts, file_format: str) -> str:
@@ -47,6 +49,8 @@ def model_card(pipeline: Pipeline, facts: CardFacts, file_format: str) -> str:
     what = "a copy"
     if facts.removed:
         what = f"the student `{facts.preset}`" if facts.preset else "a student"
+    if facts.trained:
+        what = "a fine-tuned copy"
     sections = [
         f"---\n{head.to_yaml().strip()}\n---",
         f"# {what.removeprefix('the ').removeprefix('a ').capitalize()} of {parent}",
@@ -55,7 +59,7 @@ def model_card(pipeline: Pipeline, facts: CardFacts, file_format: str) -> str:
         "## Architecture",
         _architecture(pipeline, facts.removed),
         "## Training",
-        f"The U-Net started from {facts.start}. The other networks are the parent's.{_merged(pipeline.loras)}",
+        _start(facts) + _merged(pipeline.loras),
         _table("setting", facts.training) if facts.training else "It has not been trained.",
         "## Scores",
         "No scores have been measured.",
@@ -65,6 +69,13 @@ def model_card(pipeline: Pipeline, facts: CardFacts, file_format: str) -> str:
         _licence(pipeline.licence, parent),
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _start(facts: CardFacts) -> str:
+    if not facts.trained:
+        return f"The U-Net started from {facts.start}. The other networks are the parent's."
+    both = " and the ".join(facts.trained)
+    return f"The parent's {both} {'were' if len(facts.trained) > 1 else 'was'} fine-tuned. The rest is the parent's."
 
 
 def parent_name(name: str) -> str:

@@ -82,6 +82,10 @@ class Tokenizer:
         every = self._tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if texts else []
         return [[one for index in ids for one in self._vectors.get(index, (index,))] for ids in every]
 
+    def tokens(self, ids: Sequence[int]) -> list[str]:
+        """The tokens with these ids, those at the ends of words without their mark `</w>`."""
+        return [token.removesuffix("</w>") for token in self._tokenizer.convert_ids_to_tokens(list(ids))]
+
     @property
     def max_length(self) -> int:
         """Token ids per caption, those of start and end included."""

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from bksdm_jax.shapes.scenes import BACKGROUNDS, COLOURS, PLACES, SHAPES, SIZES, Scene, Thing
+from bksdm_jax.shapes.scenes import BACKGROUNDS, COLOURS, NEW_SHAPES, PLACES, SHAPES, SIZES, Scene, Thing
 
-_WORDS = tuple(tuple(words) for words in (SHAPES, COLOURS, SIZES, PLACES))
+_WORDS = tuple(tuple(words) for words in ((*SHAPES, *NEW_SHAPES), COLOURS, SIZES, PLACES))
 _BACKGROUNDS = tuple(BACKGROUNDS)
 _NONE = 255  # what the reader can't tell
 MOST_THINGS = 170

@@ -1,12 +1,13 @@
 """Reads the scene that an image of the shapes world shows."""
 
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 from scipy import ndimage
 
 from bksdm_jax.shapes.render import PIXELS, coverage
-from bksdm_jax.shapes.scenes import BACKGROUNDS, COLOURS, PLACES, SHAPES, SIZES, Scene, Thing
+from bksdm_jax.shapes.scenes import BACKGROUNDS, COLOURS, NEW_SHAPES, PLACES, SHAPES, SIZES, Scene, Thing
 
 _SEEN = 60.0  # RGB distance from the background above which a pixel belongs to an object
 _COLOUR = 60.0  # largest RGB distance to a named colour
@@ -17,12 +18,17 @@ _OVERLAP = 0.8  # smallest intersection over union with the rendered shape
 _LEAD = 0.03  # smallest difference between the best and second best overlap
 
 
-def read_scene(picture: np.ndarray) -> Scene:
+def candidates(asked: Scene) -> tuple[str, ...]:
+    """The shapes to tell apart in an image of a scene: `SHAPES`, and new ones only if the scene has them."""
+    return (*SHAPES, *(new for new in NEW_SHAPES if any(thing.shape == new for thing in asked.things)))
+
+
+def read_scene(picture: np.ndarray, shapes: Sequence[str] = SHAPES) -> Scene:
     """The scene in a picture, uint8 [64, 64, 3]; attributes that can't be recognised are None.
 
     Objects are connected regions that differ from the background. An object's colour is that of the region's inner
-    pixels, place and size follow from its bounding box, and its shape is the one whose rendering in this box has the
-    largest overlap.
+    pixels, place and size follow from its bounding box, and its shape is that of `shapes` whose rendering in this box
+    has the largest overlap.
     """
     pixels = picture.astype(np.float32)
     border = np.concatenate([pixels[0], pixels[-1], pixels[1:-1, 0], pixels[1:-1, -1]])
@@ -31,11 +37,11 @@ def read_scene(picture: np.ndarray) -> Scene:
     labels, count = ndimage.label(mask)
     regions = sorted((labels == i for i in range(1, count + 1)), key=np.sum, reverse=True)
     regions = [region for region in regions if region.sum() >= _SMALLEST]
-    things = tuple(_read_thing(pixels, region, behind) for region in regions)
+    things = tuple(_read_thing(pixels, region, behind, shapes) for region in regions)
     return Scene(things, _named(behind, BACKGROUNDS))
 
 
-def _read_thing(pixels: np.ndarray, region: np.ndarray, behind: np.ndarray) -> Thing:
+def _read_thing(pixels: np.ndarray, region: np.ndarray, behind: np.ndarray, shapes: Sequence[str]) -> Thing:
     inner = ndimage.binary_erosion(region)
     colour = np.median(pixels[inner if inner.any() else region], axis=0)
     # the coverage of each pixel: at the edge of an object, pixels are mixed with the background
@@ -45,7 +51,8 @@ def _read_thing(pixels: np.ndarray, region: np.ndarray, behind: np.ndarray) -> T
     left, right = _edges(share.max(axis=0))
     top, bottom = _edges(share.max(axis=1))
     x, y, extent = (left + right) / 2, (top + bottom) / 2, max(right - left, bottom - top) / 2
-    return Thing(_shape(share, left, right, top, bottom), _named(colour, COLOURS), _size(extent), _place(x, y))
+    shape = _shape(share, (left, right, top, bottom), shapes)
+    return Thing(shape, _named(colour, COLOURS), _size(extent), _place(x, y))
 
 
 def _edges(profile: np.ndarray) -> tuple[float, float]:
@@ -75,9 +82,10 @@ def _place(x: float, y: float) -> str | None:
     return place if distance <= _PLACE else None
 
 
-def _shape(share: np.ndarray, left: float, right: float, top: float, bottom: float) -> str | None:
+def _shape(share: np.ndarray, box: tuple[float, float, float, float], shapes: Sequence[str]) -> str | None:
+    left, right, top, bottom = box
     overlaps = []
-    for shape in SHAPES:
+    for shape in shapes:
         x0, x1, y0, y1 = _bounds(shape)
         extent = ((right - left) / (x1 - x0) + (bottom - top) / (y1 - y0)) / 2
         x = (left + right) / 2 - extent * (x0 + x1) / 2

@@ -13,9 +13,15 @@ _FINE = 4  # supersampling factor
 
 
 def outline(shape: str) -> list[tuple[float, float]]:
-    """The corners of a shape centred at (0, 0), y down, within [-1, 1]; a circle has 48."""
+    """The corners of a shape centred at (0, 0), y down, within [-1, 1]; a circle or heart has 48."""
     if shape == "circle":
         return [(math.cos(a), math.sin(a)) for a in np.linspace(0, 2 * math.pi, 48, endpoint=False)]
+    if shape == "heart":
+        # 16 sin^3 t and 13 cos t - 5 cos 2t - 2 cos 3t - cos 4t, its height centred
+        turns = np.linspace(0, 2 * math.pi, 48, endpoint=False)
+        heights = 13 * np.cos(turns) - 5 * np.cos(2 * turns) - 2 * np.cos(3 * turns) - np.cos(4 * turns)
+        middle = (heights.min() + heights.max()) / 2
+        return [(math.sin(a) ** 3, float(middle - y) / 16) for a, y in zip(turns, heights, strict=True)]
     if shape == "star":
         tips = [(i, 1.0 if i % 2 == 0 else 0.42) for i in range(10)]
         return [(r * math.sin(i * math.pi / 5), -r * math.cos(i * math.pi / 5)) for i, r in tips]
@@ -34,7 +40,7 @@ def coverage(shape: str, x: float, y: float, extent: float) -> np.ndarray:
     """The share of each pixel that a shape covers: float32 [PIXELS, PIXELS] in [0, 1].
 
     Args:
-        shape: one of `SHAPES`.
+        shape: one of `SHAPES` or `NEW_SHAPES`.
         x, y: its centre, pixels.
         extent: half its extent, pixels.
     """

@@ -17,6 +17,8 @@ import numpy as np
 from bksdm_jax.base.errors import InputError
 
 SHAPES = ("circle", "square", "triangle", "diamond", "cross", "star")
+NEW_SHAPES = ("heart",)
+"""Shapes that the bundled teacher has never seen; captions may ask for them."""
 COLOURS = {
     "red": (222, 44, 44),
     "green": (44, 160, 60),
@@ -43,7 +45,7 @@ KINDS = (*_OF_THINGS, "background", "count")
 """The kinds of fact that a caption states; `count` is the number of objects."""
 CORNERS = tuple(place for place in PLACES if place != "in the centre")  # where two objects never touch
 
-_OBJECT = rf"a ({'|'.join(SIZES)}) ({'|'.join(COLOURS)}) ({'|'.join(SHAPES)}) ({'|'.join(PLACES)})"
+_OBJECT = rf"a ({'|'.join(SIZES)}) ({'|'.join(COLOURS)}) ({'|'.join((*SHAPES, *NEW_SHAPES))}) ({'|'.join(PLACES)})"
 _CAPTION = re.compile(rf"{_OBJECT}(?: and {_OBJECT})? on a ({'|'.join(BACKGROUNDS)}) background")
 
 
@@ -111,7 +113,7 @@ def _pick(rng: np.random.Generator, names: Iterable[str]) -> str:
 
 
 def words() -> list[str]:
-    """Every word of captions, sorted."""
+    """Every word of captions without new shapes, sorted."""
     phrases = [*SHAPES, *COLOURS, *SIZES, *PLACES, *BACKGROUNDS, "a", "and", "on", "background"]
     return sorted({word for phrase in phrases for word in phrase.split()})
 

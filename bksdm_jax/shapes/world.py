@@ -11,6 +11,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from bksdm_jax.base.errors import InputError, in_short, one_of
+from bksdm_jax.shapes import hearts
 from bksdm_jax.shapes.render import PIXELS, render
 from bksdm_jax.shapes.scenes import caption, draw_scene
 
@@ -20,10 +21,11 @@ TWO_OBJECTS = 0.4
 
 @dataclasses.dataclass
 class ShapesConfig(tfds.core.BuilderConfig):
-    """The number of examples per split."""
+    """The number of examples per split, and whether they are of `hearts.example` rather than `example`."""
 
     train: int = 0
     heldout: int = 0
+    hearts: bool = False
 
 
 class ShapesWorld(tfds.core.GeneratorBasedBuilder):
@@ -36,6 +38,7 @@ class ShapesWorld(tfds.core.GeneratorBasedBuilder):
     BUILDER_CONFIGS = (
         ShapesConfig(name="demo", description="for the demo", train=4_000, heldout=512),
         ShapesConfig(name="full", description="for the teacher", train=20_000, heldout=1_000),
+        ShapesConfig(name="hearts", description="an object new to the teacher", train=5, heldout=10, hearts=True),
     )
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -52,7 +55,7 @@ class ShapesWorld(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, split: str, count: int) -> Iterator[tuple[int, dict[str, Any]]]:
         for index in range(count):
-            picture, text = example(split, index)
+            picture, text = (hearts.example if self.builder_config.hearts else example)(split, index)
             file = io.BytesIO()  # TFDS would start a TensorFlow session per picture to encode it
             Image.fromarray(picture).save(file, format="PNG")
             file.seek(0)

@@ -11,7 +11,8 @@ from bksdm_jax.models.unet_table import Stage, UNetConfig
 from bksdm_jax.pipelines.pipeline import Architectures
 from bksdm_jax.pruning.removal import plan_removal
 from bksdm_jax.tasks.distill.config import LossWeights
-from bksdm_jax.tasks.distill.objective import Problem, drop_captions, make_loss, noise_latents
+from bksdm_jax.tasks.distill.objective import Problem, make_loss
+from bksdm_jax.tasks.noise import drop_captions, noise_latents
 from bksdm_jax.training.train_step import Batch, Frozen, Loss, LossAndTerms
 
 WIDTHS = (64, 64, 96, 96)
@@ -53,7 +54,7 @@ def denoising_loss(networks: Architectures, empty: Mapping[str, np.ndarray]) -> 
         dropped = jax.vmap(lambda key: jax.random.bernoulli(key, CAPTION_DROPOUT))(halves[:, 0])
         captions = drop_captions({"tokens": batch["tokens"]}, empty, dropped)
         moments = batch["mean"], batch["log_variance"]
-        noisy = noise_latents(problem, jnp.float32, frozen, *moments, captions, halves[:, 1])
+        noisy = noise_latents(networks, jnp.float32, frozen, *moments, captions, halves[:, 1])
         return loss_of_noisy(params, frozen, noisy)
 
     return loss

@@ -31,7 +31,7 @@ class OptimizerConfig:
         weight_decay: decoupled, on every parameter.
         epsilon: added to AdamW's denominator.
         clip_norm: largest global norm of the gradients; larger ones are scaled down to it.
-        ema_decay: upper bound of the moving average's decay.
+        ema_decay: upper bound of the moving average's decay; 0: none is kept.
     """
 
     learning_rate: float = 5e-5

@@ -1,6 +1,7 @@
 """Sample grids: images of several networks from the same prompts and starting noise."""
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,45 +21,73 @@ from bksdm_jax.training.task import Evaluator
 from bksdm_jax.training.train_step import Frozen
 
 
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A row of a grid, or two.
+
+    Attributes:
+        name: of what makes its images, in messages.
+        networks: that make its images.
+        params: (trained parameters, frozen) -> parameters by network.
+        trained: whether they depend on the trained parameters: the row is drawn with their moving average and with
+            themselves. Else it is made once.
+    """
+
+    name: str
+    networks: Architectures
+    params: Callable[[Any, Frozen], dict[str, Any]]
+    trained: bool = True
+
+
 def sample_grids(
     folder: Path,
     caption_inputs: EncodeCaptions,
     prompts: Sequence[str],
     sampler: SamplerConfig,
-    rows: Mapping[str, Architectures],
+    rows: Sequence[Row],
     dtype: jnp.dtype,
     mesh: Mesh,
     every: int,
 ) -> Evaluator:
-    """Draws `step_*.png`: a row per frozen denoiser, then one from the moving average and one from the weights.
+    """Draws `step_*.png`: the rows beneath each other; each prompt makes a column.
 
-    `rows` are the networks of each frozen denoiser, by its name in `frozen`, and under `""` those of the trained one;
-    each prompt makes a column. Nothing is compiled before the first grid. Raises `InputError` for unusable settings.
+    Nothing is compiled before the first grid. Raises `InputError` for unusable settings.
     """
     numbered = list(enumerate(prompts))
-    programs = {
-        name: compiled_together(
-            jax.jit(make_generate(networks, sampler, dtype), out_shardings=replicated(mesh)),
-            f"sample grids of the {name or 'trained network'}",
-        )
-        for name, networks in rows.items()
-    }
-    denoiser = next(iter(rows.values())).kind.denoiser
-    fixed: dict[str, np.ndarray] = {}
+    generates = [make_generate(row.networks, sampler, dtype) for row in rows]
+    programs: list[tuple[Architectures, Any, Generate]] = []
+    fixed: dict[int, np.ndarray] = {}
 
-    def row(generate: Generate, params: dict[str, Any]) -> np.ndarray:
-        images = generate_images(generate, params, caption_inputs, sampler, numbered, len(numbered))
-        return np.stack([image for _, image in images])  # [N, H, W, 3]
+    def program(number: int, params: Any) -> Generate:
+        """Rows of the same networks, shapes and dtypes share it."""
+        networks, shapes = rows[number].networks, jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), params)
+        for own, of, found in programs:
+            if own == networks and of == shapes:
+                return found
+        jitted = jax.jit(generates[number], out_shardings=replicated(mesh))
+        found = compiled_together(jitted, f"sample grids of the {rows[number].name}")
+        programs.append((networks, shapes, found))
+        return found
+
+    def images(number: int, trained: Any, frozen: Frozen) -> np.ndarray:
+        params = rows[number].params(trained, frozen)
+        generate = program(number, params)
+        made = generate_images(generate, params, caption_inputs, sampler, numbered, len(numbered))
+        return np.stack([image for _, image in made])  # [N, H, W, 3]
 
     def draw(step: int, state: TrainState, frozen: Frozen) -> dict[str, float]:
-        others = {name: params for name, params in frozen.items() if name not in rows}
-        for name in rows:
-            if name and name not in fixed:
-                fixed[name] = row(programs[name], {denoiser: frozen[name], **others})
-        trained = [row(programs[""], {denoiser: params, **others}) for params in (state.ema, state.params)]
+        drawn: list[np.ndarray] = []
+        states = [state.params] if state.average is state.params else [state.average, state.params]
+        for number, row in enumerate(rows):
+            if row.trained:
+                drawn += [images(number, trained, frozen) for trained in states]
+                continue
+            if number not in fixed:
+                fixed[number] = images(number, None, frozen)
+            drawn.append(fixed[number])
         if is_first():
             folder.mkdir(parents=True, exist_ok=True)
-            save_png(folder / f"step_{step:06d}.png", grid([*fixed.values(), *trained]))
+            save_png(folder / f"step_{step:06d}.png", grid(drawn))
         return {}
 
     return Evaluator(every, draw, metrics=False)

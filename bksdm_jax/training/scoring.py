@@ -69,7 +69,7 @@ def scoring(
 
     def run(step: int, state: TrainState, frozen: Frozen) -> Mapping[str, float]:
         del step
-        params = {networks.kind.denoiser: state.ema} | {name: frozen[name] for name in networks.frozen}
+        params = {networks.kind.denoiser: state.average} | {name: frozen[name] for name in networks.frozen}
         made = generate_images(program, params, caption_inputs, sampler, list(enumerate(prompts)), per_call)
         images = [image for _, image in made]
         try:

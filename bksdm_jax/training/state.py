@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bksdm_jax.base import trees
 from bksdm_jax.training.config import OptimizerConfig
 
 
@@ -15,7 +14,7 @@ from bksdm_jax.training.config import OptimizerConfig
 class TrainState:
     """`step` counts updates, `skipped` those that changed nothing else.
 
-    `params`, and their moving average `ema`, are float32.
+    `params`, and their moving average `ema`, are float32; `ema` is empty if none is kept.
     """
 
     step: jax.Array
@@ -23,6 +22,11 @@ class TrainState:
     params: Any
     ema: Any
     opt_state: Any
+
+    @property
+    def average(self) -> Any:
+        """The moving average, or the parameters if none is kept."""
+        return self.ema if jax.tree.leaves(self.ema) else self.params
 
 
 def learning_rate(config: OptimizerConfig) -> optax.Schedule:
@@ -42,29 +46,11 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
 
 
-def create_state(params: Any, optimizer: optax.GradientTransformation, trainable: Any = None) -> TrainState:
-    """The state before the first update; the moving average starts as a copy of `params`.
-
-    `trainable` is a tree of bools like `params`, True for trained leaves; only these have moments. None: all.
-    """
-    ema = jax.tree.map(jnp.copy, params)
+def create_state(params: Any, optimizer: optax.GradientTransformation, averaged: bool = True) -> TrainState:
+    """The state before the first update; the moving average, if it is to be kept, starts as a copy of `params`."""
+    ema = jax.tree.map(jnp.copy, params) if averaged else {}
     counts = [jnp.zeros((), jnp.int32) for _ in range(2)]  # two arrays, since both are donated
-    return TrainState(*counts, params, ema, optimizer.init(split(params, trainable)[0]))
-
-
-def split(params: Any, trainable: Any = None) -> tuple[Any, Any]:
-    """The trained leaves, and the others, nested as in `params`."""
-    if trainable is None:
-        return params, {}
-    chosen, leaves = trees.flatten(trainable), trees.flatten(params)
-    trained = {name: leaf for name, leaf in leaves.items() if chosen[name]}
-    others = {name: leaf for name, leaf in leaves.items() if not chosen[name]}
-    return trees.unflatten(trained), trees.unflatten(others)
-
-
-def merge(trained: Any, others: Any) -> Any:
-    """The inverse of `split`."""
-    return trees.unflatten(trees.flatten(trained) | trees.flatten(others)) if others else trained
+    return TrainState(*counts, params, ema, optimizer.init(params))
 
 
 def ema_decay(done: jax.Array, bound: float) -> jax.Array:

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from bksdm_jax.training.config import OptimizerConfig
 from bksdm_jax.training.sharding import batch_sharding, device_sharding, parameter_shardings, replicated
-from bksdm_jax.training.state import TrainState, create_state, ema_decay, make_optimizer, merge, split
+from bksdm_jax.training.state import TrainState, create_state, ema_decay, make_optimizer
 
 _TRAINING_STREAM = 2**32 - 1  # keeps the keys of training apart from those of sampled images
 
@@ -39,14 +39,12 @@ class Objective:
         params: of the trained network.
         frozen: parameters of the frozen networks, by name.
         batch: one batch, arrays [A, M, ...].
-        trainable: a tree of bools like `params`, True for trained leaves; None: all.
     """
 
     loss: Loss
     params: Any
     frozen: dict[str, Any]
     batch: dict[str, Any]
-    trainable: Any = None
 
 
 def update_key(seed: int, done: int | jax.Array) -> jax.Array:
@@ -54,56 +52,55 @@ def update_key(seed: int, done: int | jax.Array) -> jax.Array:
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _TRAINING_STREAM), done)
 
 
-def make_update(
-    loss: Loss, optimizer: optax.GradientTransformation, ema_bound: float, seed: int, trainable: Any = None
-) -> Update:
+def make_update(loss: Loss, optimizer: optax.GradientTransformation, ema_bound: float, seed: int) -> Update:
     """Builds the update: losses and gradients over the micro-batches, clipping, AdamW, moving average.
 
     Each example's key follows from seed, update and its position in the batch, so neither accumulation nor the number
-    of devices changes its noise. Leaves that aren't `trainable` (see `Objective`) stay bit-identical; `ema_bound` is
-    the upper bound of the moving average's decay. If the loss, or the norm of gradients, update or new parameters isn't
-    finite, all but `step` and `skipped` stays bit-identical; if the batch's signals say `UNUSABLE`, all does.
+    of devices changes its noise. `ema_bound` is the upper bound of the moving average's decay. If the loss, or the norm
+    of gradients, update or new parameters isn't finite, all but `step` and `skipped` stays bit-identical; if the
+    batch's signals say `UNUSABLE`, all does.
 
     Returns:
         (state, frozen, batch) -> (new state, float32 metrics: losses by name, `grad_norm` before clipping,
-        `update_norm`, `ema_decay`, `ema_distance`, that of the moving average from the weights relative to their
-        norm, `applied`, 1 or 0, `skipped`, how many updates were so far, and `signals`, the largest), not jitted.
+        `update_norm`, `applied`, 1 or 0, `skipped`, how many updates were so far, and `signals`, the largest; of a
+        moving average its `ema_decay` and `ema_distance` from the weights, relative to their norm), not jitted.
     """
 
     def update(state: TrainState, frozen: Frozen, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         batch = dict(batch)
         signal = jnp.max(batch.pop(SIGNALS, jnp.int32(GO)))
-        trained, others = split(state.params, trainable)
-        gradient = jax.value_and_grad(lambda part, *rest: loss(merge(part, others), *rest), has_aux=True)
+        gradient = jax.value_and_grad(loss, has_aux=True)
         count, size = jax.tree.leaves(batch)[0].shape[:2]
         key = update_key(seed, state.step)
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(count * size))
 
         def micro(part: Any) -> tuple[Any, dict[str, jax.Array]]:
-            (_, terms), grads = gradient(trained, state.ema, frozen, *part)
+            (_, terms), grads = gradient(state.params, state.average, frozen, *part)
             return grads, terms
 
         grads, terms = _mean_over_micro_batches(micro, (batch, keys.reshape(count, size)), count)
         with jax.numpy_dtype_promotion("standard"):  # Optax relies on implicit promotion
-            updates, opt_state = optimizer.update(grads, state.opt_state, trained)
-        params = optax.apply_updates(trained, updates)
-        decay = ema_decay(state.step - state.skipped, ema_bound)
-        former = split(state.ema, trainable)[0]
-        ema = jax.tree.map(lambda e, p: decay * e + (1.0 - decay) * p, former, params)
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
         norms = {"grad_norm": optax.global_norm(grads), "update_norm": optax.global_norm(updates)}
         norm = optax.global_norm(params)
+        ema, average = state.ema, {}
+        if jax.tree.leaves(ema):
+            decay = ema_decay(state.step - state.skipped, ema_bound)
+            ema = jax.tree.map(lambda e, p: decay * e + (1.0 - decay) * p, ema, params)
+            distance = optax.global_norm(jax.tree.map(jnp.subtract, ema, params)) / norm
+            average = {"ema_decay": decay, "ema_distance": distance}
         finite = jnp.isfinite(jnp.stack([terms["loss"], *norms.values(), norm])).all()
         usable = signal < UNUSABLE
         found = TrainState(
             state.step + usable.astype(jnp.int32),
             state.skipped + (usable & ~finite).astype(jnp.int32),
-            merge(_chosen(usable & finite, params, trained), others),
-            merge(_chosen(usable & finite, ema, former), split(state.ema, trainable)[1]),
+            _chosen(usable & finite, params, state.params),
+            _chosen(usable & finite, ema, state.ema),
             _chosen(usable & finite, opt_state, state.opt_state),
         )
-        distance = optax.global_norm(jax.tree.map(jnp.subtract, ema, params)) / norm
         told = {"applied": (usable & finite).astype(jnp.float32), "skipped": found.skipped, SIGNALS: signal}
-        return found, terms | norms | {"ema_decay": decay, "ema_distance": distance} | told
+        return found, terms | norms | average | told
 
     return update
 
@@ -142,8 +139,8 @@ class TrainStep:
 def make_train_step(objective: Objective, config: OptimizerConfig, seed: int, mesh: Mesh) -> TrainStep:
     """Builds the update for a mesh, whose devices may be those of a topology that isn't attached."""
     optimizer = make_optimizer(config)
-    update = make_update(objective.loss, optimizer, config.ema_decay, seed, objective.trainable)
-    shapes = jax.eval_shape(lambda p: create_state(p, optimizer, objective.trainable), objective.params)
+    update = make_update(objective.loss, optimizer, config.ema_decay, seed)
+    shapes = jax.eval_shape(lambda p: create_state(p, optimizer, config.ema_decay > 0), objective.params)
     state, frozen = (_sharded(tree, parameter_shardings(mesh, tree)) for tree in (shapes, objective.frozen))
     batch = _sharded(objective.batch, jax.tree.map(lambda _: batch_sharding(mesh), objective.batch))
     batch[SIGNALS] = jax.ShapeDtypeStruct((mesh.size,), jnp.int32, sharding=device_sharding(mesh))

@@ -147,7 +147,7 @@ def _state_after(
 
 def _written(task: Task, config: TrainerConfig, workdir: Path, state: TrainState) -> Any:
     with waiting("writing the result", QUIET):
-        params = gather_to_host({"ema": state.ema, "raw": state.params}[config.save_weights])
+        params = gather_to_host({"ema": state.average, "raw": state.params}[config.save_weights])
         result = task.write(params, workdir) if is_first() else task.result(workdir)
         barrier("written")
     return result
@@ -156,8 +156,8 @@ def _written(task: Task, config: TrainerConfig, workdir: Path, state: TrainState
 def _initial_state(task: Task, config: TrainerConfig, step: TrainStep) -> TrainState:
     shardings = jax.tree.map(lambda leaf: leaf.sharding, step.state)
     params = device_put_global(task.initial_params(), shardings.params)
-    optimizer, trainable = make_optimizer(config.optimizer), task.objective.trainable
-    return jax.jit(lambda p: create_state(p, optimizer, trainable), out_shardings=shardings)(params)
+    optimizer, averaged = make_optimizer(config.optimizer), config.optimizer.ema_decay > 0
+    return jax.jit(lambda p: create_state(p, optimizer, averaged), out_shardings=shardings)(params)
 
 
 def _train_on(

@@ -39,8 +39,8 @@ def validation(
         sums: dict[str, float] = {}
         for number, rows in zip(range(count), batches(), strict=False):
             batch = batch_to_global(mesh, rows)
-            found = evaluate(state.ema, state.ema, frozen, batch, np.int32(number))
-            raw = evaluate(state.params, state.ema, frozen, batch, np.int32(number))
+            found = evaluate(state.average, state.average, frozen, batch, np.int32(number))
+            raw = evaluate(state.params, state.average, frozen, batch, np.int32(number))
             found = found | {f"raw/{name}": value for name, value in raw.items() if name.startswith("loss")}
             for name, value in found.items():
                 sums[name] = sums.get(name, 0.0) + float(value) / count

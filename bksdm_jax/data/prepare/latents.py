@@ -3,41 +3,34 @@
 import dataclasses
 import itertools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import grain
 import jax
-import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from bksdm_jax.base import trees
 from bksdm_jax.base.distributed import barrier, is_first
-from bksdm_jax.base.errors import InputError, shown, whole_number
+from bksdm_jax.base.errors import InputError, whole_number
 from bksdm_jax.base.files import make_folder, read_json, require_space, write_json
-from bksdm_jax.base.finite import count_non_finite, find_non_finite
-from bksdm_jax.base.images import to_unit
 from bksdm_jax.base.locks import one_run
 from bksdm_jax.base.paths import AnyPath
-from bksdm_jax.base.precision import cast_frozen, compute_dtype, exact_products
+from bksdm_jax.base.precision import compute_dtype, exact_products
 from bksdm_jax.base.progress import Progress
 from bksdm_jax.base.signals import Interrupts
 from bksdm_jax.base.workdir import claim, require_same
 from bksdm_jax.data import sources
+from bksdm_jax.data.encode import make_encode, require_finite_latents
 from bksdm_jax.data.latents import IDENTITY, latent_features, latent_identity, to_bits
 from bksdm_jax.data.loader import in_one_line
 from bksdm_jax.data.prepare.config import LatentConfig
 from bksdm_jax.data.prepare.shards import ShardWriters, record_path
 from bksdm_jax.data.prepare.tfds_folder import PARTS, clear, write_set
 from bksdm_jax.data.tfds_set import open_set
-from bksdm_jax.models.vae import VAE
 from bksdm_jax.pipelines.load import find_model
-from bksdm_jax.pipelines.pipeline import Network, Pipeline
+from bksdm_jax.pipelines.pipeline import Pipeline
 
 _TEXT = 1000  # bytes of an example besides its latents, roughly
 _MAY_CHANGE = ("batch_size",)
@@ -104,33 +97,6 @@ def prepare_latents(source: str, config: LatentConfig, resolution: int, chunk: i
     return workdir
 
 
-def _make_encode(vae: Network, config: LatentConfig) -> tuple[int, Callable[[np.ndarray], np.ndarray]]:
-    """Builds the function that encodes a batch on this process's devices.
-
-    Returns:
-        the largest batch size; a function uint8 [N, H, W, 3] -> float32 [N, 1 or 2 (mirrored), 2 (mean,
-        log-variance), h, w, C].
-    """
-    devices, dtype = jax.local_devices(), compute_dtype(config.dtype)
-    mesh = jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
-    split, replicated = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
-    params = jax.device_put(cast_frozen(vae.params, dtype), replicated)
-    count = config.batch_size * len(devices)
-
-    def encode(params: Any, images: jax.Array) -> jax.Array:
-        views = [images, images[:, :, ::-1]] if config.flip else [images]
-        moments = [VAE(vae.config, dtype).apply({"params": params}, to_unit(view), method="encode") for view in views]
-        return jnp.stack([jnp.stack(pair, axis=1) for pair in moments], axis=1).astype(jnp.float32)
-
-    program = jax.jit(encode, in_shardings=(replicated, split), out_shardings=split)
-
-    def run(images: np.ndarray) -> np.ndarray:
-        padded = np.concatenate([images, np.zeros((count - len(images), *images.shape[1:]), np.uint8)])
-        return np.asarray(program(params, jax.device_put(padded, split)))[: len(images)]
-
-    return count, run
-
-
 def _encode_all(
     splits: dict[str, Sequence[sources.Example]],
     chunks: Sequence[_Chunk],
@@ -144,14 +110,14 @@ def _encode_all(
     own = range(jax.process_index(), len(chunks), jax.process_count())
     missing = [index for index in own if not record_path(parts, index).exists()]
     total, left = (sum(len(chunks[index][1]) for index in some) for some in (own, missing))
-    most, encode = _make_encode(pipeline.networks["vae"], config)
+    most, encode = make_encode(pipeline.networks["vae"], config.dtype, config.batch_size, config.flip)
     with exact_products(config.dtype), Interrupts() as interrupts, Progress("images", total, total - left) as progress:
         for index in missing:
             (split, positions), size = chunks[index], 0
             with ShardWriters(parts, index, tuple(splits)) as writers:
                 for examples, images in _batches(splits[split], positions, resolution, most):
                     encoded = to_bits(encode(images))
-                    _require_finite(examples, encoded, pipeline.networks["vae"], config.dtype)
+                    require_finite_latents(examples, encoded, pipeline.networks["vae"], config.dtype, "latents.dtype")
                     for example, moments in zip(examples, encoded, strict=True):
                         inputs = pipeline.caption_inputs(example.texts)
                         record = {"name": example.name, "text": list(example.texts), **inputs, "moments": moments}
@@ -165,23 +131,6 @@ def _encode_all(
             counts = dict.fromkeys(splits, (0, 0)) | {split: (len(positions), size)}
             write_json(record_path(parts, index), {"splits": counts})
     return True
-
-
-def _require_finite(examples: Sequence[sources.Example], encoded: np.ndarray, vae: Network, dtype: str) -> None:
-    """Raises `InputError` for an example whose latents, the bits of bfloat16, aren't finite."""
-    for example, moments in zip(examples, encoded.view(ml_dtypes.bfloat16), strict=True):
-        if not (count := count_non_finite(moments)):
-            continue
-        weights = next(find_non_finite(trees.flatten(vae.params)), None)
-        if weights:
-            why = f"as are weights of the autoencoder ({weights[0]}); use one whose weights are all finite"
-        elif dtype != "float32":
-            why = f"though the weights are: the autoencoder overflows in {dtype}; set latents.dtype to float32"
-        else:
-            why = "though the weights are: the autoencoder overflows with this image; leave the image out"
-        raise InputError(
-            f"{shown(example.name)}: {count:,} of {moments.size:,} numbers of its latents aren't finite, {why}"
-        )
 
 
 def _batches(

@@ -2,20 +2,13 @@
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
-from absl import logging
 from etils import epath
 
-from bksdm_jax.base.distributed import is_first
 from bksdm_jax.base.errors import InputError, known_name
-from bksdm_jax.base.files import read_json, write_json
 from bksdm_jax.base.precision import compute_dtype
-from bksdm_jax.data.forms.pairs import counted
-from bksdm_jax.data.forms.reasons import commonest
 from bksdm_jax.data.latents import CachedExample
-from bksdm_jax.data.pair_examples import PairExamples, unusable_error
-from bksdm_jax.data.skipping import Skipping
+from bksdm_jax.data.pair_examples import PairExamples
 from bksdm_jax.data.sources import Example, First, data_folder, is_cached, open_examples, splits_of
 from bksdm_jax.data.tables import read_prompts
 from bksdm_jax.metrics.config import FEWEST
@@ -31,9 +24,6 @@ from bksdm_jax.tasks.distill.features import weighted_pairs
 from bksdm_jax.training.config import require_whole_batches
 from bksdm_jax.training.sharding import make_mesh
 
-SKIPPED = "skipped.csv"
-"""The file of a workdir that lists images that couldn't be used."""
-_CHECKED = ".images_checked.json"
 _HELD_OUT = ("validation", "heldout")  # usual names of the split; the first that exists is used
 
 
@@ -92,44 +82,6 @@ def open_inputs(config: DistillConfig) -> Inputs:
     first = First(examples, config.examples) if config.examples else examples
     prompts = _prompts(config, held_out) if config.evaluators else ()
     return Inputs(teacher, plan, start, data, examples, first, held_out, is_cached(examples), prompts, loras)
-
-
-def check_images(config: DistillConfig, inputs: Inputs, workdir: Path) -> Inputs:
-    """Opens every image that is read directly, unless that was done for this workdir and no file has changed since.
-
-    Returns the inputs; with `skip_unusable`, their examples are `Skipping`.
-
-    Raises `InputError` if images can't be used and `skip_unusable` isn't set.
-    """
-    found, path = inputs.found, workdir / SKIPPED
-    if not isinstance(found, PairExamples):
-        return inputs
-    if is_first() and not _is_checked(found, workdir, config.skip_unusable):
-        rejects = found.unusable()
-        if rejects and not config.skip_unusable:
-            raise unusable_error(inputs.data, rejects, found.facts()["pairs"])
-        if rejects:
-            number, told = counted(len(rejects), "image"), commonest(rejects)
-            logging.warning("%s: %s can't be used and will be skipped (%s)", inputs.data, number, told)
-    if not config.skip_unusable:
-        return inputs
-    examples, held_out = (Skipping(some, path) for some in (inputs.examples, inputs.held_out))
-    return dataclasses.replace(inputs, examples=examples, held_out=held_out)
-
-
-def note_checked(inputs: Inputs, workdir: Path) -> None:
-    """Notes in a claimed workdir that all images were opened, and whether all of them had to be usable."""
-    if isinstance(inputs.found, PairExamples) and is_first():
-        skips = isinstance(inputs.examples, Skipping)
-        write_json(workdir / _CHECKED, {"listing": inputs.found.listing, "skips": skips})
-
-
-def _is_checked(found: PairExamples, workdir: Path, skips: bool) -> bool:
-    path = workdir / _CHECKED
-    if not path.exists():
-        return False
-    noted = read_json(path)
-    return noted.get("listing") == found.listing and (skips or not noted.get("skips"))
 
 
 def oddities(config: DistillConfig, inputs: Inputs) -> Iterator[str]:

@@ -13,11 +13,13 @@ from bksdm_jax.base.distributed import barrier, is_first
 from bksdm_jax.base.locks import one_run
 from bksdm_jax.base.precision import compute_dtype
 from bksdm_jax.base.progress import QUIET, waiting
-from bksdm_jax.base.workdir import as_written, claim, require_same, require_same_parts, require_shared
+from bksdm_jax.base.workdir import changed_settings, claim, require_same, require_same_parts, require_shared
 from bksdm_jax.cost.counts import unet_cost
 from bksdm_jax.cost.table import cost_table
+from bksdm_jax.data.checked_images import SKIPPED, check_images, note_checked
 from bksdm_jax.data.latents import CENTRE, latent_identity, require_identity
 from bksdm_jax.data.loader import LoaderConfig, batch_names, training_batches
+from bksdm_jax.data.pair_examples import PairExamples
 from bksdm_jax.data.skipping import Skipping
 from bksdm_jax.data.sources import facts_of
 from bksdm_jax.pipelines.lora import with_loras
@@ -29,15 +31,16 @@ from bksdm_jax.pruning.targets import read_target
 from bksdm_jax.reports.score_curves import points_over_updates, write_score_plot
 from bksdm_jax.tasks.distill.config import MAY_CHANGE, MAY_CHANGE_AND_IS_NOTED, DistillConfig
 from bksdm_jax.tasks.distill.features import shares, weighted_pairs
-from bksdm_jax.tasks.distill.inputs import Inputs, check_images, note_checked, oddities, open_inputs
-from bksdm_jax.tasks.distill.objective import Augmentation, Problem, make_batch_loss, make_objective
+from bksdm_jax.tasks.distill.inputs import Inputs, oddities, open_inputs
+from bksdm_jax.tasks.distill.objective import Problem, make_batch_loss, make_objective
+from bksdm_jax.tasks.noise import Augmentation
 from bksdm_jax.training.config import WEIGHTS
 from bksdm_jax.training.records import bring_back
-from bksdm_jax.training.sample_grids import sample_grids
+from bksdm_jax.training.sample_grids import Row, sample_grids
 from bksdm_jax.training.scoring import SCORES, scoring
 from bksdm_jax.training.sharding import own_rows
 from bksdm_jax.training.task import Evaluator, Task
-from bksdm_jax.training.train_step import Objective
+from bksdm_jax.training.train_step import Frozen, Objective
 from bksdm_jax.training.trainer import checkpoint_folder, train, train_again
 from bksdm_jax.training.validation import validation
 
@@ -71,7 +74,8 @@ def distill(config: DistillConfig, workdir: Path) -> Path | None:
         bring_back(checkpoint_folder(config, workdir), workdir)
     may_change = {*MAY_CHANGE, *MAY_CHANGE_AND_IS_NOTED}
     require_same(workdir, record, {*may_change, _TEACHER}, is_first())
-    inputs = check_images(config, inputs, workdir)
+    check_images(inputs.found, inputs.data, config.skip_unusable, workdir)
+    inputs = _skipping(config, inputs, workdir / SKIPPED)
     with waiting("preparing the distillation", QUIET):
         task = DistillTask(config, inputs)
     record[_TEACHER] = task.teacher_sha256
@@ -80,7 +84,7 @@ def distill(config: DistillConfig, workdir: Path) -> Path | None:
         claim(workdir, record)
     barrier("claimed")
     require_shared(workdir)
-    note_checked(inputs, workdir)
+    note_checked(inputs.found, config.skip_unusable, workdir)
     _log_start(config, inputs)
     return train(task, config, workdir, may_change=may_change)
 
@@ -92,11 +96,18 @@ def distill_again(config: DistillConfig) -> str:
     """
     with waiting("opening the teacher and the data", QUIET):
         inputs = open_inputs(config)
-    if config.skip_unusable:
-        inputs = dataclasses.replace(inputs, examples=Skipping(inputs.examples))
+    inputs = _skipping(config, inputs)
     with waiting("preparing the distillation", QUIET):
         task = DistillTask(config, inputs)
     return train_again(task, config)
+
+
+def _skipping(config: DistillConfig, inputs: Inputs, path: Path | None = None) -> Inputs:
+    """The inputs; those that skip unusable images list them in `path`."""
+    if not (config.skip_unusable and isinstance(inputs.found, PairExamples)):
+        return inputs
+    examples, held_out = (Skipping(some, path) for some in (inputs.examples, inputs.held_out))
+    return dataclasses.replace(inputs, examples=examples, held_out=held_out)
 
 
 def make_problem(config: DistillConfig, plan: RemovalPlan, networks: Architectures, empty: Any = None) -> Problem:
@@ -218,7 +229,15 @@ class DistillTask(Task):
         """Sample grids: teacher, the student's moving average, the student's weights."""
         config, examples, dtype = self._config, self._inputs.examples, compute_dtype(self._config.dtype)
         prompts = config.sheets.prompts or [examples[index].texts[0] for index in range(min(4, len(examples)))]
-        rows = {"teacher": self._networks, "": self._networks.with_denoiser(self._inputs.plan.student)}
+        name, student = self._networks.kind.denoiser, self._networks.with_denoiser(self._inputs.plan.student)
+
+        def params(unet: Any, frozen: Frozen) -> dict[str, Any]:
+            return {name: unet} | {other: frozen[other] for other in self._networks.frozen}
+
+        rows = (
+            Row("teacher", self._networks, lambda _, frozen: params(frozen["teacher"], frozen), trained=False),
+            Row("student", student, params),
+        )
         captions, sampler = self._pipeline.caption_inputs, config.grid_sampler(self._networks.schedule)
         return sample_grids(folder, captions, prompts, sampler, rows, dtype, mesh, config.sheets.every)
 
@@ -245,18 +264,8 @@ def _compared(config: DistillConfig, plan: RemovalPlan) -> tuple[tuple[FeaturePa
     return weighted_pairs(plan, config.loss.feature_source, config.loss.feature_scales)
 
 
-def _changed(config: Any, prefix: str = "config") -> Iterator[str]:
-    """The settings that aren't the defaults, one `KEY = VALUE` each."""
-    for field in dataclasses.fields(config):
-        value, key = getattr(config, field.name), f"{prefix}.{field.name}"
-        if dataclasses.is_dataclass(value):
-            yield from _changed(value, key)
-        elif value != field.default:
-            yield f"{key} = {as_written(value)}"
-
-
 def _log_start(config: DistillConfig, inputs: Inputs) -> None:
-    for line in _changed(config):
+    for line in changed_settings(config):
         logging.info("%s", line)
     logging.info("%d examples in %s, %d held out", len(inputs.examples), inputs.data, len(inputs.held_out))
     if is_first():
