@@ -5,10 +5,10 @@
   python -m launch.subjects --config=configs/subjects.py:v1,bk_base --config.dataset=dreambooth/dataset \
     --workdir=runs/subjects
 
-The first command fine-tunes the model on the photographs of one subject, as `launch.finetune` does, and samples its
-prompts; `--config.subject=all` makes one subject after the other. The second one scores all subjects that are finished
-in the workdir with DINO, CLIP-I and CLIP-T, and prints the paper's figures beside them, and in which steps the
-evaluation departs from the paper's.
+The first command fine-tunes the model on the photographs of one subject, as `launch.train` does with
+configs/dreambooth.py, and samples its prompts; `--config.subject=all` makes one subject after the other. The second one
+scores all subjects that are finished in the workdir with DINO, CLIP-I and CLIP-T, and prints the paper's figures beside
+them, and in which steps the evaluation departs from the paper's.
 
 `dataset` is the folder of that name in a clone of github.com/google/dreambooth. Prompts of living subjects are those of
 the classes in `--config.living`. A subject's photographs are captioned `a TOKEN CLASS`, and the images for prior
@@ -23,8 +23,9 @@ The workdir gets
   subjects.csv            the same scores as a table
   metadata.csv, scores_N  the images of N subjects, and their scores as of launch.score
 
-The same command continues an interrupted one. Subjects can be made side by side, each on a device of its own; a full
-fine-tuning of SD v1 leaves 16 GB, most of it the optimiser's state.
+The same command continues an interrupted one. A batch of one image needs a process with one device
+(CUDA_VISIBLE_DEVICES=0), and subjects can be made side by side. A full fine-tuning of SD v1 leaves 16 GB, most of it
+the optimiser's state.
 """
 
 from pathlib import Path

@@ -156,6 +156,23 @@ def test_subjects_need_their_dataset(tmp_path: Path) -> None:
     assert "no finished subject" in fail("subjects", settings("subjects.py", tmp_path / "out", dataset=tmp_path))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("variants", "made"), [("v1,runlocal", "model"), ("v1,runlocal,lora", "lora.safetensors")])
+def test_a_subject_is_made(pico_teacher: Path, photographs: Path, tmp_path: Path, variants: str, made: str) -> None:
+    (tmp_path / "prompts_and_classes.txt").write_text(PROMPTS)
+    (tmp_path / "rex").mkdir()
+    for path in list(photographs.glob("*.png"))[:2]:
+        (tmp_path / "rex" / path.name).symlink_to(path)
+    own = {"dataset": tmp_path, "subject": "rex", "model": pico_teacher, "prior__model": pico_teacher}
+    own |= {"resolution": 16, "steps": 2, "prior__images": 2}
+    printed = succeed("subjects", settings(f"subjects.py:{variants}", tmp_path / "out", **own))
+    assert printed.splitlines()[-1] == str(tmp_path / "out" / "rex")
+    assert (tmp_path / "out" / "rex" / "training" / made).exists()
+    assert (tmp_path / "out" / "rex" / "metadata.csv").read_text().splitlines()[1:] == [
+        "images/images/000000.png,a sks11df dog,rex"
+    ]
+
+
 def test_the_shapes_teacher_has_settings(tmp_path: Path) -> None:
     assert "clip.steps" in fail("shapes_teacher", settings("shapes_teacher.py", tmp_path / "out", clip__steps=0))
     assert not (tmp_path / "out").exists()

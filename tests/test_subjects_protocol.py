@@ -292,7 +292,7 @@ def of_files(paths: list[Path]) -> np.ndarray:
 def test_the_table(fakes: Fakes, dataset: Path, tmp_path: Path) -> None:
     out, cache = tmp_path / "out", {"scoring.cache": str(tmp_path / "cache"), "sampling.images_per_prompt": 3}
     for name in ("rex", "mug"):
-        make_subjects(config_of(dataset, name, **cache), out)
+        make_subjects(config_of(dataset, name, **cache, **{"prior.folder": f"photos of a {name}"}), out)
     table = config_of(dataset, "", **cache, **{"model": "", "steps": 7})  # of the finished ones, not of the command
     found = subjects_table(table, out)
     assert found == read_json(out / "subjects.json")
@@ -315,7 +315,7 @@ def test_the_table(fakes: Fakes, dataset: Path, tmp_path: Path) -> None:
     assert found["missing"] == ["old_bear"]
     assert found["images"] == 12
     says = "\n".join(found["departures"])
-    assert all(part in says for part in ("2 subjects, not 30", "2 prompts", "6 photographs", "images_per_prompt 3"))
+    assert all(part in says for part in ("subjects 2, not 30", "subject 2", "photographs 6", "images_per_prompt 3"))
     assert not any(part in says for part in ("steps", "CLIP", "DINO", "learning_rate"))
     printed = table_text(found)
     assert all(part in printed for part in ("not finished: old_bear", "published, arXiv", "0.728 ", "with the word"))
@@ -358,7 +358,7 @@ def test_the_papers_evaluation_departs_in_nothing() -> None:
         return departures(settings, subjects, {25}, 158, networks | networks_more)
 
     assert said("v1") == []
-    assert said("v1", 29) == ["29 subjects, not 30"]
+    assert said("v1", 29) == ["subjects 29, not 30"]
     assert len(said("v1,lora")) == 5
     assert {one.split()[0] for one in said("")} == {"token", "prior.model"}
     assert said("v1", clip=own | {"architecture": "ViT-L-14"}) == ["CLIP ViT-L-14, not ViT-g-14"]

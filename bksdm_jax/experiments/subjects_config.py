@@ -138,7 +138,7 @@ def require_subjects(config: SubjectsConfig) -> None:
             raise InputError(f"{key}: {shown(flat[key])}, but it follows from dataset and subject; leave it empty")
     for key in _FOR_OTHERS:
         if flat[key]:
-            raise InputError(f"{key}: is for launch.finetune or launch.plan; leave it out")
+            raise InputError(f"{key}: is for launch.train or launch.plan; leave it out")
     if not re.fullmatch(r"[^\s{}]+", config.token):
         raise InputError(f"token: {shown(config.token)}; expected a single word, such as sks")
     require_score_settings(config.scores(Path()))

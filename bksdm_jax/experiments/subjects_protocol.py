@@ -16,12 +16,8 @@ _COUNT = (  # settings, or groups of them
     *("caption_dropout", "noise_offset", "min_snr_gamma", "save_weights", "optimizer", "adapter", "prior", "sampling"),
 )
 _DO_NOT = (
-    "adapter.layout",
-    "prior.batch_size",
-    "prior.prompt",
-    "sampling.batch_size",
-    "sampling.dtype",
-    "sampling.seed",
+    *("adapter.layout", "prior.batch_size", "prior.folder", "prior.prompt"),
+    *("sampling.batch_size", "sampling.dtype", "sampling.seed"),
 )
 
 
@@ -46,8 +42,8 @@ def departures(
         extractors: facts of the scoring networks.
     """
     numbers = {"subjects": (subjects, _SUBJECTS), "photographs": (photographs, _PHOTOGRAPHS)}
-    found = [f"{count} {what}, not {wanted}" for what, (count, wanted) in numbers.items() if count != wanted]
-    found += [f"{count} prompts of a subject, not {_PROMPTS}" for count in sorted(prompts - {_PROMPTS})]
+    found = [f"{what} {count}, not {wanted}" for what, (count, wanted) in numbers.items() if count != wanted]
+    found += [f"prompts of a subject {count}, not {_PROMPTS}" for count in sorted(prompts - {_PROMPTS})]
     published = flattened(dataclasses.asdict(SubjectsConfig(dataset=""))) | PUBLISHED
     for key, value in json.loads(json.dumps(published)).items():
         own = settings.get(key)

@@ -140,7 +140,7 @@ def _csv(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 def table_text(result: Mapping[str, Any]) -> str:
     """The table as lines of text, with the paper's figures, marked as such, and how far it may stand beside them."""
     settings, departs = result["settings"], result["departures"]
-    lines = [f"{result['images']:,} images of {len(result['subjects'])} subjects; 95% intervals over images", ""]
+    lines = [f"{result['images']:,} images of {len(result['subjects'])} subject(s); 95% intervals over images", ""]
     lines.append(_line("subject", *METRICS, "dino of photographs"))
     for name, own in _rows_of(result):
         real = "" if own["real_dino"] is None else f"{own['real_dino']:.4f}"
