@@ -60,7 +60,8 @@ class PriorConfig:
         prompt: of the class images, such as `a photo of a dog`.
         images: how many class images are made, in `class_images/` of the workdir.
         model: what makes them: as `model`; empty: `model` itself, before it is trained.
-        folder: class images that exist already, instead of made ones; `prompt` is the caption of those without one.
+        folder: class images that exist already, in any form that `data` can have, instead of made ones; `prompt` is the
+            caption of those without one.
         steps, guidance_scale: of the sampler, which is the model's own.
         batch_size: images per sampling call and device.
     """
@@ -202,7 +203,7 @@ def _require_prior(prior: PriorConfig) -> None:
     for key in ("images", "steps", "batch_size"):
         whole_number("config", f"prior.{key}", getattr(prior, key))
     finite_number("config", "prior.guidance_scale", prior.guidance_scale, 0)
-    if prior.weight and not prior.prompt:
+    if prior.weight and not prior.prompt and not prior.folder:
         raise InputError(
             "prior.prompt: empty; give the prompt of class images, such as "
             '--config.prior.prompt="a photo of a dog", or set prior.weight to 0'
