@@ -13,6 +13,7 @@ from bksdm_jax.data.prepare.config import PrepareConfig
 from bksdm_jax.diffusion.schedule import ScheduleConfig
 from bksdm_jax.evaluation.config import SCORING, ReferenceConfig, SampleAndScoreConfig, ScoreConfig
 from bksdm_jax.experiments.config import ComparisonConfig, TradeoffConfig
+from bksdm_jax.experiments.subjects_config import SubjectsConfig
 from bksdm_jax.formats.unet_json import unet_from_diffusers
 from bksdm_jax.perf.config import BenchConfig, CostConfig
 from bksdm_jax.pipelines.generations import GENERATIONS, TEACHERS
@@ -38,7 +39,7 @@ from launch.runs import SweepConfig, read_run
 SETTINGS = (
     *(BenchConfig, ComparisonConfig, CostConfig, PrepareConfig, PruneConfig, SampleAndScoreConfig, ScoreConfig),
     *(ReferenceConfig, ReportConfig, SweepConfig, TeacherConfig, DistillConfig, TradeoffConfig),
-    AttributionConfig,
+    *(AttributionConfig, SubjectsConfig),
 )
 NAMED = ("teacher=DIR", "data=DIR")
 
