@@ -15,17 +15,16 @@ Model (default v1):
   shapes   the bundled teacher learns a heart, an object that it has never seen, from five pictures: 64 px, float32; a
            few minutes on two CPU cores
 What is trained (default: U-Net and text encoder, with prior preservation):
-  lora       LoRAs of both: U-Net to_q, to_v rank 16 alpha 27, text encoder q_proj, v_proj rank 16 alpha 17; without
-             prior preservation
+  lora       LoRAs of both: U-Net to_q, to_v rank 16 alpha 27, text encoder q_proj, v_proj rank 16 alpha 17
   unet_only  the U-Net alone
 Other:
   no_prior   without prior preservation
   runlocal   six small updates in float32, with four class images: checks that everything works
 
-The paper (section 4.4; Table 4) trains 800 updates of one image, with 200 class images, at a rate of 1e-6, and LoRAs
-at 1e-4. Its results over 30 subjects, DINO / CLIP-I / CLIP-T, seconds and GB on an RTX 3090: SD .728 / .725 / .263, 882
-and 23.0; Base .723 / .717 / .260, 623 and 18.7; Small .720 / .705 / .259, 604 and 17.2; Tiny .715 / .693 / .261, 560
-and 13.1. They are the same settings for every model.
+The settings of `v1` are the BK-SDM paper's, for the teacher and every student alike: 800 updates of one photograph and
+one of 200 class images at a rate of 1e-6; LoRAs at 1e-4. Its scores over 30 subjects are in `SUBJECTS`
+(bksdm_jax/pruning/presets.py), and `launch.subjects` measures them. On an RTX 3090 it took 882 s and 23.0 GB with SD,
+623 s and 18.7 GB with Base, 604 s and 17.2 GB with Small, 560 s and 13.1 GB with Tiny.
 
 All settings: `python -m launch.train --config=configs/dreambooth.py --help`.
 """
@@ -54,7 +53,6 @@ LORA = {
     "adapter.rank": 16,
     "adapter.alpha": 27.0,
     "adapter.text_alpha": 17.0,
-    "prior.weight": 0.0,
     "checkpoint_every": 200,
 }
 SHAPES = {
