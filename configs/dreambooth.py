@@ -10,8 +10,9 @@
 
 Variants, at most one of a kind.
 Model (default v1):
-  v1       SD 1.x or SD 2.x base, and their students: 512 px
-  v2       SD 2.x, v-prediction: 768 px
+  v1       SD 1.x and its students: 512 px
+  v2_base  SD 2.x base and its students: 512 px
+  v2       SD 2.x, v-prediction, and its students: 768 px
   shapes   the bundled teacher learns a heart, an object that it has never seen, from five pictures: 64 px, float32; a
            few minutes on two CPU cores
 What is trained (default: U-Net and text encoder, with prior preservation):
@@ -21,7 +22,7 @@ Other:
   no_prior   without prior preservation
   runlocal   six small updates in float32, with four class images: checks that everything works
 
-The settings of `v1` are the BK-SDM paper's, for the teacher and every student alike: 800 updates of one photograph and
+The settings of `v1` and `v2_base` are the BK-SDM paper's, for the teacher and every student alike: 800 updates of one photograph and
 one of 200 class images at a rate of 1e-6; LoRAs at 1e-4. Its scores over 30 subjects are in `SUBJECTS`
 (bksdm_jax/pruning/presets.py), and `launch.subjects` measures them. On an RTX 3090 it took 882 s and 23.0 GB with SD,
 623 s and 18.7 GB with Base, 604 s and 17.2 GB with Small, 560 s and 13.1 GB with Tiny.
@@ -83,6 +84,7 @@ RUNLOCAL = {
 }
 VARIANTS = {
     "v1": {},
+    "v2_base": {},
     "v2": {"resolution": 768},
     "shapes": SHAPES,
     "lora": LORA,
@@ -90,7 +92,7 @@ VARIANTS = {
     "no_prior": {"prior.weight": 0.0},
     "runlocal": RUNLOCAL,
 }
-MODELS = ("v1", "v2", "shapes")
+MODELS = ("v1", "v2_base", "v2", "shapes")
 GROUPS = (MODELS,)
 
 

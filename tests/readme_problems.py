@@ -14,7 +14,7 @@ from tests.readme_commands import Command
 MAKES: dict[str, dict[str, str]] = {
     "convert_lora": {"": "LoRA"},
     "prune": {"": "model"},
-    "train": {"model": "model"},
+    "train": {"model": "model", "lora.safetensors": "LoRA"},
     "sample": {"": "images", "images": "images"},
     "score": {"": "scores"},
     "reference": {"images": "images", "prompts.csv": "prompts", "fid_pytorch_fid.npz": "images"},
@@ -44,7 +44,7 @@ READS = {
 }
 """Setting -> the kind of what it names."""
 
-BUNDLED = {"shapes_teacher": "model", "shapes_world/demo": "data", "shapes": "images"}
+BUNDLED = {"shapes_teacher": "model", "shapes_world/demo": "data", "shapes_world/hearts": "data", "shapes": "images"}
 BUNDLED |= {"teacher": "model", "random": "model"}  # of `student_init`
 NO_WORKDIR = ("bench", "cost", "plan")
 SEVERAL = ("subjects",)  # commands with one workdir
