@@ -22,8 +22,8 @@ Other:
   no_prior   without prior preservation
   runlocal   six small updates in float32, with four class images: checks that everything works
 
-The settings of `v1` and `v2_base` are the BK-SDM paper's, for the teacher and every student alike: 800 updates of one photograph and
-one of 200 class images at a rate of 1e-6; LoRAs at 1e-4. Its scores over 30 subjects are in `SUBJECTS`
+The settings are the BK-SDM paper's, for the teacher and every student alike: 800 updates of one photograph and one of
+200 class images at a rate of 1e-6; LoRAs at 1e-4. Its scores over 30 subjects are in `SUBJECTS`
 (bksdm_jax/pruning/presets.py), and `launch.subjects` measures them. On an RTX 3090 it took 882 s and 23.0 GB with SD,
 623 s and 18.7 GB with Base, 604 s and 17.2 GB with Small, 560 s and 13.1 GB with Tiny.
 

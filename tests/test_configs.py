@@ -31,8 +31,8 @@ from bksdm_jax.tasks.distill.config import DistillConfig, require_generation, re
 from bksdm_jax.tasks.distill.features import weighted_pairs
 from bksdm_jax.tasks.finetune.config import FinetuneConfig, require_finetune
 from configs import bench as benchmarks
-from configs import dreambooth, lora
 from configs import distill as runs
+from configs import dreambooth, lora
 from configs import reference as references
 from configs import sweep as sweeps
 from launch.command import to_dataclass
