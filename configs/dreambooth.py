@@ -78,7 +78,7 @@ RUNLOCAL = {
 }
 VARIANTS = {
     "v1": {},
-    "v2": {"resolution": 768},
+    "v2": {"resolution": 768, "plan.generation": "v2"},
     "shapes": SHAPES,
     "lora": LORA,
     "unet_only": {"text_encoder": False},

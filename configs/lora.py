@@ -69,7 +69,7 @@ RUNLOCAL = {
 RANKS = (4, 8, 32, 64)
 VARIANTS = {
     "v1": {},
-    "v2": {"resolution": 768},
+    "v2": {"resolution": 768, "plan.generation": "v2"},
     "shapes": SHAPES,
     **{f"rank_{rank}": {"adapter.rank": rank, "adapter.alpha": 0.0, "adapter.text_alpha": 0.0} for rank in RANKS},
     "attention": ATTENTION,
