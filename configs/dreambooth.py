@@ -10,22 +10,22 @@
 
 Variants, at most one of a kind.
 Model (default v1):
-  v1       SD 1.x or SD 2.x base, and their students: 512 px
-  v2       SD 2.x, v-prediction: 768 px
+  v1       SD 1.x and its students: 512 px
+  v2_base  SD 2.x base and its students: 512 px
+  v2       SD 2.x, v-prediction, and its students: 768 px
   shapes   the bundled teacher learns a heart, an object that it has never seen, from five pictures: 64 px, float32; a
            few minutes on two CPU cores
 What is trained (default: U-Net and text encoder, with prior preservation):
-  lora       LoRAs of both: U-Net to_q, to_v rank 16 alpha 27, text encoder q_proj, v_proj rank 16 alpha 17; without
-             prior preservation
+  lora       LoRAs of both: U-Net to_q, to_v rank 16 alpha 27, text encoder q_proj, v_proj rank 16 alpha 17
   unet_only  the U-Net alone
 Other:
   no_prior   without prior preservation
   runlocal   six small updates in float32, with four class images: checks that everything works
 
-The paper (section 4.4; Table 4) trains 800 updates of one image, with 200 class images, at a rate of 1e-6, and LoRAs
-at 1e-4. Its results over 30 subjects, DINO / CLIP-I / CLIP-T, seconds and GB on an RTX 3090: SD .728 / .725 / .263, 882
-and 23.0; Base .723 / .717 / .260, 623 and 18.7; Small .720 / .705 / .259, 604 and 17.2; Tiny .715 / .693 / .261, 560
-and 13.1. They are the same settings for every model.
+The settings of `v1` and `v2_base` are the BK-SDM paper's, for the teacher and every student alike: 800 updates of one photograph and
+one of 200 class images at a rate of 1e-6; LoRAs at 1e-4. Its scores over 30 subjects are in `SUBJECTS`
+(bksdm_jax/pruning/presets.py), and `launch.subjects` measures them. On an RTX 3090 it took 882 s and 23.0 GB with SD,
+623 s and 18.7 GB with Base, 604 s and 17.2 GB with Small, 560 s and 13.1 GB with Tiny.
 
 All settings: `python -m launch.train --config=configs/dreambooth.py --help`.
 """
@@ -54,17 +54,23 @@ LORA = {
     "adapter.rank": 16,
     "adapter.alpha": 27.0,
     "adapter.text_alpha": 17.0,
-    "prior.weight": 0.0,
     "checkpoint_every": 200,
 }
 SHAPES = {
     "model": "shapes_teacher",
     "data": "shapes_world/hearts",
+    "steps": 400,
+    "batch_size": 5,
+    "optimizer.learning_rate": 5e-5,
     "resolution": 64,
     "dtype": "float32",
     "random_crop": False,
+    "prior.prompt": "a large red star in the centre on a white background",
+    "prior.steps": 25,
+    "prior.guidance_scale": 1.5,
     "sheets.guidance_scale": 3.0,
 }
+SHAPES_LORA = {"optimizer.learning_rate": 1e-3}
 RUNLOCAL = {
     "resolution": 64,
     "steps": 6,
@@ -78,6 +84,7 @@ RUNLOCAL = {
 }
 VARIANTS = {
     "v1": {},
+    "v2_base": {"plan.generation": "v2_base"},
     "v2": {"resolution": 768, "plan.generation": "v2"},
     "shapes": SHAPES,
     "lora": LORA,
@@ -85,7 +92,7 @@ VARIANTS = {
     "no_prior": {"prior.weight": 0.0},
     "runlocal": RUNLOCAL,
 }
-MODELS = ("v1", "v2", "shapes")
+MODELS = ("v1", "v2_base", "v2", "shapes")
 GROUPS = (MODELS,)
 
 
@@ -96,4 +103,6 @@ def get_config(variants: str = "") -> config_dict.ConfigDict:
     config.update_from_flattened_dict(DREAMBOOTH)
     for name in sorted(names, key=lambda name: (name not in MODELS, name == "runlocal")):
         config.update_from_flattened_dict(VARIANTS[name])
+    if {"shapes", "lora"} <= set(names):
+        config.update_from_flattened_dict(SHAPES_LORA)
     return config

@@ -9,8 +9,9 @@ workdir, in the layout of kohya's scripts, or with `--config.adapter.layout=diff
 
 Variants, at most one of a kind.
 Model (default v1):
-  v1       SD 1.x or SD 2.x base, and their students: 512 px
-  v2       SD 2.x, v-prediction: 768 px
+  v1       SD 1.x and its students: 512 px
+  v2_base  SD 2.x base and its students: 512 px
+  v2       SD 2.x, v-prediction, and its students: 768 px
   shapes   the bundled teacher learns hearts from five pictures: 64 px, float32; a few minutes on two CPU cores
 Rank (default: the BK-SDM authors' 16, alpha 27; text encoder 16, alpha 17): rank_4, rank_8, rank_32, rank_64: alpha is
   the rank
@@ -47,9 +48,13 @@ LORA = {
 SHAPES = {
     "model": "shapes_teacher",
     "data": "shapes_world/hearts",
+    "steps": 800,
+    "batch_size": 5,
+    "optimizer.learning_rate": 1e-3,
     "resolution": 64,
     "dtype": "float32",
     "flip": False,
+    "sheets.every": 400,
     "sheets.guidance_scale": 3.0,
 }
 ATTENTION = {
@@ -69,6 +74,7 @@ RUNLOCAL = {
 RANKS = (4, 8, 32, 64)
 VARIANTS = {
     "v1": {},
+    "v2_base": {"plan.generation": "v2_base"},
     "v2": {"resolution": 768, "plan.generation": "v2"},
     "shapes": SHAPES,
     **{f"rank_{rank}": {"adapter.rank": rank, "adapter.alpha": 0.0, "adapter.text_alpha": 0.0} for rank in RANKS},
@@ -76,7 +82,7 @@ VARIANTS = {
     "unet_only": {"text_encoder": False},
     "runlocal": RUNLOCAL,
 }
-MODELS = ("v1", "v2", "shapes")
+MODELS = ("v1", "v2_base", "v2", "shapes")
 GROUPS = (MODELS, tuple(f"rank_{rank}" for rank in RANKS))
 
 

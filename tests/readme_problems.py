@@ -14,7 +14,7 @@ from tests.readme_commands import Command
 MAKES: dict[str, dict[str, str]] = {
     "convert_lora": {"": "LoRA"},
     "prune": {"": "model"},
-    "train": {"model": "model"},
+    "train": {"model": "model", "lora.safetensors": "LoRA"},
     "sample": {"": "images", "images": "images"},
     "score": {"": "scores"},
     "reference": {"images": "images", "prompts.csv": "prompts", "fid_pytorch_fid.npz": "images"},
@@ -22,26 +22,32 @@ MAKES: dict[str, dict[str, str]] = {
     "analyse": {"": "scores of blocks"},
     "attribute": {"teacher/images": "images", "student_1/images": "images"},
     "shapes_teacher": {"made/teacher": "model"},
+    "subjects": {"": "images"},
 }
 """Program -> what it leaves in its workdir, and the kind of that."""
 
 READS = {
     **dict.fromkeys(
-        ("teacher", "model", "models", "pipeline", "latents.pipeline", "student_init", "beside", "vae"), "model"
+        (
+            *("teacher", "model", "models", "pipeline", "latents.pipeline", "student_init", "beside", "vae"),
+            "prior.model",
+        ),
+        "model",
     ),
     **dict.fromkeys(("data", "source"), "data"),
     **dict.fromkeys(("images", "reference", "scoring.reference", "score.reference", "init"), "images"),
     **dict.fromkeys(("prompts", "scoring.prompts"), "prompts"),
-    **dict.fromkeys(("captions", "inception", "latents", "curves"), "a file of the user's"),
+    **dict.fromkeys(("captions", "inception", "latents", "curves", "dataset"), "a file of the user's"),
     "scores": "scores",
     "lora": "LoRA",
     "block_scores": "scores of blocks",
 }
 """Setting -> the kind of what it names."""
 
-BUNDLED = {"shapes_teacher": "model", "shapes_world/demo": "data", "shapes": "images"}
+BUNDLED = {"shapes_teacher": "model", "shapes_world/demo": "data", "shapes_world/hearts": "data", "shapes": "images"}
 BUNDLED |= {"teacher": "model", "random": "model"}  # of `student_init`
 NO_WORKDIR = ("bench", "cost", "plan")
+SEVERAL = ("subjects",)  # commands with one workdir
 TEXTS = ("compare",)  # its `prompts` are texts
 OF_OTHERS = ("--help", "--prediction v")
 
@@ -123,7 +129,8 @@ def _claim(command: Command, config: Any, workdirs: dict[str, Any]) -> Iterator[
     if bool(workdir) == (command.program in NO_WORKDIR):
         yield f"line {command.line}: launch.{command.program} with workdir {workdir!r}"
     for former, whose in workdirs.items():
-        is_same = former == workdir and whose == (command.program, config)
+        shared = command.program in SEVERAL and whose[0] == command.program
+        is_same = former == workdir and (shared or whose == (command.program, config))
         if workdir and not is_same and (f"{former}/".startswith(f"{workdir}/") or workdir.startswith(f"{former}/")):
             yield f"line {command.line}: workdir {workdir} is that of another command"
     if workdir:

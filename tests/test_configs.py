@@ -4,6 +4,7 @@ import dataclasses
 import re
 import typing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from bksdm_jax.data.prepare.config import PrepareConfig
 from bksdm_jax.diffusion.schedule import ScheduleConfig
 from bksdm_jax.evaluation.config import SCORING, ReferenceConfig, SampleAndScoreConfig, ScoreConfig
 from bksdm_jax.experiments.config import ComparisonConfig, TradeoffConfig
+from bksdm_jax.experiments.subjects_config import SubjectsConfig
 from bksdm_jax.formats.unet_json import unet_from_diffusers
 from bksdm_jax.perf.config import BenchConfig, CostConfig
 from bksdm_jax.pipelines.generations import GENERATIONS, TEACHERS
@@ -27,7 +29,9 @@ from bksdm_jax.reports.config import ReportConfig
 from bksdm_jax.shapes_teacher.config import TeacherConfig
 from bksdm_jax.tasks.distill.config import DistillConfig, require_generation, require_settings
 from bksdm_jax.tasks.distill.features import weighted_pairs
+from bksdm_jax.tasks.finetune.config import FinetuneConfig, require_finetune
 from configs import bench as benchmarks
+from configs import dreambooth, lora
 from configs import distill as runs
 from configs import reference as references
 from configs import sweep as sweeps
@@ -38,7 +42,7 @@ from launch.runs import SweepConfig, read_run
 SETTINGS = (
     *(BenchConfig, ComparisonConfig, CostConfig, PrepareConfig, PruneConfig, SampleAndScoreConfig, ScoreConfig),
     *(ReferenceConfig, ReportConfig, SweepConfig, TeacherConfig, DistillConfig, TradeoffConfig),
-    AttributionConfig,
+    *(AttributionConfig, FinetuneConfig, SubjectsConfig),
 )
 NAMED = ("teacher=DIR", "data=DIR")
 
@@ -52,9 +56,31 @@ def test_every_variant_is_a_run(name: str) -> None:
     require_settings(run(name))
 
 
-def test_the_manual_names_every_variant() -> None:
-    for name in runs.VARIANTS:
-        assert name in runs.__doc__, name
+@pytest.mark.parametrize("module", [dreambooth, lora])
+def test_every_variant_of_a_fine_tuning_is_a_run(module: Any) -> None:
+    for model in module.MODELS:
+        for name in module.VARIANTS.keys() - set(module.MODELS):
+            config = module.get_config(f"{model},{name}")
+            config.model = config.data = "DIR"
+            config.prior.prompt = "a dog"
+            require_finetune(to_dataclass(FinetuneConfig, config))
+
+
+def test_dreambooth_is_the_papers() -> None:
+    config = dreambooth.get_config("v1,lora")
+    assert (config.steps, config.batch_size, config.resolution, config.random_crop) == (800, 1, 512, True)
+    assert (config.prior.weight, config.prior.images, config.optimizer.learning_rate) == (1.0, 200, 1e-4)
+    own = config.adapter
+    assert (own.rank, own.alpha, own.modules) == (16, 27.0, ("to_q", "to_v"))
+    assert (own.text_rank or own.rank, own.text_alpha, own.text_modules) == (16, 17.0, ("q_proj", "v_proj"))
+    assert dreambooth.get_config("v1").optimizer.learning_rate == 1e-6
+    assert config.text_encoder
+
+
+@pytest.mark.parametrize("module", [runs, dreambooth, lora])
+def test_the_manual_names_every_variant(module: Any) -> None:
+    for name in module.VARIANTS:
+        assert name in module.__doc__, name
 
 
 @pytest.mark.parametrize("variants", PUBLISHED)

@@ -15,6 +15,13 @@ from bksdm_jax.shapes.world import example
 from tests import micro, tiny
 from tests.binaries import fail, metrics, micro_run, settings, succeed
 
+PROMPTS = """subject_name,class
+rex,dog
+
+Object prompts [ 'a {0} {1}'.format(unique_token, class_token) ]
+Live prompts [ 'a {0} {1}'.format(unique_token, class_token) ]
+"""
+
 
 def test_prune_prints_the_plan_and_the_cost(micro_teacher: Path, tmp_path: Path) -> None:
     printed = succeed(
@@ -152,6 +159,31 @@ def test_students_beside_each_other_have_settings(verb: str, tmp_path: Path) -> 
     """Their work is too long for here: `make demo` shows it."""
     assert "images" in fail(verb, settings(f"{verb}.py", tmp_path / "out", images=0))
     assert not (tmp_path / "out" / "config.json").exists()
+
+
+def test_subjects_need_their_dataset(tmp_path: Path) -> None:
+    own = {"dataset": tmp_path, "subject": "rex", "model": "shapes_teacher"}
+    assert "prompts_and_classes.txt" in fail("subjects", settings("subjects.py:v1,lora", tmp_path / "out", **own))
+    (tmp_path / "prompts_and_classes.txt").write_text(PROMPTS)
+    assert "photographs of rex" in fail("subjects", settings("subjects.py:v1", tmp_path / "out", **own))
+    assert "no finished subject" in fail("subjects", settings("subjects.py", tmp_path / "out", dataset=tmp_path))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("variants", "made"), [("v1,runlocal", "model"), ("v1,runlocal,lora", "lora.safetensors")])
+def test_a_subject_is_made(pico_teacher: Path, photographs: Path, tmp_path: Path, variants: str, made: str) -> None:
+    (tmp_path / "prompts_and_classes.txt").write_text(PROMPTS)
+    (tmp_path / "rex").mkdir()
+    for path in list(photographs.glob("*.png"))[:2]:
+        (tmp_path / "rex" / path.name).symlink_to(path)
+    own = {"dataset": tmp_path, "subject": "rex", "model": pico_teacher, "prior__model": pico_teacher}
+    own |= {"resolution": 16, "steps": 2, "prior__images": 2}
+    printed = succeed("subjects", settings(f"subjects.py:{variants}", tmp_path / "out", **own))
+    assert printed.splitlines()[-1] == str(tmp_path / "out" / "rex")
+    assert (tmp_path / "out" / "rex" / "training" / made).exists()
+    assert (tmp_path / "out" / "rex" / "metadata.csv").read_text().splitlines()[1:] == [
+        "images/images/000000.png,a sks11df dog,rex"
+    ]
 
 
 def test_the_shapes_teacher_has_settings(tmp_path: Path) -> None:

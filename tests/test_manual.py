@@ -24,7 +24,7 @@ from bksdm_jax.sampling.protocols import PROTOCOLS
 from bksdm_jax.tasks.distill.config import DistillConfig
 from bksdm_jax.tasks.distill.features import SOURCES
 from bksdm_jax.training.config import WEIGHTS
-from configs import attribute, bench, cost, demo, distill, reference, score, sweep, tradeoff
+from configs import attribute, bench, cost, demo, distill, reference, score, subjects, sweep, tradeoff
 from launch.manual import explanations, help_text, settings, typed
 from launch.names import setting_names
 from launch.parsing import override
@@ -92,7 +92,7 @@ def test_help_by_other_names_and_of_variants(left: list[Left]) -> None:
     assert "configs/distill.py" in misspelt.errors
 
 
-@pytest.mark.parametrize("module", [attribute, bench, cost, demo, distill, reference, score, tradeoff, sweep])
+@pytest.mark.parametrize("module", [attribute, bench, cost, demo, distill, reference, score, subjects, tradeoff, sweep])
 def test_help_has_every_variant(left: list[Left], module: object) -> None:
     name = module.__name__.rpartition(".")[2]
     said = left[VERBS.index("train" if name == "distill" else name)].output

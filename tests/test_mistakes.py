@@ -49,6 +49,11 @@ MISTAKES = [  # program, arguments, what the line says
     ("tradeoff", ["--config=configs/tradeoff.py", "--config.over_guidance=2.5"], ("=2.5", "a list", '="(2.5,)"')),
     ("bench", ["--config=configs/bench.py", "--config.widths=('a',)"], ("config.widths", "'a'", "a whole number")),
     ("train", [*TRAIN, "--config.steps"], ("--config.steps", "no value")),
+    # of other tasks
+    ("train", ["--config=configs/lora.py", "--config.adapter.rnak=2"], ("did you mean --config.adapter.rank?",)),
+    ("train", ["--config=configs/lora.py", "--config.task=distil", "--workdir=X"], ("task", "'distil'", "'distill'")),
+    ("train", ["--config=configs/dreambooth.py:v1", "--workdir=X"], ("--config.model=",)),
+    ("train", ["--config=configs/dreambooth.py:v3"], ("'v3'", "v1")),
     # values that can't be used
     ("train", GIVEN[:-1], ("--workdir",)),
     ("train", [*TRAIN, "--workdir=X"], ("--config.teacher=",)),

@@ -94,7 +94,7 @@ def test_all_metrics_come_from_one_pass(calls: Calls, folders: Path) -> None:
     assert found["extractors"]["dino"]["sha256"] == "dino"
     assert found["versions"]["pillow"]
     assert calls.seen["clip"] == 16  # in two calls of eight devices
-    assert set(found["scores"]["dino"]["subjects"]) == {"cat", "dog"}
+    assert set(found["scores"]["dino"]["groups"]) == {"cat", "dog"}
     for entry in found["scores"].values():
         assert entry["low"] <= entry["value"] <= entry["high"]
         assert entry["interval"]

@@ -98,8 +98,6 @@ def score_table(found: Mapping[str, Any]) -> str:
         for group, own in entry.get("groups", {}).items():
             if group != "all":
                 lines.append(_line(f"  {group}", own | {"interval": ""}))
-        for subject, value in entry.get("subjects", {}).items():
-            lines.append(f"  {subject:32} {value:>10.4f}")
         if "unreadable" in entry:
             lines.append(f"{'  not wholly readable':34} {entry['unreadable']:>10.4f}")
     reference, protocol = found["reference"], found["protocol"]

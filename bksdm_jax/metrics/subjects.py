@@ -1,4 +1,4 @@
-"""DreamBooth's subject fidelity: likeness of generated images to photographs of their subject (DINO, CLIP-I)."""
+"""DreamBooth's scores: likeness of generated images to photographs of their subject (DINO, CLIP-I), and to prompts."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -13,9 +13,20 @@ _ROWS = 1024  # features converted to float64 at a time
 
 @dataclasses.dataclass(frozen=True)
 class SubjectScore(Score):
-    """A mean over images, and the means by subject."""
+    """A mean over images.
 
-    subjects: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    Attributes:
+        groups: the same over the images of each subject.
+    """
+
+    groups: Mapping[str, Score] = dataclasses.field(default_factory=dict)
+
+
+def mean_by_subject(values: np.ndarray, subjects: Sequence[str], over: str = "images") -> SubjectScore:
+    """Mean of one number per image, [N], over all and by subject; `over` says in words what is resampled."""
+    owners = np.asarray(subjects)
+    groups = {str(name): bootstrap_mean(values[owners == name], over) for name in np.unique(owners)}
+    return SubjectScore(**vars(bootstrap_mean(values, over)), groups=groups)
 
 
 def subject_score(
@@ -48,10 +59,25 @@ def subject_score(
         rows = slice(start, start + _ROWS)
         theirs = np.stack([means[name] for name in subjects[rows]])
         cosines[rows] = np.sum(_directions(features[rows]) * theirs, axis=1)
-    score = bootstrap_mean(cosines, "generated images, given the real ones")
-    owners = np.asarray(subjects)
-    by_subject = {name: float(cosines[owners == name].mean()) for name in names}
-    return SubjectScore(**dataclasses.asdict(score), subjects=by_subject)
+    return mean_by_subject(cosines, subjects, "generated images, given the real ones")
+
+
+def likeness_among(features: np.ndarray, subjects: Sequence[str]) -> dict[str, float]:
+    """Mean cosine between two images of a subject, by subject; those with a single image are left out.
+
+    Of real images, it is what the likeness of generated ones can hardly exceed.
+
+    Args:
+        features: of images, [N, D].
+        subjects: of the images, [N].
+    """
+    owners, found = np.asarray(subjects), {}
+    for name in np.unique(owners):
+        rows = _directions(features[owners == name])
+        pairs = len(rows) * (len(rows) - 1)
+        if pairs:  # each pair counts twice; an image isn't one with itself
+            found[str(name)] = float((np.square(rows.sum(axis=0)).sum() - np.square(rows).sum()) / pairs)
+    return found
 
 
 def _mean_direction(features: np.ndarray, chosen: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ from bksdm_jax.metrics.inception_score import SPLITS, inception_score
 from bksdm_jax.metrics.kernels import cmmd_score, kid_score
 from bksdm_jax.metrics.manifolds import DENSITY_NEIGHBOURS, manifold_scores
 from bksdm_jax.metrics.store import Need
-from bksdm_jax.metrics.subjects import subject_score
+from bksdm_jax.metrics.subjects import mean_by_subject, subject_score
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +112,19 @@ def _mean(name: str, extractor: str, feature: str) -> Metric:
     return Metric(scores, need, captions=True, better="higher")
 
 
+def _mean_by_subject(name: str, extractor: str, feature: str) -> Metric:
+    """By subject where images are known to be of several."""
+    need = Need(extractor, feature, kept=True)
+
+    def scores(evidence: Evidence) -> dict[str, Score]:
+        subjects = evidence.subjects or ()
+        several = len(set(subjects)) > 1 and all(subjects)
+        values = evidence.images[need]
+        return {name: mean_by_subject(values, subjects) if several else bootstrap_mean(values)}
+
+    return Metric(scores, need, captions=True, better="higher")
+
+
 def _subjects(name: str, extractor: str, feature: str) -> Metric:
     need = Need(extractor, feature, kept=True)
 
@@ -146,7 +159,7 @@ METRICS: dict[str, Metric] = {
     "manifolds_dinov2": _manifolds({name: f"{name}_dinov2" for name in _LIKENESS}, "dinov2", "cls"),
     "dino": _subjects("dino", "dino", "cls"),
     "clip_i": _subjects("clip_i", "clip", "image"),
-    "clip_t": _mean("clip_t", "clip", "clip_cosine"),
+    "clip_t": _mean_by_subject("clip_t", "clip", "clip_cosine"),
     "attribute_accuracy": Metric(
         lambda evidence: {"attribute_accuracy": attribute_score(evidence.images[_SCENES])},
         _SCENES,

@@ -102,6 +102,23 @@ PUBLISHED = {
 """Variants of `configs/distill.py` -> scores after `UPDATES`; batch size 256 (v1) or 128 (v2_base) unless named."""
 
 
+class SubjectScores(NamedTuple):
+    """The paper's scores of personalised generation, fine-tuned on 30 subjects one by one."""
+
+    dino: float
+    clip_i: float
+    clip_t: float
+
+
+SUBJECTS = {
+    "v1,sd": SubjectScores(0.728, 0.725, 0.263),
+    "v1,bk_base": SubjectScores(0.723, 0.717, 0.260),
+    "v1,bk_small": SubjectScores(0.720, 0.705, 0.259),
+    "v1,bk_tiny": SubjectScores(0.715, 0.693, 0.261),
+}
+"""Generation and preset -> scores after DreamBooth's fine-tuning of all weights."""
+
+
 class Chosen(NamedTuple):
     """A v1 student whose blocks a score chose: its size as the paper rounds it, and scores of one training.
 

@@ -2,7 +2,16 @@
 
 import dataclasses
 
-from bksdm_jax.pruning.presets import CHOSEN, PRESETS, PUBLISHED, UNTRAINED, UPDATES, Scores
+from bksdm_jax.pruning.presets import (
+    CHOSEN,
+    PRESETS,
+    PUBLISHED,
+    SUBJECTS,
+    UNTRAINED,
+    UPDATES,
+    Scores,
+    SubjectScores,
+)
 from bksdm_jax.reports.curves import Point
 
 PAPER = "arXiv 2305.15798"
@@ -60,6 +69,16 @@ def published_rows() -> list[Published]:
         family = f"SD v1.4, blocks by {one.criterion}, {one.trained}"
         rows.append(Published(family, "", one.parameters, one.macs, scores, False))
     return sorted(rows, key=lambda row: not row.usual)  # a stable order
+
+
+def published_subjects() -> dict[str, SubjectScores]:
+    """The paper's scores of personalised generation, by the model's name in tables."""
+    found = {}
+    for name, scores in SUBJECTS.items():
+        generation, student = name.split(",")
+        short = _STUDENTS.get(student)
+        found[f"{_TEACHERS[generation]}: {short}" if short else _TEACHERS[generation]] = scores
+    return found
 
 
 def _row(generation: str, student: str, scores: Scores, training: str) -> Published:

@@ -62,7 +62,8 @@ class PriorConfig:
         prompt: of the class images, such as `a photo of a dog`.
         images: how many class images are made, in `class_images/` of the workdir.
         model: what makes them: as `model`; empty: `model` itself, before it is trained.
-        folder: class images that exist already, instead of made ones; `prompt` is the caption of those without one.
+        folder: class images that exist already, in any form that `data` can have, instead of made ones; `prompt` is the
+            caption of those without one.
         steps, guidance_scale: of the sampler, which is the model's own.
         batch_size: images per sampling call and device.
     """
@@ -171,7 +172,7 @@ class FinetuneConfig(TrainerConfig, ModelOptions, LoraOptions, SaveOptions, Sour
 def require_finetune(config: FinetuneConfig) -> None:
     """Raises `InputError`, with the key, for a setting that is out of range; reads no files."""
     _require_settings(config)
-    if config.prior.weight and not config.prior.prompt:
+    if config.prior.weight and not config.prior.prompt and not config.prior.folder:
         raise InputError(
             "prior.prompt: empty; give the prompt of class images, such as "
             '--config.prior.prompt="a photo of a dog", or set prior.weight to 0'

@@ -11,8 +11,8 @@ from bksdm_jax.tasks.finetune.config import FinetuneConfig
 _MOST_CAPTIONS = 1000
 
 
-def training_metadata(config: FinetuneConfig, examples: Sequence[Any]) -> dict[str, str]:
-    """Entries of the metadata, all text."""
+def training_metadata(config: FinetuneConfig, examples: Sequence[Any], class_images: int) -> dict[str, str]:
+    """Entries of the metadata, all text; `class_images` is their number."""
     side, rate = config.resolution, f"{config.optimizer.learning_rate:g}"
     name = parent_name(config.model)
     captions = collections.Counter(examples[i].texts[0] for i in range(len(examples)))
@@ -23,7 +23,7 @@ def training_metadata(config: FinetuneConfig, examples: Sequence[Any]) -> dict[s
         "ss_steps": config.steps,
         "ss_max_train_steps": config.steps,
         "ss_num_train_images": len(examples),
-        "ss_num_reg_images": config.prior.images if config.prior.weight else 0,
+        "ss_num_reg_images": class_images,
         "ss_prior_loss_weight": config.prior.weight,
         "ss_resolution": f"({side}, {side})",
         "ss_learning_rate": rate,

@@ -206,7 +206,7 @@ class FinetuneTask(Task):
         config, trained = self._config, self._trained
         if trained.scales:
             layers = stored_layers(trained.adapters(params))
-            metadata = lora_metadata(self._networks) | training_metadata(config, self._examples)
+            metadata = lora_metadata(self._networks) | training_metadata(config, self._examples, len(self._prior))
             path = workdir / LORA_FILE
             write_lora(path, layers, config.adapter.layout, config.save_dtype or "float16", metadata)
             return path

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bksdm_jax.base import trees
-from bksdm_jax.base.errors import InputError, shown
+from bksdm_jax.base.errors import InputError, listed, shown
 from bksdm_jax.formats import names
 from bksdm_jax.formats.lora_names import TEXT, UNET
 from bksdm_jax.models.lora import Adapter, merge
@@ -19,7 +20,6 @@ from bksdm_jax.pipelines.pipeline import Architectures
 from bksdm_jax.tasks.finetune.config import FinetuneConfig
 
 _LABELS = {UNET: "U-Net", TEXT: "text encoder"}
-_SHOWN = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,13 +154,17 @@ def _chosen(key: str, ends: Sequence[str], modules: Mapping[str, str], network: 
     for end in ends:
         fitting = [value for name, value in modules.items() if f".{name}".endswith(f".{end}")]
         if not fitting:
-            last = sorted({name.rpartition(".")[2] for name in modules} - {""})
-            known = ", ".join([name for name in last if not name.isdigit()][:_SHOWN])
-            raise InputError(f"{key}: no module of the {network} ends with {shown(end)}; it has such as {known}")
+            known = listed(dict.fromkeys(filter(None, map(_end, modules))), end)
+            raise InputError(f"{key}: no module of the {network} ends with {shown(end)}; it has {known}")
         found |= dict.fromkeys(fitting)
     if not found:
         raise InputError(f"{key}: empty; expected ends of modules' names, such as to_q")
     return list(found)
+
+
+def _end(module: str) -> str:
+    """The last part of a name, with the one before if it is a number."""
+    return re.sub(r"^.*?([^.]+(\.\d+)*)$", r"\1", module)
 
 
 def _adapter_shapes(kernel: Any, rank: int) -> tuple[tuple[str, Any], tuple[str, Any]]:
