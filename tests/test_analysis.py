@@ -203,6 +203,7 @@ def sampled(teacher: Path, data: Path) -> AnalyseConfig:
     return settings(teacher, data, criteria=("output_error", "clip", "frechet"), sensitivity=own)
 
 
+@pytest.mark.slow
 def test_images_without_each_block_are_scored_once(pico_teacher: Path, photographs: Path, tmp_path: Path) -> None:
     analyse(settings(pico_teacher, photographs, criteria=("magnitude",)), tmp_path / "run")
     config = sampled(pico_teacher, photographs)

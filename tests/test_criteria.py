@@ -47,7 +47,7 @@ def require_close(ours: dict[str, float], theirs: dict[str, float]) -> None:
 
 
 @pytest.mark.parametrize(
-    "generation", ["v1", *(pytest.param(name, marks=pytest.mark.slow) for name in ("v2", "shapes"))]
+    "generation", ["micro", *(pytest.param(name, marks=pytest.mark.slow) for name in ("v1", "v2", "shapes"))]
 )
 def test_scores_are_pytorchs(generation: str, tmp_path: Path) -> None:
     generator = np.random.default_rng()
@@ -55,7 +55,7 @@ def test_scores_are_pytorchs(generation: str, tmp_path: Path) -> None:
         prune(PruneConfig("shapes_teacher", "sd", save_dtype="float32"), tmp_path / "teacher")
         module = StableDiffusionPipeline.from_pretrained(tmp_path / "teacher").unet.float().train(False)
     else:
-        options = {"v1": tiny.V1, "v2": tiny.V2}[generation]
+        options = {"micro": tiny.MICRO, "v1": tiny.V1, "v2": tiny.V2}[generation]
         module = tiny.randomize(UNet2DConditionModel(**options), int(generator.integers(2**31)))
     config = unet_from_diffusers(module.config)
     latents = generator.standard_normal((2, 8, 8, 4)).astype(np.float32)
