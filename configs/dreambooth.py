@@ -84,8 +84,8 @@ RUNLOCAL = {
 }
 VARIANTS = {
     "v1": {},
-    "v2_base": {},
-    "v2": {"resolution": 768},
+    "v2_base": {"plan.generation": "v2_base"},
+    "v2": {"resolution": 768, "plan.generation": "v2"},
     "shapes": SHAPES,
     "lora": LORA,
     "unet_only": {"text_encoder": False},

@@ -74,8 +74,8 @@ RUNLOCAL = {
 RANKS = (4, 8, 32, 64)
 VARIANTS = {
     "v1": {},
-    "v2_base": {},
-    "v2": {"resolution": 768},
+    "v2_base": {"plan.generation": "v2_base"},
+    "v2": {"resolution": 768, "plan.generation": "v2"},
     "shapes": SHAPES,
     **{f"rank_{rank}": {"adapter.rank": rank, "adapter.alpha": 0.0, "adapter.text_alpha": 0.0} for rank in RANKS},
     "attention": ATTENTION,

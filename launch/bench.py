@@ -1,4 +1,4 @@
-"""Times a U-Net, guided sampling or a distillation step on this machine's device, with random weights.
+"""Times a U-Net, guided sampling or a training step on this machine's device, with random weights.
 
   python -m launch.bench --config=configs/bench.py:v1,bk_small
   python -m launch.bench --config=configs/bench.py --config.dtype=bfloat16 --config.batch_size=8
@@ -12,6 +12,13 @@ writes no files.
 
 The same for a distillation step from cached latents, with teacher and losses and without the text encoder. `small` uses
 a tenth of the widths and 32 images of 64x64 pixels, for CPUs.
+
+  python -m launch.bench --config=configs/bench.py:finetune,bk_base --config.dtype=bfloat16
+  python -m launch.bench --config=configs/bench.py:finetune,lora,bk_base --config.dtype=bfloat16 --config.batch_size=4
+
+The same for a fine-tuning step of U-Net and text encoder, of all weights or of LoRAs, and what is trained, the bytes of
+weights and optimiser and, on GPUs and TPUs, the peak memory. Prior preservation costs as much as twice the
+`batch_size`.
 
   python -m launch.bench --config=configs/bench.py:data
 
@@ -52,6 +59,7 @@ def benchmark(name: str) -> Callable[[BenchConfig], str]:
     from bksdm_jax.perf.checkpoint_bench import bench_checkpoints
     from bksdm_jax.perf.data_bench import bench_data
     from bksdm_jax.perf.deep_cache_bench import bench_deep_cache
+    from bksdm_jax.perf.finetune_bench import bench_finetune
     from bksdm_jax.perf.score_bench import bench_scores
 
     if name == "scores_beside":
@@ -61,6 +69,7 @@ def benchmark(name: str) -> Callable[[BenchConfig], str]:
     benches = {
         "unet": bench,
         "update": bench_update,
+        "finetune": bench_finetune,
         "data": lambda config: bench_data(config.resolution, config.repeats),
         "deep_cache": bench_deep_cache,
         "checkpoints": bench_checkpoints,

@@ -41,8 +41,7 @@ from bksdm_jax.base.signals import interrupted
 from bksdm_jax.tasks.distill.config import DistillConfig, require_settings
 from bksdm_jax.tasks.finetune.config import FinetuneConfig, require_finetune
 from launch.command import run, tell
-
-TASKS = {"distill": DistillConfig, "finetune": FinetuneConfig}
+from launch.tasks import TASKS
 
 
 def main(config: DistillConfig | FinetuneConfig, workdir: Path) -> None:

@@ -188,6 +188,8 @@ def test_references_are_those_of_the_protocols() -> None:
 def test_a_benchmark_is_what_it_is_called() -> None:
     config = benchmarks.get_config("bk_base,small,update")
     assert (config.what, config.student, config.widths) == ("update", "bk_base", (32, 64, 128, 128))
+    config = benchmarks.get_config("finetune,lora")
+    assert (config.what, config.rank, benchmarks.get_config("finetune").rank) == ("finetune", 16, 0)
 
 
 def test_settings_are_typed() -> None:

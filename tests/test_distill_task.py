@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from bksdm_jax.perf.compiled_step import planned_step
+from bksdm_jax.perf.distillation import distillation
 from bksdm_jax.tasks.distill import task as distill_task
 from bksdm_jax.tasks.distill.config import DistillConfig, LossWeights, ValidationConfig
 from bksdm_jax.tasks.distill.inputs import oddities, open_inputs
@@ -50,7 +51,7 @@ def test_a_plan_keeps_what_its_run_keeps(micro_teacher: Path, photographs: Path)
     fixed = {"resolution": 16, "batch_size": 8, "accumulation": 1, "dtype": "float32", "loss": NO_KD}
     config = DistillConfig(str(micro_teacher), tiny.MICRO_STUDENT, str(photographs), **fixed)
     inputs = open_inputs(config)
-    planned = planned_step(config, inputs.plan, inputs.teacher.architectures, make_mesh())
+    planned = planned_step(distillation(config, inputs.plan, inputs.teacher.architectures), make_mesh())
     assert planned.frozen.keys() == DistillTask(config, inputs).objective.frozen.keys()
     assert "teacher" in planned.frozen  # sample grids are on by default
 

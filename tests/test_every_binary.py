@@ -12,7 +12,7 @@ from bksdm_jax.base.images import save_png
 from bksdm_jax.experiments.sweep import read_sweep
 from bksdm_jax.reports.curves import read_points
 from bksdm_jax.shapes.world import example
-from tests import tiny
+from tests import micro, tiny
 from tests.binaries import fail, metrics, micro_run, settings, succeed
 
 PROMPTS = """subject_name,class
@@ -64,6 +64,19 @@ def test_bench_times_a_unet() -> None:
     assert "widths 32-32-32-32" in printed[0]
     assert len(printed) == 3
     assert "'unets'" in fail("bench", settings("bench.py", what="unets"))
+    assert "rank: 16, but what is update" in fail("bench", settings("bench.py:update,lora"))
+
+
+@pytest.mark.parametrize("variants", ["finetune,lora", pytest.param("finetune", marks=pytest.mark.slow)])
+def test_bench_times_a_finetuning(variants: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bksdm_jax.perf.bench.stable_diffusion", lambda generation: micro.networks())
+    small = {"student": micro.ONE_STAGE, "resolution": 16, "repeats": 1}
+    head, _, row, trained, memory = succeed("bench", settings(f"bench.py:{variants}", **small)).splitlines()
+    assert "of SD v1, batch 1, float32, 16x16 pixels, on cpu" in head
+    assert row.startswith("update ")
+    what = "numbers of adapters" if "lora" in variants else "weights"
+    assert re.fullmatch(rf"[\d,]+ {what} of U-Net and text encoder are trained", trained)
+    assert re.search(r"frozen networks [\d.]+, \w+.* [\d.]+, optimiser [\d.]+", memory)
 
 
 @pytest.mark.slow

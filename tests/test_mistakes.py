@@ -65,6 +65,8 @@ MISTAKES = [  # program, arguments, what the line says
     ("train", [*GIVEN, "--config.evaluators=('clip_scor',)"], ("evaluators", "'clip_scor'", "'clip_score'")),
     ("train", [*GIVEN, "--distributed=here"], ("--distributed", "'here'", "HOST:PORT")),
     ("plan", ["--config=configs/distill.py:v1", "--config.plan.price=-1"], ("plan.price", "-1")),
+    ("plan", ["--config=configs/lora.py:v1", "--config.plan.student=bk_smal"], ("'bk_smal'", "'bk_small'")),
+    ("plan", ["--config=configs/dreambooth.py", "--config.plan.generation=v3"], ("plan.generation", "'v3'", "v2_base")),
     ("prune", [*PRUNE, "--config.format=safetensor"], ("format", "'safetensor'", "'safetensors'")),
     ("prune", [*PRUNE, "--config.student=bk_smal"], ("student", "'bk_smal'", "'bk_small'")),
     ("sample", [*SAMPLE, "--config.sampler=eular"], ("sampler", "'eular'", "'euler'", "and 6 more")),

@@ -11,8 +11,10 @@ from bksdm_jax.cost.chips import TPUS, chip_of
 from bksdm_jax.perf import plan as plans
 from bksdm_jax.perf import topology
 from bksdm_jax.perf.compiled_step import Compiled
+from bksdm_jax.perf.distillation import distillation
 from bksdm_jax.perf.hlo import CompiledProgram, Traffic, array_bytes
 from bksdm_jax.perf.plan import largest_lines, memory_lines, plan_run, work_lines
+from bksdm_jax.perf.planned import PlannedRun
 from bksdm_jax.perf.topology import Target, target_of
 from bksdm_jax.perf.work import Work, count_work
 from bksdm_jax.pipelines.stable_diffusion import stable_diffusion
@@ -139,6 +141,14 @@ SIXTEEN = Target([None] * 16, TPUS["v4"], 30 * GIB)
 CONFIG = DistillConfig("", "bk_base", "", batch_size=64, accumulation=1, steps=1000, plan=PlanConfig(price=2.0))
 
 
+def of_v1(config: DistillConfig) -> PlannedRun:
+    networks = stable_diffusion("v1")
+    return distillation(config, plan_removal(networks.denoiser, removed_blocks("bk_base")), networks)
+
+
+RUN = of_v1(CONFIG)
+
+
 def compiled(images: int) -> Compiled:
     """Ten GiB, and two for each image; what takes more than 30 is refused."""
     if 10 + 2 * images > 30:
@@ -157,29 +167,29 @@ def test_memory_is_held_to_what_may_be_used() -> None:
 
 def test_time_and_money_follow_the_roofline() -> None:
     work = Work(image=275e12, update=275e12, passes=275e12)  # a second of a chip each
-    lines = work_lines(CONFIG, work, compiled(4), SIXTEEN)
+    lines = work_lines(RUN, work, compiled(4), SIXTEEN)
     # Four images and one optimiser a chip: five seconds; twice the memory's bytes in a second; a thousandth of links.
     assert lines[0] == "279.297 TFLOP per image; teacher forward, student forward and backward 275.000 (+1.6%)"
     assert lines[2] == "one update at the chips' peaks: compute 5.000 s, memory 2.000 s, communication 0.001 s"
     assert lines[3] == "roofline: 5.000 s, compute-bound, 12.8 images/s"
     assert lines[4] == "1,000 updates: 0.06 days by the roofline, 0.14 if compute is at 40% of peak"
     assert lines[5] == "cost at 2 per chip and hour: 44 and 111"
-    single = work_lines(dataclasses.replace(CONFIG, dtype="float32"), work, compiled(4), SIXTEEN)
+    single = work_lines(RUN.resized(dtype="float32"), work, compiled(4), SIXTEEN)
     assert single[-1] == "time and cost: unknown, as the peak of TPU v4 in float32 is unknown"
 
 
 def test_small_networks_work_in_smaller_units() -> None:
     no_kd = dataclasses.replace(CONFIG, loss=LossWeights(output=0.0, feature=0.0))
-    first, *_ = work_lines(no_kd, Work(image=2e9, update=0.0, passes=1.6e9), compiled(4), SIXTEEN)
+    first, *_ = work_lines(of_v1(no_kd), Work(image=2e9, update=0.0, passes=1.6e9), compiled(4), SIXTEEN)
     assert first == "2.000 GFLOP per image; student forward and backward 1.600 (+25.0%)"
 
 
 def test_a_part_is_told_before_the_next_is_compiled(micro_teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
 
-    def compile_update(config: DistillConfig, *_: object) -> Compiled:
-        calls.append(config.batch_size)
-        return compiled(config.batch_size // 8)
+    def compile_update(run: PlannedRun, *_: object) -> Compiled:
+        calls.append(run.config.batch_size)
+        return compiled(run.config.batch_size // 8)
 
     monkeypatch.setattr(plans, "compile_update", compile_update)
     monkeypatch.setattr(plans, "count_work", lambda *_: Work(1e12, 1e12, 1e12))
@@ -210,20 +220,20 @@ def test_the_largest_batch_is_on_a_line(images: int, memory: int, said: str, ask
         calls.append(count)
         return compiled(count)
 
-    (line,) = largest_lines(CONFIG, compiled(images), dataclasses.replace(SIXTEEN, memory=memory * GIB), compile_with)
+    (line,) = largest_lines(RUN, compiled(images), dataclasses.replace(SIXTEEN, memory=memory * GIB), compile_with)
     assert said in line
     assert calls == asked
 
 
 def test_where_not_one_image_fits_it_is_said() -> None:
     never = Compiled(1, {}, None, refused="too much")
-    lines = largest_lines(CONFIG, compiled(11), SIXTEEN, lambda images: dataclasses.replace(never, images=images))
+    lines = largest_lines(RUN, compiled(11), SIXTEEN, lambda images: dataclasses.replace(never, images=images))
     assert list(lines) == ["largest micro-batch: not even one image per device fits"]
 
 
 def test_the_largest_batch_is_confirmed() -> None:
-    config = dataclasses.replace(CONFIG, plan=PlanConfig(confirm=True))
-    *_, last = largest_lines(config, compiled(4), SIXTEEN, compiled)
+    run = RUN.resized(plan=PlanConfig(confirm=True))
+    *_, last = largest_lines(run, compiled(4), SIXTEEN, compiled)
     assert last == "compiled with 10 per device: 30.00 GiB; fits: yes"
 
 
@@ -231,13 +241,11 @@ def test_the_largest_batch_is_confirmed() -> None:
 @pytest.mark.parametrize("remat", ["none", "full"])
 def test_work_is_that_of_the_passes(remat: str) -> None:
     """At full size; nothing is compiled."""
-    networks = stable_diffusion("v1")
-    plan = plan_removal(networks.denoiser, removed_blocks("bk_base"))
-    config = DistillConfig("", "bk_base", "", dtype="bfloat16", remat=remat)
-    work = count_work(config, plan, networks)
+    run = of_v1(DistillConfig("", "bk_base", "", dtype="bfloat16", remat=remat))
+    work = count_work(run)
     assert work.image / work.passes == pytest.approx(1.0, abs=0.03)  # `full` spares the last product of each stage
     assert 20 < work.update / 579e6 < 40  # operations on each parameter: AdamW, clipping, moving average, norms
-    encoder = count_work(dataclasses.replace(config, plan=PlanConfig(cached=False)), plan, networks)
+    encoder = count_work(run.resized(plan=PlanConfig(cached=False)))
     assert encoder.image > work.image + 1e12  # only without the cache
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from bksdm_jax.base.errors import InputError, whole_number
 from bksdm_jax.base.precision import compute_dtype, exact_products
@@ -34,7 +35,7 @@ from bksdm_jax.tasks.distill.objective import Problem, make_objective
 from bksdm_jax.training.config import OptimizerConfig
 from bksdm_jax.training.sharding import make_mesh
 from bksdm_jax.training.state import create_state, make_optimizer
-from bksdm_jax.training.train_step import make_train_step
+from bksdm_jax.training.train_step import TrainStep, make_train_step
 
 
 def bench(config: BenchConfig) -> str:
@@ -63,10 +64,10 @@ def bench(config: BenchConfig) -> str:
     context = generator.standard_normal((config.batch_size, text.max_length, text.width), np.float32)
     inputs = latents.astype(dtype), np.full(config.batch_size, 500, np.int32), {"context": context.astype(dtype)}
     unet = UNet(plan.student, dtype, config.attention)
-    lines = _heading(config)
+    lines = heading(config)
     with exact_products(config.dtype):
         timing = time_program("U-Net calls", unet.apply, {"params": params["unet"]}, *inputs, repeats=config.repeats)
-        lines.append(_row("U-Net call", timing, config, each))
+        lines.append(row("U-Net call", timing, config, each))
         if config.cut >= 0:
             lines.append(_shallow_row(config, unet.clone(cut=config.cut), params["unet"], inputs))
         if config.steps:
@@ -77,7 +78,7 @@ def bench(config: BenchConfig) -> str:
             timing = time_program("images", generate, params, *inputs, repeats=config.repeats)
             calls = (config.steps + 1) * (2 if config.guidance_scale > 1 else 1)
             cost = text_encoder_cost(text) + each.times(calls) + decoder_cost(vae, size)
-            lines.append(_row(f"image, {config.steps} steps", timing, config, cost))
+            lines.append(row(f"image, {config.steps} steps", timing, config, cost))
     return "\n".join(lines)
 
 
@@ -88,7 +89,7 @@ def _shallow_row(config: BenchConfig, unet: UNet, params: Any, inputs: tuple[Any
     single = jax.tree.map(lambda leaf: leaf[:1], (*inputs, deep))
     cost = sum(layer_costs(unet, *single, method="shallow").values(), Cost())
     timing = time_program("shallow calls", shallow, params, *inputs, deep, repeats=config.repeats)
-    return _row(f"shallow call, cut {unet.cut}", timing, config, cost)
+    return row(f"shallow call, cut {unet.cut}", timing, config, cost)
 
 
 def bench_update(config: BenchConfig) -> str:
@@ -103,17 +104,25 @@ def bench_update(config: BenchConfig) -> str:
     configs = dict(models.configs)
     configs["text_encoder"] = dataclasses.replace(configs["text_encoder"], layers=0)
     problem = Problem(plan, Architectures(configs, models.schedule), LossWeights(), config.attention, config.remat)
-    mesh = make_mesh(1, jax.devices()[:1])
+    mesh, optimizer = make_mesh(1, jax.devices()[:1]), OptimizerConfig()
     with waiting("preparing the update", QUIET):
         objective = make_objective(problem, config.resolution, (1, config.batch_size), dtype, cached=True)
-        step = make_train_step(objective, OptimizerConfig(), 0, mesh)
-    params = arbitrary_weights(objective.params, np.dtype(np.float32))
-    frozen = jax.device_put(arbitrary_weights(objective.frozen, dtype))
+        step = make_train_step(objective, optimizer, 0, mesh)
+    timing = time_update(step, optimizer, mesh, config)
+    with waiting("counting the work", QUIET):
+        teacher, student = (sum(unet_cost(unet, size).values(), Cost()) for unet in (plan.teacher, plan.student))
+    return "\n".join([*heading(config), row("update", timing, config, teacher + student.times(3))])
+
+
+def time_update(step: TrainStep, optimizer: OptimizerConfig, mesh: Mesh, config: BenchConfig) -> Timing:
+    """Times updates from cached latents, with arbitrary weights; `optimizer` and `mesh` are those of `step`."""
+    params = arbitrary_weights(step.state.params, np.dtype(np.float32))
+    frozen = jax.device_put(arbitrary_weights(step.frozen, compute_dtype(config.dtype)))
     generator = np.random.default_rng(0)
     moments = generator.standard_normal(step.batch["moments"].shape, np.float32).astype(jnp.bfloat16)
     captions = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), step.batch["captions"])
     batch = jax.device_put({"moments": moments.view(np.uint16), "captions": captions})
-    state = jax.device_put(create_state(params, make_optimizer(OptimizerConfig())))
+    state = jax.device_put(create_state(params, make_optimizer(optimizer), optimizer.ema_decay > 0))
 
     def build() -> Callable[[], Any]:
         compiled = step.update.lower(state, frozen, batch).compile()
@@ -126,10 +135,7 @@ def bench_update(config: BenchConfig) -> str:
         return call
 
     with exact_products(config.dtype), jax.set_mesh(mesh):
-        timing = time_calls("updates", build, config.repeats)
-    with waiting("counting the work", QUIET):
-        teacher, student = (sum(unet_cost(unet, size).values(), Cost()) for unet in (plan.teacher, plan.student))
-    return "\n".join([*_heading(config), _row("update", timing, config, teacher + student.times(3))])
+        return time_calls("updates", build, config.repeats)
 
 
 @waiting("preparing the networks", QUIET)
@@ -148,7 +154,8 @@ def bench_networks(config: BenchConfig) -> tuple[Architectures, RemovalPlan]:
     return models, plan_removal(models.denoiser, removed_blocks(config.student))
 
 
-def _heading(config: BenchConfig) -> list[str]:
+def heading(config: BenchConfig) -> list[str]:
+    """What is timed, and the columns of `row`."""
     widths = f", widths {'-'.join(map(str, config.widths))}" if config.widths else ""
     return [
         f"{config.student} of SD {config.generation}{widths}, batch {config.batch_size}, {config.dtype}, "
@@ -160,7 +167,8 @@ def _heading(config: BenchConfig) -> list[str]:
 _COLUMNS = "{:<21}{:>12}{:>12}{:>12}{:>12}{:>10}"
 
 
-def _row(name: str, timing: Timing, config: BenchConfig, each: Cost) -> str:
+def row(name: str, timing: Timing, config: BenchConfig, each: Cost) -> str:
+    """A line of the table; `each` is the cost of an image."""
     rate = 2 * each.full_macs * config.batch_size / timing.median
     peak = peak_flops(chip_of(jax.devices()[0].device_kind), config.dtype)
     cells = (

@@ -6,17 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from bksdm_jax.base.errors import in_short
 from bksdm_jax.base.precision import exact_products
 from bksdm_jax.base.progress import waiting
 from bksdm_jax.perf.hlo import CompiledProgram, Traffic
-from bksdm_jax.pipelines.pipeline import Architectures
-from bksdm_jax.pruning.removal import RemovalPlan
-from bksdm_jax.tasks.distill.config import DistillConfig
-from bksdm_jax.tasks.distill.task import make_problem, objective_of
+from bksdm_jax.perf.planned import PlannedRun
 from bksdm_jax.training.sharding import make_mesh
 from bksdm_jax.training.train_step import TrainStep, make_train_step
 
@@ -47,22 +43,18 @@ class Compiled:
         return math.inf if self.temporaries is None else sum(self.arguments.values()) + self.temporaries
 
 
-def planned_step(config: DistillConfig, plan: RemovalPlan, networks: Architectures, mesh: Mesh) -> TrainStep:
+def planned_step(run: PlannedRun, mesh: Mesh) -> TrainStep:
     """A run's update, from shapes only."""
-    captions = networks.kind.caption_shapes(networks.configs)
-    empty = {name: np.zeros(one.shape, one.dtype) for name, one in captions.items()}
-    objective = objective_of(config, make_problem(config, plan, networks, empty), config.plan.cached)
-    return make_train_step(objective, config.optimizer, config.seed, mesh)
+    return make_train_step(run.objective(run.config), run.config.optimizer, run.config.seed, mesh)
 
 
-def compile_update(
-    config: DistillConfig, plan: RemovalPlan, networks: Architectures, devices: Sequence[Any]
-) -> Compiled:
+def compile_update(run: PlannedRun, devices: Sequence[Any]) -> Compiled:
     """Compiles an update for these devices, without running it or reading weights."""
+    config = run.config
     mesh = make_mesh(config.fsdp, list(devices))
-    step = planned_step(config, plan, networks, mesh)
+    step = planned_step(run, mesh)
     images = config.batch_size // config.accumulation // len(devices)
-    arguments = _argument_bytes(step)
+    arguments = argument_bytes(run, step)
     platforms = ("tpu",) if devices[0].platform == "tpu" else None  # None: this machine's own
     with (
         exact_products(config.dtype),
@@ -87,17 +79,16 @@ def compile_update(
     )
 
 
-def _argument_bytes(step: TrainStep) -> dict[str, int]:
-    """Bytes on one device that stay allocated, by part."""
-    trees = {
-        "teacher": step.frozen.get("teacher", {}),
-        "text encoder, VAE": {name: params for name, params in step.frozen.items() if name != "teacher"},
-        "student": step.state.params,
-        "moving average": step.state.ema,
-        "optimiser": step.state.opt_state,
-        "two batches": (step.batch, step.batch),
+def argument_bytes(run: PlannedRun, step: TrainStep) -> dict[str, int]:
+    """Bytes on one device that stay allocated, by part; a moving average is among them if one is kept."""
+    trees: dict[str, Any] = {
+        part: [step.frozen[name] for name in names if name in step.frozen] for part, names in run.frozen.items()
     }
-    return {name: sum(map(_on_device, jax.tree.leaves(tree))) for name, tree in trees.items()}
+    trees[run.trained] = step.state.params
+    if jax.tree.leaves(step.state.ema):
+        trees["moving average"] = step.state.ema
+    trees |= {"optimiser": step.state.opt_state, "two batches": (step.batch, step.batch)}
+    return {part: sum(map(_on_device, jax.tree.leaves(tree))) for part, tree in trees.items()}
 
 
 def _on_device(leaf: jax.ShapeDtypeStruct) -> int:

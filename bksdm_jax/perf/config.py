@@ -9,7 +9,7 @@ from bksdm_jax.pipelines.generations import TEACHERS
 from bksdm_jax.pipelines.source import ModelOptions
 from bksdm_jax.pruning.removal import removed_blocks
 
-BENCHES = ("unet", "update", "data", "deep_cache", "checkpoints", "scores", "scores_beside")
+BENCHES = ("unet", "update", "finetune", "data", "deep_cache", "checkpoints", "scores", "scores_beside")
 """Names of benchmarks."""
 
 
@@ -18,13 +18,15 @@ class BenchConfig:
     """What to time.
 
     Attributes:
-        what: `unet`: a U-Net call and an image; `update`: a distillation update; `data`: reading data, which depends
-            on `resolution` and `repeats` only; `deep_cache`: images of `model` with DeepCache; `checkpoints`: saving
-            the student's training state; `scores`: `repeats` batches through the networks of FID, Inception score and
-            CLIP score; `scores_beside`: PyTorch's too.
+        what: `unet`: a U-Net call and an image; `update`: a distillation update; `finetune`: a fine-tuning update of
+            U-Net and text encoder; `data`: reading data, which depends on `resolution` and `repeats` only;
+            `deep_cache`: images of `model` with DeepCache; `checkpoints`: saving the student's training state;
+            `scores`: `repeats` batches through the networks of FID, Inception score and CLIP score; `scores_beside`:
+            PyTorch's too.
         generation: `v1` or `v2`.
         student: a preset, or a comma-separated list of removed blocks; `sd`: the teacher.
-        widths: channels of the U-Net's stages; empty: Stable Diffusion's.
+        widths: channels of the U-Net's stages; empty: Stable Diffusion's. With them, `finetune` has a text encoder of
+            one layer.
         batch_size: images.
         dtype: of the computations.
         resolution: pixels.
@@ -38,6 +40,7 @@ class BenchConfig:
         seconds_per_update: for `checkpoints`: of the run that is interrupted by them.
         attention: of the U-Net: auto, xla, chunked, cudnn (NVIDIA) or flash (TPU).
         remat: what the update's backward pass recomputes: none, products, attention, blocks or full.
+        rank: for `finetune`: of LoRAs; 0: all weights are trained.
     """
 
     what: str = "unet"
@@ -56,6 +59,7 @@ class BenchConfig:
     seconds_per_update: float = 1.0
     attention: str = "auto"
     remat: str = "none"
+    rank: int = 0
 
 
 def require_bench(config: BenchConfig) -> None:
@@ -66,8 +70,10 @@ def require_bench(config: BenchConfig) -> None:
     require_dtype(config.dtype)
     require_attention_name(config.attention)
     require_remat(config.remat)
-    for key, least in (("batch_size", 1), ("resolution", 8), ("steps", 0), ("repeats", 1), ("cut", -1)):
+    for key, least in (("batch_size", 1), ("resolution", 8), ("steps", 0), ("repeats", 1), ("cut", -1), ("rank", 0)):
         whole_number("config", key, getattr(config, key), least)
+    if config.rank and config.what != "finetune":
+        raise InputError(f"rank: {config.rank}, but what is {config.what}; only finetune has LoRAs")
 
 
 @dataclasses.dataclass(frozen=True)

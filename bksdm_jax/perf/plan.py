@@ -1,98 +1,80 @@
 """Memory, time and cost of a run, from its update compiled ahead of time for its devices."""
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterator
 
-from bksdm_jax.base.precision import compute_dtype
 from bksdm_jax.base.progress import QUIET, waiting
 from bksdm_jax.cost.chips import peak_flops
-from bksdm_jax.models.attention import require_attention
 from bksdm_jax.perf.compiled_step import Compiled, compile_update
+from bksdm_jax.perf.distillation import open_distillation
+from bksdm_jax.perf.finetuning import open_finetuning
+from bksdm_jax.perf.planned import PlannedRun, Settings
 from bksdm_jax.perf.topology import Target, target_of
 from bksdm_jax.perf.work import Work, count_work
-from bksdm_jax.pipelines.generations import GENERATIONS
-from bksdm_jax.pipelines.load import find_model
-from bksdm_jax.pipelines.pipeline import Architectures
-from bksdm_jax.pipelines.stable_diffusion import stable_diffusion
-from bksdm_jax.pruning.block_scores import removed_from
-from bksdm_jax.pruning.removal import RemovalPlan, plan_removal
-from bksdm_jax.sampling.text_to_image import require_resolution
-from bksdm_jax.tasks.distill.config import DistillConfig, require_generation, require_plan
-from bksdm_jax.tasks.distill.features import weighted_pairs
+from bksdm_jax.tasks.distill.config import DistillConfig
 from bksdm_jax.training.config import require_whole_batches
 from bksdm_jax.training.sharding import make_mesh
 
 _LIKELY = 0.4  # of the peak; an assumption, not measured
+_HOUR = 3600
+_PERIODS = {"days": 24 * _HOUR, "minutes": 60}  # seconds
+_UNITS = {"GiB": 2**30, "MiB": 2**20}
 
 
-def plan_run(config: DistillConfig) -> Iterator[str]:
+def plan_run(config: Settings) -> Iterator[str]:
     """Checks the settings, and returns the report's parts, each of some lines, as an iterator that compiles for them.
 
     Raises:
         InputError: a setting that can't be used, or devices that can't be compiled for; nothing is compiled then.
     """
-    require_plan(config)
-    require_attention(config.attention, compute_dtype(config.dtype))
-    networks = _networks(config)
-    require_resolution(config.resolution, networks)
-    plan = plan_removal(networks.denoiser, removed_from(networks.denoiser, config.student, config.block_scores))
-    weighted_pairs(plan, config.loss.feature_source, config.loss.feature_scales)  # raises for unknown names
+    run = open_distillation(config) if isinstance(config, DistillConfig) else open_finetuning(config)
     target = target_of(config.topology)
     devices = len(target.devices)
     make_mesh(config.fsdp, list(target.devices))  # raises if fsdp doesn't divide them
     require_whole_batches(config, devices)
-    return _parts(config, networks, plan, target)
+    return _parts(run, target)
 
 
-def _parts(config: DistillConfig, networks: Architectures, plan: RemovalPlan, target: Target) -> Iterator[str]:
-    devices = len(target.devices)
-    yield "\n".join([*_about(config, target), ""])
+def _parts(run: PlannedRun, target: Target) -> Iterator[str]:
+    config, devices = run.config, len(target.devices)
+    yield "\n".join([*_about(run, target), ""])
     with waiting("counting the work", QUIET):
-        work = count_work(config, plan, networks)
+        work = count_work(run)
 
     def compile_with(images: int) -> Compiled:
         """`images` of a micro-batch on each device."""
-        sized = dataclasses.replace(config, batch_size=images * config.accumulation * devices)
-        return compile_update(sized, plan, networks, target.devices)
+        return compile_update(run.resized(batch_size=images * config.accumulation * devices), target.devices)
 
     compiled = compile_with(config.batch_size // config.accumulation // devices)
-    lines = [*memory_lines(compiled, target), "", *work_lines(config, work, compiled, target), "", *_traffic(compiled)]
-    yield "\n".join(lines)
+    memory, amounts = memory_lines(compiled, target, run.memory), work_lines(run, work, compiled, target)
+    yield "\n".join([*memory, "", *amounts, "", *_traffic(compiled)])
     if target.memory and config.plan.largest:
         yield ""
-        yield from largest_lines(config, compiled, target, compile_with)
+        yield from largest_lines(run, compiled, target, compile_with)
 
 
-def _networks(config: DistillConfig) -> Architectures:
-    if config.teacher:
-        networks = find_model(config.source(config.teacher), networks=()).architectures
-        require_generation(config, networks)
-        return networks
-    return stable_diffusion(GENERATIONS[config.generation][0])
-
-
-def _about(config: DistillConfig, target: Target) -> list[str]:
-    devices = len(target.devices)
+def _about(run: PlannedRun, target: Target) -> list[str]:
+    config, devices = run.config, len(target.devices)
     images = config.batch_size // config.accumulation // devices
     name = target.chip.name if target.chip else target.devices[0].device_kind
     where = f" ({config.topology})" if config.topology else ""
     return [
-        f"{config.student} of {config.teacher or f'Stable Diffusion {config.generation}'}, "
-        f"{config.resolution} px from {'cached latents' if config.plan.cached else 'images'}, {config.dtype}, "
+        f"{run.name}, {config.resolution} px from {'cached latents' if run.cached else 'images'}, {config.dtype}, "
         f"attention {config.attention}, remat {config.remat}",
+        *run.notes,
         f"{devices} x {name}{where}, data {devices // config.fsdp} x fsdp {config.fsdp}",
-        f"{config.batch_size} images per update: {config.accumulation} micro-batch(es), {images} on each of {devices} "
-        "device(s)",
+        f"{config.batch_size} {run.unit}s per update: {config.accumulation} micro-batch(es), {images} on each of "
+        f"{devices} device(s)",
     ]
 
 
-def memory_lines(compiled: Compiled, target: Target) -> list[str]:
-    """A device's memory by part, and whether it suffices."""
+def memory_lines(compiled: Compiled, target: Target, unit: str = "GiB") -> list[str]:
+    """A device's memory by part, in GiB or MiB, and whether it suffices."""
     rows = dict(compiled.arguments)
     if compiled.temporaries is not None:
         rows |= {"temporaries": compiled.temporaries, "total": compiled.needed}
-    lines = ["memory of one device, GiB", *(f"  {name:20} {size / 2**30:8.2f}" for name, size in rows.items())]
+    scale = _UNITS[unit]
+    lines = [f"memory of one device, {unit}", *(f"  {name:20} {size / scale:8.2f}" for name, size in rows.items())]
     if compiled.temporaries is None:
         return [*lines, f"fits: no ({compiled.refused})"]
     if not target.memory:
@@ -104,20 +86,21 @@ def memory_lines(compiled: Compiled, target: Target) -> list[str]:
     return [*lines, f"fits: {answer}; {usable}, {abs(free) / 2**30:.2f} {difference}"]
 
 
-def work_lines(config: DistillConfig, work: Work, compiled: Compiled, target: Target) -> list[str]:
+def work_lines(run: PlannedRun, work: Work, compiled: Compiled, target: Target) -> list[str]:
     """FLOPs and bytes, and time and cost by a roofline estimate from the chips' peaks."""
-    devices, chip = len(target.devices), target.chip
-    passes = "teacher forward, " if config.loss.distils else ""
-    passes += f"student {'twice ' if config.remat == 'full' else ''}forward and backward"
+    config, devices, chip = run.config, len(target.devices), target.chip
     share = config.batch_size / devices
     each = work.image + work.update / config.batch_size
     unit, scale = ("TFLOP", 1e12) if each >= 1e11 else ("GFLOP", 1e9)
-    lines = [f"{each / scale:.3f} {unit} per image; {passes} {work.passes / scale:.3f} ({each / work.passes - 1:+.1%})"]
+    lines = [
+        f"{each / scale:.3f} {unit} per {run.unit}; {run.passes} {work.passes / scale:.3f} "
+        f"({each / work.passes - 1:+.1%})"
+    ]
     if compiled.temporaries is None:
         return lines
     lines.append(
-        f"{compiled.bytes_accessed / share / 1e9:.2f} GB accessed per image, "
-        f"{compiled.temporaries / compiled.images / 2**30:.2f} GiB of temporaries per image of a micro-batch"
+        f"{compiled.bytes_accessed / share / 1e9:.2f} GB accessed per {run.unit}, "
+        f"{compiled.temporaries / compiled.images / 2**30:.2f} GiB of temporaries per {run.unit} of a micro-batch"
     )
     peak = peak_flops(chip, config.dtype)
     if not peak:
@@ -129,17 +112,26 @@ def work_lines(config: DistillConfig, work: Work, compiled: Compiled, target: Ta
         times["communication"] = sum(traffic.sent for traffic in compiled.traffic.values()) / chip.links
     bound = max(times, key=lambda name: times[name])
     step = times[bound]
-    days = config.steps * step / 86_400
-    likely = max(days, config.steps * flops / (peak * _LIKELY) / 86_400)
     lines += [
         "one update at the chips' peaks: " + ", ".join(f"{name} {seconds:.3f} s" for name, seconds in times.items()),
-        f"roofline: {step:.3f} s, {bound}-bound, {config.batch_size / step:.1f} images/s",
-        f"{config.steps:,} updates: {days:.2f} days by the roofline, {likely:.2f} if compute is at {_LIKELY:.0%} of "
-        "peak",
+        f"roofline: {step:.3f} s, {bound}-bound, {config.batch_size / step:.1f} {run.unit}s/s",
+    ]
+    whole = config.steps * step
+    return [*lines, *_totals(run, devices, whole, max(whole, config.steps * flops / (peak * _LIKELY)))]
+
+
+def _totals(run: PlannedRun, devices: int, least: float, likely: float) -> list[str]:
+    """Time and cost of all updates, which take so many seconds."""
+    config, seconds = run.config, _PERIODS[run.period]
+    lines = [
+        f"{config.steps:,} updates: {least / seconds:.2f} {run.period} by the roofline, {likely / seconds:.2f} if "
+        f"compute is at {_LIKELY:.0%} of peak"
     ]
     if config.plan.price:
-        least, more = (24 * amount * devices * config.plan.price for amount in (days, likely))
-        lines.append(f"cost at {config.plan.price:g} per chip and hour: {least:,.0f} and {more:,.0f}")
+        costs = [time / _HOUR * devices * config.plan.price for time in (least, likely)]
+        digits = 0 if run.period == "days" else 2
+        shown = " and ".join(f"{cost:,.{digits}f}" for cost in costs)
+        lines.append(f"cost at {config.plan.price:g} per chip and hour: {shown}")
     return lines
 
 
@@ -154,23 +146,23 @@ def _traffic(compiled: Compiled) -> list[str]:
 
 
 def largest_lines(
-    config: DistillConfig, compiled: Compiled, target: Target, compile_with: Callable[[int], Compiled]
+    run: PlannedRun, compiled: Compiled, target: Target, compile_with: Callable[[int], Compiled]
 ) -> Iterator[str]:
     """Lines on the largest micro-batch that fits the target's (known) memory, extrapolated linearly from that of two.
 
     `compile_with` compiles the run's update for another number of images per device.
     """
-    refused = None
+    config, refused = run.config, None
     while compiled.temporaries is None:
         refused = compiled.images
         if refused == 1:
-            yield "largest micro-batch: not even one image per device fits"
+            yield f"largest micro-batch: not even one {run.unit} per device fits"
             return
         compiled = compile_with(refused // 2)
     other = compiled.images * 2 if compiled.images == 1 else compiled.images // 2
     second = compile_with(other) if other != refused else None
     if second is None or second.temporaries is None:
-        yield f"largest micro-batch: {compiled.images} image(s) per device; {other} don't fit"
+        yield f"largest micro-batch: {compiled.images} {run.unit}(s) per device; {other} don't fit"
         return
     slope = (second.needed - compiled.needed) / (second.images - compiled.images)
     images = compiled.images
@@ -178,7 +170,7 @@ def largest_lines(
         images = max(images + math.floor((target.memory - compiled.needed) / slope), 0)
     images = min(images, refused - 1) if refused else images
     yield (
-        f"each image of a micro-batch takes another {slope / 2**30:.2f} GiB, so {images} per device fit: "
+        f"each {run.unit} of a micro-batch takes another {slope / 2**30:.2f} GiB, so {images} per device fit: "
         f"{images * len(target.devices)} per micro-batch, {images * len(target.devices) * config.accumulation} per "
         "update"
     )

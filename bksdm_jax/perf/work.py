@@ -9,9 +9,7 @@ from bksdm_jax.base.precision import compute_dtype
 from bksdm_jax.models.unet import UNet, example_inputs, parameter_shapes
 from bksdm_jax.models.unet_table import UNetConfig
 from bksdm_jax.perf.compiled_step import planned_step
-from bksdm_jax.pipelines.pipeline import Architectures
-from bksdm_jax.pruning.removal import RemovalPlan
-from bksdm_jax.tasks.distill.config import DistillConfig
+from bksdm_jax.perf.planned import PlannedRun
 from bksdm_jax.training.sharding import make_mesh
 from bksdm_jax.training.state import make_optimizer
 from bksdm_jax.training.train_step import make_update
@@ -22,7 +20,7 @@ class Work:
     """FLOPs of an update.
 
     Attributes:
-        image: per image.
+        image: per image, or whatever else the run's `batch_size` counts.
         update: once per update: clipping, optimiser, moving average.
         passes: per image, of the U-Nets' necessary passes only.
     """
@@ -32,28 +30,25 @@ class Work:
     passes: float
 
 
-def count_work(config: DistillConfig, plan: RemovalPlan, networks: Architectures) -> Work:
+def count_work(run: PlannedRun) -> Work:
     """FLOPs of an update, counted on uncompiled programs with XLA's attention, where no custom call hides any.
 
-    The FLOPs once per update are those of an update with a constant loss. The passes are the teacher's forward, and the
-    student's forward and backward (twice the forward), with full recomputation one more forward.
+    The FLOPs once per update are those of an update with a constant loss.
     """
-    size = config.resolution // networks.factor
-    mesh = make_mesh(1, jax.devices()[:1])
-    single = dataclasses.replace(config, batch_size=1, accumulation=1, attention="xla", fsdp=1)
-    step = planned_step(single, plan, networks, mesh)
+    config, mesh = run.config, make_mesh(1, jax.devices()[:1])
+    step = planned_step(run.resized(batch_size=1, accumulation=1, attention="xla", fsdp=1), mesh)
     optimizer = make_optimizer(config.optimizer)
     zero, decay = jnp.float32(0), config.optimizer.ema_decay
     without_loss = jax.jit(make_update(lambda *_: (zero, {"loss": zero}), optimizer, decay, config.seed))
     with jax.set_mesh(mesh), jax.numpy_dtype_promotion("standard"):  # JAX's lowering of bfloat16 products needs it
         flops, update = (one.lower(*step.arguments()).cost_analysis()["flops"] for one in (step.update, without_loss))
-    teacher, student = (_forward(unet, size, config) for unet in (plan.teacher, plan.student))
-    passes = 3 + (config.remat == "full")
-    return Work(flops - update, update, (teacher if config.loss.distils else 0.0) + passes * student)
+    size, dtype = config.resolution // run.networks.factor, compute_dtype(config.dtype)
+    passes = sum(times * _forward(unet, size, dtype) for unet, times in run.forwards if times)
+    return Work(flops - update, update, passes)
 
 
-def _forward(unet: UNetConfig, size: int, config: DistillConfig) -> float:
-    network = UNet(unet, compute_dtype(config.dtype), "xla")
+def _forward(unet: UNetConfig, size: int, dtype: jnp.dtype) -> float:
+    network = UNet(unet, dtype, "xla")
     inputs = ({"params": parameter_shapes(unet)}, *example_inputs(unet, 1, size))
     with jax.numpy_dtype_promotion("standard"):
         return jax.jit(network.apply).lower(*inputs).cost_analysis()["flops"]

@@ -15,7 +15,9 @@ from bksdm_jax.pipelines.config import (
     require_loras,
     require_save,
 )
+from bksdm_jax.pipelines.generations import GENERATIONS
 from bksdm_jax.pipelines.source import ModelOptions
+from bksdm_jax.pruning.removal import removed_blocks
 from bksdm_jax.sampling.config import SamplerConfig
 from bksdm_jax.training.config import SampleGridConfig, TrainerConfig, require_trainer_settings
 
@@ -81,11 +83,16 @@ class FinetunePlanConfig:
     """Settings for `launch.plan` only.
 
     Attributes:
+        generation: if no model is given, the Stable Diffusion generation: v1, v2_base or v2.
+        student: plan for this student of the model: a preset (bk_base, bk_small, bk_tiny, no_mid), or a comma-separated
+            list of removed blocks; empty: for the model itself.
         price: of one chip for an hour, in any currency; 0: unknown.
         largest: find the largest batch, by a second compilation.
         confirm: compile for the largest batch too.
     """
 
+    generation: str = "v1"
+    student: str = ""
     price: float = 0.0
     largest: bool = True
     confirm: bool = False
@@ -164,6 +171,25 @@ class FinetuneConfig(TrainerConfig, ModelOptions, LoraOptions, SaveOptions, Sour
 
 def require_finetune(config: FinetuneConfig) -> None:
     """Raises `InputError`, with the key, for a setting that is out of range; reads no files."""
+    _require_settings(config)
+    if config.prior.weight and not config.prior.prompt and not config.prior.folder:
+        raise InputError(
+            "prior.prompt: empty; give the prompt of class images, such as "
+            '--config.prior.prompt="a photo of a dog", or set prior.weight to 0'
+        )
+
+
+def require_finetune_plan(config: FinetuneConfig) -> None:
+    """The same for `launch.plan`, which needs neither a model nor a prompt."""
+    _require_settings(config)
+    finite_number("config", "plan.price", config.plan.price, 0)
+    if not config.model:
+        known_name("config", "plan.generation", config.plan.generation, GENERATIONS)
+    if config.plan.student:
+        removed_blocks(config.plan.student)
+
+
+def _require_settings(config: FinetuneConfig) -> None:
     require_trainer_settings(config)
     require_loras(config)
     require_save(config.save_config())
@@ -203,8 +229,3 @@ def _require_prior(prior: PriorConfig) -> None:
     for key in ("images", "steps", "batch_size"):
         whole_number("config", f"prior.{key}", getattr(prior, key))
     finite_number("config", "prior.guidance_scale", prior.guidance_scale, 0)
-    if prior.weight and not prior.prompt and not prior.folder:
-        raise InputError(
-            "prior.prompt: empty; give the prompt of class images, such as "
-            '--config.prior.prompt="a photo of a dog", or set prior.weight to 0'
-        )

@@ -24,7 +24,6 @@ from bksdm_jax.data.latents import CENTRE, latent_identity, require_identity
 from bksdm_jax.data.loader import LoaderConfig, batch_names, training_batches
 from bksdm_jax.data.skipping import Skipping
 from bksdm_jax.data.sources import facts_of, is_cached
-from bksdm_jax.formats.lora_names import TEXT, UNET
 from bksdm_jax.formats.write_lora import write_lora
 from bksdm_jax.pipelines.lora import lora_metadata, stored_layers, with_loras
 from bksdm_jax.pipelines.model_card import CardFacts
@@ -47,7 +46,6 @@ from bksdm_jax.training.trainer import checkpoint_folder, train, train_again
 LORA_FILE = "lora.safetensors"
 """The name of a trained LoRA in its workdir."""
 _MODEL = "model_sha256"  # known once its weights have been read
-_LABELS = {UNET: "U-Net", TEXT: "text encoder"}
 
 
 @one_run(is_first)
@@ -134,7 +132,9 @@ def objective_of(config: FinetuneConfig, problem: Problem, cached: bool) -> Obje
 class FinetuneTask(Task):
     """Fine-tuning as the trainer takes it, see `training.task.Task`."""
 
-    memory_advice = "train a LoRA (adapter.rank), or raise accumulation, fsdp or remat and run it again"
+    memory_advice = (
+        "train a LoRA (adapter.rank), or raise accumulation, fsdp or remat; launch.plan shows what is needed"
+    )
 
     def __init__(self, config: FinetuneConfig, inputs: Inputs, pipeline: Pipeline) -> None:
         """Encodes the images, if latents are kept; raises `InputError` if an image or cached latents can't be used."""
@@ -215,8 +215,7 @@ class FinetuneTask(Task):
             whole = trees.flatten(params[name]) | trees.flatten(networks[name].params)
             networks[name] = dataclasses.replace(networks[name], params=trees.unflatten(whole))
         pipeline = dataclasses.replace(self._pipeline, networks=networks)
-        labels = tuple(_LABELS[name] for name in trained.names)
-        facts = CardFacts(config.model, (), "", self._training_facts(), trained=labels)
+        facts = CardFacts(config.model, (), "", self._training_facts(), trained=trained.labels)
         plan = self._pipeline.path / PLAN
         extra = {PLAN: read_json(plan)} if plan.is_file() else {}  # so that LoRAs of its teacher can still be converted
         return write_pipeline(workdir / "model", pipeline, config.save_config(), facts, extra)
@@ -246,15 +245,19 @@ def _both(own: Iterator[dict[str, Any]], prior: Iterator[dict[str, Any]]) -> Ite
         prior.close()
 
 
-def flops_per_image(config: FinetuneConfig, networks: Architectures) -> float:
-    """FLOPs of the U-Net's products: forward and backward, of a LoRA without the gradients of the weights.
+def unet_passes(config: FinetuneConfig) -> int:
+    """To how many forward passes the U-Net's on an image are equal: forward, and gradients of activations and weights.
 
-    A class image is counted with its instance image. Recomputation (`remat`) isn't counted, as usual for MFU.
+    Gradients of weights are left out where only adapters or some modules are trained, and recomputation (`remat`).
     """
-    forward = sum(
-        stage.full_macs for stage in unet_cost(networks.denoiser, config.resolution // networks.factor).values()
-    )
-    return 2.0 * forward * (2 if config.adapter.rank else 3) * (2 if config.prior.weight else 1)
+    return 2 if config.adapter.rank or config.only else 3
+
+
+def flops_per_image(config: FinetuneConfig, networks: Architectures) -> float:
+    """FLOPs of the U-Net's products, as usual for MFU; a class image is counted with its instance image."""
+    size = config.resolution // networks.factor
+    forward = sum(stage.full_macs for stage in unet_cost(networks.denoiser, size).values())
+    return 2.0 * forward * unet_passes(config) * (2 if config.prior.weight else 1)
 
 
 def _loader_config(config: FinetuneConfig) -> LoaderConfig:
@@ -264,12 +267,7 @@ def _loader_config(config: FinetuneConfig) -> LoaderConfig:
 def _log_start(config: FinetuneConfig, inputs: Inputs, pipeline: Pipeline) -> None:
     for line in changed_settings(config):
         logging.info("%s", line)
-    count = trees.count(inputs.trained.shapes())
-    names = " and ".join(_LABELS[name] for name in inputs.trained.names)
-    what = "numbers of adapters" if inputs.trained.scales else "weights"
-    logging.info(
-        "%d images in %s; %s %s of %s are trained", len(inputs.examples), inputs.data, f"{count:,}", what, names
-    )
+    logging.info("%d images in %s; %s", len(inputs.examples), inputs.data, inputs.trained.summary())
     if is_first():
         for line in oddities(config, inputs, pipeline):
             logging.warning("%s", line)

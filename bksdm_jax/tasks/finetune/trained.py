@@ -19,6 +19,8 @@ from bksdm_jax.pipelines.lora import places
 from bksdm_jax.pipelines.pipeline import Architectures
 from bksdm_jax.tasks.finetune.config import FinetuneConfig
 
+_LABELS = {UNET: "U-Net", TEXT: "text encoder"}
+
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
@@ -43,6 +45,16 @@ class Trained:
     def names(self) -> tuple[str, ...]:
         """The networks that are trained."""
         return tuple(self.leaves) or tuple(self.scales)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The same in words."""
+        return tuple(_LABELS[name] for name in self.names)
+
+    def summary(self) -> str:
+        """How much is trained, in words."""
+        what = "numbers of adapters" if self.scales else "weights"
+        return f"{trees.count(self.shapes()):,} {what} of {' and '.join(self.labels)} are trained"
 
     def shapes(self) -> dict[str, Any]:
         """Of the trained parameters."""
