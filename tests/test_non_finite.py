@@ -271,7 +271,7 @@ def test_latents_are_refused_when_made_and_when_read(
         make(allowed, "b")
     assert not list((tmp_path / "b").rglob("*array_record"))
 
-    monkeypatch.setattr(latents, "_require_finite", lambda *_: None)
+    monkeypatch.setattr(latents, "require_finite_latents", lambda *_: None)
     examples = open_examples(make(allowed, "c"))
     with pytest.raises(InputError, match=r"c: split 'train': example 2 .*\.png.*512 of 512"):
         examples[2].moments(False)

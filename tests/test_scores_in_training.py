@@ -131,7 +131,7 @@ def test_images_are_the_moving_averages(pico_teacher: Path, brightness: list[Bri
         )
         params = {name: network.params for name, network in pipeline.networks.items()}
         raw = jax.tree.map(lambda leaf: 2 * leaf, params["unet"])
-        evaluator.run(1, SimpleNamespace(ema=params["unet"], params=raw), {**params, "teacher": raw})
+        evaluator.run(1, SimpleNamespace(average=params["unet"], params=raw), {**params, "teacher": raw})
     from bksdm_jax.api import generate
 
     expected = generate(pipeline, list(PROMPTS), steps=2, seed=3, sampler="pndm")

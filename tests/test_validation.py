@@ -28,7 +28,7 @@ def test_losses_do_not_depend_on_the_size_of_a_batch(size: int) -> None:
     mesh = make_mesh(1, jax.devices()[:1])
     evaluator = validation(noisy, lambda: ({"images": batch} for batch in images), len(images), 5, 3, mesh)
     assert (evaluator.every, evaluator.metrics) == (5, True)
-    state = SimpleNamespace(ema=jnp.float32(1), params=jnp.float32(2))
+    state = SimpleNamespace(average=jnp.float32(1), params=jnp.float32(2))
     found = evaluator.run(5, state, {"offset": jnp.float32(0.5)})
     key = jax.random.fold_in(jax.random.key(3), jnp.uint32(2**32 - 2))
     noise = np.array([jax.random.normal(jax.random.fold_in(key, image)) for image in range(8)])
