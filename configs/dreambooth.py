@@ -40,7 +40,6 @@ DREAMBOOTH = {
     "steps": 800,
     "batch_size": 1,
     "optimizer.learning_rate": 1e-6,
-    "optimizer.ema_decay": 0.0,
     "random_crop": True,
     "prior.weight": 1.0,
     "prior.images": 200,

@@ -36,7 +36,6 @@ LORA = {
     "steps": 1000,
     "batch_size": 4,
     "optimizer.learning_rate": 1e-4,
-    "optimizer.ema_decay": 0.0,
     "flip": True,
     "adapter.rank": 16,
     "adapter.alpha": 27.0,

@@ -16,6 +16,7 @@ from launch.values import UnusableTextError
 Classes = type | Mapping[str, type]
 """Of a program's settings: one dataclass, or several by the `task` of the config file."""
 _HELP = re.compile(r"--?(h|\?|help|helpshort|helpfull|helpxml)")
+_TASK = re.compile(r"--?config\.task\b")
 _CONFIG = re.compile(r"--?config(?:=(.*))?")
 
 
@@ -41,6 +42,8 @@ def parse(argv: Sequence[str], manual: str, classes: Classes, own: Mapping[str, 
     if config is not None or asked:
         path, variants = find_config(own_config(manual) if config is None else config, manual)
         named = f"{path}:{variants}" if variants else str(path)
+        if not isinstance(classes, type) and (given := next((one for one in argv if _TASK.match(one)), "")):
+            raise InputError(f"{given}: the task is the config file's; give another file with --config")
         if asked or not isinstance(classes, type):
             settings = _read_config(named)
             cls = class_of(classes, settings)

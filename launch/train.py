@@ -68,7 +68,7 @@ def _check(config: DistillConfig | FinetuneConfig) -> None:
 def _left(config: DistillConfig | FinetuneConfig, workdir: Path, number: int) -> tuple[int, str]:
     """For a signal before the checkpoints are opened; those in a bucket aren't looked for."""
     folder = Path(config.checkpoints or workdir / "checkpoints").expanduser()
-    if any(folder.glob("*/checksums.json")):
+    if any(folder.glob("*/checksums.json")) or (workdir / "class_images").exists():
         return RESTART, f"interrupted; the same command continues in {workdir}"
     return interrupted(number)
 

@@ -33,7 +33,7 @@ ONE_STAGE = "one stage"
 """The smallest student, of a teacher of two stages; the others are presets, of teachers of four."""
 RESOLUTION = 32
 """Pixels of the images; there are still four latents, which attend to each other, in the mid block of a preset."""
-_OF_CLASS = 3  # what the key of a class image is folded with
+_OF_CLASS = 103  # what the key of a class image is folded with
 _LONGEST_CAPTION = 77
 Tensors = dict[str, dict[str, np.ndarray]]
 """Network -> parameter, by its name in PyTorch -> its value or gradient, in PyTorch's layout."""

@@ -1,7 +1,9 @@
 """Fine-tuning as a run: what it trains, keeps and writes, how it continues, and what it says of odd inputs."""
 
 import dataclasses
+import itertools
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,14 @@ from bksdm_jax.base import trees
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.files import read_json
 from bksdm_jax.data.kept_latents import KeptConfig, keep_latents
+from bksdm_jax.data.skipping import Skipping
 from bksdm_jax.data.sources import open_examples, square_image
 from bksdm_jax.pipelines.load import load_pipeline
 from bksdm_jax.tasks.finetune import inputs as finetune_inputs
 from bksdm_jax.tasks.finetune.config import AdapterConfig, FinetuneConfig, PriorConfig, require_finetune
+from bksdm_jax.tasks.finetune.images import loaded, loaded_prior
 from bksdm_jax.tasks.finetune.inputs import CLASS_IMAGES, oddities, open_inputs
-from bksdm_jax.tasks.finetune.task import LORA_FILE, FinetuneTask, finetune
+from bksdm_jax.tasks.finetune.task import LORA_FILE, FinetuneTask, finetune, finetune_again
 from bksdm_jax.training.checkpoints import Checkpoints
 from bksdm_jax.training.config import OptimizerConfig, SampleGridConfig
 from bksdm_jax.training.sharding import make_mesh
@@ -72,8 +76,9 @@ def changed(before: Any, after: Any) -> set[str]:
 
 def saved_numbers(workdir: Path, config: FinetuneConfig) -> int:
     """How many numbers the newest checkpoint holds."""
-    inputs = open_inputs(config)
-    task = FinetuneTask(dataclasses.replace(config, prior=PriorConfig()), inputs, load_pipeline(config.model))
+    config = dataclasses.replace(config, prior=PriorConfig())
+    inputs, pipeline = open_inputs(config), load_pipeline(config.model)
+    task = FinetuneTask(config, inputs.trained, pipeline, inputs.examples)
     like = make_train_step(task.objective, config.optimizer, config.seed, make_mesh(1, jax.devices()[:1])).state
     with Checkpoints(workdir / "checkpoints", 0) as checkpoints:
         return trees.count(checkpoints.restore(like))
@@ -158,6 +163,8 @@ def test_dreambooth_trains_both_networks(pico_teacher: Path, instances: Path, tm
     )  # fmt: skip
     model = finetune(config, tmp_path / "run")
     before, after = load_pipeline(pico_teacher), load_pipeline(model)
+    finetune(dataclasses.replace(config, save_dtype="float32"), tmp_path / "run")  # finished: it is written again
+    assert not changed(after.params, load_pipeline(model).params)
     assert {path.split("/")[0] for path in changed(before.params, after.params)} == {"unet", "text_encoder"}
     assert "U-Net and the text encoder were fine-tuned" in (model / "README.md").read_text()
     trained = sum(trees.count(before.params[name]) for name in ("unet", "text_encoder"))
@@ -226,6 +233,51 @@ def test_odd_instance_folders_are_told(pico_teacher: Path, instances: Path, tmp_
     (tmp_path / "empty" / ".ipynb_checkpoints").mkdir(parents=True)
     with pytest.raises(InputError, match=r"empty.*found no"):
         told(tmp_path / "empty")
+
+
+def test_a_prior_that_can_not_be_made_is_told_before_the_workdir_is_touched(
+    pico_teacher: Path, instances: Path, tmp_path: Path
+) -> None:
+    for changes, said in (
+        ({"model": "/no/such/model"}, r"prior\.model: .*/no/such/model"),
+        ({"steps": 5000}, r"prior\.steps.*5000"),
+    ):
+        config = settings(pico_teacher, instances, prior=dataclasses.replace(PRIOR, **changes))
+        with pytest.raises(InputError, match=said):
+            finetune(config, tmp_path / "run")
+    (tmp_path / "broken").mkdir()
+    whole = (instances / "0.png").read_bytes()
+    (tmp_path / "broken" / "a.png").write_bytes(whole[: len(whole) // 2])  # its header can be read
+    with pytest.raises(InputError, match=r"a\.png"):
+        finetune(settings(pico_teacher, tmp_path / "broken"), tmp_path / "run")
+    with pytest.raises(InputError, match=r"replay: .*class_images"):
+        finetune_again(settings(pico_teacher, instances, prior=PRIOR, replay=str(tmp_path / "no" / "such")))
+    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "class_images").exists()
+
+
+def test_class_images_have_an_order_and_flips_of_their_own(pico_teacher: Path, instances: Path) -> None:
+    config = settings(pico_teacher, instances, flip=True, prior=dataclasses.replace(PRIOR, folder=str(instances)))
+    inputs, pipeline = open_inputs(config), load_pipeline(pico_teacher)
+    both = loaded(config, pipeline, inputs.examples, None), loaded_prior(config, pipeline, inputs.prior, None)
+    task = FinetuneTask(config, inputs.trained, pipeline, *both)
+    batches = task.batches(0, range(2))
+    pairs = [(one["moments"][0], one["prior"]["moments"][0]) for one in itertools.islice(batches, 8)]
+    batches.close()
+    same = [np.array_equal(ours[i], theirs[i]) for ours, theirs in pairs for i in range(2)]
+    assert 0 < sum(same) < len(same) / 2  # three images and their mirror images
+
+
+def test_the_next_image_takes_the_place_of_one_that_can_not_be_used(
+    pico_teacher: Path, instances: Path, tmp_path: Path
+) -> None:
+    broken = shutil.copytree(instances, tmp_path / "broken")
+    (broken / "1.png").write_bytes((broken / "1.png").read_bytes()[:60])
+    config = settings(pico_teacher, broken, skip_unusable=True)
+    examples = Skipping(open_inputs(config).examples, tmp_path / "skipped.csv")
+    kept = keep_latents(examples, load_pipeline(pico_teacher), KeptConfig(16, False, 1, 0, "float32"), "here")
+    assert [one.name for one in kept] == ["0.png", "2.png", "2.png"]
+    assert "1.png" in (tmp_path / "skipped.csv").read_text()
 
 
 @pytest.mark.parametrize(

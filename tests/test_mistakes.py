@@ -51,7 +51,11 @@ MISTAKES = [  # program, arguments, what the line says
     ("train", [*TRAIN, "--config.steps"], ("--config.steps", "no value")),
     # of other tasks
     ("train", ["--config=configs/lora.py", "--config.adapter.rnak=2"], ("did you mean --config.adapter.rank?",)),
-    ("train", ["--config=configs/lora.py", "--config.task=distil", "--workdir=X"], ("task", "'distil'", "'distill'")),
+    (
+        "train",
+        ["--config=configs/lora.py", "--config.task=distil", "--workdir=X"],
+        ("--config.task=distil", "another file"),
+    ),
     ("train", ["--config=configs/dreambooth.py:v1", "--workdir=X"], ("--config.model=",)),
     ("train", ["--config=configs/dreambooth.py:v3"], ("'v3'", "v1")),
     # values that can't be used

@@ -10,10 +10,11 @@ import numpy as np
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.precision import exact_products
 from bksdm_jax.base.progress import Progress
+from bksdm_jax.data.decode import fit_square
 from bksdm_jax.data.encode import make_encode, require_finite_latents
 from bksdm_jax.data.latents import CachedExample, to_bits
 from bksdm_jax.data.skipping import Skipping
-from bksdm_jax.data.sources import Example, square_image
+from bksdm_jax.data.sources import Example
 from bksdm_jax.pipelines.pipeline import Pipeline
 
 _AT_ONCE = 4  # images per device
@@ -54,8 +55,8 @@ class KeptExample(CachedExample):
 def keep_latents(examples: Sequence[Example], pipeline: Pipeline, config: KeptConfig, where: str) -> list[KeptExample]:
     """Encodes images with the pipeline's autoencoder, on this process's devices; `where` they are is for errors.
 
-    Of `Skipping` examples, those that can't be used are left out. Raises `InputError` for an image that can't be used,
-    or whose latents aren't finite.
+    Of `Skipping` examples, the next usable one takes the place of one that can't be used, as in the loader. Raises
+    `InputError` for an image that can't be used, or whose latents aren't finite.
     """
     vae = pipeline.networks[pipeline.architectures.kind.autoencoder]
     most, encode = make_encode(vae, config.dtype, _AT_ONCE, config.flip)
@@ -73,7 +74,8 @@ def keep_latents(examples: Sequence[Example], pipeline: Pipeline, config: KeptCo
         progress.advance(len(examples) - done)
     if not any(found):
         raise InputError(f"{where}: none of the {len(examples)} images can be used")
-    return [_kept(examples[i], crops, pipeline, where) for i, crops in enumerate(found) if crops]
+    kept = {i: _kept(examples[i], crops, pipeline, where) for i, crops in enumerate(found) if crops}
+    return [kept[next(j % len(found) for j in itertools.count(i) if j % len(found) in kept)] for i in range(len(found))]
 
 
 def _kept(example: Example, crops: Sequence[np.ndarray], pipeline: Pipeline, where: str) -> KeptExample:
@@ -94,14 +96,13 @@ def _images(examples: Sequence[Example], config: KeptConfig) -> Iterator[tuple[i
 
 
 def _different(example: Example, index: int, config: KeptConfig) -> Iterator[np.ndarray]:
-    """Different crops of an image."""
-    if config.crops == 1:
-        yield square_image(example, config.resolution)
-        return
-    first = None
-    for x, y in np.random.default_rng([config.seed, index]).random((config.crops, 2)):
-        image = square_image(example, config.resolution, (float(x), float(y)))
-        if first is not None and np.array_equal(image, first):
-            return  # of a square, there is one
-        first = image if first is None else first
-        yield image
+    """The crops of an image."""
+    image = example.image()
+    places = np.random.default_rng([config.seed, index]).random((config.crops, 2))
+    if config.crops == 1 or image.width == image.height:
+        places = np.full((1, 2), 0.5)
+    for x, y in places:
+        try:
+            yield fit_square(image, config.resolution, (float(x), float(y)))
+        except ValueError as error:
+            raise InputError(f"{example.name}: {error}") from error

@@ -49,6 +49,11 @@ class LoaderConfig:
     random_crop: bool = False
     workers: int = 0
 
+    @classmethod
+    def of(cls, settings: Any) -> "LoaderConfig":
+        """From a run's settings, whose fields have these names."""
+        return cls(**{field.name: getattr(settings, field.name) for field in dataclasses.fields(cls)})
+
 
 def training_batches(
     examples: Sequence[Example | CachedExample],

@@ -16,7 +16,10 @@ from bksdm_jax.models.vae import sample_latents
 from bksdm_jax.pipelines.pipeline import Architectures
 from bksdm_jax.training.train_step import Batch
 
-_DROPOUT, _OFFSET = 1, 2  # key streams of the augmentations
+# Key streams besides those of `jax.random.split(key, 3)`, which are those of `fold_in` for 0, 1 and 2.
+_DROPOUT, _OFFSET = 101, 102
+CLASS_STREAM = 103
+"""Of a class image beside an instance image."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,13 +3,17 @@
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from bksdm_jax.base.choices import require_dtype
 from bksdm_jax.base.errors import InputError, finite_number, known_name, whole_number
 from bksdm_jax.diffusion.choices import SAMPLERS, SCHEDULER
 from bksdm_jax.metrics.config import FEWEST, MetricsConfig, ScoringOptions, require_metrics
 from bksdm_jax.metrics.table import METRICS
-from bksdm_jax.sampling.config import MOST_SEED
+from bksdm_jax.sampling.config import MOST_SEED, SamplerConfig
+
+if TYPE_CHECKING:
+    from bksdm_jax.diffusion.schedule import ScheduleConfig
 
 PROFILED = 3
 """Number of profiled updates."""
@@ -60,6 +64,22 @@ class SampleGridConfig:
     prompts: tuple[str, ...] = ()
     steps: int = 25
     guidance_scale: float = 7.5
+
+    def sampler(self, schedule: "ScheduleConfig", resolution: int, seed: int, attention: str) -> SamplerConfig:
+        """The sampler of the grids."""
+        return SamplerConfig(
+            steps=self.steps,
+            guidance_scale=self.guidance_scale,
+            resolution=resolution,
+            sampler=usual_sampler(schedule),
+            seed=seed,
+            attention=attention,
+        )
+
+
+def usual_sampler(schedule: "ScheduleConfig") -> str:
+    """PNDM, or DDIM where PNDM isn't defined."""
+    return "ddim" if schedule.zero_snr or schedule.prediction_type == "sample" else "pndm"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

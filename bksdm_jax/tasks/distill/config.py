@@ -19,6 +19,7 @@ from bksdm_jax.training.config import (
     TrainerConfig,
     require_scoring,
     require_trainer_settings,
+    usual_sampler,
 )
 
 if TYPE_CHECKING:
@@ -162,15 +163,8 @@ class DistillConfig(TrainerConfig, ModelOptions, LoraOptions, InitOptions, SaveO
     plan: PlanConfig = PlanConfig()
 
     def grid_sampler(self, schedule: "ScheduleConfig") -> SamplerConfig:
-        """The sampler of the sample grids: PNDM, or DDIM where PNDM isn't defined."""
-        return SamplerConfig(
-            steps=self.sheets.steps,
-            guidance_scale=self.sheets.guidance_scale,
-            resolution=self.resolution,
-            sampler=_usual_sampler(schedule),
-            seed=self.seed,
-            attention=self.attention,
-        )
+        """The sampler of the sample grids."""
+        return self.sheets.sampler(schedule, self.resolution, self.seed, self.attention)
 
     def scoring_sampler(self, schedule: "ScheduleConfig") -> SamplerConfig:
         """The sampler of the images that `evaluators` score."""
@@ -178,14 +172,10 @@ class DistillConfig(TrainerConfig, ModelOptions, LoraOptions, InitOptions, SaveO
             steps=self.scoring.steps,
             guidance_scale=self.scoring.guidance_scale,
             resolution=self.resolution,
-            sampler=self.scoring.sampler or _usual_sampler(schedule),
+            sampler=self.scoring.sampler or usual_sampler(schedule),
             seed=self.scoring.seed,
             attention=self.attention,
         )
-
-
-def _usual_sampler(schedule: "ScheduleConfig") -> str:
-    return "ddim" if schedule.zero_snr or schedule.prediction_type == "sample" else "pndm"
 
 
 def require_settings(config: DistillConfig) -> None:

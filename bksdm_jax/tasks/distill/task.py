@@ -159,12 +159,12 @@ class DistillTask(Task):
 
     def batches(self, step: int, rows: Sequence[int]) -> Iterator[dict[str, Any]]:
         """Images or cached latents with captions, see `training_batches`."""
-        loader = _loader_config(self._config)
+        loader = LoaderConfig.of(self._config)
         return training_batches(self._inputs.examples, self._pipeline.caption_inputs, loader, step, rows)
 
     def example_names(self, step: int) -> list[str]:
         """The names of the images of the update after `step`."""
-        return batch_names(self._inputs.examples, _loader_config(self._config), step)
+        return batch_names(self._inputs.examples, LoaderConfig.of(self._config), step)
 
     def evaluators(self, mesh: Mesh, workdir: Path) -> Mapping[str, Evaluator]:
         """`validation`, if there are held-out images, `scores`, if there are metrics, and `samples`."""
@@ -213,7 +213,7 @@ class DistillTask(Task):
         config, held_out = self._config, self._inputs.held_out
         images = config.batch_size // config.accumulation
         plain = {"flip": False, "random_crop": False, "workers": 0}
-        loader = dataclasses.replace(_loader_config(config), batch_size=images, accumulation=1, **plain)
+        loader = dataclasses.replace(LoaderConfig.of(config), batch_size=images, accumulation=1, **plain)
         count, rows = -(-min(config.validation.images, len(held_out)) // images), own_rows(mesh, images)
         batches = functools.partial(training_batches, held_out, self._pipeline.caption_inputs, loader, 0, rows)
         return validation(self._plain_loss, batches, count, config.validation.every, config.seed, mesh)
@@ -251,10 +251,6 @@ def flops_per_image(config: DistillConfig, plan: RemovalPlan, networks: Architec
     costs = [unet_cost(unet, size).values() for unet in (plan.teacher, plan.student)]
     teacher, student = (sum(stage.full_macs for stage in cost) for cost in costs)
     return 2.0 * (teacher * config.loss.distils + 3 * student)
-
-
-def _loader_config(config: DistillConfig) -> LoaderConfig:
-    return LoaderConfig(**{field.name: getattr(config, field.name) for field in dataclasses.fields(LoaderConfig)})
 
 
 def _compared(config: DistillConfig, plan: RemovalPlan) -> tuple[tuple[FeaturePair, float], ...]:

@@ -18,8 +18,8 @@ from bksdm_jax.pipelines.config import (
 from bksdm_jax.pipelines.generations import GENERATIONS
 from bksdm_jax.pipelines.source import ModelOptions
 from bksdm_jax.pruning.removal import removed_blocks
-from bksdm_jax.sampling.config import SamplerConfig
-from bksdm_jax.training.config import SampleGridConfig, TrainerConfig, require_trainer_settings
+from bksdm_jax.sampling.config import SamplerConfig, require_text
+from bksdm_jax.training.config import OptimizerConfig, SampleGridConfig, TrainerConfig, require_trainer_settings
 
 if TYPE_CHECKING:
     from bksdm_jax.diffusion.schedule import ScheduleConfig
@@ -28,8 +28,10 @@ _WATCHED = ("log_every", "profile_step", "stack_dump_seconds", "replay", "evalua
 _KEPT = ("checkpoint_every", "keep_checkpoints", "keep_every", "without_room", "most_skipped")
 _COMPUTED = ("accumulation", "fsdp", "attention", "remat", "workers", "topology", "plan")
 _SAVED = ("format", "save_dtype", "save_weights", "safety_checker", "adapter.layout")
-MAY_CHANGE = ("steps", *_WATCHED, *_KEPT, *_COMPUTED, *_SAVED, "revision", *LORA_MAY_CHANGE, "prior.batch_size")
-"""Keys that don't affect the trained weights and may differ when a run continues."""
+MAY_CHANGE = ("steps", *_WATCHED, *_KEPT, *_COMPUTED, *_SAVED, "revision", *LORA_MAY_CHANGE, "prior.folder")
+"""Keys that don't affect the trained weights and may differ when a run continues; what they name is recorded too."""
+MAY_CHANGE_AND_IS_NOTED = ("optimizer.learning_rate",)
+"""Those that do, and may."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,13 +113,16 @@ class FinetuneConfig(TrainerConfig, ModelOptions, LoraOptions, SaveOptions, Sour
         split: of the data; data without splits are `train`.
         skip_unusable: leave out pairs that can't be used.
         text_encoder: train the text encoder too.
-        only: train only these modules of the U-Net, by the ends of their names in Diffusers, such as `attn2.to_k`;
+        only: of the U-Net, train these modules alone, by the ends of their names in Diffusers, such as `attn2.to_k`;
             empty: all.
+        save_dtype: `float32`, `float16` or `bfloat16`; empty: of a LoRA float16; of a pipeline float32 for trained
+            networks, the others as they are.
         adapter, prior, sheets, plan: groups of settings.
         resolution: pixels.
         flip: mirror half of the images.
         random_crop: crop at a random position along the long side instead of the centre.
-        cache_latents: encode all images before the first update, and keep their latents in memory.
+        cache_latents: encode all images before the first update, and keep their latents in memory (128 KiB for an
+            image of 512 pixels, as much again with `flip`).
         crops: random crops of each image that are encoded, if latents are kept.
         workers: processes that read and decode images; 0: use threads.
         caption_dropout: share of images whose caption is replaced by the empty one.
@@ -138,6 +143,7 @@ class FinetuneConfig(TrainerConfig, ModelOptions, LoraOptions, SaveOptions, Sour
     batch_size: int = dataclasses.field(default=1, kw_only=True)
     dtype: str = dataclasses.field(default="bfloat16", kw_only=True)
     save_weights: str = dataclasses.field(default="raw", kw_only=True)
+    optimizer: OptimizerConfig = dataclasses.field(default=OptimizerConfig(ema_decay=0.0), kw_only=True)
     text_encoder: bool = True
     only: tuple[str, ...] = ()
     adapter: AdapterConfig = AdapterConfig()
@@ -158,15 +164,8 @@ class FinetuneConfig(TrainerConfig, ModelOptions, LoraOptions, SaveOptions, Sour
     plan: FinetunePlanConfig = FinetunePlanConfig()
 
     def grid_sampler(self, schedule: "ScheduleConfig") -> SamplerConfig:
-        """The sampler of the sample grids: PNDM, or DDIM where PNDM isn't defined."""
-        return SamplerConfig(
-            steps=self.sheets.steps,
-            guidance_scale=self.sheets.guidance_scale,
-            resolution=self.resolution,
-            sampler="ddim" if schedule.zero_snr or schedule.prediction_type == "sample" else "pndm",
-            seed=self.seed,
-            attention=self.attention,
-        )
+        """The sampler of the sample grids."""
+        return self.sheets.sampler(schedule, self.resolution, self.seed, self.attention)
 
 
 def require_finetune(config: FinetuneConfig) -> None:
@@ -207,6 +206,8 @@ def _require_settings(config: FinetuneConfig) -> None:
         raise InputError(f"sheets.prompts: {shown(config.sheets.prompts)}; expected strings")
     if config.save_weights == "ema" and not config.optimizer.ema_decay:
         raise InputError("save_weights: 'ema', but optimizer.ema_decay is 0, so there is no moving average; use raw")
+    for key in ("caption", "prior.prompt"):
+        require_text(key, operator.attrgetter(key)(config))
     _require_adapter(config)
     _require_prior(config.prior)
 

@@ -8,14 +8,14 @@ from typing import Any
 from bksdm_jax.pipelines.model_card import parent_name
 from bksdm_jax.tasks.finetune.config import FinetuneConfig
 
-_MOST_CAPTIONS = 1000
+_MOST_CAPTIONS = 1000  # of as many images
 
 
 def training_metadata(config: FinetuneConfig, examples: Sequence[Any], class_images: int) -> dict[str, str]:
     """Entries of the metadata, all text; `class_images` is their number."""
     side, rate = config.resolution, f"{config.optimizer.learning_rate:g}"
     name = parent_name(config.model)
-    captions = collections.Counter(examples[i].texts[0] for i in range(len(examples)))
+    captions = collections.Counter(examples[i].texts[0] for i in range(min(len(examples), _MOST_CAPTIONS)))
     title = config.caption or f"LoRA of {name}"
     found = {
         "ss_sd_model_name": name,
@@ -39,9 +39,10 @@ def training_metadata(config: FinetuneConfig, examples: Sequence[Any], class_ima
         "ss_noise_offset": config.noise_offset or "None",
         "ss_min_snr_gamma": config.min_snr_gamma or "None",
         "ss_caption_dropout_rate": config.caption_dropout,
-        "ss_tag_frequency": json.dumps({"images": dict(captions.most_common(_MOST_CAPTIONS))}),
+        "ss_tag_frequency": json.dumps({"images": dict(captions)}),
         "modelspec.title": title,
+        "modelspec.resolution": f"{side}x{side}",
     }
-    if config.caption:
+    if set(captions) == {config.caption}:
         found["modelspec.trigger_phrase"] = config.caption
     return {key: str(value) for key, value in found.items()}

@@ -12,12 +12,11 @@ from bksdm_jax.models.unet import UNet
 from bksdm_jax.pipelines.pipeline import Architectures
 from bksdm_jax.tasks.finetune.trained import Trained
 from bksdm_jax.tasks.losses import mean_squared_error, min_snr_weight
-from bksdm_jax.tasks.noise import Augmentation, batch_shapes, frozen_shapes, moments_of, noise_latents
+from bksdm_jax.tasks.noise import CLASS_STREAM, Augmentation, batch_shapes, frozen_shapes, moments_of, noise_latents
 from bksdm_jax.training.train_step import Batch, Frozen, Loss, LossAndTerms, Objective
 
 PRIOR = "prior"
 """The entry of a batch with the class images, as many as there are instance images."""
-_CLASS = 3  # the key stream of class images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +58,7 @@ def make_loss(problem: Problem, dtype: jnp.dtype = jnp.float32) -> Loss:
         batch = dict(batch)
         if prior := batch.pop(PRIOR, None):
             batch = jax.tree.map(_alternating, batch, dict(prior))
-            keys = _alternating(keys, jax.vmap(lambda key: jax.random.fold_in(key, _CLASS))(keys))
+            keys = _alternating(keys, jax.vmap(lambda key: jax.random.fold_in(key, CLASS_STREAM))(keys))
         whole, adapters = trained.whole(params, frozen), trained.adapters(params)
         moments = moments_of(networks, dtype, whole, batch)
         with applied(adapters[TEXT]):
@@ -85,7 +84,12 @@ def _alternating(first: jax.Array, second: jax.Array) -> jax.Array:
 
 
 def make_objective(
-    problem: Problem, resolution: int, shape: tuple[int, int], dtype: jnp.dtype = jnp.float32, cached: bool = True
+    problem: Problem,
+    resolution: int,
+    shape: tuple[int, int],
+    dtype: jnp.dtype = jnp.float32,
+    cached: bool = True,
+    with_autoencoder: bool = True,
 ) -> Objective:
     """The loss of a fine-tuning, and the shapes of its inputs.
 
@@ -95,9 +99,12 @@ def make_objective(
         shape: of a batch: micro-batches, images in each.
         dtype: of the networks' computations and of frozen kernels and matrices; frozen vectors are float32.
         cached: whether batches are of latents.
+        with_autoencoder: keep the autoencoder among the frozen networks; batches of images need it.
     """
     batch = batch_shapes(problem.networks, resolution, shape, cached)
     if problem.prior_weight:
         batch[PRIOR] = batch_shapes(problem.networks, resolution, shape, cached)
     frozen = frozen_shapes(problem.trained.frozen_shapes(), dtype)
+    if not with_autoencoder:
+        del frozen[problem.networks.kind.autoencoder]
     return Objective(make_loss(problem, dtype), problem.trained.shapes(), frozen, batch)

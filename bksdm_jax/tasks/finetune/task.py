@@ -6,21 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
 from bksdm_jax.base import trees
 from bksdm_jax.base.distributed import barrier, is_first
+from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.files import read_json
 from bksdm_jax.base.locks import one_run
-from bksdm_jax.base.paths import AnyPath
+from bksdm_jax.base.paths import local_path
 from bksdm_jax.base.precision import compute_dtype
 from bksdm_jax.base.progress import QUIET, waiting
 from bksdm_jax.base.workdir import changed_settings, claim, require_same, require_same_parts, require_shared
 from bksdm_jax.cost.counts import unet_cost
 from bksdm_jax.data.checked_images import SKIPPED, check_images, note_checked
-from bksdm_jax.data.kept_latents import KeptConfig, keep_latents
-from bksdm_jax.data.latents import CENTRE, latent_identity, require_identity
 from bksdm_jax.data.loader import LoaderConfig, batch_names, training_batches
 from bksdm_jax.data.skipping import Skipping
 from bksdm_jax.data.sources import facts_of, is_cached
@@ -30,8 +30,16 @@ from bksdm_jax.pipelines.model_card import CardFacts
 from bksdm_jax.pipelines.pipeline import Architectures, Pipeline
 from bksdm_jax.pipelines.save import write_pipeline
 from bksdm_jax.pruning.stored_plan import PLAN
-from bksdm_jax.tasks.finetune.config import MAY_CHANGE, FinetuneConfig
-from bksdm_jax.tasks.finetune.inputs import CLASS_IMAGES, Inputs, class_images, oddities, open_inputs
+from bksdm_jax.tasks.finetune.config import MAY_CHANGE, MAY_CHANGE_AND_IS_NOTED, FinetuneConfig
+from bksdm_jax.tasks.finetune.images import class_seed, loaded, loaded_prior
+from bksdm_jax.tasks.finetune.inputs import (
+    CLASS_IMAGES,
+    Inputs,
+    class_images,
+    oddities,
+    open_inputs,
+    plan_beside,
+)
 from bksdm_jax.tasks.finetune.metadata import training_metadata
 from bksdm_jax.tasks.finetune.objective import PRIOR, Problem, make_objective
 from bksdm_jax.tasks.finetune.trained import Trained
@@ -73,24 +81,28 @@ def finetune(config: FinetuneConfig, workdir: Path) -> Path | None:
         record["loras"] = [lora.facts() for lora in inputs.loras]
     if config.checkpoints:
         bring_back(checkpoint_folder(config, workdir), workdir)
-    require_same(workdir, record, {*MAY_CHANGE, _MODEL}, is_first())
+    may_change = {*MAY_CHANGE, *MAY_CHANGE_AND_IS_NOTED}
+    require_same(workdir, record, {*may_change, _MODEL}, is_first())
     for found, where in ((inputs.examples, inputs.data), (inputs.prior, inputs.prior_data)):
         check_images(found, where, config.skip_unusable, workdir)
     with waiting("reading the model", QUIET):
         pipeline = with_loras(inputs.model.read(), inputs.loras)
         record[_MODEL] = pipeline.identity()
     require_same_parts(workdir, _MODEL, record[_MODEL], "model")
+    inputs = _skipping(config, inputs, workdir / SKIPPED)
+    examples = loaded(config, pipeline, inputs.examples, inputs.data)  # so that what can't be used is told now
+    prior = loaded_prior(config, pipeline, inputs.prior, inputs.prior_data) if inputs.prior else ()
     if is_first():
         claim(workdir, record)
     barrier("claimed")
     require_shared(workdir)
     note_checked(inputs.examples, config.skip_unusable, workdir)
     _log_start(config, inputs, pipeline)
-    if config.prior.weight and not inputs.prior:
-        inputs = dataclasses.replace(inputs, prior=class_images(config, workdir))
-    task = FinetuneTask(config, _skipping(config, inputs, workdir / SKIPPED), pipeline)
-    del pipeline, inputs  # the task drops what it no longer needs
-    return train(task, config, workdir, may_change=MAY_CHANGE)
+    if config.prior.weight and not prior:
+        prior = loaded_prior(config, pipeline, class_images(config, workdir), workdir / CLASS_IMAGES)
+    task = FinetuneTask(config, inputs.trained, pipeline, examples, prior)
+    del pipeline  # the task drops what it no longer needs
+    return train(task, config, workdir, may_change=may_change)
 
 
 def finetune_again(config: FinetuneConfig) -> str:
@@ -99,11 +111,16 @@ def finetune_again(config: FinetuneConfig) -> str:
     Class images that were made are those of the run whose folder that is. Raises `InputError` if the folder, or a
     setting or file of the run, can't be used.
     """
-    inputs = open_inputs(config)
-    if config.prior.weight and not inputs.prior:
-        inputs = dataclasses.replace(inputs, prior=class_images(config, Path(config.replay).resolve().parents[1]))
+    inputs = _skipping(config, open_inputs(config))
     pipeline = with_loras(inputs.model.read(), inputs.loras)
-    return train_again(FinetuneTask(config, _skipping(config, inputs), pipeline), config)
+    examples, found, where = loaded(config, pipeline, inputs.examples, inputs.data), inputs.prior, inputs.prior_data
+    if config.prior.weight and not found:
+        where = local_path("replay", config.replay).absolute().parent.parent / CLASS_IMAGES
+        if not (where / "metadata.csv").is_file():
+            raise InputError(f"replay: {config.replay}: not a folder not_finite/STEP of a run, which has {where}")
+        found = class_images(config, where.parent)
+    prior = loaded_prior(config, pipeline, found, where) if found else ()
+    return train_again(FinetuneTask(config, inputs.trained, pipeline, examples, prior), config)
 
 
 def _skipping(config: FinetuneConfig, inputs: Inputs, path: Path | None = None) -> Inputs:
@@ -124,38 +141,36 @@ def make_problem(config: FinetuneConfig, trained: Trained, empty: Any = None) ->
 
 
 def objective_of(config: FinetuneConfig, problem: Problem, cached: bool) -> Objective:
-    """A run's objective; `cached`: batches are of latents."""
+    """A run's objective; `cached`: batches are of latents. Sample grids need the autoencoder too."""
     shape = (config.accumulation, config.batch_size // config.accumulation)
-    return make_objective(problem, config.resolution, shape, compute_dtype(config.dtype), cached)
+    whole = not cached or config.sheets.steps > 0
+    return make_objective(problem, config.resolution, shape, compute_dtype(config.dtype), cached, whole)
 
 
 class FinetuneTask(Task):
     """Fine-tuning as the trainer takes it, see `training.task.Task`."""
 
-    memory_advice = (
-        "train a LoRA (adapter.rank), or raise accumulation, fsdp or remat; launch.plan shows what is needed"
-    )
-
-    def __init__(self, config: FinetuneConfig, inputs: Inputs, pipeline: Pipeline) -> None:
-        """Encodes the images, if latents are kept; raises `InputError` if an image or cached latents can't be used."""
-        self._config, self._inputs, self._pipeline = config, inputs, pipeline
-        self._networks, self._trained = pipeline.architectures, inputs.trained
-        self._examples = self._loaded(inputs.examples, inputs.data)
-        self._prior = self._loaded(inputs.prior, inputs.prior_data) if config.prior.weight else ()
-        problem = make_problem(config, self._trained, pipeline.empty_inputs())
-        self.objective = objective_of(config, problem, cached=config.cache_latents or is_cached(inputs.examples))
+    def __init__(
+        self,
+        config: FinetuneConfig,
+        trained: Trained,
+        pipeline: Pipeline,
+        examples: Sequence[Any],
+        prior: Sequence[Any] = (),
+    ) -> None:
+        """`examples` and class images, `prior`, are as `loaded` returns them."""
+        self._config, self._trained, self._pipeline = config, trained, pipeline
+        self._examples, self._prior = examples, prior
+        self._networks = pipeline.architectures
+        cached = config.cache_latents or is_cached(examples)
+        problem = make_problem(config, trained, pipeline.empty_inputs())
+        self.objective = objective_of(config, problem, cached)
         self.flops_per_image = flops_per_image(config, self._networks)
-
-    def _loaded(self, examples: Sequence[Any], where: AnyPath | None) -> Sequence[Any]:
-        config = self._config
-        if is_cached(examples):
-            crop = "random" if config.random_crop else CENTRE
-            require_identity(where, latent_identity(self._pipeline, config.resolution, config.flip, crop))
-        elif config.cache_latents:
-            crops = config.crops if config.random_crop else 1
-            kept = KeptConfig(config.resolution, config.flip, crops, config.seed, config.dtype)
-            return keep_latents(examples, self._pipeline, kept, str(where or CLASS_IMAGES))
-        return examples
+        less = "" if trained.scales else "train a LoRA (adapter.rank), or "
+        self.memory_advice = f"{less}raise accumulation, fsdp or remat; launch.plan shows what is needed"
+        own = LoaderConfig.of(config)
+        self._loader = dataclasses.replace(own, workers=0) if cached else own  # there is nothing to decode
+        self._prior_loader = dataclasses.replace(self._loader, seed=class_seed(config.seed))
 
     def initial_params(self) -> Any:
         """The weights that are trained, or adapters that change nothing yet."""
@@ -163,28 +178,27 @@ class FinetuneTask(Task):
 
     def frozen_params(self) -> Iterator[tuple[str, Any]]:
         """The leaves that aren't trained; the task drops its host copy of the others."""
-        frozen = self._trained.frozen(self._pipeline.params)
+        frozen, writes_lora = self._trained.frozen(self._pipeline.params), bool(self._trained.scales)
         networks = {
-            name: dataclasses.replace(network, params=frozen.get(name, {}))
+            name: dataclasses.replace(network, params={} if writes_lora else frozen.get(name, {}))
             for name, network in self._pipeline.networks.items()
         }
         self._pipeline = dataclasses.replace(self._pipeline, networks=networks)
-        yield from frozen.items()
+        for name in self.objective.frozen:
+            yield name, frozen.pop(name)
 
     def batches(self, step: int, rows: Sequence[int]) -> Iterator[dict[str, Any]]:
         """Images or latents with captions, see `training_batches`, and as many class images under `PRIOR`."""
-        captions, loader = self._pipeline.caption_inputs, _loader_config(self._config)
-        own = training_batches(self._examples, captions, loader, step, rows)
+        captions = self._pipeline.caption_inputs
+        own = training_batches(self._examples, captions, self._loader, step, rows)
         if not self._prior:
             return own
-        return _both(own, training_batches(self._prior, captions, loader, step, rows))
+        return _both(own, training_batches(self._prior, captions, self._prior_loader, step, rows))
 
     def example_names(self, step: int) -> list[str]:
         """The names of the images of the update after `step`."""
-        loader, found = _loader_config(self._config), []
-        for examples in (self._examples, self._prior):
-            found += batch_names(examples, loader, step) if examples else []
-        return found
+        own = batch_names(self._examples, self._loader, step)
+        return own + (batch_names(self._prior, self._prior_loader, step) if self._prior else [])
 
     def evaluators(self, mesh: Mesh, workdir: Path) -> Mapping[str, Evaluator]:
         """`samples`: of a LoRA with a row of the model without it."""
@@ -212,11 +226,12 @@ class FinetuneTask(Task):
             return path
         networks = dict(self._pipeline.networks)
         for name in trained.names:
-            whole = trees.flatten(params[name]) | trees.flatten(networks[name].params)
-            networks[name] = dataclasses.replace(networks[name], params=trees.unflatten(whole))
+            whole = trees.flatten(networks[name].params) | trees.flatten(params[name])
+            own = {path: np.asarray(leaf, np.float32) for path, leaf in whole.items()}
+            networks[name] = dataclasses.replace(networks[name], params=trees.unflatten(own))
         pipeline = dataclasses.replace(self._pipeline, networks=networks)
         facts = CardFacts(config.model, (), "", self._training_facts(), trained=trained.labels)
-        plan = self._pipeline.path / PLAN
+        plan = plan_beside(self._pipeline.path)
         extra = {PLAN: read_json(plan)} if plan.is_file() else {}  # so that LoRAs of its teacher can still be converted
         return write_pipeline(workdir / "model", pipeline, config.save_config(), facts, extra)
 
@@ -227,9 +242,10 @@ class FinetuneTask(Task):
     def _training_facts(self) -> dict[str, object]:
         """The settings for the model card."""
         config = self._config
-        kept = ("caption", "steps", "batch_size", "resolution", "flip", "random_crop", "dtype", "seed")
+        kept = ("caption", "only", "steps", "batch_size", "resolution", "flip", "random_crop", "dtype", "seed")
+        kept += ("caption_dropout", "noise_offset", "min_snr_gamma")
         facts: dict[str, object] = {"weights": WEIGHTS[config.save_weights], "images": len(self._examples)}
-        facts |= {key: getattr(config, key) for key in kept if getattr(config, key) != ""}
+        facts |= {key: getattr(config, key) for key in kept if getattr(config, key) not in ("", ())}
         if config.prior.weight:
             facts |= {"class images": len(self._prior)}
             facts |= {f"prior.{key}": getattr(config.prior, key) for key in ("prompt", "weight")}
@@ -258,10 +274,6 @@ def flops_per_image(config: FinetuneConfig, networks: Architectures) -> float:
     size = config.resolution // networks.factor
     forward = sum(stage.full_macs for stage in unet_cost(networks.denoiser, size).values())
     return 2.0 * forward * unet_passes(config) * (2 if config.prior.weight else 1)
-
-
-def _loader_config(config: FinetuneConfig) -> LoaderConfig:
-    return LoaderConfig(**{field.name: getattr(config, field.name) for field in dataclasses.fields(LoaderConfig)})
 
 
 def _log_start(config: FinetuneConfig, inputs: Inputs, pipeline: Pipeline) -> None:
