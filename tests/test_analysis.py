@@ -64,6 +64,7 @@ def keys() -> jax.Array:
     return jax.vmap(lambda i: jax.random.fold_in(jax.random.key(SEED), i))(jnp.arange(COUNT * SIZE))
 
 
+@pytest.mark.slow
 def test_the_gradient_is_that_of_the_mean_over_all_images(
     calibration: Calibration, params: dict[str, Any], keys: jax.Array
 ) -> None:
@@ -90,6 +91,7 @@ def test_gradients_of_half_precision_weights_are_not_rounded(params: dict[str, A
         np.testing.assert_array_equal(leaf, trees.flatten(expected)[path])
 
 
+@pytest.mark.slow
 def test_output_errors_are_those_of_networks_without_the_blocks(
     calibration: Calibration, params: dict[str, Any], keys: jax.Array
 ) -> None:
@@ -112,6 +114,7 @@ def settings(teacher: Path, data: Path | str, **values: Any) -> AnalyseConfig:
     return AnalyseConfig(**given | values)
 
 
+@pytest.mark.slow
 def test_an_analysis_goes_on_with_more_criteria(pico_teacher: Path, photographs: Path, tmp_path: Path) -> None:
     first = analyse(settings(pico_teacher, photographs, criteria=("magnitude",)), tmp_path / "run")
     before = json.loads(first.read_text())
@@ -171,6 +174,7 @@ def test_removals_are_blocks_pairs_the_mid_block_and_skips() -> None:
     assert len(found) == 1 + 18 + 6 + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guidance", [pytest.param(1.0, marks=pytest.mark.slow), 3.0])
 def test_images_without_blocks_are_those_of_a_student_without_them(micro_teacher: Path, guidance: float) -> None:
     teacher = bksdm_jax.load(micro_teacher)

@@ -95,6 +95,7 @@ def test_images_are_those_of_pytorch(student: bksdm_jax.Student, tmp_path: Path)
     assert np.abs(ours.arrays / 255.0 - expected).max() <= 1.5 / 255
 
 
+@pytest.mark.slow
 def test_images_begin_from_others(teacher: bksdm_jax.Pipeline) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (2, 17, 27, 3), np.uint8)
     pillow = [Image.fromarray(array) for array in pixels]

@@ -132,6 +132,7 @@ def small(teacher: Path, *students: Path | str, **values: Any) -> AttributionCon
     return AttributionConfig(teacher=str(teacher), models=tuple(map(str, students)), **given | values)
 
 
+@pytest.mark.slow
 def test_a_teacher_beside_students(pico_teacher: Path, student: Path, tmp_path: Path) -> None:
     config = small(pico_teacher, student, pico_teacher)
     page = attribute(config, tmp_path / "run")

@@ -98,6 +98,7 @@ def test_a_criterion_that_tells_the_truth_has_a_rank_correlation_of_one(study: S
     assert {one["loss_task"]["value"] for one in found["correlations"].values()} == {None}
 
 
+@pytest.mark.slow
 def test_trainings_of_one_student_count_once(study: Study) -> None:
     made, workdir = study
     leave(workdir / "shapes_scored_bk_small_seed_1", (), -100.0)  # on the average of both, the worst by far
@@ -109,6 +110,7 @@ def test_trainings_of_one_student_count_once(study: Study) -> None:
     assert whole["correlations"]["taylor"] == other["correlations"]["taylor"]
 
 
+@pytest.mark.slow
 def test_the_page_is_whole(study: Study) -> None:
     made, workdir = study
     path = write_criteria(made, set(made), workdir)
@@ -162,6 +164,7 @@ def test_only_students_that_were_trained_alike_are_compared(study: Study) -> Non
     }
 
 
+@pytest.mark.slow
 def test_scores_that_change_later_do_not_change_what_was_trained(study: Study) -> None:
     made, workdir = study
     write_criteria(made, set(made), workdir)

@@ -91,6 +91,7 @@ def test_each_skip_is_a_cut_if_something_lies_below_it(generation: str, student:
             deep_cache_calls(UNet(config, cut=cut))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("student", EVERYDAY)
 def test_shallow_calls_cost_less_and_have_the_same_parameters(student: str) -> None:
     _, config, params = model(student)

@@ -47,6 +47,7 @@ def test_bench_times_scores() -> None:
     assert "torch_fidelity" in fail("bench", settings("bench.py:scores_beside", batch_size=1, repeats=1))
 
 
+@pytest.mark.slow
 def test_bench_times_checkpoints() -> None:
     small = {"widths": "(32,32,32,32)", "repeats": 1, "checkpoint_every": 10, "seconds_per_update": 0.5}
     size, save, share, memory = succeed("bench", settings("bench.py:checkpoints,bk_tiny", **small)).splitlines()
@@ -93,6 +94,7 @@ def test_compare_finds_no_difference(pico_teacher: Path, tmp_path: Path) -> None
     assert (tmp_path / "out" / "differences.json").is_file()
 
 
+@pytest.mark.slow
 def test_a_sweep_of_one_run(micro_teacher: Path, photographs: Path, tmp_path: Path) -> None:
     flags = micro_run(micro_teacher, photographs, tmp_path, steps=2)[1:-1]
     shared = tuple(flag.removeprefix("--config.") for flag in flags)

@@ -22,6 +22,7 @@ from bksdm_jax.data.skipping import Skipping
 from bksdm_jax.data.sources import open_examples, square_image
 from bksdm_jax.pipelines.load import load_pipeline
 from bksdm_jax.tasks.finetune import inputs as finetune_inputs
+from bksdm_jax.tasks.finetune import task as task_module
 from bksdm_jax.tasks.finetune.config import AdapterConfig, FinetuneConfig, PriorConfig, require_finetune
 from bksdm_jax.tasks.finetune.images import loaded, loaded_prior
 from bksdm_jax.tasks.finetune.inputs import CLASS_IMAGES, oddities, open_inputs
@@ -177,6 +178,18 @@ def test_dreambooth_trains_both_networks(pico_teacher: Path, instances: Path, tm
 
 
 @pytest.mark.slow
+def test_dreambooth_that_continues_ends_bit_for_bit_alike(pico_teacher: Path, instances: Path, tmp_path: Path) -> None:
+    config = settings(pico_teacher, instances, prior=PRIOR, random_crop=True, flip=True, caption_dropout=0.3)
+    whole = finetune(config, tmp_path / "whole")
+    for steps in (2, 4):
+        again = finetune(dataclasses.replace(config, steps=steps), tmp_path / "run")
+    files = [path.relative_to(whole) for path in whole.rglob("*.safetensors")]
+    assert len(files) == 3
+    for file in files:
+        assert (again / file).read_bytes() == (whole / file).read_bytes()
+
+
+@pytest.mark.slow
 def test_only_some_modules_are_trained(pico_teacher: Path, instances: Path, tmp_path: Path) -> None:
     config = settings(
         pico_teacher, instances, steps=2, only=("attn2.to_k", "attn2.to_v"), text_encoder=False, cache_latents=False
@@ -269,7 +282,7 @@ def test_class_images_have_an_order_and_flips_of_their_own(pico_teacher: Path, i
 
 
 def test_the_next_image_takes_the_place_of_one_that_can_not_be_used(
-    pico_teacher: Path, instances: Path, tmp_path: Path
+    pico_teacher: Path, instances: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = shutil.copytree(instances, tmp_path / "broken")
     (broken / "1.png").write_bytes((broken / "1.png").read_bytes()[:60])
@@ -278,6 +291,10 @@ def test_the_next_image_takes_the_place_of_one_that_can_not_be_used(
     kept = keep_latents(examples, load_pipeline(pico_teacher), KeptConfig(16, False, 1, 0, "float32"), "here")
     assert [one.name for one in kept] == ["0.png", "2.png", "2.png"]
     assert "1.png" in (tmp_path / "skipped.csv").read_text()
+    monkeypatch.setattr(task_module, "train", lambda task, *_, **__: task)
+    task = finetune(config, tmp_path / "run")
+    assert {name for step in range(3) for name in task.example_names(step)} == {"0.png", "2.png"}
+    assert "1.png" in (tmp_path / "run" / "skipped.csv").read_text()
 
 
 @pytest.mark.parametrize(

@@ -256,7 +256,7 @@ def test_a_message_about_sd_1_does_not_speak_of_open_clip(files: dict[str, Path]
         ("v1", "bk_small", "epsilon", None),
         ("v1", "bk_tiny", "v_prediction", torch.bfloat16),
         ("v2", "bk_base", "v_prediction", None),
-        ("v2", "no_mid", "epsilon", torch.float16),
+        pytest.param("v2", "no_mid", "epsilon", torch.float16, marks=pytest.mark.slow),
     ],
 )
 def test_diffusers_loads_a_single_file_with_the_configs_beside_it(

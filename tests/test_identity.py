@@ -56,6 +56,7 @@ def test_whatever_changes_images_changes_the_identity(micro_torch_teacher: Path,
     assert {name for name in before if before[name] != after[name]} == {part}
 
 
+@pytest.mark.slow
 def test_images_of_a_model_that_has_changed_are_not_mixed(micro_torch_teacher: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(micro_torch_teacher, tmp_path / "model")
     config = SampleConfig(model=str(folder), prompt="a cat", steps=1, batch_size=1, guidance_scale=1.0)

@@ -78,6 +78,7 @@ def test_pytorch_draws_the_same_pictures(tmp_path: Path) -> None:
     np.testing.assert_allclose(drawn(FEW, STEPS)[:2], wanted * 255, atol=1.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "steps"), [(FEW, STEPS), pytest.param(40, 12, marks=pytest.mark.slow)])
 def test_teacher_shows_what_it_is_told(count: int, steps: int) -> None:
     scenes = [parse_caption(text) for text in ONE_OBJECT[:count]]

@@ -87,7 +87,7 @@ def killed_at_random(model: Path, prompts: Path, workdir: Path, seed: int) -> in
     return written(workdir)
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [pytest.param(count, marks=pytest.mark.slow) for count in (1, 20)])
 def test_a_killed_run_ends_with_the_files_of_an_undisturbed_one(
     undisturbed: Path, pico_teacher: Path, prompts: Path, tmp_path: Path, kills: int
 ) -> None:

@@ -106,6 +106,7 @@ def test_any_height_and_width_matches_pytorch(
     require_close(ours, torch_output(BY_HAND[student](teacher), values))
 
 
+@pytest.mark.slow
 def test_other_widths_depths_and_heads_match_pytorch() -> None:
     teacher = tiny.randomize(UNet2DConditionModel(**ODD), 5)
     config = unet_from_diffusers(teacher.config)
@@ -147,6 +148,7 @@ def test_features_are_captured_only_on_request(teachers: dict[str, UNet2DConditi
     assert shapes["down_blocks.2.attentions.1.proj_out"] == (2, 2, 2, 64)
 
 
+@pytest.mark.slow
 def test_bfloat16_follows_float32() -> None:
     teacher = tiny.randomize(UNet2DConditionModel(**tiny.MICRO), int(np.random.default_rng().integers(2**31)))
     config = unet_from_diffusers(tiny.MICRO)

@@ -128,9 +128,8 @@ def class_images(config: FinetuneConfig, workdir: Path) -> Sequence[Any]:
 
 def _class_sampling(config: FinetuneConfig) -> SampleConfig:
     prior = config.prior
-    own = {} if prior.model else {"revision": config.revision, "variant": config.variant}
-    own |= {} if prior.model else {"tokenizer": config.tokenizer, "prediction": config.prediction}
-    own |= {} if prior.model else {"lora": config.lora, "allow_unplaced_lora": config.allow_unplaced_lora}
+    of_model = ("revision", "variant", "tokenizer", "prediction", "lora", "allow_unplaced_lora")
+    own: dict[str, Any] = {} if prior.model else {key: getattr(config, key) for key in of_model}
     return SampleConfig(
         model=prior.model or config.model,
         prompt=prior.prompt,

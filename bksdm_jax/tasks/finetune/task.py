@@ -89,15 +89,16 @@ def finetune(config: FinetuneConfig, workdir: Path) -> Path | None:
         pipeline = with_loras(inputs.model.read(), inputs.loras)
         record[_MODEL] = pipeline.identity()
     require_same_parts(workdir, _MODEL, record[_MODEL], "model")
-    inputs = _skipping(config, inputs, workdir / SKIPPED)
-    examples = loaded(config, pipeline, inputs.examples, inputs.data)  # so that what can't be used is told now
-    prior = loaded_prior(config, pipeline, inputs.prior, inputs.prior_data) if inputs.prior else ()
+    inputs, both = _skipping(config, inputs, workdir / SKIPPED), None
+    if not config.skip_unusable:
+        both = _loaded(config, pipeline, inputs)  # so that what can't be used is told now
     if is_first():
         claim(workdir, record)
     barrier("claimed")
     require_shared(workdir)
     note_checked(inputs.examples, config.skip_unusable, workdir)
     _log_start(config, inputs, pipeline)
+    examples, prior = both or _loaded(config, pipeline, inputs)
     if config.prior.weight and not prior:
         prior = loaded_prior(config, pipeline, class_images(config, workdir), workdir / CLASS_IMAGES)
     task = FinetuneTask(config, inputs.trained, pipeline, examples, prior)
@@ -113,14 +114,19 @@ def finetune_again(config: FinetuneConfig) -> str:
     """
     inputs = _skipping(config, open_inputs(config))
     pipeline = with_loras(inputs.model.read(), inputs.loras)
-    examples, found, where = loaded(config, pipeline, inputs.examples, inputs.data), inputs.prior, inputs.prior_data
-    if config.prior.weight and not found:
+    examples, prior = _loaded(config, pipeline, inputs)
+    if config.prior.weight and not prior:
         where = local_path("replay", config.replay).absolute().parent.parent / CLASS_IMAGES
         if not (where / "metadata.csv").is_file():
             raise InputError(f"replay: {config.replay}: not a folder not_finite/STEP of a run, which has {where}")
-        found = class_images(config, where.parent)
-    prior = loaded_prior(config, pipeline, found, where) if found else ()
+        prior = loaded_prior(config, pipeline, class_images(config, where.parent), where)
     return train_again(FinetuneTask(config, inputs.trained, pipeline, examples, prior), config)
+
+
+def _loaded(config: FinetuneConfig, pipeline: Pipeline, inputs: Inputs) -> tuple[Sequence[Any], Sequence[Any]]:
+    """The images, and the class images as far as they exist."""
+    prior = loaded_prior(config, pipeline, inputs.prior, inputs.prior_data) if inputs.prior else ()
+    return loaded(config, pipeline, inputs.examples, inputs.data), prior
 
 
 def _skipping(config: FinetuneConfig, inputs: Inputs, path: Path | None = None) -> Inputs:
