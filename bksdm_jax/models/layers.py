@@ -4,13 +4,14 @@ Arrays are [B, H, W, C]; parameter names are those of Diffusers' Flax checkpoint
 """
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+
+from bksdm_jax.models.convolution import convolve, rows_product
 
 
 class GroupNorm(nn.Module):
@@ -54,51 +55,10 @@ class LayerNorm(nn.LayerNorm):
         return super().__call__(x.astype(self.dtype)).astype(self.result)
 
 
-def rows_product(lhs: jax.Array, rhs: jax.Array, *_: Any, **options: Any) -> jax.Array:
-    """[..., K] times [K, N] -> [..., N], as `lax.dot_general` with the leading dimensions flattened to one.
-
-    With several leading dimensions, XLA's CPU backend copies a transposed operand for the gradient of `rhs`, which
-    takes longer than the product: both gradients of [32, 64, 64] x [64, 512] took 2.6 times as long (two cores).
-    Dimension numbers are ignored, since they are always these; `options` are the other arguments of `lax.dot_general`.
-    """
-    rows = jax.lax.dot_general(lhs.reshape(-1, lhs.shape[-1]), rhs, (((1,), (0,)), ((), ())), **options)
-    return rows.reshape(*lhs.shape[:-1], rhs.shape[-1])
-
-
 class Dense(nn.Dense):
     """A linear layer over the last dimension, computed by `rows_product`."""
 
     dot_general: Any = rows_product
-
-
-_SMALL_MAP = 16 * 16  # up to this many pixels a CPU convolves faster by a matrix product
-
-
-def convolve(lhs: jax.Array, rhs: jax.Array, strides: Sequence[int], padding: Any, **options: Any) -> jax.Array:
-    """`lax.conv_general_dilated` in NHWC; on CPUs small maps are convolved by one matrix product over patches (im2col).
-
-    On maps of 2x2 to 8x8 pixels XLA's CPU convolution and its gradients reach 6 to 60 GFLOP/s, the product 50 to 90
-    (two cores). `lhs` is [B, H, W, C], `rhs` [h, w, C, D]; `padding` counts pixels before and after, by dimension.
-    """
-
-    def plain(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
-        return jax.lax.conv_general_dilated(lhs, rhs, strides, padding, **options)
-
-    def patches(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
-        x = jnp.pad(lhs, ((0, 0), *padding, (0, 0)))
-        rows, columns = ((x.shape[i + 1] - rhs.shape[i]) // strides[i] + 1 for i in (0, 1))
-        parts = [
-            x[:, i : i + (rows - 1) * strides[0] + 1 : strides[0], j : j + (columns - 1) * strides[1] + 1 : strides[1]]
-            for i in range(rhs.shape[0])
-            for j in range(rhs.shape[1])
-        ]
-        return rows_product(jnp.concatenate(parts, axis=-1), rhs.reshape(-1, rhs.shape[-1]))
-
-    dilated = any(step != 1 for key in ("lhs_dilation", "rhs_dilation") for step in options.get(key) or ())
-    grouped = options.get("feature_group_count", 1) > 1
-    if dilated or grouped or lhs.shape[1] * lhs.shape[2] > _SMALL_MAP:
-        return plain(lhs, rhs)
-    return jax.lax.platform_dependent(lhs, rhs, cpu=patches, default=plain)
 
 
 def conv(

@@ -112,7 +112,7 @@ def _chosen(new: jax.Array, first: Any, second: Any) -> Any:
 
 def _mean_over_micro_batches(micro: Callable[[Any], Any], micro_batches: Any, count: int) -> Any:
     first = jax.tree.map(lambda x: x[0], micro_batches)
-    if count == 1:  # no loop, since XLA's CPU convolutions are ten times slower inside one
+    if count == 1:
         return micro(first)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(micro, first))
     total, _ = jax.lax.scan(lambda sums, part: (jax.tree.map(jnp.add, sums, micro(part)), None), zeros, micro_batches)
