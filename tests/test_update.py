@@ -11,7 +11,15 @@ import pytest
 import torch
 
 from bksdm_jax.training.sharding import batch_to_global, device_put_global, make_mesh
-from bksdm_jax.training.state import OptimizerConfig, TrainState, create_state, ema_decay, learning_rate, make_optimizer
+from bksdm_jax.training.state import (
+    OptimizerConfig,
+    TrainState,
+    create_state,
+    ema_decay,
+    ema_distance,
+    learning_rate,
+    make_optimizer,
+)
 from bksdm_jax.training.train_step import Objective, make_train_step
 
 WIDTH, IMAGES, SEED = 64, 8, 7  # a kernel of WIDTH x WIDTH is just large enough to be split among devices
@@ -144,11 +152,20 @@ def test_without_a_moving_average_the_weights_are_the_same(plain: Any) -> None:
     (_, _), (state, metrics) = run(steps=1, ema=0.0)
     whole, told = plain[1]
     assert state.ema == {}
-    assert set(told) - set(metrics) == {"ema_decay", "ema_distance"}
+    assert set(told) - set(metrics) == {"ema_decay"}
+    assert ema_distance(state) == 0
     for ours, theirs in zip(
         jax.tree.leaves((state.params, state.average)), jax.tree.leaves((whole.params,) * 2), strict=True
     ):
         assert np.array_equal(ours, theirs)
+
+
+def test_the_distance_of_the_moving_average_is_relative_to_the_weights(plain: Any) -> None:
+    state, _ = plain[3]
+    ema, params = (
+        np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree)]) for tree in (state.ema, state.params)
+    )
+    assert float(ema_distance(state)) == pytest.approx(np.linalg.norm(ema - params) / np.linalg.norm(params), rel=1e-5)
 
 
 def test_the_loss_sees_the_moving_average(plain: Any) -> None:

@@ -57,3 +57,11 @@ def ema_decay(done: jax.Array, bound: float) -> jax.Array:
     """The moving average's decay after n = `done` updates: min(bound, (1 + n) / (10 + n)), or 0 for n = 0."""
     n = done.astype(jnp.float32)
     return jnp.where(done == 0, 0.0, jnp.minimum(bound, (1.0 + n) / (10.0 + n)))
+
+
+def ema_distance(state: TrainState) -> jax.Array:
+    """|ema - params| / |params| over all parameters, float32 []; 0 if no moving average is kept."""
+    if not jax.tree.leaves(state.ema):
+        return jnp.zeros(())
+    apart = jax.tree.map(jnp.subtract, state.ema, state.params)
+    return optax.global_norm(apart) / optax.global_norm(state.params)

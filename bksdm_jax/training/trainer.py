@@ -11,6 +11,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
+from bksdm_jax.base.compiling import compile_beside
 from bksdm_jax.base.distributed import barrier, is_first
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.exits import RESTART
@@ -180,7 +181,7 @@ def _train_on(
     with waiting("moving the frozen networks to the devices", QUIET):
         frozen = _device_put_frozen(task, step)
     with waiting("compiling the update"):
-        compiled = step.update.lower(state, frozen, step.batch).compile()
+        compiled, distance = compile_beside(step.update.lower(state, frozen, step.batch), step.distance.lower(state))
     give_back()
     rows = own_rows(mesh, config.batch_size // config.accumulation)
     chip = chip_of(mesh.devices.flat[0].device_kind)
@@ -194,7 +195,7 @@ def _train_on(
         files = workdir_files(workdir) if config.checkpoints else {}
         return {"pending": left, _RATE: config.optimizer.learning_rate, "files": files}
 
-    loop = Loop(task, frozen, compiled, config, rates, workdir, checkpoints, evaluators, facts, mesh)
+    loop = Loop(task, frozen, compiled, distance, config, rates, workdir, checkpoints, evaluators, facts, mesh)
     with closing(task.batches(first, rows)) as batches:
         done, finished = loop.run(state, (batch_to_global(mesh, batch) for batch in batches), pending)
     return done if finished else None
