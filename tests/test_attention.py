@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from bksdm_jax.base.errors import InputError
-from bksdm_jax.models import attention
-from bksdm_jax.models.attention import attend, require_attention
+from bksdm_jax.models import attend as module
+from bksdm_jax.models.attend import attend, require_attention
 from bksdm_jax.training.sharding import make_mesh
 
 # positions of queries and keys, heads, channels; the first two are large enough for `auto` to take chunks
@@ -92,8 +92,8 @@ def test_on_several_tpus_each_runs_the_kernel_for_its_part_of_the_batch(name: st
 
 def test_the_parts_of_several_devices_make_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = tuple(jnp.concatenate([x] * 4) * jnp.arange(1, 9)[:, None, None].astype(x.dtype) for x in drawn(SHAPES[0]))
-    monkeypatch.setattr(attention, "_HALF", (jnp.float32,))
-    monkeypatch.setattr(attention, "_flash_kernel", attention._xla)  # the kernel itself runs on TPUs only
+    monkeypatch.setattr(module, "_HALF", (jnp.float32,))
+    monkeypatch.setattr(module, "_flash_kernel", module._xla)  # the kernel itself runs on TPUs only
 
     def gradients(name: str) -> tuple[jax.Array, ...]:
         program = jax.jit(jax.grad(lambda *x: jnp.square(attend(*x, heads=2, implementation=name)).sum(), (0, 1, 2)))
@@ -113,7 +113,7 @@ def test_a_gpu_gets_cudnn_where_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
         return query
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", noted)
-    monkeypatch.setattr(attention, "_has_cudnn", lambda: True)
+    monkeypatch.setattr(module, "_has_cudnn", lambda: True)
     for keys, channels, dtype in ((16, 64, jnp.bfloat16), (16, 64, jnp.float32), (16, 160, jnp.bfloat16)):
         attend(*drawn((16, keys, 1, channels), dtype), heads=1)
     attend(*drawn((16, 77, 1, 64), jnp.bfloat16), heads=1)

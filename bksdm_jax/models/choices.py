@@ -3,7 +3,7 @@
 from bksdm_jax.base.errors import known_name
 
 ATTENTION = ("auto", "xla", "chunked", "cudnn", "flash")
-"""Keys of `attention.IMPLEMENTATIONS`."""
+"""Keys of `attend.IMPLEMENTATIONS`."""
 
 _KINDS = ("resnet", "attention", "downsampler", "upsampler")
 REMAT: dict[str, dict[str, str]] = {
