@@ -2,7 +2,7 @@
 
 from bksdm_jax.base.errors import known_name
 
-ATTENTION = ("auto", "xla", "chunked", "cudnn", "flash")
+ATTENTION = ("auto", "xla", "chunked", "cudnn", "cudnn_padded", "flash", "splash")
 """Keys of `attend.IMPLEMENTATIONS`."""
 
 _KINDS = ("resnet", "attention", "downsampler", "upsampler")
