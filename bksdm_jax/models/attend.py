@@ -115,7 +115,8 @@ def _cudnn(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
 def _cudnn_padded(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     """`cudnn`, and an odd number of keys, such as a text's 77, is made even by one that has no weight.
 
-    Not what `auto` takes: cuDNN's kernel with a length of its own for each image hasn't been run yet.
+    Compiled for an H200, a layer with self- and cross-attention (4096 positions, 320 channels, 64 images, forward and
+    backward) accesses 33.4 GB with it, 43.2 with `cudnn`. Not what `auto` takes, since it hasn't been run yet.
     """
     if key.shape[1] % 2 == 0 or not _fits_cudnn(query, key.shape[1] + 1):
         return _cudnn(query, key, value)
