@@ -1,13 +1,18 @@
 """Every implementation of attention computes the same, and so do its gradients."""
 
+import functools
+import itertools
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.cudnn import fused_attention_stablehlo
 
 from bksdm_jax.base.errors import InputError
-from bksdm_jax.models import attention
-from bksdm_jax.models.attention import attend, require_attention
+from bksdm_jax.models import attend as module
+from bksdm_jax.models.attend import attend, require_attention
 from bksdm_jax.training.sharding import make_mesh
 
 # positions of queries and keys, heads, channels; the first two are large enough for `auto` to take chunks
@@ -71,15 +76,49 @@ def test_half_precision_follows_float32() -> None:
         assert np.abs(np.asarray(out, np.float32) - exact).max() < 0.02 * np.abs(exact).max()
 
 
-def test_a_tpu_gets_the_flash_kernel() -> None:
+@pytest.mark.parametrize(
+    ("name", "width", "kernel"),
+    [
+        ("auto", 40, "splash"),
+        ("auto", 160, "splash"),
+        ("splash", 40, "splash"),
+        ("flash", 40, "flash"),
+        ("flash", 160, None),
+        ("chunked", 40, None),
+    ],
+)
+def test_a_tpu_gets_its_kernel(name: str, width: int, kernel: str | None) -> None:
     """Lowered for a TPU on any machine: the kernel is a custom call there."""
-    shapes = [jax.ShapeDtypeStruct((1, 1024, 160), jnp.bfloat16)] * 3
-    for name, count in (("auto", 1), ("flash", 1), ("chunked", 0)):
-        traced = jax.jit(lambda *inputs, name=name: attend(*inputs, heads=4, implementation=name)).trace(*shapes)
-        assert traced.lower(lowering_platforms=("tpu",)).as_text().count("tpu_custom_call") == count
+    shapes = [jax.ShapeDtypeStruct((1, 1024, 2 * width), jnp.bfloat16)] * 3
+    traced = jax.jit(lambda *inputs: attend(*inputs, heads=2, implementation=name)).trace(*shapes)
+    calls = [line for line in traced.lower(lowering_platforms=("tpu",)).as_text().splitlines() if "tpu_custom_" in line]
+    assert len(calls) == (kernel is not None)
+    assert all(("splash" in call) == (kernel == "splash") for call in calls)
 
 
-@pytest.mark.parametrize("name", ["auto", "flash"])
+@pytest.mark.parametrize("shape", [(128, 256, 2, 40), (640, 1152, 1, 160)], ids=str)
+def test_the_splash_kernel_computes_attention(shape: tuple[int, int, int, int]) -> None:
+    """The kernel that TPUs run, interpreted; 640 queries are five blocks, 1152 keys three."""
+    queries, keys, heads, width = shape
+    inputs = tuple(x.reshape(*x.shape[:2], heads, width) for x in drawn((queries, keys, heads, heads * width)))
+    weights = jnp.asarray(np.random.default_rng().standard_normal(inputs[0].shape, np.float32))
+
+    def program(attention: Callable[..., jax.Array]) -> Callable[..., tuple[tuple[jax.Array, ...], jax.Array]]:
+        def loss(*inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
+            with jax.numpy_dtype_promotion("standard"):
+                out = attention(*inputs)
+            return (out * weights).sum(), out
+
+        return jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))
+
+    kernel = functools.partial(module._splash_kernel, interpret=True)
+    for ours, theirs in zip(
+        *map(jax.tree.leaves, (program(kernel)(*inputs), program(module._xla)(*inputs))), strict=True
+    ):
+        assert np.abs(ours - theirs).max() <= 1e-5 * np.abs(theirs).max()
+
+
+@pytest.mark.parametrize("name", ["auto", "flash", "splash"])
 def test_on_several_tpus_each_runs_the_kernel_for_its_part_of_the_batch(name: str) -> None:
     with jax.set_mesh(make_mesh(2, jax.devices()[:4])):
         for batch, count in ((8, 1), (6, 0)):  # six images don't divide by four devices
@@ -90,42 +129,115 @@ def test_on_several_tpus_each_runs_the_kernel_for_its_part_of_the_batch(name: st
             assert text.count("tensor<2x4x1024x40xbf16>") >= count  # two images each
 
 
-def test_the_parts_of_several_devices_make_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def gradients(inputs: tuple[jax.Array, ...], name: str) -> tuple[jax.Array, ...]:
+    program = jax.jit(jax.grad(lambda *x: jnp.square(attend(*x, heads=2, implementation=name)).sum(), (0, 1, 2)))
+    return program(*inputs)
+
+
+@pytest.mark.parametrize("name", ["flash", "splash"])
+def test_the_parts_of_several_devices_make_the_whole(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = tuple(jnp.concatenate([x] * 4) * jnp.arange(1, 9)[:, None, None].astype(x.dtype) for x in drawn(SHAPES[0]))
-    monkeypatch.setattr(attention, "_HALF", (jnp.float32,))
-    monkeypatch.setattr(attention, "_flash_kernel", attention._xla)  # the kernel itself runs on TPUs only
-
-    def gradients(name: str) -> tuple[jax.Array, ...]:
-        program = jax.jit(jax.grad(lambda *x: jnp.square(attend(*x, heads=2, implementation=name)).sum(), (0, 1, 2)))
-        return program(*inputs)
-
-    expected = gradients("xla")
+    monkeypatch.setattr(module, "_HALF", (jnp.float32,))
+    monkeypatch.setattr(module, f"_{name}_kernel", module._xla)  # the kernel itself runs on TPUs only
+    expected = gradients(inputs, "xla")
     with jax.set_mesh(make_mesh(2)):
-        for ours, theirs in zip(gradients("flash"), expected, strict=True):
+        for ours, theirs in zip(gradients(inputs, name), expected, strict=True):
             assert np.abs(ours - theirs).max() <= 2e-5 * np.abs(theirs).max()
 
 
-def test_a_gpu_gets_cudnn_where_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+@pytest.mark.parametrize("devices", [1, 8])
+def test_a_key_that_pads_has_no_weight(devices: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, exact = [], jax.nn.dot_product_attention
+    inputs = tuple(
+        jnp.concatenate([x] * 4) * jnp.arange(1, 9)[:, None, None].astype(x.dtype) for x in drawn((16, 77, 2, 16))
+    )
+    expected = gradients(inputs, "xla")
 
-    def noted(query: jax.Array, key: jax.Array, value: jax.Array, implementation: str) -> jax.Array:
-        asked.append((implementation, query.shape[-1], key.shape[1], str(query.dtype)))
-        return query
+    def masked(*operands: jax.Array, implementation: str, **options: jax.Array) -> jax.Array:
+        """cuDNN's, by XLA."""
+        asked.append((implementation, *(x.shape[:2] for x in operands)))
+        return exact(*operands, implementation="xla", **options)
 
-    monkeypatch.setattr(jax.nn, "dot_product_attention", noted)
-    monkeypatch.setattr(attention, "_has_cudnn", lambda: True)
-    for keys, channels, dtype in ((16, 64, jnp.bfloat16), (16, 64, jnp.float32), (16, 160, jnp.bfloat16)):
-        attend(*drawn((16, keys, 1, channels), dtype), heads=1)
-    attend(*drawn((16, 77, 1, 64), jnp.bfloat16), heads=1)
-    assert asked == [
-        ("cudnn", 64, 16, "bfloat16"),
-        ("xla", 64, 16, "float32"),
-        ("xla", 160, 16, "bfloat16"),
-        ("xla", 64, 77, "bfloat16"),
-    ]
+    monkeypatch.setattr(jax.nn, "dot_product_attention", masked)
+    monkeypatch.setattr(module, "_HALF", (jnp.float32,))
+    with jax.set_mesh(make_mesh(1, jax.devices()[:devices])):
+        for ours, theirs in zip(gradients(inputs, "cudnn_padded"), expected, strict=True):
+            assert np.abs(ours - theirs).max() <= 2e-5 * np.abs(theirs).max()
+    each = 8 // devices
+    assert asked == [("cudnn", (each, 16), (each, 78), (each, 78))]
 
 
-@pytest.mark.parametrize(("name", "device"), [("cudnn", "NVIDIA"), ("flash", "TPU")])
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[tuple[int, int]], None]:
+    """Makes this machine an NVIDIA GPU of a compute capability, as far as tracing and lowering go."""
+
+    def become(capability: tuple[int, int]) -> None:
+        monkeypatch.setattr(module, "_compute_capability", lambda: capability)
+        monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
+        monkeypatch.setattr(
+            fused_attention_stablehlo,
+            "check_compute_capability",
+            lambda least: capability >= tuple(map(int, least.split("."))),
+        )
+
+    return become
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (8, 9), (9, 0), (10, 0)], ids=str)
+def test_a_gpu_gets_cudnn_for_exactly_what_it_takes(capability: tuple[int, int], gpu) -> None:
+    gpu(capability)
+
+    def takes(query: jax.ShapeDtypeStruct, key: jax.ShapeDtypeStruct) -> bool:
+        def loss(query: jax.Array, key: jax.Array) -> jax.Array:
+            return jax.nn.dot_product_attention(query, key, key, implementation="cudnn").sum()
+
+        try:
+            jax.eval_shape(jax.grad(loss), query, key)
+        except NotImplementedError:
+            return False
+        return True
+
+    taken = 0
+    for width, queries, keys in itertools.product((4, 8, 40, 60, 128, 136, 160, 256, 264), (15, 16), (77, 78)):
+        for dtype in (jnp.bfloat16, jnp.float32):
+            query, key = (jax.ShapeDtypeStruct((2, n, 1, width), dtype) for n in (queries, keys))
+            assert module._fits_cudnn(query, keys) == takes(query, key), (width, queries, keys, dtype)
+            taken += takes(query, key)
+    assert taken == (6 if capability >= (9, 0) else 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "forward", "backward"),
+    [
+        ("auto", (64, 64, 1, 40), 1, 1),
+        ("cudnn", (64, 64, 1, 40), 1, 1),
+        ("cudnn", (64, 78, 1, 160), 1, 1),
+        ("auto", (64, 77, 1, 40), 0, 0),
+        ("cudnn", (64, 77, 1, 40), 0, 0),
+        ("cudnn", (64, 64, 1, 36), 0, 0),
+        ("cudnn", (64, 64, 1, 264), 0, 0),
+        ("cudnn_padded", (64, 77, 1, 40), 1, 1),
+        ("cudnn_padded", (64, 64, 1, 40), 1, 1),
+        ("cudnn_padded", (81, 77, 1, 40), 0, 0),
+        ("xla", (64, 64, 1, 40), 0, 0),
+    ],
+    ids=str,
+)
+def test_a_gpu_gets_its_kernel(name: str, shape: tuple[int, int, int, int], forward: int, backward: int, gpu) -> None:
+    """Lowered for an NVIDIA GPU on any machine."""
+    gpu((9, 0))
+    queries, keys, heads, channels = shape
+    shapes = [jax.ShapeDtypeStruct((2, n, channels), jnp.bfloat16) for n in (queries, keys, keys)]
+    program = jax.jit(jax.grad(lambda *x: attend(*x, heads=heads, implementation=name).sum(), (0, 1, 2)))
+    with jax.numpy_dtype_promotion("standard"):  # for the gradient of XLA's attention
+        text = program.trace(*shapes).lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("@__cudnn$fmhaSoftmax(") == forward
+    assert text.count("@__cudnn$fmhaSoftmaxBackward(") == backward
+
+
+@pytest.mark.parametrize(
+    ("name", "device"), [("cudnn", "NVIDIA"), ("cudnn_padded", "NVIDIA"), ("flash", "TPU"), ("splash", "TPU")]
+)
 def test_kernels_of_other_devices_are_refused(name: str, device: str) -> None:
     with pytest.raises(InputError, match=f"attention: {name} .*{device}.*bfloat16.*cpu"):
         require_attention(name, jnp.bfloat16)

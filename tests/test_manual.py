@@ -14,7 +14,7 @@ from bksdm_jax.diffusion.choices import SAMPLERS, SCHEDULER
 from bksdm_jax.evaluation.config import SCORING, SampleAndScoreConfig
 from bksdm_jax.metrics.config import MetricsConfig
 from bksdm_jax.metrics.table import METRICS
-from bksdm_jax.models.attention import IMPLEMENTATIONS
+from bksdm_jax.models.attend import IMPLEMENTATIONS
 from bksdm_jax.models.choices import ATTENTION, REMAT
 from bksdm_jax.perf.config import BENCHES, BenchConfig
 from bksdm_jax.pipelines.config import FORMATS

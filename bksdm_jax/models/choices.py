@@ -2,8 +2,8 @@
 
 from bksdm_jax.base.errors import known_name
 
-ATTENTION = ("auto", "xla", "chunked", "cudnn", "flash")
-"""Keys of `attention.IMPLEMENTATIONS`."""
+ATTENTION = ("auto", "xla", "chunked", "cudnn", "cudnn_padded", "flash", "splash")
+"""Keys of `attend.IMPLEMENTATIONS`."""
 
 _KINDS = ("resnet", "attention", "downsampler", "upsampler")
 REMAT: dict[str, dict[str, str]] = {

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from bksdm_jax.models.abstract import parameter_shapes_of
-from bksdm_jax.models.attention import attend
+from bksdm_jax.models.attend import attend
 from bksdm_jax.models.layers import Dense, LayerNorm
 
 ACTIVATIONS = {"quick_gelu": lambda x: x * nn.sigmoid(1.702 * x), "gelu": lambda x: nn.gelu(x, approximate=False)}

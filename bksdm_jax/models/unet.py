@@ -129,7 +129,7 @@ class UNet(nn.Module):
     skip `cut` in the up half, changes little from step to step, so a shallow call takes an earlier full call's and runs
     the blocks before that skip and after it only.
 
-    `attention` is a key of `attention.IMPLEMENTATIONS`, `remat` one of `remat.POLICIES`, `cut` in `cuts(config)`.
+    `attention` is a key of `attend.IMPLEMENTATIONS`, `remat` one of `remat.POLICIES`, `cut` in `cuts(config)`.
     """
 
     config: UNetConfig

@@ -17,7 +17,7 @@ from bksdm_jax.cost.counts import Cost, decoder_cost, layer_costs, text_encoder_
 from bksdm_jax.cost.timing import Timing, arbitrary_weights, time_calls, time_program
 from bksdm_jax.diffusion.noise import image_keys
 from bksdm_jax.formats.unet_json import unet_from_diffusers
-from bksdm_jax.models.attention import require_attention
+from bksdm_jax.models.attend import require_attention
 from bksdm_jax.models.clip import clip_text_parameter_shapes
 from bksdm_jax.models.unet import UNet, deep_cache_calls, parameter_shapes
 from bksdm_jax.models.unet_table import cuts

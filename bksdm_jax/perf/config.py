@@ -38,7 +38,7 @@ class BenchConfig:
         repeats: timed calls.
         checkpoint_every: for `checkpoints`: updates between them.
         seconds_per_update: for `checkpoints`: of the run that is interrupted by them.
-        attention: of the U-Net: auto, xla, chunked, cudnn (NVIDIA) or flash (TPU).
+        attention: of the U-Net: auto, xla, chunked, cudnn or cudnn_padded (NVIDIA), flash or splash (TPU).
         remat: what the update's backward pass recomputes: none, products, attention, blocks or full.
         rank: for `finetune`: of LoRAs; 0: all weights are trained.
     """

@@ -1,7 +1,7 @@
 """What planning needs to know of a distillation."""
 
 from bksdm_jax.base.precision import compute_dtype
-from bksdm_jax.models.attention import require_attention
+from bksdm_jax.models.attend import require_attention
 from bksdm_jax.perf.planned import PlannedRun, empty_caption, name_of, networks_of
 from bksdm_jax.pipelines.pipeline import Architectures
 from bksdm_jax.pruning.block_scores import removed_from

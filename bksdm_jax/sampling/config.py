@@ -50,7 +50,7 @@ class SamplerConfig:
         eta: of DDIM, 0 to 1: 0 is deterministic, 1 has the noise of DDPM.
         seed: image number i starts from noise drawn with `fold_in(key(seed), i)`.
         negative_prompt: what guidance steers away from.
-        attention: of the U-Net: auto, xla, chunked, cudnn (NVIDIA) or flash (TPU).
+        attention: of the U-Net: auto, xla, chunked, cudnn or cudnn_padded (NVIDIA), flash or splash (TPU).
         switch_at: the first steps, this many of those that are made, are a teacher's; 0: none.
         deep_cache: DeepCache's interval, in U-Net calls: 3 runs the whole U-Net every third call; 0 or 1: every call.
         deep_cache_cut: the skip up to which the other calls run it; 0 is `conv_in`'s output.

@@ -14,7 +14,7 @@ from bksdm_jax.diffusion import guidance
 from bksdm_jax.diffusion.noise import as_noise
 from bksdm_jax.diffusion.samplers import sampler_calls, with_options
 from bksdm_jax.diffusion.solver import Calls, PredictWith, run
-from bksdm_jax.models.attention import require_attention
+from bksdm_jax.models.attend import require_attention
 from bksdm_jax.models.tiling import decode_in_slices, decode_in_tiles
 from bksdm_jax.models.unet import UNet, deep_cache_calls
 from bksdm_jax.models.unet_table import cuts

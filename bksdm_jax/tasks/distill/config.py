@@ -127,7 +127,7 @@ class DistillConfig(TrainerConfig, ModelOptions, LoraOptions, InitOptions, SaveO
         workers: processes that read and decode images; 0: use threads.
         caption_dropout: share of images whose caption is replaced by the empty one.
         noise_offset: scale of a normal number per image and channel that is added to the noise; commonly 0.1.
-        attention: of the U-Nets: auto, xla, chunked, cudnn (NVIDIA) or flash (TPU).
+        attention: of the U-Nets: auto, xla, chunked, cudnn or cudnn_padded (NVIDIA), flash or splash (TPU).
         remat: what the backward pass recomputes: none, products, attention, blocks or full.
         topology: TPUs to plan for, such as `v4:2x2x4`; empty: this machine's devices. For `launch.plan` only.
         evaluators: metrics of the images that the moving average makes, such as clip_score; they go to `scores.csv`.

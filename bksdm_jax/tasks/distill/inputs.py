@@ -12,7 +12,7 @@ from bksdm_jax.data.pair_examples import PairExamples
 from bksdm_jax.data.sources import Example, First, data_folder, is_cached, open_examples, splits_of
 from bksdm_jax.data.tables import read_prompts
 from bksdm_jax.metrics.config import FEWEST
-from bksdm_jax.models.attention import require_attention
+from bksdm_jax.models.attend import require_attention
 from bksdm_jax.pipelines.load import Model, find_model
 from bksdm_jax.pipelines.lora import Lora, open_loras
 from bksdm_jax.pipelines.save import wanted_extras

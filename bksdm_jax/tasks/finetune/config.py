@@ -129,7 +129,7 @@ class FinetuneConfig(TrainerConfig, ModelOptions, LoraOptions, SaveOptions, Sour
         noise_offset: scale of a normal number per image and channel that is added to the noise; commonly 0.1.
         min_snr_gamma: above 0, each image's loss is weighed by its noise level (Hang et al. 2023, section 3.4);
             commonly 5.
-        attention: of the U-Net: auto, xla, chunked, cudnn (NVIDIA) or flash (TPU).
+        attention: of the U-Net: auto, xla, chunked, cudnn or cudnn_padded (NVIDIA), flash or splash (TPU).
         remat: what the backward pass recomputes: none, products, attention, blocks or full.
         topology: TPUs to plan for, such as `v4:1x1x1`; empty: this machine's devices. For `launch.plan` only.
     """

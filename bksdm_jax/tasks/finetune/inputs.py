@@ -15,7 +15,7 @@ from bksdm_jax.base.precision import compute_dtype
 from bksdm_jax.data.options import SourceOptions
 from bksdm_jax.data.pair_examples import PairExamples
 from bksdm_jax.data.sources import INFO, data_folder, is_cached, open_examples
-from bksdm_jax.models.attention import require_attention
+from bksdm_jax.models.attend import require_attention
 from bksdm_jax.pipelines.load import Model, find_model
 from bksdm_jax.pipelines.lora import Lora, open_loras
 from bksdm_jax.pipelines.passthrough import NO_EXTRAS
