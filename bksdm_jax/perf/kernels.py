@@ -54,7 +54,6 @@ _FUSED = re.compile(r"calls=%?([\w.\-]+)")
 _OPERAND = re.compile(r"%([\w.\-]+)")
 _SOURCE = re.compile(r'op_name="[^"]*?(\w+)"')
 _ORDER = re.compile(r"\{([\d,]+)")  # of an array's dimensions in memory
-_LEADING = re.compile(r"%?([^\s=]+)")
 
 
 class KernelKinds:
@@ -75,7 +74,7 @@ class KernelKinds:
             operation: the HLO instruction's name, if the trace has it; for a CUDA graph it is that of the graph.
             category: what a TPU's trace says of the instruction.
         """
-        name = _LEADING.match(name)[1] if _LEADING.match(name) else name  # a TPU's is the whole instruction
+        name = name.partition(" = ")[0].lstrip("%")  # a TPU's is the whole instruction
         for key in dict.fromkeys((operation, name)):
             if found := self._found.get(_as_kernel(key)):
                 kind = self._of_instruction(*found)
