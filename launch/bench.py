@@ -57,12 +57,14 @@ torch-fidelity and OpenCLIP one after the other (`make install-oracles`).
 from collections.abc import Callable
 
 from bksdm_jax.perf.beside import comparison, run_beside
-from bksdm_jax.perf.config import BenchConfig, require_bench
+from bksdm_jax.perf.config import BenchConfig, make_trace_folder, require_bench
 from launch.command import run_without_workdir
 
 
 def main(config: BenchConfig) -> None:
     """Runs the benchmark and prints the results."""
+    if config.profile:
+        make_trace_folder(config.profile)  # rather than find out after minutes that it can't be
     # First, as JAX would take the device's memory.
     other = run_beside(config.beside, config.batch_size, config.beside_timeout) if config.beside else None
     report = benchmark(config.what)(config)

@@ -387,6 +387,7 @@ def test_beside_is_parsed_and_compared(monkeypatch: pytest.MonkeyPatch) -> None:
         ("update", {"profile": "gs://bucket/traces"}, ("profile", "gs://bucket/traces", "local")),
         ("update", {"profile": "README.md"}, ("profile", "README.md", "a file")),
         ("update", {"profile": "configs"}, ("profile", "configs", "new folder")),
+        ("update", {"profile": "/proc/no/such", "beside": "no_such_program"}, ("profile", "/proc/no", "can't be made")),
         ("update", {"beside": "python 'x.py"}, ("beside", "python 'x.py", "quotation")),
         ("update", {"beside": " "}, ("beside", "' '", "command line")),
         ("update", {"beside_timeout": 0}, ("beside_timeout", "0", "at least 1")),

@@ -1,6 +1,7 @@
 """The settings of `launch.bench` and `launch.cost`; nothing here imports JAX."""
 
 import dataclasses
+import os
 import shlex
 from pathlib import Path
 
@@ -113,6 +114,18 @@ def require_trace_folder(name: str) -> Path:
     if others and others != ["plugins"]:
         other = next(name for name in others if name != "plugins")
         raise InputError(f"profile: {folder} holds {shown(other)}; expected a new folder, or one of earlier traces")
+    return folder
+
+
+def make_trace_folder(name: str) -> Path:
+    """Makes the folder of `require_trace_folder`; raises `InputError` if it can't be written."""
+    folder = require_trace_folder(name)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"profile: {folder} can't be made ({in_short(error)})") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"profile: {folder} can't be written; choose another folder")
     return folder
 
 

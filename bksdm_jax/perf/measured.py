@@ -7,7 +7,7 @@ import jax
 from bksdm_jax.cost.chips import chip_of, peak_flops
 from bksdm_jax.cost.counts import Cost
 from bksdm_jax.cost.timing import Program, Timing
-from bksdm_jax.perf.config import BenchConfig, require_trace_folder
+from bksdm_jax.perf.config import BenchConfig, make_trace_folder
 from bksdm_jax.perf.profile import profile
 
 _COLUMNS = "{:<21}{:>11}{:>13}{:>13}{:>11}{:>10}{:>10}{:>13}"
@@ -55,6 +55,6 @@ def row(name: str, timing: Timing, config: BenchConfig, each: Cost) -> str:
 def report(lines: list[str], program: Program, timing: Timing, config: BenchConfig) -> Report:
     """The report on `program`, whose row is among the lines; with `config.profile`, traces it too."""
     if config.profile:
-        folder = require_trace_folder(config.profile)
+        folder = make_trace_folder(config.profile)
         lines = [*lines, *profile(program.name, program.call, program.text(), folder)]
     return Report(tuple(lines), config.batch_size / timing.pipelined, config.batch_size / timing.median)
