@@ -4,6 +4,7 @@
   python -m launch.bench --config=configs/bench.py:v1 --config.cut=1  # with a call that reuses a deep feature
   python -m launch.bench --config=configs/bench.py:update,small,bk_base
   python -m launch.bench --config=configs/bench.py:finetune,lora,small,bk_base
+  python -m launch.bench --config=configs/bench.py:update,small,bk_base --config.profile=runs/trace  # kernels by kind
   python -m launch.bench --config=configs/bench.py:deep_cache --config.model=MODEL  # time saved, and distance of images
 
 At full size this takes minutes on a CPU (`--config.steps=0` times only the U-Net call), less on an accelerator.

@@ -15,7 +15,6 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from bksdm_jax.base import trees
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.cost.counts import Cost, decoder_cost, image_cost, layer_costs, text_encoder_cost
-from bksdm_jax.cost.timing import Timing
 from bksdm_jax.diffusion.schedule import ScheduleConfig
 from bksdm_jax.formats.clip_json import clip_text_from_transformers, clip_text_to_transformers
 from bksdm_jax.formats.unet_json import unet_from_diffusers
@@ -82,10 +81,10 @@ def test_the_full_count_of_a_student_is_smaller() -> None:
 def test_the_report_lists_every_model(micro_teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = {"text encoder": 0.001, "decoder": 0.002, "U-Net of teacher": 0.01, "U-Net of mid_block": 0.005}
 
-    def timed(what: str, program: Callable[..., Any], *inputs: Any, repeats: int) -> Timing:
+    def timed(what: str, program: Callable[..., Any], *inputs: Any, repeats: int) -> float:
         """What `time_program` is given runs; how long it takes is known here."""
         assert jax.eval_shape(program, *inputs).shape[0] == 1
-        return Timing(0.0, seconds[what])
+        return seconds[what]
 
     monkeypatch.setattr("bksdm_jax.perf.cost_report.time_program", timed)
     report = cost_report(CostConfig(pipeline=str(micro_teacher), students="mid_block", latency=True))
@@ -122,7 +121,7 @@ def test_bench_prints_rates(monkeypatch: pytest.MonkeyPatch) -> None:
     }
     small = Architectures(configs, ScheduleConfig())
     monkeypatch.setattr("bksdm_jax.perf.bench.stable_diffusion", lambda generation: small)
-    table = bench(BenchConfig(student="mid_block", batch_size=2, resolution=16, steps=2, repeats=1, cut=1)).splitlines()
+    table = bench(BenchConfig(student="mid_block", batch_size=2, resolution=16, steps=2, repeats=1, cut=1)).lines
     assert table[0].startswith("mid_block of SD v1, batch 2, float32, 16x16 pixels, on cpu")
     assert [line.split("  ")[0] for line in table[2:]] == ["U-Net call", "shallow call, cut 1", "image, 2 steps"]
     assert all(line.endswith("-") for line in table[2:])  # no peak is known
@@ -144,7 +143,7 @@ def test_bench_prints_what_deep_cache_saves(micro_torch_teacher: Path, monkeypat
 @pytest.mark.slow
 def test_bench_times_an_update() -> None:
     config = BenchConfig("update", student="bk_base", widths=(32, 64, 128, 128), batch_size=2, resolution=64, repeats=2)
-    table = bench_update(config).splitlines()
+    table = bench_update(config).lines
     assert table[0].startswith("bk_base of SD v1, widths 32-64-128-128, batch 2, float32, 64x64 pixels, on cpu")
     assert len(table) == 3
     assert table[2].startswith("update")

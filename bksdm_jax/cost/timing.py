@@ -15,40 +15,91 @@ from bksdm_jax.base.progress import QUIET, Progress, waiting
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """Seconds of compilation, and median seconds of a call."""
+    """What a compiled program takes.
+
+    Attributes:
+        compiling: seconds.
+        median: seconds of a call, each waited for before the next.
+        pipelined: seconds per call when all are issued before the first is waited for, as a training loop does. On a
+            GPU or TPU the host's work for the next call then hides behind the current one; on CPUs it hardly differs.
+        memory: bytes of the device at their peak since this process began, earlier programs included; None: the device
+            doesn't tell.
+    """
 
     compiling: float
     median: float
+    pipelined: float
+    memory: int | None = None
 
 
-def time_program(what: str, program: Callable[..., Any], *inputs: Any, repeats: int) -> Timing:
-    """Times a function of pytrees like `time_calls`, with its inputs already on the device."""
-    inputs = jax.block_until_ready(jax.device_put(inputs))
-    return time_calls(what, lambda: functools.partial(jax.jit(program).lower(*inputs).compile(), *inputs), repeats)
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A compiled program with its inputs.
 
-
-def time_calls(what: str, build: Callable[[], Callable[[], Any]], repeats: int) -> Timing:
-    """Times a compiled function: one call to warm up, then `repeats` calls.
-
-    Args:
-        what: its name, for progress.
-        build: compiles and returns a function without arguments that returns a pytree of arrays.
-        repeats: at least 1.
+    Attributes:
+        name: of its calls, for progress.
+        call: issues a call, and returns a pytree of arrays that may not be ready yet.
+        text: returns its optimised HLO.
+        compiling: seconds that compiling took.
     """
+
+    name: str
+    call: Callable[[], Any]
+    text: Callable[[], str]
+    compiling: float
+
+
+def compile_program(name: str, program: Callable[..., Any], *inputs: Any) -> Program:
+    """Compiles a function of pytrees, with its inputs on the device."""
+    inputs = jax.block_until_ready(jax.device_put(inputs))
+
+    def build() -> tuple[Callable[[], Any], Callable[[], str]]:
+        compiled = jax.jit(program).lower(*inputs).compile()
+        return functools.partial(compiled, *inputs), compiled.as_text
+
+    return build_program(name, build)
+
+
+def build_program(name: str, build: Callable[[], tuple[Callable[[], Any], Callable[[], str]]]) -> Program:
+    """The program of which `build` compiles and returns `call` and `text`; shows and measures how long it takes."""
     start = time.perf_counter()
-    with waiting(f"compiling {what}"):
-        call = build()
-    compiling = time.perf_counter() - start
-    with waiting(f"the first of the {what}", QUIET):
-        jax.block_until_ready(call())
+    with waiting(f"compiling {name}"):
+        call, text = build()
+    return Program(name, call, text, time.perf_counter() - start)
+
+
+def time_program(name: str, program: Callable[..., Any], *inputs: Any, repeats: int) -> float:
+    """Compiles a function of pytrees; the median seconds of `repeats` calls, one by one."""
+    return _one_by_one(compile_program(name, program, *inputs), repeats)
+
+
+def time_calls(program: Program, repeats: int) -> Timing:
+    """Times a compiled program: one call to warm up, `repeats` (at least 1) one by one, and as many pipelined."""
+    median = _one_by_one(program, repeats)
+    with waiting(f"{program.name}, pipelined", QUIET):
+        start = time.perf_counter()
+        jax.block_until_ready([program.call() for _ in range(repeats)])
+        pipelined = (time.perf_counter() - start) / repeats
+    return Timing(program.compiling, median, pipelined, peak_memory())
+
+
+def _one_by_one(program: Program, repeats: int) -> float:
+    """The median seconds of a call, after one to warm up."""
+    with waiting(f"the first of the {program.name}", QUIET):
+        jax.block_until_ready(program.call())
     seconds = []
-    with Progress(what, repeats) as progress:
+    with Progress(program.name, repeats) as progress:
         for _ in range(repeats):
             start = time.perf_counter()
-            jax.block_until_ready(call())
+            jax.block_until_ready(program.call())
             seconds.append(time.perf_counter() - start)
             progress.advance()
-    return Timing(compiling, statistics.median(seconds))
+    return statistics.median(seconds)
+
+
+def peak_memory() -> int | None:
+    """Bytes that this process has held at once on its first device; None: the device doesn't tell, as CPUs."""
+    return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
 
 
 @waiting("making weights", QUIET)

@@ -1,7 +1,7 @@
 """Times a U-Net call, a guided image and a distillation update on one device, with arbitrary weights."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -12,9 +12,8 @@ from jax.sharding import Mesh
 from bksdm_jax.base.errors import InputError, whole_number
 from bksdm_jax.base.precision import compute_dtype, exact_products
 from bksdm_jax.base.progress import QUIET, waiting
-from bksdm_jax.cost.chips import chip_of, peak_flops
 from bksdm_jax.cost.counts import Cost, decoder_cost, layer_costs, text_encoder_cost, unet_cost
-from bksdm_jax.cost.timing import Timing, arbitrary_weights, time_calls, time_program
+from bksdm_jax.cost.timing import Program, arbitrary_weights, build_program, compile_program, time_calls
 from bksdm_jax.diffusion.noise import image_keys
 from bksdm_jax.formats.unet_json import unet_from_diffusers
 from bksdm_jax.models.attend import require_attention
@@ -23,6 +22,7 @@ from bksdm_jax.models.unet import UNet, deep_cache_calls, parameter_shapes
 from bksdm_jax.models.unet_table import cuts
 from bksdm_jax.models.vae import vae_parameter_shapes
 from bksdm_jax.perf.config import BenchConfig, require_bench
+from bksdm_jax.perf.measured import Report, heading, report, row
 from bksdm_jax.pipelines.generations import TEACHERS
 from bksdm_jax.pipelines.pipeline import Architectures
 from bksdm_jax.pipelines.stable_diffusion import stable_diffusion
@@ -38,8 +38,8 @@ from bksdm_jax.training.state import create_state, make_optimizer
 from bksdm_jax.training.train_step import TrainStep, make_train_step
 
 
-def bench(config: BenchConfig) -> str:
-    """Returns a table: compile time, median, images per second, FLOP/s and share of the device's peak.
+def bench(config: BenchConfig) -> Report:
+    """Reports compile time, time of a call, images per second, FLOP/s, share of the device's peak, and memory.
 
     Raises `InputError` for settings that can't be used.
     """
@@ -66,7 +66,8 @@ def bench(config: BenchConfig) -> str:
     unet = UNet(plan.student, dtype, config.attention)
     lines = heading(config)
     with exact_products(config.dtype):
-        timing = time_program("U-Net calls", unet.apply, {"params": params["unet"]}, *inputs, repeats=config.repeats)
+        program = compile_program("U-Net calls", unet.apply, {"params": params["unet"]}, *inputs)
+        timing = time_calls(program, config.repeats)
         lines.append(row("U-Net call", timing, config, each))
         if config.cut >= 0:
             lines.append(_shallow_row(config, unet.clone(cut=config.cut), params["unet"], inputs))
@@ -75,11 +76,12 @@ def bench(config: BenchConfig) -> str:
             params["text_encoder"] = arbitrary_weights(clip_text_parameter_shapes(text), dtype)
             captions = {"tokens": np.zeros((config.batch_size, text.max_length), np.int32)}
             inputs = captions, {"tokens": captions["tokens"][:1]}, image_keys(0, np.arange(config.batch_size))
-            timing = time_program("images", generate, params, *inputs, repeats=config.repeats)
+            program = compile_program("images", generate, params, *inputs)
+            timing = time_calls(program, config.repeats)
             calls = (config.steps + 1) * (2 if config.guidance_scale > 1 else 1)
             cost = text_encoder_cost(text) + each.times(calls) + decoder_cost(vae, size)
             lines.append(row(f"image, {config.steps} steps", timing, config, cost))
-    return "\n".join(lines)
+        return report(lines, program, timing, config)
 
 
 def _shallow_row(config: BenchConfig, unet: UNet, params: Any, inputs: tuple[Any, ...]) -> str:
@@ -88,12 +90,12 @@ def _shallow_row(config: BenchConfig, unet: UNet, params: Any, inputs: tuple[Any
     deep = np.random.default_rng(1).standard_normal(shape.shape, np.float32).astype(shape.dtype)
     single = jax.tree.map(lambda leaf: leaf[:1], (*inputs, deep))
     cost = sum(layer_costs(unet, *single, method="shallow").values(), Cost())
-    timing = time_program("shallow calls", shallow, params, *inputs, deep, repeats=config.repeats)
+    timing = time_calls(compile_program("shallow calls", shallow, params, *inputs, deep), config.repeats)
     return row(f"shallow call, cut {unet.cut}", timing, config, cost)
 
 
-def bench_update(config: BenchConfig) -> str:
-    """Returns a table as `bench`, for a distillation update from cached latents.
+def bench_update(config: BenchConfig) -> Report:
+    """Reports as `bench`, for a distillation update from cached latents.
 
     The text encoder has no layers, only its embeddings. FLOP/s count the teacher's forward pass and the student's
     forward and backward pass (twice the forward).
@@ -108,14 +110,19 @@ def bench_update(config: BenchConfig) -> str:
     with waiting("preparing the update", QUIET):
         objective = make_objective(problem, config.resolution, (1, config.batch_size), dtype, cached=True)
         step = make_train_step(objective, optimizer, 0, mesh)
-    timing = time_update(step, optimizer, mesh, config)
     with waiting("counting the work", QUIET):
         teacher, student = (sum(unet_cost(unet, size).values(), Cost()) for unet in (plan.teacher, plan.student))
-    return "\n".join([*heading(config), row("update", timing, config, teacher + student.times(3))])
+    return time_update(compile_step(step, optimizer, mesh, config), config, teacher + student.times(3))
 
 
-def time_update(step: TrainStep, optimizer: OptimizerConfig, mesh: Mesh, config: BenchConfig) -> Timing:
-    """Times updates from cached latents, with arbitrary weights; `optimizer` and `mesh` are those of `step`."""
+def time_update(program: Program, config: BenchConfig, each: Cost, notes: Sequence[str] = ()) -> Report:
+    """Times the updates of `compile_step`; `each` is the cost of an image, and `notes` follow the table."""
+    timing = time_calls(program, config.repeats)
+    return report([*heading(config), row("update", timing, config, each), *notes], program, timing, config)
+
+
+def compile_step(step: TrainStep, optimizer: OptimizerConfig, mesh: Mesh, config: BenchConfig) -> Program:
+    """Compiles updates from cached latents, with arbitrary weights; `optimizer` and `mesh` are those of `step`."""
     params = arbitrary_weights(step.state.params, np.dtype(np.float32))
     frozen = jax.device_put(arbitrary_weights(step.frozen, compute_dtype(config.dtype)))
     generator = np.random.default_rng(0)
@@ -124,7 +131,7 @@ def time_update(step: TrainStep, optimizer: OptimizerConfig, mesh: Mesh, config:
     batch = jax.device_put({"moments": moments.view(np.uint16), "captions": captions})
     state = jax.device_put(create_state(params, make_optimizer(optimizer), optimizer.ema_decay > 0))
 
-    def build() -> Callable[[], Any]:
+    def build() -> tuple[Callable[[], Any], Callable[[], str]]:
         compiled = step.update.lower(state, frozen, batch).compile()
 
         def call() -> Any:
@@ -132,10 +139,10 @@ def time_update(step: TrainStep, optimizer: OptimizerConfig, mesh: Mesh, config:
             state, metrics = compiled(state, frozen, batch)  # donates the old state's memory
             return metrics
 
-        return call
+        return call, compiled.as_text
 
     with exact_products(config.dtype), jax.set_mesh(mesh):
-        return time_calls("updates", build, config.repeats)
+        return build_program("updates", build)
 
 
 @waiting("preparing the networks", QUIET)
@@ -152,30 +159,3 @@ def bench_networks(config: BenchConfig) -> tuple[Architectures, RemovalPlan]:
         models = models.with_denoiser(unet_from_diffusers(facts))
     require_resolution(config.resolution, models)
     return models, plan_removal(models.denoiser, removed_blocks(config.student))
-
-
-def heading(config: BenchConfig) -> list[str]:
-    """What is timed, and the columns of `row`."""
-    widths = f", widths {'-'.join(map(str, config.widths))}" if config.widths else ""
-    return [
-        f"{config.student} of SD {config.generation}{widths}, batch {config.batch_size}, {config.dtype}, "
-        f"{config.resolution}x{config.resolution} pixels, on {jax.devices()[0].device_kind}",
-        _COLUMNS.format("", "compiling", "median", "images/s", "TFLOP/s", "of peak"),
-    ]
-
-
-_COLUMNS = "{:<21}{:>12}{:>12}{:>12}{:>12}{:>10}"
-
-
-def row(name: str, timing: Timing, config: BenchConfig, each: Cost) -> str:
-    """A line of the table; `each` is the cost of an image."""
-    rate = 2 * each.full_macs * config.batch_size / timing.median
-    peak = peak_flops(chip_of(jax.devices()[0].device_kind), config.dtype)
-    cells = (
-        f"{timing.compiling:.1f} s",
-        f"{timing.median * 1e3:,.1f} ms",
-        f"{config.batch_size / timing.median:.3g}",
-        f"{rate / 1e12:.3g}",
-        f"{rate / peak:.1%}" if peak else "-",
-    )
-    return _COLUMNS.format(name, *cells)

@@ -1,9 +1,13 @@
 """The settings of `launch.bench` and `launch.cost`; nothing here imports JAX."""
 
 import dataclasses
+import os
+import shlex
+from pathlib import Path
 
 from bksdm_jax.base.choices import require_dtype
-from bksdm_jax.base.errors import InputError, known_name, whole_number
+from bksdm_jax.base.errors import InputError, in_short, known_name, shown, whole_number
+from bksdm_jax.base.paths import local_path
 from bksdm_jax.models.choices import require_attention_name, require_remat
 from bksdm_jax.pipelines.generations import TEACHERS
 from bksdm_jax.pipelines.source import ModelOptions
@@ -11,6 +15,9 @@ from bksdm_jax.pruning.removal import removed_blocks
 
 BENCHES = ("unet", "update", "finetune", "data", "deep_cache", "checkpoints", "scores", "scores_beside")
 """Names of benchmarks."""
+MEASURED = ("unet", "update", "finetune")
+"""Those that time compiled programs, with their rates."""
+_LEAST = {"batch_size": 1, "resolution": 8, "steps": 0, "repeats": 1, "cut": -1, "rank": 0, "beside_timeout": 1}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,12 +42,18 @@ class BenchConfig:
         cut: of a U-Net call with a cached deep feature (`UNet.shallow`), which is timed too; -1: none, or 1 for
             `deep_cache`.
         model: for `deep_cache`: pipeline folder, single file, hub id, or `shapes_teacher`.
-        repeats: timed calls.
+        repeats: timed calls; once one by one, and once pipelined, each issued without waiting for the former.
         checkpoint_every: for `checkpoints`: updates between them.
         seconds_per_update: for `checkpoints`: of the run that is interrupted by them.
         attention: of the U-Net: auto, xla, chunked, cudnn or cudnn_padded (NVIDIA), flash or splash (TPU).
         remat: what the update's backward pass recomputes: none, products, attention, blocks or full.
         rank: for `finetune`: of LoRAs; 0: all weights are trained.
+        profile: for `unet` (the image or, with 0 steps, the call), `update` and `finetune`: a folder for a trace of a
+            few more calls, which is kept for TensorBoard or Perfetto; prints the time of their kernels by kind. Empty:
+            none.
+        beside: for the same: another program's command line, which runs first and to its end; the last line of JSON
+            that it prints has to give `images_per_s`, or `median_s` of a batch. Empty: none.
+        beside_timeout: seconds that it may take.
     """
 
     what: str = "unet"
@@ -60,6 +73,9 @@ class BenchConfig:
     attention: str = "auto"
     remat: str = "none"
     rank: int = 0
+    profile: str = ""
+    beside: str = ""
+    beside_timeout: int = 3600
 
 
 def require_bench(config: BenchConfig) -> None:
@@ -70,10 +86,58 @@ def require_bench(config: BenchConfig) -> None:
     require_dtype(config.dtype)
     require_attention_name(config.attention)
     require_remat(config.remat)
-    for key, least in (("batch_size", 1), ("resolution", 8), ("steps", 0), ("repeats", 1), ("cut", -1), ("rank", 0)):
+    for key, least in _LEAST.items():
         whole_number("config", key, getattr(config, key), least)
     if config.rank and config.what != "finetune":
         raise InputError(f"rank: {config.rank}, but what is {config.what}; only finetune has LoRAs")
+    for key in ("profile", "beside"):
+        if getattr(config, key) and config.what not in MEASURED:
+            known = ", ".join(MEASURED)
+            raise InputError(f"{key}: {shown(getattr(config, key))}, but what is {config.what}; only for {known}")
+    if config.profile:
+        require_trace_folder(config.profile)
+    if config.beside:
+        split_command(config.beside)
+
+
+def require_trace_folder(name: str) -> Path:
+    """The folder for a trace; raises `InputError` unless it is missing, empty, or holds nothing but JAX's traces."""
+    if "://" in name:
+        raise InputError(f"profile: {name!r}; expected a local or mounted folder")
+    folder = local_path("profile", name)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"profile: {folder} is a file; expected a folder")
+    try:
+        others = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    except OSError as error:
+        raise InputError(f"profile: {folder} can't be read ({in_short(error)})") from error
+    if others and others != ["plugins"]:
+        other = next(name for name in others if name != "plugins")
+        raise InputError(f"profile: {folder} holds {shown(other)}; expected a new folder, or one of earlier traces")
+    return folder
+
+
+def make_trace_folder(name: str) -> Path:
+    """Makes the folder of `require_trace_folder`; raises `InputError` if it can't be written."""
+    folder = require_trace_folder(name)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"profile: {folder} can't be made ({in_short(error)})") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"profile: {folder} can't be written; choose another folder")
+    return folder
+
+
+def split_command(command: str) -> list[str]:
+    """The arguments of a command line; raises `InputError` if there are none or a quotation isn't closed."""
+    try:
+        arguments = shlex.split(command)
+    except ValueError as error:
+        raise InputError(f"beside: {shown(command)} is no command line ({in_short(error)})") from error
+    if not arguments:
+        raise InputError(f"beside: {shown(command)}; expected a command line")
+    return arguments
 
 
 @dataclasses.dataclass(frozen=True)

@@ -79,7 +79,7 @@ def _latencies(models: Mapping[str, Architectures], size: int, config: CostConfi
 
     def milliseconds(what: str, module: object, shapes: object, *inputs: Any, **options: str) -> float:
         program, weights = functools.partial(module.apply, **options), {"params": arbitrary_weights(shapes, dtype)}
-        return time_program(what, program, weights, *inputs, repeats=config.repeats).median * 1e3
+        return time_program(what, program, weights, *inputs, repeats=config.repeats) * 1e3
 
     with exact_products(config.dtype):
         encoding = milliseconds("text encoder", CLIPTextEncoder(text, dtype), clip_text_parameter_shapes(text), tokens)

@@ -6,10 +6,11 @@ import jax
 
 from bksdm_jax.base.progress import QUIET, waiting
 from bksdm_jax.cost.counts import Cost, text_encoder_cost, unet_cost
-from bksdm_jax.perf.bench import bench_networks, heading, row, time_update
+from bksdm_jax.perf.bench import bench_networks, compile_step, time_update
 from bksdm_jax.perf.compiled_step import argument_bytes, planned_step
 from bksdm_jax.perf.config import BenchConfig
 from bksdm_jax.perf.finetuning import finetuning
+from bksdm_jax.perf.measured import Report
 from bksdm_jax.pipelines.pipeline import Architectures
 from bksdm_jax.tasks.finetune.config import AdapterConfig, FinetuneConfig
 from bksdm_jax.tasks.finetune.task import unet_passes
@@ -18,8 +19,8 @@ from bksdm_jax.training.config import OptimizerConfig
 from bksdm_jax.training.sharding import make_mesh
 
 
-def bench_finetune(config: BenchConfig) -> str:
-    """Returns a table as `bench`, for an update of U-Net and text encoder from cached latents, and its memory.
+def bench_finetune(config: BenchConfig) -> Report:
+    """Reports as `bench`, for an update of U-Net and text encoder from cached latents, and its memory.
 
     FLOP/s count the forward and backward pass of both, of adapters without the gradients of the weights. Raises
     `InputError` for settings that can't be used.
@@ -33,13 +34,11 @@ def bench_finetune(config: BenchConfig) -> str:
     with waiting("preparing the update", QUIET):
         run = finetuning(settings, what_is_trained(settings, networks))
         step = planned_step(run, mesh)
-    timing = time_update(step, settings.optimizer, mesh, config)
-    peak = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
     with waiting("counting the work", QUIET):
         each = _forward(networks, config.resolution).times(unet_passes(settings))
     memory = ", ".join(f"{name} {size / 2**20:,.1f}" for name, size in argument_bytes(run, step).items())
-    lines = [*heading(config), row("update", timing, config, each), *run.notes, f"memory, MiB: {memory}"]
-    return "\n".join([*lines, *([f"peak: {peak / 2**20:,.1f} MiB"] if peak else [])])
+    program = compile_step(step, settings.optimizer, mesh, config)
+    return time_update(program, config, each, (*run.notes, f"memory, MiB: {memory}"))
 
 
 def _settings(config: BenchConfig) -> FinetuneConfig:

@@ -5,7 +5,7 @@ import functools
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 _BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "c64": 64, "c128": 128}  # other names end in it: f32, s8
@@ -56,7 +56,7 @@ def array_bytes(text: str) -> int:
     return total
 
 
-class _Instruction(NamedTuple):
+class Instruction(NamedTuple):
     """`%name = shape kind(rest`."""
 
     name: str
@@ -71,7 +71,7 @@ class CompiledProgram:
     def __init__(self, text: str, devices: int) -> None:
         """Parses `compiled.as_text()` of a program for `devices` devices."""
         self._devices = devices
-        self._computations: dict[str, list[_Instruction]] = {}
+        self._computations: dict[str, list[Instruction]] = {}
         self._entry = current = ""
         for line in text.splitlines():
             if header := _COMPUTATION.match(line):
@@ -79,17 +79,21 @@ class CompiledProgram:
                 self._computations[current] = []
                 self._entry = current if header[1] else self._entry
             elif current and (instruction := _INSTRUCTION.match(line)):
-                self._computations[current].append(_Instruction(*instruction.groups()))
+                self._computations[current].append(Instruction(*instruction.groups()))
         self._times = self._count_runs()
 
-    def _instructions(self) -> Iterator[tuple[str, _Instruction]]:
-        """Every instruction with its computation."""
+    def instructions(self) -> Iterator[tuple[str, Instruction]]:
+        """Every instruction with its computation's name."""
         return ((name, instruction) for name, several in self._computations.items() for instruction in several)
+
+    def computation(self, name: str) -> Sequence[Instruction]:
+        """Its instructions; none if there is no such computation."""
+        return self._computations.get(name, ())
 
     def collectives(self) -> dict[str, Traffic]:
         """Collectives by kind."""
         found: dict[str, Traffic] = {}
-        for computation, instruction in self._instructions():
+        for computation, instruction in self.instructions():
             kind = instruction.kind.removesuffix("-start")
             if kind in _SENT:
                 times, size = self._times[computation], _result_bytes(instruction)
@@ -103,7 +107,7 @@ class CompiledProgram:
         instructions = self._computations.get(self._entry, ())
         return sum(array_bytes(one.shape) for one in instructions if one.kind == "parameter")
 
-    def _group_size(self, instruction: _Instruction) -> int:
+    def _group_size(self, instruction: Instruction) -> int:
         """Devices in each replica group of a collective; all if it names no groups."""
         found = _GROUPS.search(instruction.rest)
         if not found:
@@ -114,7 +118,7 @@ class CompiledProgram:
         """Bytes that custom kernels read and write, which XLA's cost analysis leaves out."""
         return sum(
             self._times[computation] * (array_bytes(shape) + array_bytes(_OPERANDS.search(rest)[1]))
-            for computation, (_, shape, kind, rest) in self._instructions()
+            for computation, (_, shape, kind, rest) in self.instructions()
             if kind == "custom-call" and 'custom_call_target="tpu_custom_call"' in rest
         )
 
@@ -144,7 +148,7 @@ class CompiledProgram:
                 total += sizes[name] + sum(sizes.get(operand, 0) for operand in operands)
         return total
 
-    def _iterations(self, instruction: _Instruction) -> int:
+    def _iterations(self, instruction: Instruction) -> int:
         """Of a loop: XLA's known trip count or, for TPUs, the bound in the loop's condition."""
         if instruction.kind != "while":
             return 1
@@ -159,7 +163,7 @@ class CompiledProgram:
     def _count_runs(self) -> Mapping[str, int]:
         """Number of times that each computation runs in one run of the program."""
         callers: dict[str, list[tuple[str, int]]] = defaultdict(list)
-        for computation, instruction in self._instructions():
+        for computation, instruction in self.instructions():
             for called in _called(instruction.rest):
                 callers[called].append((computation, self._iterations(instruction)))
 
@@ -177,7 +181,7 @@ def _called(rest: str) -> list[str]:
     return _CALLED.findall(rest) + branches
 
 
-def _result_bytes(instruction: _Instruction) -> int:
+def _result_bytes(instruction: Instruction) -> int:
     """Of a collective; asynchronous ones but all-reduce return a tuple of operands, results and context."""
     shape = instruction.shape
     if instruction.kind.endswith("-start") and instruction.kind != "all-reduce-start" and shape.startswith("("):
