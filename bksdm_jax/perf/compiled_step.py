@@ -13,6 +13,7 @@ from bksdm_jax.base.precision import exact_products
 from bksdm_jax.base.progress import waiting
 from bksdm_jax.perf.hlo import CompiledProgram, Traffic
 from bksdm_jax.perf.planned import PlannedRun
+from bksdm_jax.perf.traffic import Moved, memory_traffic
 from bksdm_jax.training.sharding import make_mesh
 from bksdm_jax.training.train_step import TrainStep, make_train_step
 
@@ -25,7 +26,7 @@ class Compiled:
         images: of a micro-batch on one device.
         arguments: bytes that stay in memory, by part, including the program itself.
         temporaries: further bytes during the update; None if it doesn't fit.
-        bytes_accessed: by an update, including custom calls.
+        moved: what an update reads from the device's memory and writes to it, by kind of kernel.
         traffic: collectives by kind.
         refused: the compiler's message if it doesn't fit.
     """
@@ -33,7 +34,7 @@ class Compiled:
     images: int
     arguments: dict[str, int]
     temporaries: int | None
-    bytes_accessed: float = 0.0
+    moved: dict[str, Moved] = dataclasses.field(default_factory=dict)
     traffic: dict[str, Traffic] = dataclasses.field(default_factory=dict)
     refused: str = ""
 
@@ -68,13 +69,14 @@ def compile_update(run: PlannedRun, devices: Sequence[Any]) -> Compiled:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             return Compiled(images, arguments, None, refused=in_short(error, 300))
-    memory, program = compiled.memory_analysis(), CompiledProgram(compiled.as_text(), len(devices))
+    memory, text = compiled.memory_analysis(), compiled.as_text()
+    program = CompiledProgram(text, len(devices))
     padding = max(0, memory.argument_size_in_bytes - program.parameter_bytes())  # arrays are padded to tiles
     return Compiled(
         images,
         arguments | {"padding, program": padding + memory.generated_code_size_in_bytes},
         memory.temp_size_in_bytes + max(0, memory.output_size_in_bytes - memory.alias_size_in_bytes),
-        compiled.cost_analysis()["bytes accessed"] * program.loop_factor() + program.custom_call_bytes(),
+        memory_traffic(text),
         program.collectives(),
     )
 

@@ -1,4 +1,4 @@
-"""Figures from a compiled program's HLO text: collectives, and the traffic of custom calls."""
+"""What stands in a compiled program's HLO text: its instructions, how often they run, and its collectives."""
 
 import dataclasses
 import functools
@@ -12,11 +12,9 @@ _BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "c64": 64, "c128": 128}  # oth
 _ARRAY = re.compile(r"\b(pred|bf16|c64|c128|[fsu]\d+)(?:e\w+)?\[([\d,]*)\]")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.+?) ([a-z][a-z\-]*)\((.*)$")
-_REFERENCE = re.compile(r"%([\w.\-]+)")
 _CALLED = re.compile(r"(?:body|to_apply|calls|true_computation|false_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _CONDITION = re.compile(r"condition=%?([\w.\-]+)")
-_OPERANDS = re.compile(r"operand_layout_constraints=\{(.*?)\}, (?:frontend_attributes|metadata|backend_config)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _LAYOUT = re.compile(r"\{[^}]*\}")
 _ELEMENT = re.compile(r"\([^()]*\)|[^(),]+\[[\d,]*\]")  # of a tuple without layouts: a tuple or an array
@@ -29,7 +27,6 @@ _SENT: dict[str, Callable[[int, int], int]] = {
     "all-to-all": lambda size, among: size * (among - 1) // among,
     "collective-permute": lambda size, among: size,
 }
-_NO_TRAFFIC = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,9 +48,13 @@ def array_bytes(text: str) -> int:
     """Bytes of all arrays in a shape such as `(f32[2,3]{1,0}, bf16[4])`."""
     total = 0
     for kind, dimensions in _ARRAY.findall(text):
-        bits = _BITS.get(kind) or int(re.sub(r"\D", "", kind))
-        total += math.prod(int(size) for size in dimensions.split(",") if size) * bits // 8
+        total += math.prod(int(size) for size in dimensions.split(",") if size) * bits_of(kind) // 8
     return total
+
+
+def bits_of(kind: str) -> int:
+    """Of an element of HLO's type `bf16`, `f32`, `pred` ..."""
+    return _BITS.get(kind) or int(re.sub(r"\D", "", kind))
 
 
 class Instruction(NamedTuple):
@@ -114,21 +115,11 @@ class CompiledProgram:
             return self._devices
         return len(found[1].split(",")) if found[1] else int(found[2])
 
-    def custom_call_bytes(self) -> int:
-        """Bytes that custom kernels read and write, which XLA's cost analysis leaves out."""
-        return sum(
-            self._times[computation] * (array_bytes(shape) + array_bytes(_OPERANDS.search(rest)[1]))
-            for computation, (_, shape, kind, rest) in self.instructions()
-            if kind == "custom-call" and 'custom_call_target="tpu_custom_call"' in rest
-        )
+    def runs(self, computation: str) -> int:
+        """How often a computation runs in one run of the program."""
+        return self._times[computation]
 
-    def loop_factor(self) -> float:
-        """Factor from XLA's bytes accessed, which count one iteration of each loop, to those of all iterations."""
-        sizes = {computation: self._bytes_of(computation) for computation in self._sequences()}
-        once, total = sum(sizes.values()), sum(size * self._times[name] for name, size in sizes.items())
-        return total / once if once else 1.0
-
-    def _sequences(self) -> list[str]:
+    def sequences(self) -> list[str]:
         """The computations that aren't fused: the entry, loop bodies, branches, calls."""
         found = [self._entry]
         for computation in found:
@@ -136,17 +127,6 @@ class CompiledProgram:
                 if instruction.kind in ("while", "conditional", "call"):
                     found += [name for name in _called(instruction.rest) if name not in found]
         return found
-
-    def _bytes_of(self, computation: str) -> int:
-        """Bytes of its instructions' results and operands; a fusion counts as one instruction."""
-        instructions = self._computations.get(computation, ())
-        sizes = {instruction.name: array_bytes(instruction.shape) for instruction in instructions}
-        total = 0
-        for name, _, kind, rest in instructions:
-            if kind not in _NO_TRAFFIC:
-                operands = _REFERENCE.findall(rest.split(")", 1)[0])
-                total += sizes[name] + sum(sizes.get(operand, 0) for operand in operands)
-        return total
 
     def _iterations(self, instruction: Instruction) -> int:
         """Of a loop: XLA's known trip count or, for TPUs, the bound in the loop's condition."""

@@ -1,7 +1,7 @@
 """Memory, time and cost of a run, from its update compiled ahead of time for its devices."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from bksdm_jax.base.progress import QUIET, waiting
 from bksdm_jax.cost.chips import peak_flops
@@ -10,6 +10,7 @@ from bksdm_jax.perf.distillation import open_distillation
 from bksdm_jax.perf.finetuning import open_finetuning
 from bksdm_jax.perf.planned import PlannedRun, Settings
 from bksdm_jax.perf.topology import Target, target_of
+from bksdm_jax.perf.traffic import Moved, total
 from bksdm_jax.perf.work import Work, count_work
 from bksdm_jax.tasks.distill.config import DistillConfig
 from bksdm_jax.training.config import require_whole_batches
@@ -47,7 +48,8 @@ def _parts(run: PlannedRun, target: Target) -> Iterator[str]:
 
     compiled = compile_with(config.batch_size // config.accumulation // devices)
     memory, amounts = memory_lines(compiled, target, run.memory), work_lines(run, work, compiled, target)
-    yield "\n".join([*memory, "", *amounts, "", *_traffic(compiled)])
+    moved = traffic_lines(compiled.moved, config.batch_size / devices, run.unit)
+    yield "\n".join([*memory, "", *amounts, "", *moved, "", *_traffic(compiled)])
     if target.memory and config.plan.largest:
         yield ""
         yield from largest_lines(run, compiled, target, compile_with)
@@ -98,8 +100,9 @@ def work_lines(run: PlannedRun, work: Work, compiled: Compiled, target: Target) 
     ]
     if compiled.temporaries is None:
         return lines
+    moved = total(compiled.moved).bytes
     lines.append(
-        f"{compiled.bytes_accessed / share / 1e9:.2f} GB accessed per {run.unit}, "
+        f"{moved / share / 1e9:.2f} GB of a device's memory read and written per {run.unit}, "
         f"{compiled.temporaries / compiled.images / 2**30:.2f} GiB of temporaries per {run.unit} of a micro-batch"
     )
     peak = peak_flops(chip, config.dtype)
@@ -107,7 +110,7 @@ def work_lines(run: PlannedRun, work: Work, compiled: Compiled, target: Target) 
         name = chip.name if chip else target.devices[0].device_kind
         return [*lines, f"time and cost: unknown, as the peak of {name} in {config.dtype} is unknown"]
     flops = share * work.image + work.update / config.fsdp
-    times = {"compute": flops / peak, "memory": compiled.bytes_accessed / chip.bandwidth}
+    times = {"compute": flops / peak, "memory": moved / chip.bandwidth}
     if chip.links:
         times["communication"] = sum(traffic.sent for traffic in compiled.traffic.values()) / chip.links
     bound = max(times, key=lambda name: times[name])
@@ -118,6 +121,15 @@ def work_lines(run: PlannedRun, work: Work, compiled: Compiled, target: Target) 
     ]
     whole = config.steps * step
     return [*lines, *_totals(run, devices, whole, max(whole, config.steps * flops / (peak * _LIKELY)))]
+
+
+def traffic_lines(moved: Mapping[str, Moved], share: float, unit: str) -> list[str]:
+    """A table of memory traffic by kind of kernel, of an update of `share` images on a device."""
+    lines = [f"{'memory traffic':16} {'kernels':>8} {f'GB per {unit}':>14} {'of it padding':>14}"]
+    for kind, each in moved.items():
+        size, padding = (value / share / 1e9 for value in (each.bytes, each.padding))
+        lines.append(f"  {kind:14} {each.kernels:8,} {size:14.3f} {padding:14.3f}")
+    return lines
 
 
 def _totals(run: PlannedRun, devices: int, least: float, likely: float) -> list[str]:
