@@ -113,7 +113,7 @@ def test_a_gpu_gets_cudnn_where_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
         return query
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", noted)
-    monkeypatch.setattr(attention, "_has_cudnn", lambda: True)
+    monkeypatch.setattr(attention, "has_ampere", lambda: True)
     for keys, channels, dtype in ((16, 64, jnp.bfloat16), (16, 64, jnp.float32), (16, 160, jnp.bfloat16)):
         attend(*drawn((16, keys, 1, channels), dtype), heads=1)
     attend(*drawn((16, 77, 1, 64), jnp.bfloat16), heads=1)

@@ -1,5 +1,6 @@
 """Attention and the U-Net's transformer blocks."""
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -9,7 +10,9 @@ from jax.sharding import PartitionSpec
 
 from bksdm_jax.base.errors import InputError, one_of
 from bksdm_jax.models.choices import require_attention_name
-from bksdm_jax.models.layers import Dense, GroupNorm, LayerNorm, conv
+from bksdm_jax.models.devices import has_ampere
+from bksdm_jax.models.layers import Dense, conv
+from bksdm_jax.models.norms import GroupNorm, LayerNorm
 
 _CHUNK = 512  # queries
 _LARGE = 2**19  # scores per head above which they are computed in chunks
@@ -135,18 +138,11 @@ def _flash_kernel(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Arr
 
 def _auto(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     """The fastest implementation of the device for these shapes."""
-    if _has_cudnn():
+    if has_ampere():
         return _cudnn(query, key, value)
     if _fits_flash(query, key):  # chosen at lowering, which may target a TPU that isn't attached
         return jax.lax.platform_dependent(query, key, value, tpu=_flash, default=_plain)
     return _plain(query, key, value)
-
-
-def _has_cudnn() -> bool:
-    """Whether the device is an NVIDIA GPU of the Ampere generation or later."""
-    device = jax.devices()[0]
-    on_nvidia = device.platform == "gpu" and "cuda" in device.client.platform_version.lower()
-    return on_nvidia and float(device.compute_capability) >= 8.0
 
 
 def _is_large(query: jax.Array, key: jax.Array) -> bool:
@@ -171,7 +167,7 @@ IMPLEMENTATIONS: dict[str, Callable[[jax.Array, jax.Array, jax.Array], jax.Array
 Where a kernel doesn't support the shapes (such as the 77 keys of a text), `cudnn` and `flash` fall back to `_plain`.
 """
 _DEVICES = {
-    "cudnn": (_has_cudnn, "an NVIDIA GPU of the Ampere generation or later"),
+    "cudnn": (has_ampere, "an NVIDIA GPU of the Ampere generation or later"),
     "flash": (lambda: jax.default_backend() == "tpu", "a TPU"),
 }
 
@@ -232,8 +228,33 @@ class GEGLU(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        a, b = jnp.split(Dense(2 * self.width, dtype=self.dtype, name="proj")(x), 2, axis=-1)
-        return a * nn.gelu(b, approximate=False)
+        return gated(Dense(2 * self.width, dtype=self.dtype, name="proj")(x))
+
+
+@jax.custom_vjp
+def gated(halves: jax.Array) -> jax.Array:
+    """`a * gelu(b)` of [..., 2 C], `a` before `b`, with the exact GELU, in float32; [..., C] in the input's dtype.
+
+    It gives its own gradient, so that the backward pass keeps the input only.
+    """
+    a, b = _halves(halves)
+    return (a * nn.gelu(b, approximate=False)).astype(halves.dtype)
+
+
+def _halves(halves: jax.Array) -> list[jax.Array]:
+    return jnp.split(halves.astype(jnp.float32), 2, axis=-1)
+
+
+def _gated_backward(halves: jax.Array, cotangent: jax.Array) -> tuple[jax.Array]:
+    """With P and p the standard normal distribution and density, gelu(b) = b P(b) and gelu'(b) = P(b) + b p(b)."""
+    (a, b), gradient = _halves(halves), cotangent.astype(jnp.float32)
+    below = 0.5 * jax.lax.erfc(-math.sqrt(0.5) * b)
+    density = jnp.exp(-0.5 * jnp.square(b)) / math.sqrt(2 * math.pi)
+    both = gradient * b * below, gradient * a * (below + b * density)
+    return (jnp.concatenate(both, axis=-1).astype(halves.dtype),)
+
+
+gated.defvjp(lambda halves: (gated(halves), halves), _gated_backward)
 
 
 class FeedForward(nn.Module):

@@ -12,7 +12,6 @@ from bksdm_jax.models.abstract import parameter_shapes_of
 from bksdm_jax.models.attention import CROSS_ATTENTION, SpatialTransformer
 from bksdm_jax.models.layers import (
     Downsample,
-    GroupNorm,
     Interpolation,
     ResnetBlock,
     TimestepMLP,
@@ -21,6 +20,7 @@ from bksdm_jax.models.layers import (
     interpolate_channels,
     timestep_embedding,
 )
+from bksdm_jax.models.norms import GroupNorm
 from bksdm_jax.models.remat import rematerialised
 from bksdm_jax.models.unet_table import Block, UNetConfig, block_table, cuts, popped_skips, replaceable, shallow_rows
 
@@ -187,8 +187,8 @@ class UNet(nn.Module):
             x, skips, deep = stage(x, skips, deep, temb, context, kept, factors)
             self.sow(FEATURES, f"{name}_features", x)
         assert not skips
-        x = GroupNorm(cfg.norm_groups, epsilon=cfg.norm_epsilon, result=self.dtype, name="conv_norm_out")(x)
-        return conv(cfg.out_channels, 3, "conv_out", self.dtype)(nn.silu(x)), deep
+        x = GroupNorm(cfg.norm_groups, cfg.norm_epsilon, silu=True, result=self.dtype, name="conv_norm_out")(x)
+        return conv(cfg.out_channels, 3, "conv_out", self.dtype)(x), deep
 
 
 def require_cut(config: UNetConfig, cut: int | None) -> None:
