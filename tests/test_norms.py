@@ -11,13 +11,18 @@ import pytest
 import torch
 from jax.sharding import AbstractDevice, AbstractMesh
 
+from bksdm_jax.base import trees
 from bksdm_jax.base.errors import InputError
+from bksdm_jax.formats.unet_json import unet_from_diffusers
 from bksdm_jax.models import norm_kernels
 from bksdm_jax.models.attention import gated
 from bksdm_jax.models.norms import GroupNormOptions, group_norm, layer_norm, require_norms
+from bksdm_jax.models.unet import UNet, example_inputs, parameter_shapes
 from bksdm_jax.training.sharding import make_mesh
+from tests import tiny
 
 GROUPS, EPSILON = 4, 1e-5
+GPU = AbstractMesh((1,), ("data",), abstract_device=AbstractDevice("NVIDIA H100 80GB HBM3", 132, "gpu"))
 ROUNDING = {jnp.float32: 2e-6, jnp.bfloat16: 4e-3}
 """Largest error of a value or gradient, relative to the largest; half a unit in bfloat16's last place is 2e-3."""
 
@@ -177,17 +182,26 @@ def test_each_device_runs_the_kernels_for_its_images(interpreted: list[tuple[int
 def test_lowered_for_other_devices() -> None:
     inputs = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in drawn((2, 8, 8, 320), dtype=jnp.bfloat16)]
 
-    gpu = AbstractMesh((1,), ("data",), abstract_device=AbstractDevice("NVIDIA H100 80GB HBM3", 132, "gpu"))
-
     def text(norms: str, platform: str) -> str:
         function = ours_group_norm(True, jnp.bfloat16, norms)
         traced = jax.jit(lambda *x: jax.vjp(function, *x[:-1])[1](x[-1])).trace(*inputs)
-        with jax.sharding.use_abstract_mesh(gpu):
+        with jax.sharding.use_abstract_mesh(GPU):
             return traced.lower(lowering_platforms=(platform,)).as_text()
 
     assert text("pallas", "cuda").count("triton") == 2
     assert "custom_call" not in text("pallas", "tpu")
     assert "custom_call" not in text("xla", "cuda")
+
+
+def test_all_group_norms_of_a_unet_are_by_kernels(interpreted: list[tuple[int, ...]]) -> None:
+    config = unet_from_diffusers(tiny.PICO | {"block_out_channels": (64,)})
+    shapes = {"params": parameter_shapes(config)}, *example_inputs(config, size=8)
+    owners = {path.rpartition("/")[0] for path in trees.flatten(shapes[0]["params"])}
+    norms = [path for path in owners if "norm" in path and "transformer_blocks" not in path]
+    for name, count in (("pallas", len(norms)), ("xla", 0)):
+        interpreted.clear()
+        jax.eval_shape(UNet(config, norms=name).apply, *shapes)
+        assert len(interpreted) == count
 
 
 def test_pallas_needs_a_gpu() -> None:

@@ -311,11 +311,12 @@ class SpatialTransformer(nn.Module):
     groups: int = 32
     dtype: jnp.dtype = jnp.float32
     attention: str = "auto"
+    norms: str = "xla"
 
     @nn.compact
     def __call__(self, x: jax.Array, context: jax.Array | None = None) -> jax.Array:
         batch, height, width, channels = x.shape
-        h = GroupNorm(self.groups, epsilon=1e-6, result=self.dtype, name="norm")(x)
+        h = GroupNorm(self.groups, epsilon=1e-6, result=self.dtype, norms=self.norms, name="norm")(x)
         if self.linear_projection:
             h = Dense(channels, dtype=self.dtype, name="proj_in")(h.reshape(batch, height * width, channels))
         else:

@@ -104,11 +104,12 @@ class ResnetBlock(nn.Module):
     groups: int = 32
     epsilon: float = 1e-5
     dtype: jnp.dtype = jnp.float32
+    norms: str = "xla"
 
     @nn.compact
     def __call__(self, x: jax.Array, temb: jax.Array | None = None) -> jax.Array:
         def norm_silu(name: str) -> GroupNorm:
-            return GroupNorm(self.groups, self.epsilon, silu=True, result=self.dtype, name=name)
+            return GroupNorm(self.groups, self.epsilon, silu=True, result=self.dtype, norms=self.norms, name=name)
 
         h = conv(self.width, 3, "conv1", self.dtype)(norm_silu("norm1")(x))
         if temb is not None:

@@ -2,7 +2,8 @@
 
 XLA reads the input twice for a mean and then a variance, and its reductions over rows of contiguous channels are slow.
 Here a program reads a tile of pixels x channels, and writes sums over its pixels for each channel. Tiles are combined,
-and the result is computed, by XLA, which fuses that with what comes before and after.
+and the result is computed, by XLA, which fuses that with what comes before and after. They haven't been timed on a GPU
+yet, so nobody uses them unless `norms` is `pallas`.
 
 The kernels are Pallas's for Triton, which JAX 0.10 and 0.11 both have, for Ampere GPUs too; later versions may have
 Mosaic GPU only, which needs Hopper.

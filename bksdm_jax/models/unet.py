@@ -71,6 +71,7 @@ class UNetStage(nn.Module):
     dtype: jnp.dtype
     attention: str
     remat: str
+    norms: str
     cut: int | None
 
     @nn.compact
@@ -95,6 +96,8 @@ class UNetStage(nn.Module):
                 x, skips = jnp.concatenate([x, skip], axis=-1), skips[:-1]
             block, settings = KINDS[row.kind]
             more = {"dtype": self.dtype, "name": row.leaf.replace(".", "_")}
+            if row.kind in ("resnet", "attention"):
+                more["norms"] = self.norms
             if row.kind == "attention":
                 more["attention"] = self.attention
             elif row.kind == "upsampler":
@@ -129,13 +132,15 @@ class UNet(nn.Module):
     skip `cut` in the up half, changes little from step to step, so a shallow call takes an earlier full call's and runs
     the blocks before that skip and after it only.
 
-    `attention` is a key of `attention.IMPLEMENTATIONS`, `remat` one of `remat.POLICIES`, `cut` in `cuts(config)`.
+    `attention` is a key of `attention.IMPLEMENTATIONS`, `remat` one of `choices.REMAT`, `norms` one of `choices.NORMS`,
+    `cut` in `cuts(config)`.
     """
 
     config: UNetConfig
     dtype: jnp.dtype = jnp.float32
     attention: str = "auto"
     remat: str = "none"
+    norms: str = "xla"
     cut: int | None = None
 
     def __call__(self, latents: jax.Array, timesteps: jax.Array, conditioning: Conditioning) -> jax.Array:
@@ -183,11 +188,13 @@ class UNet(nn.Module):
         stage_class = rematerialised(UNetStage, "stage", self.remat)
         for name in cfg.stages():
             own = tuple(row for row in rows if row.stage == name)
-            stage = stage_class(own, cfg, self.dtype, self.attention, self.remat, self.cut, name=name.replace(".", "_"))
+            how = (self.dtype, self.attention, self.remat, self.norms, self.cut)
+            stage = stage_class(own, cfg, *how, name=name.replace(".", "_"))
             x, skips, deep = stage(x, skips, deep, temb, context, kept, factors)
             self.sow(FEATURES, f"{name}_features", x)
         assert not skips
-        x = GroupNorm(cfg.norm_groups, cfg.norm_epsilon, silu=True, result=self.dtype, name="conv_norm_out")(x)
+        last = {"silu": True, "result": self.dtype, "norms": self.norms, "name": "conv_norm_out"}
+        x = GroupNorm(cfg.norm_groups, cfg.norm_epsilon, **last)(x)
         return conv(cfg.out_channels, 3, "conv_out", self.dtype)(x), deep
 
 

@@ -4,7 +4,7 @@ import dataclasses
 
 from bksdm_jax.base.choices import require_dtype
 from bksdm_jax.base.errors import InputError, known_name, whole_number
-from bksdm_jax.models.choices import require_attention_name, require_remat
+from bksdm_jax.models.choices import require_attention_name, require_norms_name, require_remat
 from bksdm_jax.pipelines.generations import TEACHERS
 from bksdm_jax.pipelines.source import ModelOptions
 from bksdm_jax.pruning.removal import removed_blocks
@@ -40,6 +40,7 @@ class BenchConfig:
         seconds_per_update: for `checkpoints`: of the run that is interrupted by them.
         attention: of the U-Net: auto, xla, chunked, cudnn (NVIDIA) or flash (TPU).
         remat: what the update's backward pass recomputes: none, products, attention, blocks or full.
+        norms: who computes the sums of group normalisation of the U-Net: xla, or pallas (kernels for NVIDIA GPUs).
         rank: for `finetune`: of LoRAs; 0: all weights are trained.
     """
 
@@ -59,6 +60,7 @@ class BenchConfig:
     seconds_per_update: float = 1.0
     attention: str = "auto"
     remat: str = "none"
+    norms: str = "xla"
     rank: int = 0
 
 
@@ -70,6 +72,7 @@ def require_bench(config: BenchConfig) -> None:
     require_dtype(config.dtype)
     require_attention_name(config.attention)
     require_remat(config.remat)
+    require_norms_name(config.norms)
     for key, least in (("batch_size", 1), ("resolution", 8), ("steps", 0), ("repeats", 1), ("cut", -1), ("rank", 0)):
         whole_number("config", key, getattr(config, key), least)
     if config.rank and config.what != "finetune":
