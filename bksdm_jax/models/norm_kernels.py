@@ -1,9 +1,10 @@
 """The sums of group normalisation over pixels, forward and backward, as kernels for NVIDIA GPUs that read once.
 
-XLA reads the input twice for a mean and then a variance, and its reductions over rows of contiguous channels are slow.
+On GPUs XLA reads the input once for a mean and again for a variance, and backward it writes the gradient before SiLU in
+float32, since it doesn't compute exponentials inside a reduction, to read it twice.
 Here a program reads a tile of pixels x channels, and writes sums over its pixels for each channel. Tiles are combined,
 and the result is computed, by XLA, which fuses that with what comes before and after. They haven't been timed on a GPU
-yet, so nobody uses them unless `norms` is `pallas`.
+yet, so they run only if `norms` is `pallas`.
 
 The kernels are Pallas's for Triton, which JAX 0.10 and 0.11 both have, for Ampere GPUs too; later versions may have
 Mosaic GPU only, which needs Hopper.
