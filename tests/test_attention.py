@@ -12,6 +12,7 @@ from jax._src.cudnn import fused_attention_stablehlo
 
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.models import attend as module
+from bksdm_jax.models import devices
 from bksdm_jax.models.attend import attend, require_attention
 from bksdm_jax.training.sharding import make_mesh
 
@@ -172,7 +173,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[tuple[int, int]], None]:
     """Makes this machine an NVIDIA GPU of a compute capability, as far as tracing and lowering go."""
 
     def become(capability: tuple[int, int]) -> None:
-        monkeypatch.setattr(module, "_compute_capability", lambda: capability)
+        monkeypatch.setattr(devices, "compute_capability", lambda: capability)
         monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
         monkeypatch.setattr(
             fused_attention_stablehlo,

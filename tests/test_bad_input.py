@@ -54,6 +54,8 @@ def settings(micro_teacher: Path, photographs: Path) -> DistillConfig:
         ({"format": "flax", "student": "mid_block.attentions.0,mid_block.resnets.1"}, ("format", "flax", "mid block")),
         ({"save_weights": "both"}, ("save_weights", "'both'", "ema, raw")),
         ({"remat": "half"}, ("remat", "'half'", "none, products, attention, blocks, full")),
+        ({"norms": "palas"}, ("norms", "'palas'", "xla, pallas")),
+        ({"norms": "pallas"}, ("norms", "pallas", "NVIDIA", "cpu")),
         ({"caption_dropout": 1.5}, ("caption_dropout is 1.5",)),
         ({"noise_offset": -0.1}, ("noise_offset is -0.1",)),
         ({"examples": 99}, ("examples: 99", "6")),

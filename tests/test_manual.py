@@ -15,7 +15,7 @@ from bksdm_jax.evaluation.config import SCORING, SampleAndScoreConfig
 from bksdm_jax.metrics.config import MetricsConfig
 from bksdm_jax.metrics.table import METRICS
 from bksdm_jax.models.attend import IMPLEMENTATIONS
-from bksdm_jax.models.choices import ATTENTION, REMAT
+from bksdm_jax.models.choices import ATTENTION, NORMS, REMAT
 from bksdm_jax.perf.config import BENCHES, BenchConfig
 from bksdm_jax.pipelines.config import FORMATS
 from bksdm_jax.pipelines.generations import GENERATIONS
@@ -106,6 +106,7 @@ def test_help_has_every_variant(left: list[Left], module: object) -> None:
     [
         (DistillConfig, "attention", ATTENTION),
         (DistillConfig, "remat", REMAT),
+        (DistillConfig, "norms", NORMS),
         (DistillConfig, "dtype", DTYPES),
         (DistillConfig, "format", FORMATS),
         (DistillConfig, "generation", GENERATIONS),

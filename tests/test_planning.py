@@ -176,6 +176,13 @@ def test_small_networks_work_in_smaller_units() -> None:
     assert first == "2.000 GFLOP per image; student forward and backward 1.600 (+25.0%)"
 
 
+@pytest.mark.parametrize(("topology", "named"), [("v4:1x1x1", "v4:1x1x1"), ("", "cpu")])
+def test_kernels_of_other_devices_are_refused(topology: str, named: str) -> None:
+    micro = DistillConfig("", "bk_base", "", generation="v1", topology=topology, norms="pallas")
+    with pytest.raises(InputError, match=f"norms: pallas .*NVIDIA.*{named}"):
+        plan_run(micro)
+
+
 def test_a_part_is_told_before_the_next_is_compiled(micro_teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
 

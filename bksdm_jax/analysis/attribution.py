@@ -72,7 +72,7 @@ def denoise_with_maps(
         scaled latents [B, h, w, C] and maps [B, h, w, T], float32.
     """
     config, networks = parts.config, parts.networks
-    unet = UNet(networks.denoiser, parts.dtype, config.attention)
+    unet = UNet(networks.denoiser, parts.dtype, config.attention, norms=config.norms)
     own = params[networks.kind.denoiser]
     negative = jax.tree.map(lambda one, each: jnp.broadcast_to(one, each.shape), dict(negative), dict(conditioning))
     inputs = guidance.both(dict(conditioning), negative, config.guidance_scale)

@@ -15,6 +15,7 @@ from flax import linen as nn
 from bksdm_jax.base import trees
 from bksdm_jax.models.attention import Attention
 from bksdm_jax.models.clip import CLIPTextConfig, CLIPTextEncoder, SelfAttention
+from bksdm_jax.models.norms import LayerNorm
 from bksdm_jax.models.unet import UNet, block_of, dotted, example_inputs
 from bksdm_jax.models.unet_table import UNetConfig, replaceable
 from bksdm_jax.models.vae import VAE, VAEAttention, VAEConfig
@@ -65,7 +66,7 @@ def layer_costs(module: nn.Module, *inputs: Any, method: str = "__call__") -> di
             if isinstance(layer, (nn.Conv, nn.Dense)):
                 products = math.prod(out.shape[:-1]) * math.prod(layer.variables["params"]["kernel"].shape)
                 costs[path] += Cost(0, products, products)
-            elif isinstance(layer, nn.LayerNorm):
+            elif isinstance(layer, LayerNorm):
                 costs[path] += Cost(0, 4 * math.prod(out.shape))
             elif isinstance(layer, (Attention, SelfAttention, VAEAttention)):
                 costs[path] += Cost(0, 0, _attention_products(*args))

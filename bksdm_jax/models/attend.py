@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from bksdm_jax.base.errors import InputError, one_of
+from bksdm_jax.models import devices
 from bksdm_jax.models.choices import require_attention_name
 
 _CHUNK = 512  # queries
@@ -84,7 +85,7 @@ def _chunked(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     def by_rows(queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
         return jax.lax.map(lambda rows: chunk(rows, keys, values), queries.transpose(1, 0, 2, 3, 4)).swapaxes(0, 1)
 
-    out = jax.lax.platform_dependent(queries, keys, values, cpu=by_head, default=by_rows)
+    out = devices.by_platform(queries, keys, values, cpu=by_head, default=by_rows)
     return out.transpose(2, 1, 3, 0, 4).reshape(query.shape)  # [heads, chunks, B, rows, D] -> [B, N, heads, D]
 
 
@@ -204,28 +205,16 @@ def _on_each_device(kernel: _Implementation, query: jax.Array, key: jax.Array, v
 
 def _auto(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     """The fastest implementation of the device for these shapes."""
-    if _has_cudnn():
+    if devices.has_ampere():
         return _cudnn(query, key, value)
     if _fits_splash(query, key):  # chosen at lowering, which may target a TPU that isn't attached
-        return jax.lax.platform_dependent(query, key, value, tpu=_splash, default=_plain)
+        return devices.by_platform(query, key, value, tpu=_splash, default=_plain)
     return _plain(query, key, value)
-
-
-def _has_cudnn() -> bool:
-    return _compute_capability() >= (8, 0)
-
-
-def _compute_capability() -> tuple[int, ...]:
-    """Of the NVIDIA GPU that JAX computes on, such as (9, 0) for Hopper; empty on other devices."""
-    device = jax.devices()[0]
-    if device.platform != "gpu" or "cuda" not in device.client.platform_version.lower():
-        return ()
-    return tuple(int(part) for part in device.compute_capability.split("."))
 
 
 def _fits_cudnn(query: jax.Array, keys: int) -> bool:
     """Whether JAX accepts cuDNN for the shapes, with a gradient too; without one, odd numbers are accepted."""
-    width, widest = query.shape[-1], 256 if _compute_capability() >= (9, 0) else 128
+    width, widest = query.shape[-1], 256 if devices.compute_capability() >= (9, 0) else 128
     even = query.shape[1] % 2 == 0 and keys % 2 == 0
     return query.dtype in _HALF and width % 8 == 0 and width <= widest and even
 
@@ -258,7 +247,7 @@ IMPLEMENTATIONS: dict[str, _Implementation] = {
 Where a kernel doesn't support the shapes (such as the 77 keys of a text), the kernels fall back to `_plain`.
 """
 _DEVICES = {
-    "cudnn": (_has_cudnn, "an NVIDIA GPU of the Ampere generation or later"),
+    "cudnn": (devices.has_ampere, "an NVIDIA GPU of the Ampere generation or later"),
     "flash": (lambda: jax.default_backend() == "tpu", "a TPU"),
 }
 _DEVICES |= {"cudnn_padded": _DEVICES["cudnn"], "splash": _DEVICES["flash"]}

@@ -1,9 +1,11 @@
-"""The names of attention implementations and remat policies; nothing here imports JAX."""
+"""The names of implementations of attention and norms, and of remat policies; nothing here imports JAX."""
 
 from bksdm_jax.base.errors import known_name
 
 ATTENTION = ("auto", "xla", "chunked", "cudnn", "cudnn_padded", "flash", "splash")
 """Keys of `attend.IMPLEMENTATIONS`."""
+NORMS = ("xla", "pallas")
+"""Who computes the sums of group normalisation: XLA, or kernels for NVIDIA GPUs (`norm_kernels`)."""
 
 _KINDS = ("resnet", "attention", "downsampler", "upsampler")
 REMAT: dict[str, dict[str, str]] = {
@@ -25,6 +27,11 @@ stages, which costs one forward pass.
 def require_attention_name(name: str) -> None:
     """Raises `InputError` unless `name` is one of `ATTENTION`; `require_attention` checks the device too."""
     known_name("config", "attention", name, ATTENTION)
+
+
+def require_norms_name(name: str) -> None:
+    """Raises `InputError` unless `name` is one of `NORMS`; `require_norms` checks the device too."""
+    known_name("config", "norms", name, NORMS)
 
 
 def require_remat(name: str) -> None:

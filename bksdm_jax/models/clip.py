@@ -9,7 +9,8 @@ from flax import linen as nn
 
 from bksdm_jax.models.abstract import parameter_shapes_of
 from bksdm_jax.models.attend import attend
-from bksdm_jax.models.layers import Dense, LayerNorm
+from bksdm_jax.models.layers import Dense
+from bksdm_jax.models.norms import LayerNorm
 
 ACTIVATIONS = {"quick_gelu": lambda x: x * nn.sigmoid(1.702 * x), "gelu": lambda x: nn.gelu(x, approximate=False)}
 

@@ -7,20 +7,30 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from bksdm_jax.models.devices import by_platform
+
 _SMALL_MAP = 16 * 16  # up to this many pixels a CPU convolves faster by a matrix product
 _NHWC = ("NHWC", "HWIO", "NHWC")
 _Pads = tuple[tuple[int, int], tuple[int, int]]
 
 
 def rows_product(lhs: jax.Array, rhs: jax.Array, *_: Any, **options: Any) -> jax.Array:
-    """[..., K] times [K, N] -> [..., N], as `lax.dot_general` with the leading dimensions flattened to one.
+    """[..., K] times [K, N] -> [..., N], as `lax.dot_general`; on CPUs with the leading dimensions flattened to one.
 
     With several leading dimensions, XLA's CPU backend copies a transposed operand for the gradient of `rhs`, which
-    takes longer than the product: both gradients of [32, 64, 64] x [64, 512] took 2.6 times as long (two cores).
-    Dimension numbers are ignored, since they are always these; `options` are the other arguments of `lax.dot_general`.
+    takes longer than the product: both gradients of [32, 64, 64] x [64, 512] took 2.6 times as long (two cores). With
+    one, its TPU backend copies gradients to another layout. Dimension numbers are ignored, since they are always these;
+    `options` are the other arguments of `lax.dot_general`.
     """
-    rows = jax.lax.dot_general(lhs.reshape(-1, lhs.shape[-1]), rhs, (((1,), (0,)), ((), ())), **options)
-    return rows.reshape(*lhs.shape[:-1], rhs.shape[-1])
+
+    def flat(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+        rows = jax.lax.dot_general(lhs.reshape(-1, lhs.shape[-1]), rhs, (((1,), (0,)), ((), ())), **options)
+        return rows.reshape(*lhs.shape[:-1], rhs.shape[-1])
+
+    def plain(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+        return jax.lax.dot_general(lhs, rhs, (((lhs.ndim - 1,), (0,)), ((), ())), **options)
+
+    return plain(lhs, rhs) if lhs.ndim == 2 else by_platform(lhs, rhs, cpu=flat, default=plain)
 
 
 def convolve(lhs: jax.Array, rhs: jax.Array, strides: Sequence[int], padding: Any, **options: Any) -> jax.Array:
@@ -41,7 +51,7 @@ def convolve(lhs: jax.Array, rhs: jax.Array, strides: Sequence[int], padding: An
     dilated = any(step != 1 for key in ("lhs_dilation", "rhs_dilation") for step in options.get(key) or ())
     if dilated or options.get("feature_group_count", 1) > 1:
         return plain(lhs, rhs)
-    return jax.lax.platform_dependent(lhs, rhs, cpu=on_cpu, default=plain)
+    return by_platform(lhs, rhs, cpu=on_cpu, default=plain)
 
 
 def _patches(x: jax.Array, size: Sequence[int], strides: Sequence[int], padding: _Pads) -> jax.Array:

@@ -15,7 +15,9 @@ import numpy as np
 from flax import linen as nn
 
 from bksdm_jax.models.abstract import parameter_shapes_of
-from bksdm_jax.models.layers import Dense, rows_product
+from bksdm_jax.models.convolution import rows_product
+from bksdm_jax.models.devices import by_platform
+from bksdm_jax.models.layers import Dense
 
 SIZE = 299
 """Height and width of the images, pixels."""
@@ -250,7 +252,7 @@ def _convolve(
         return rows_product(lhs, rhs.reshape(channels, features))
     if any(side != (0, 0) for side in padding):
         return plain(lhs, rhs)
-    return jax.lax.platform_dependent(lhs, rhs, cpu=patches, default=plain)
+    return by_platform(lhs, rhs, cpu=patches, default=plain)
 
 
 def _max_pool(x: jax.Array, stride: int) -> jax.Array:

@@ -12,47 +12,7 @@ import numpy as np
 from flax import linen as nn
 
 from bksdm_jax.models.convolution import convolve, rows_product
-
-
-class GroupNorm(nn.Module):
-    """Group normalisation (Wu and He 2018) in float32 with two-pass statistics, as PyTorch computes it.
-
-    Means are taken over the pixels of each channel, then over the channels of a group. On CPUs this is several times
-    faster than both at once, since channels are contiguous in memory.
-    """
-
-    groups: int
-    epsilon: float
-    result: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, H, W, C] -> [B, H, W, C] in `result`; C must be a multiple of `groups`."""
-        batch, height, width, channels = x.shape
-        scale = self.param("scale", nn.initializers.ones_init(), (channels,), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros_init(), (channels,), jnp.float32)
-
-        def group_mean(values: jax.Array) -> jax.Array:
-            each = values.mean(axis=1).reshape(batch, self.groups, channels // self.groups)  # [B, G, C / G]
-            mean = jnp.broadcast_to(each.mean(axis=-1, keepdims=True), each.shape)
-            return mean.reshape(batch, 1, channels)
-
-        x = x.astype(jnp.float32).reshape(batch, height * width, channels)
-        x = x - group_mean(x)
-        x = x * jax.lax.rsqrt(group_mean(jnp.square(x)) + self.epsilon) * scale + bias
-        return x.reshape(batch, height, width, channels).astype(self.result)
-
-
-class LayerNorm(nn.LayerNorm):
-    """Layer normalisation in float32 with two-pass statistics, as PyTorch computes it; the result is in `result`."""
-
-    use_fast_variance: bool = False
-    dtype: jnp.dtype = jnp.float32
-    result: jnp.dtype = jnp.float32
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, N, C] -> [B, N, C]."""
-        return super().__call__(x.astype(self.dtype)).astype(self.result)
+from bksdm_jax.models.norms import GroupNorm
 
 
 class Dense(nn.Dense):
@@ -103,16 +63,18 @@ class ResnetBlock(nn.Module):
     groups: int = 32
     epsilon: float = 1e-5
     dtype: jnp.dtype = jnp.float32
+    norms: str = "xla"
 
     @nn.compact
     def __call__(self, x: jax.Array, temb: jax.Array | None = None) -> jax.Array:
-        h = GroupNorm(self.groups, epsilon=self.epsilon, result=self.dtype, name="norm1")(x)
-        h = conv(self.width, 3, "conv1", self.dtype)(nn.silu(h))
+        def norm_silu(name: str) -> GroupNorm:
+            return GroupNorm(self.groups, self.epsilon, silu=True, result=self.dtype, norms=self.norms, name=name)
+
+        h = conv(self.width, 3, "conv1", self.dtype)(norm_silu("norm1")(x))
         if temb is not None:
             shift = Dense(self.width, dtype=self.dtype, name="time_emb_proj")(nn.silu(temb))
             h = h + shift[:, None, None, :]
-        h = GroupNorm(self.groups, epsilon=self.epsilon, result=self.dtype, name="norm2")(h)
-        h = conv(self.width, 3, "conv2", self.dtype)(nn.silu(h))
+        h = conv(self.width, 3, "conv2", self.dtype)(norm_silu("norm2")(h))
         if x.shape[-1] != self.width:
             x = conv(self.width, 1, "conv_shortcut", self.dtype)(x)
         return x + h  # [B, H, W, width]

@@ -12,7 +12,6 @@ from bksdm_jax.models.abstract import parameter_shapes_of
 from bksdm_jax.models.attention import CROSS_ATTENTION, SpatialTransformer
 from bksdm_jax.models.layers import (
     Downsample,
-    GroupNorm,
     Interpolation,
     ResnetBlock,
     TimestepMLP,
@@ -21,6 +20,7 @@ from bksdm_jax.models.layers import (
     interpolate_channels,
     timestep_embedding,
 )
+from bksdm_jax.models.norms import GroupNorm
 from bksdm_jax.models.remat import rematerialised
 from bksdm_jax.models.unet_table import Block, UNetConfig, block_table, cuts, popped_skips, replaceable, shallow_rows
 
@@ -71,6 +71,7 @@ class UNetStage(nn.Module):
     dtype: jnp.dtype
     attention: str
     remat: str
+    norms: str
     cut: int | None
 
     @nn.compact
@@ -95,6 +96,8 @@ class UNetStage(nn.Module):
                 x, skips = jnp.concatenate([x, skip], axis=-1), skips[:-1]
             block, settings = KINDS[row.kind]
             more = {"dtype": self.dtype, "name": row.leaf.replace(".", "_")}
+            if row.kind in ("resnet", "attention"):
+                more["norms"] = self.norms
             if row.kind == "attention":
                 more["attention"] = self.attention
             elif row.kind == "upsampler":
@@ -129,13 +132,15 @@ class UNet(nn.Module):
     skip `cut` in the up half, changes little from step to step, so a shallow call takes an earlier full call's and runs
     the blocks before that skip and after it only.
 
-    `attention` is a key of `attend.IMPLEMENTATIONS`, `remat` one of `remat.POLICIES`, `cut` in `cuts(config)`.
+    `attention` is a key of `attend.IMPLEMENTATIONS`, `remat` one of `choices.REMAT`, `norms` one of `choices.NORMS`,
+    `cut` in `cuts(config)`.
     """
 
     config: UNetConfig
     dtype: jnp.dtype = jnp.float32
     attention: str = "auto"
     remat: str = "none"
+    norms: str = "xla"
     cut: int | None = None
 
     def __call__(self, latents: jax.Array, timesteps: jax.Array, conditioning: Conditioning) -> jax.Array:
@@ -183,12 +188,14 @@ class UNet(nn.Module):
         stage_class = rematerialised(UNetStage, "stage", self.remat)
         for name in cfg.stages():
             own = tuple(row for row in rows if row.stage == name)
-            stage = stage_class(own, cfg, self.dtype, self.attention, self.remat, self.cut, name=name.replace(".", "_"))
+            how = (self.dtype, self.attention, self.remat, self.norms, self.cut)
+            stage = stage_class(own, cfg, *how, name=name.replace(".", "_"))
             x, skips, deep = stage(x, skips, deep, temb, context, kept, factors)
             self.sow(FEATURES, f"{name}_features", x)
         assert not skips
-        x = GroupNorm(cfg.norm_groups, epsilon=cfg.norm_epsilon, result=self.dtype, name="conv_norm_out")(x)
-        return conv(cfg.out_channels, 3, "conv_out", self.dtype)(nn.silu(x)), deep
+        last = {"silu": True, "result": self.dtype, "norms": self.norms, "name": "conv_norm_out"}
+        x = GroupNorm(cfg.norm_groups, cfg.norm_epsilon, **last)(x)
+        return conv(cfg.out_channels, 3, "conv_out", self.dtype)(x), deep
 
 
 def require_cut(config: UNetConfig, cut: int | None) -> None:

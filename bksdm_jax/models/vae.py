@@ -9,7 +9,8 @@ from flax import linen as nn
 
 from bksdm_jax.models.abstract import parameter_shapes_of
 from bksdm_jax.models.attend import attend
-from bksdm_jax.models.layers import Dense, Downsample, GroupNorm, ResnetBlock, Upsample, conv
+from bksdm_jax.models.layers import Dense, Downsample, ResnetBlock, Upsample, conv
+from bksdm_jax.models.norms import GroupNorm
 
 _EPSILON = 1e-6
 
@@ -91,9 +92,9 @@ class Coder(nn.Module):
             name = f"{self.side}_blocks_{i}"
             x = VAEStage(width, layers, cfg.norm_groups, self.dtype, resampler, name=name)(x)
         x = mid(x) if down else x
-        x = GroupNorm(cfg.norm_groups, epsilon=_EPSILON, result=self.dtype, name="conv_norm_out")(x)
+        x = GroupNorm(cfg.norm_groups, _EPSILON, silu=True, result=self.dtype, name="conv_norm_out")(x)
         channels = 2 * cfg.latent_channels if down else cfg.out_channels
-        return conv(channels, 3, "conv_out", self.dtype)(nn.silu(x))
+        return conv(channels, 3, "conv_out", self.dtype)(x)
 
 
 class VAE(nn.Module):

@@ -18,6 +18,7 @@ from bksdm_jax.diffusion.noise import image_keys
 from bksdm_jax.formats.unet_json import unet_from_diffusers
 from bksdm_jax.models.attend import require_attention
 from bksdm_jax.models.clip import clip_text_parameter_shapes
+from bksdm_jax.models.norms import require_norms
 from bksdm_jax.models.unet import UNet, deep_cache_calls, parameter_shapes
 from bksdm_jax.models.unet_table import cuts
 from bksdm_jax.models.vae import vae_parameter_shapes
@@ -53,6 +54,7 @@ def bench(config: BenchConfig) -> Report:
         guidance_scale=config.guidance_scale,
         resolution=config.resolution,
         attention=config.attention,
+        norms=config.norms,
     )
     generate = make_generate(networks, sampler, dtype)
     size = config.resolution // models.factor
@@ -63,7 +65,7 @@ def bench(config: BenchConfig) -> Report:
     latents = generator.standard_normal((config.batch_size, size, size, plan.student.in_channels), np.float32)
     context = generator.standard_normal((config.batch_size, text.max_length, text.width), np.float32)
     inputs = latents.astype(dtype), np.full(config.batch_size, 500, np.int32), {"context": context.astype(dtype)}
-    unet = UNet(plan.student, dtype, config.attention)
+    unet = UNet(plan.student, dtype, config.attention, norms=config.norms)
     lines = heading(config)
     with exact_products(config.dtype):
         program = compile_program("U-Net calls", unet.apply, {"params": params["unet"]}, *inputs)
@@ -105,7 +107,8 @@ def bench_update(config: BenchConfig) -> Report:
     size = config.resolution // models.factor
     configs = dict(models.configs)
     configs["text_encoder"] = dataclasses.replace(configs["text_encoder"], layers=0)
-    problem = Problem(plan, Architectures(configs, models.schedule), LossWeights(), config.attention, config.remat)
+    how = (config.attention, config.remat, config.norms)
+    problem = Problem(plan, Architectures(configs, models.schedule), LossWeights(), *how)
     mesh, optimizer = make_mesh(1, jax.devices()[:1]), OptimizerConfig()
     with waiting("preparing the update", QUIET):
         objective = make_objective(problem, config.resolution, (1, config.batch_size), dtype, cached=True)
@@ -150,6 +153,7 @@ def bench_networks(config: BenchConfig) -> tuple[Architectures, RemovalPlan]:
     """The networks of a generation with the config's widths, and the student; checks the settings."""
     require_bench(config)
     require_attention(config.attention, compute_dtype(config.dtype))
+    require_norms(config.norms)
     models = stable_diffusion(config.generation)
     if config.widths:
         stages = len(models.denoiser.down)

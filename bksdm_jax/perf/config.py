@@ -8,7 +8,7 @@ from pathlib import Path
 from bksdm_jax.base.choices import require_dtype
 from bksdm_jax.base.errors import InputError, in_short, known_name, shown, whole_number
 from bksdm_jax.base.paths import local_path
-from bksdm_jax.models.choices import require_attention_name, require_remat
+from bksdm_jax.models.choices import require_attention_name, require_norms_name, require_remat
 from bksdm_jax.pipelines.generations import TEACHERS
 from bksdm_jax.pipelines.source import ModelOptions
 from bksdm_jax.pruning.removal import removed_blocks
@@ -47,6 +47,7 @@ class BenchConfig:
         seconds_per_update: for `checkpoints`: of the run that is interrupted by them.
         attention: of the U-Net: auto, xla, chunked, cudnn or cudnn_padded (NVIDIA), flash or splash (TPU).
         remat: what the update's backward pass recomputes: none, products, attention, blocks or full.
+        norms: who computes the sums of group normalisation of the U-Net: xla, or pallas (kernels for NVIDIA GPUs).
         rank: for `finetune`: of LoRAs; 0: all weights are trained.
         profile: for `unet` (the image or, with 0 steps, the call), `update` and `finetune`: a folder for a trace of a
             few more calls, which is kept for TensorBoard or Perfetto; prints the time of their kernels by kind. Empty:
@@ -72,6 +73,7 @@ class BenchConfig:
     seconds_per_update: float = 1.0
     attention: str = "auto"
     remat: str = "none"
+    norms: str = "xla"
     rank: int = 0
     profile: str = ""
     beside: str = ""
@@ -86,6 +88,7 @@ def require_bench(config: BenchConfig) -> None:
     require_dtype(config.dtype)
     require_attention_name(config.attention)
     require_remat(config.remat)
+    require_norms_name(config.norms)
     for key, least in _LEAST.items():
         whole_number("config", key, getattr(config, key), least)
     if config.rank and config.what != "finetune":

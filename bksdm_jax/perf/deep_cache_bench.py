@@ -42,6 +42,7 @@ def bench_deep_cache(config: BenchConfig) -> str:
         resolution=networks.resolution,
         sampler="scheduler",
         attention=config.attention,
+        norms=config.norms,
         deep_cache_cut=cut,
     )
     lines = [

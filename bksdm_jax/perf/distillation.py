@@ -2,6 +2,7 @@
 
 from bksdm_jax.base.precision import compute_dtype
 from bksdm_jax.models.attend import require_attention
+from bksdm_jax.models.norms import require_norms
 from bksdm_jax.perf.planned import PlannedRun, empty_caption, name_of, networks_of
 from bksdm_jax.pipelines.pipeline import Architectures
 from bksdm_jax.pruning.block_scores import removed_from
@@ -17,6 +18,7 @@ def open_distillation(config: DistillConfig) -> PlannedRun:
     """Checks the settings, and finds teacher and student; raises `InputError` for a setting that can't be used."""
     require_plan(config)
     require_attention(config.attention, compute_dtype(config.dtype))
+    require_norms(config.norms)
     networks = networks_of(config, config.teacher, config.generation)
     if config.teacher:
         require_generation(config, networks)

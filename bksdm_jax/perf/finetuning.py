@@ -2,6 +2,7 @@
 
 from bksdm_jax.base.precision import compute_dtype
 from bksdm_jax.models.attend import require_attention
+from bksdm_jax.models.norms import require_norms
 from bksdm_jax.perf.planned import PlannedRun, empty_caption, name_of, networks_of
 from bksdm_jax.pruning.removal import plan_removal, removed_blocks
 from bksdm_jax.sampling.text_to_image import require_resolution
@@ -17,6 +18,7 @@ def open_finetuning(config: FinetuneConfig) -> PlannedRun:
     """Checks the settings, and finds the model; raises `InputError` for a setting that can't be used."""
     require_finetune_plan(config)
     require_attention(config.attention, compute_dtype(config.dtype))
+    require_norms(config.norms)
     networks = networks_of(config, config.model, config.plan.generation)
     if config.plan.student:
         plan = plan_removal(networks.denoiser, removed_blocks(config.plan.student))

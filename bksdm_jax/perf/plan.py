@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping
 
+from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.progress import QUIET, waiting
 from bksdm_jax.cost.chips import peak_flops
 from bksdm_jax.perf.compiled_step import Compiled, compile_update
@@ -28,6 +29,8 @@ def plan_run(config: Settings) -> Iterator[str]:
     Raises:
         InputError: a setting that can't be used, or devices that can't be compiled for; nothing is compiled then.
     """
+    if config.topology and config.norms == "pallas":
+        raise InputError(f"norms: pallas has kernels for NVIDIA GPUs only, not for {config.topology}; use xla")
     run = open_distillation(config) if isinstance(config, DistillConfig) else open_finetuning(config)
     target = target_of(config.topology)
     devices = len(target.devices)
@@ -62,7 +65,7 @@ def _about(run: PlannedRun, target: Target) -> list[str]:
     where = f" ({config.topology})" if config.topology else ""
     return [
         f"{run.name}, {config.resolution} px from {'cached latents' if run.cached else 'images'}, {config.dtype}, "
-        f"attention {config.attention}, remat {config.remat}",
+        f"attention {config.attention}, remat {config.remat}, norms {config.norms}",
         *run.notes,
         f"{devices} x {name}{where}, data {devices // config.fsdp} x fsdp {config.fsdp}",
         f"{config.batch_size} {run.unit}s per update: {config.accumulation} micro-batch(es), {images} on each of "

@@ -31,12 +31,12 @@ class Work:
 
 
 def count_work(run: PlannedRun) -> Work:
-    """FLOPs of an update, counted on uncompiled programs with XLA's attention, where no custom call hides any.
+    """FLOPs of an update, counted on uncompiled programs by XLA's own attention and norms: custom calls hide theirs.
 
     The FLOPs once per update are those of an update with a constant loss.
     """
     config, mesh = run.config, make_mesh(1, jax.devices()[:1])
-    step = planned_step(run.resized(batch_size=1, accumulation=1, attention="xla", fsdp=1), mesh)
+    step = planned_step(run.resized(batch_size=1, accumulation=1, attention="xla", norms="xla", fsdp=1), mesh)
     optimizer = make_optimizer(config.optimizer)
     zero, decay = jnp.float32(0), config.optimizer.ema_decay
     without_loss = jax.jit(make_update(lambda *_: (zero, {"loss": zero}), optimizer, decay, config.seed))

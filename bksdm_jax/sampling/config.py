@@ -6,7 +6,7 @@ from typing import NamedTuple
 from bksdm_jax.base.choices import require_dtype
 from bksdm_jax.base.errors import InputError, finite_number, known_name, whole_number
 from bksdm_jax.diffusion.choices import SAMPLERS, SCHEDULER
-from bksdm_jax.models.choices import require_attention_name
+from bksdm_jax.models.choices import require_attention_name, require_norms_name
 from bksdm_jax.pipelines.config import LORA_MAY_CHANGE, LoraOptions, PartsConfig, require_loras, require_parts
 from bksdm_jax.pipelines.source import ModelOptions
 from bksdm_jax.pipelines.tokenizer import MOST_LETTERS
@@ -51,6 +51,7 @@ class SamplerConfig:
         seed: image number i starts from noise drawn with `fold_in(key(seed), i)`.
         negative_prompt: what guidance steers away from.
         attention: of the U-Net: auto, xla, chunked, cudnn or cudnn_padded (NVIDIA), flash or splash (TPU).
+        norms: who computes the sums of group normalisation of the U-Net: xla, or pallas (kernels for NVIDIA GPUs).
         switch_at: the first steps, this many of those that are made, are a teacher's; 0: none.
         deep_cache: DeepCache's interval, in U-Net calls: 3 runs the whole U-Net every third call; 0 or 1: every call.
         deep_cache_cut: the skip up to which the other calls run it; 0 is `conv_in`'s output.
@@ -69,6 +70,7 @@ class SamplerConfig:
     seed: int = 0
     negative_prompt: str = ""
     attention: str = "auto"
+    norms: str = "xla"
     switch_at: int = 0
     deep_cache: int = 0
     deep_cache_cut: int = 1
@@ -85,6 +87,7 @@ def require_sampling(config: SamplerConfig) -> None:
     whole_number("config", "steps", config.steps)
     known_name("config", "sampler", config.sampler, (SCHEDULER, *SAMPLERS))
     require_attention_name(config.attention)
+    require_norms_name(config.norms)
     finite_number("config", "eta", config.eta, 0, 1)
     finite_number("config", "guidance_scale", config.guidance_scale, 0)
     finite_number("config", "guidance_rescale", config.guidance_rescale, 0, 1)

@@ -15,6 +15,7 @@ from bksdm_jax.diffusion.noise import as_noise
 from bksdm_jax.diffusion.samplers import sampler_calls, with_options
 from bksdm_jax.diffusion.solver import Calls, PredictWith, run
 from bksdm_jax.models.attend import require_attention
+from bksdm_jax.models.norms import require_norms
 from bksdm_jax.models.tiling import decode_in_slices, decode_in_tiles
 from bksdm_jax.models.unet import UNet, deep_cache_calls
 from bksdm_jax.models.unet_table import cuts
@@ -148,7 +149,8 @@ class TextToImage:
         ):
             if networks is None or first == last:
                 continue
-            network = _Network(UNet(networks.denoiser, self.dtype, self.config.attention), params[name], self.config)
+            unet = UNet(networks.denoiser, self.dtype, self.config.attention, norms=self.config.norms)
+            network = _Network(unet, params[name], self.config)
             predict, memory = network.predict(conditioning, negative, slots[0], first)
             part = self.calls.between(first, last)
             slots, _, own = run(part, predict, slots, step_noise, memory, first, estimates)
@@ -231,10 +233,11 @@ def text_to_image(
         teacher: whose denoiser makes the first `config.switch_at` steps.
 
     Raises:
-        InputError: as `require_sampler` and `require_attention`.
+        InputError: as `require_sampler`, `require_attention` and `require_norms`.
     """
     require_sampler(config, networks, strength)
     require_attention(config.attention, dtype)
+    require_norms(config.norms)
     if bool(config.switch_at) != (teacher is not None):
         raise InputError(f"switch_at: {config.switch_at}; give it and a teacher, or neither")
     if teacher is not None and config.deep_cache > 1:

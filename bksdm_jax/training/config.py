@@ -65,7 +65,9 @@ class SampleGridConfig:
     steps: int = 25
     guidance_scale: float = 7.5
 
-    def sampler(self, schedule: "ScheduleConfig", resolution: int, seed: int, attention: str) -> SamplerConfig:
+    def sampler(
+        self, schedule: "ScheduleConfig", resolution: int, seed: int, attention: str, norms: str
+    ) -> SamplerConfig:
         """The sampler of the grids."""
         return SamplerConfig(
             steps=self.steps,
@@ -74,6 +76,7 @@ class SampleGridConfig:
             sampler=usual_sampler(schedule),
             seed=seed,
             attention=attention,
+            norms=norms,
         )
 
 

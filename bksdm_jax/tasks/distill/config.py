@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from bksdm_jax.base.errors import InputError, finite_number, known_name, shown, whole_number
 from bksdm_jax.data.options import SourceOptions, require_options
-from bksdm_jax.models.choices import require_attention_name, require_remat
+from bksdm_jax.models.choices import require_attention_name, require_norms_name, require_remat
 from bksdm_jax.pipelines.config import LORA_MAY_CHANGE, LoraOptions, SaveOptions, require_loras, require_save
 from bksdm_jax.pipelines.generations import GENERATIONS, TEACHERS
 from bksdm_jax.pipelines.source import ModelOptions
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _EVALUATED = ("evaluate_first", "sheets", "validation", "evaluators", "scoring")
 _WATCHED = ("log_every", "profile_step", "stack_dump_seconds", "replay", *_EVALUATED)
 _KEPT = ("checkpoint_every", "keep_checkpoints", "keep_every", "without_room", "most_skipped")
-_COMPUTED = ("accumulation", "fsdp", "attention", "remat", "workers", "topology", "plan")
+_COMPUTED = ("accumulation", "fsdp", "attention", "remat", "norms", "workers", "topology", "plan")
 _NAMED = ("revision", "block_scores", *LORA_MAY_CHANGE)  # what they name is recorded too
 _SAVED = ("format", "save_dtype", "save_weights", "safety_checker")
 MAY_CHANGE = ("steps", "skip_unusable", *_WATCHED, *_KEPT, *_COMPUTED, *_SAVED, *_NAMED)
@@ -129,6 +129,7 @@ class DistillConfig(TrainerConfig, ModelOptions, LoraOptions, InitOptions, SaveO
         noise_offset: scale of a normal number per image and channel that is added to the noise; commonly 0.1.
         attention: of the U-Nets: auto, xla, chunked, cudnn or cudnn_padded (NVIDIA), flash or splash (TPU).
         remat: what the backward pass recomputes: none, products, attention, blocks or full.
+        norms: who computes the sums of group normalisation of the U-Nets: xla, or pallas (kernels for NVIDIA GPUs).
         topology: TPUs to plan for, such as `v4:2x2x4`; empty: this machine's devices. For `launch.plan` only.
         evaluators: metrics of the images that the moving average makes, such as clip_score; they go to `scores.csv`.
         loss, validation, sheets, scoring, plan: groups of settings.
@@ -156,6 +157,7 @@ class DistillConfig(TrainerConfig, ModelOptions, LoraOptions, InitOptions, SaveO
     noise_offset: float = 0.0
     attention: str = "auto"
     remat: str = "none"
+    norms: str = "xla"
     validation: ValidationConfig = ValidationConfig()
     evaluators: tuple[str, ...] = ()
     scoring: ScoringConfig = ScoringConfig()
@@ -164,7 +166,7 @@ class DistillConfig(TrainerConfig, ModelOptions, LoraOptions, InitOptions, SaveO
 
     def grid_sampler(self, schedule: "ScheduleConfig") -> SamplerConfig:
         """The sampler of the sample grids."""
-        return self.sheets.sampler(schedule, self.resolution, self.seed, self.attention)
+        return self.sheets.sampler(schedule, self.resolution, self.seed, self.attention, self.norms)
 
     def scoring_sampler(self, schedule: "ScheduleConfig") -> SamplerConfig:
         """The sampler of the images that `evaluators` score."""
@@ -175,6 +177,7 @@ class DistillConfig(TrainerConfig, ModelOptions, LoraOptions, InitOptions, SaveO
             sampler=self.scoring.sampler or usual_sampler(schedule),
             seed=self.scoring.seed,
             attention=self.attention,
+            norms=self.norms,
         )
 
 
@@ -186,6 +189,7 @@ def require_settings(config: DistillConfig) -> None:
     require_save(config.save_config())
     require_attention_name(config.attention)
     require_remat(config.remat)
+    require_norms_name(config.norms)
     if config.generation:
         known_name("config", "generation", config.generation, GENERATIONS)
     whole_number("config", "resolution", config.resolution)

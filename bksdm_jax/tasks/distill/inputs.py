@@ -13,6 +13,7 @@ from bksdm_jax.data.sources import Example, First, data_folder, is_cached, open_
 from bksdm_jax.data.tables import read_prompts
 from bksdm_jax.metrics.config import FEWEST
 from bksdm_jax.models.attend import require_attention
+from bksdm_jax.models.norms import require_norms
 from bksdm_jax.pipelines.load import Model, find_model
 from bksdm_jax.pipelines.lora import Lora, open_loras
 from bksdm_jax.pipelines.save import wanted_extras
@@ -60,6 +61,7 @@ def open_inputs(config: DistillConfig) -> Inputs:
     """Finds a run's inputs and checks all that doesn't need weights; raises `InputError` if one can't be used."""
     require_settings(config)
     require_attention(config.attention, compute_dtype(config.dtype))
+    require_norms(config.norms)
     save = config.save_config()
     teacher = find_model(config.source(config.teacher), wanted_extras(save))
     networks = teacher.architectures

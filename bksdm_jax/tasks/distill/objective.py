@@ -35,6 +35,7 @@ class Problem:
         weights: of the loss.
         attention: of the U-Nets.
         remat: of the student; the teacher has no backward pass.
+        norms: of the U-Nets.
         augmentation: of captions and noise.
     """
 
@@ -43,6 +44,7 @@ class Problem:
     weights: LossWeights = LossWeights()
     attention: str = "auto"
     remat: str = "none"
+    norms: str = "xla"
     augmentation: Augmentation = Augmentation()
 
     def plain(self) -> "Problem":
@@ -54,8 +56,8 @@ class Problem:
 def make_loss(problem: Problem, dtype: jnp.dtype = jnp.float32) -> Callable[[Any, Frozen, NoisyBatch], LossAndTerms]:
     """Builds (student parameters, frozen, noisy batch) -> loss and terms."""
     plan, weights = problem.plan, problem.weights
-    student = UNet(plan.student, dtype, problem.attention, problem.remat)
-    teacher = UNet(plan.teacher, dtype, problem.attention)
+    student = UNet(plan.student, dtype, problem.attention, problem.remat, problem.norms)
+    teacher = UNet(plan.teacher, dtype, problem.attention, norms=problem.norms)
     pairs = weighted_pairs(plan, weights.feature_source, weights.feature_scales)
 
     def run(network: UNet, params: Any, noisy_batch: NoisyBatch) -> tuple[jax.Array, dict[str, jax.Array]]:

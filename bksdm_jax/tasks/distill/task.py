@@ -113,7 +113,7 @@ def _skipping(config: DistillConfig, inputs: Inputs, path: Path | None = None) -
 def make_problem(config: DistillConfig, plan: RemovalPlan, networks: Architectures, empty: Any = None) -> Problem:
     """A run's distillation problem; caption dropout needs `empty`, the empty caption's inputs."""
     augmentation = Augmentation(config.caption_dropout, empty or {}, config.noise_offset)
-    return Problem(plan, networks, config.loss, config.attention, config.remat, augmentation)
+    return Problem(plan, networks, config.loss, config.attention, config.remat, config.norms, augmentation)
 
 
 def objective_of(config: DistillConfig, problem: Problem, cached: bool) -> Objective:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from bksdm_jax.base.errors import InputError, finite_number, known_name, shown, whole_number
 from bksdm_jax.data.options import SourceOptions, require_options
-from bksdm_jax.models.choices import require_attention_name, require_remat
+from bksdm_jax.models.choices import require_attention_name, require_norms_name, require_remat
 from bksdm_jax.pipelines.config import (
     LORA_LAYOUTS,
     LORA_MAY_CHANGE,
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _WATCHED = ("log_every", "profile_step", "stack_dump_seconds", "replay", "evaluate_first", "sheets")
 _KEPT = ("checkpoint_every", "keep_checkpoints", "keep_every", "without_room", "most_skipped")
-_COMPUTED = ("accumulation", "fsdp", "attention", "remat", "workers", "topology", "plan")
+_COMPUTED = ("accumulation", "fsdp", "attention", "remat", "norms", "workers", "topology", "plan")
 _SAVED = ("format", "save_dtype", "save_weights", "safety_checker", "adapter.layout")
 MAY_CHANGE = ("steps", *_WATCHED, *_KEPT, *_COMPUTED, *_SAVED, "revision", *LORA_MAY_CHANGE, "prior.folder")
 """Keys that don't affect the trained weights and may differ when a run continues; what they name is recorded too."""
@@ -131,6 +131,7 @@ class FinetuneConfig(TrainerConfig, ModelOptions, LoraOptions, SaveOptions, Sour
             commonly 5.
         attention: of the U-Net: auto, xla, chunked, cudnn or cudnn_padded (NVIDIA), flash or splash (TPU).
         remat: what the backward pass recomputes: none, products, attention, blocks or full.
+        norms: who computes the sums of group normalisation of the U-Net: xla, or pallas (kernels for NVIDIA GPUs).
         topology: TPUs to plan for, such as `v4:1x1x1`; empty: this machine's devices. For `launch.plan` only.
     """
 
@@ -159,13 +160,14 @@ class FinetuneConfig(TrainerConfig, ModelOptions, LoraOptions, SaveOptions, Sour
     min_snr_gamma: float = 0.0
     attention: str = "auto"
     remat: str = "none"
+    norms: str = "xla"
     sheets: SampleGridConfig = SampleGridConfig()
     topology: str = ""
     plan: FinetunePlanConfig = FinetunePlanConfig()
 
     def grid_sampler(self, schedule: "ScheduleConfig") -> SamplerConfig:
         """The sampler of the sample grids."""
-        return self.sheets.sampler(schedule, self.resolution, self.seed, self.attention)
+        return self.sheets.sampler(schedule, self.resolution, self.seed, self.attention, self.norms)
 
 
 def require_finetune(config: FinetuneConfig) -> None:
@@ -194,6 +196,7 @@ def _require_settings(config: FinetuneConfig) -> None:
     require_save(config.save_config())
     require_attention_name(config.attention)
     require_remat(config.remat)
+    require_norms_name(config.norms)
     require_options(config)
     for key in ("resolution", "crops"):
         whole_number("config", key, getattr(config, key))

@@ -16,6 +16,7 @@ from bksdm_jax.data.options import SourceOptions
 from bksdm_jax.data.pair_examples import PairExamples
 from bksdm_jax.data.sources import INFO, data_folder, is_cached, open_examples
 from bksdm_jax.models.attend import require_attention
+from bksdm_jax.models.norms import require_norms
 from bksdm_jax.pipelines.load import Model, find_model
 from bksdm_jax.pipelines.lora import Lora, open_loras
 from bksdm_jax.pipelines.passthrough import NO_EXTRAS
@@ -64,6 +65,7 @@ def open_inputs(config: FinetuneConfig) -> Inputs:
     """Finds a run's inputs and checks all that doesn't need weights; raises `InputError` if one can't be used."""
     require_finetune(config)
     require_attention(config.attention, compute_dtype(config.dtype))
+    require_norms(config.norms)
     model = find_model(
         config.source(config.model), NO_EXTRAS if config.adapter.rank else wanted_extras(config.save_config())
     )

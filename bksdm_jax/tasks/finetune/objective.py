@@ -27,7 +27,7 @@ class Problem:
         trained: what is trained of which networks.
         prior_weight: of the loss on class images; 0: there are none.
         min_snr_gamma: as of `FinetuneConfig`.
-        attention, remat: of the U-Net.
+        attention, remat, norms: of the U-Net.
         augmentation: of captions and noise.
     """
 
@@ -36,6 +36,7 @@ class Problem:
     min_snr_gamma: float = 0.0
     attention: str = "auto"
     remat: str = "none"
+    norms: str = "xla"
     augmentation: Augmentation = Augmentation()
 
     @property
@@ -51,7 +52,8 @@ def make_loss(problem: Problem, dtype: jnp.dtype = jnp.float32) -> Loss:
     compute in `dtype`; trained parameters and noise are float32.
     """
     networks, trained = problem.networks, problem.trained
-    unet, predicts = UNet(networks.denoiser, dtype, problem.attention, problem.remat), networks.schedule.prediction_type
+    unet = UNet(networks.denoiser, dtype, problem.attention, problem.remat, problem.norms)
+    predicts = networks.schedule.prediction_type
 
     def loss(params: Any, ema: Any, frozen: Frozen, batch: Batch, keys: jax.Array) -> LossAndTerms:
         del ema

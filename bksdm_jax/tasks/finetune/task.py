@@ -142,7 +142,7 @@ def _skipping(config: FinetuneConfig, inputs: Inputs, path: Path | None = None) 
 def make_problem(config: FinetuneConfig, trained: Trained, empty: Any = None) -> Problem:
     """A run's problem; caption dropout needs `empty`, the empty caption's inputs."""
     augmentation = Augmentation(config.caption_dropout, empty or {}, config.noise_offset)
-    own = (config.prior.weight, config.min_snr_gamma, config.attention, config.remat)
+    own = (config.prior.weight, config.min_snr_gamma, config.attention, config.remat, config.norms)
     return Problem(trained, *own, augmentation)
 
 
