@@ -24,7 +24,7 @@ student takes the scores of any teacher with the same blocks: give it its own te
 from pathlib import Path
 
 from bksdm_jax.analysis.config import AnalyseConfig, require_analysis
-from launch.command import keep_compiled, run
+from launch.command import run
 
 
 def main(config: AnalyseConfig, workdir: Path) -> None:
@@ -32,7 +32,6 @@ def main(config: AnalyseConfig, workdir: Path) -> None:
     from bksdm_jax.analysis.analyse import analyse
     from bksdm_jax.analysis.table import block_lines
 
-    keep_compiled(workdir)
     path = analyse(config, workdir)
     print("\n".join(block_lines(path)))
     print(f"\n{path}")

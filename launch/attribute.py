@@ -22,7 +22,7 @@ from pathlib import Path
 from bksdm_jax.analysis.attribution_config import AttributionConfig, require_attribution
 from bksdm_jax.base.exits import RESTART
 from bksdm_jax.base.signals import interrupted
-from launch.command import keep_compiled, run
+from launch.command import run
 
 
 def main(config: AttributionConfig, workdir: Path) -> None:
@@ -31,7 +31,6 @@ def main(config: AttributionConfig, workdir: Path) -> None:
     from bksdm_jax.analysis.likeness import likeness_lines
     from bksdm_jax.reports.attribution_page import FILE
 
-    keep_compiled(workdir)
     path = attribute(config, workdir)
     print("\n".join(likeness_lines(workdir / FILE)))
     print(f"\n{path}")

@@ -17,13 +17,13 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from bksdm_jax.base.compile_cache import keep_compiled
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.exits import FAILED, RESTART
 from bksdm_jax.base.paths import local_path
 from bksdm_jax.base.peers import ending_together
 from bksdm_jax.base.processes import NONE, ProcessConfig, require_processes
 from bksdm_jax.base.signals import Interrupted, handled, interrupted, leaving
-from bksdm_jax.base.workdir import COMPILED
 from launch.manual import FLAGS, explanations
 from launch.names import ROOT, own_config
 from launch.parsing import Classes, class_of, parse
@@ -134,6 +134,7 @@ def run_without_workdir(
         logging.info("settings from %s", Path(path).resolve())
         for name, level in _QUIET.items():
             os.environ.setdefault(name, level)
+        keep_compiled()
         call(settings)
 
     ended: Interrupted | None = None
@@ -161,14 +162,6 @@ def tell(made: Path | None, workdir: Path) -> None:
     if made is None:
         raise Interrupted(RESTART, f"interrupted; the same command continues in {workdir}")
     print(made)
-
-
-def keep_compiled(workdir: Path) -> None:
-    """Caches compiled programs in `workdir`, unless JAX has a cache already, so that continuing recompiles nothing."""
-    import jax
-
-    if not jax.config.jax_compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", str((workdir / COMPILED).resolve()))
 
 
 def _end_soon() -> None:

@@ -4,7 +4,7 @@ import functools
 from pathlib import Path
 
 from bksdm_jax.experiments.config import ComparisonConfig, require_comparison
-from launch.command import keep_compiled, run, tell
+from launch.command import run, tell
 
 
 def main(name: str, config: ComparisonConfig, workdir: Path) -> None:
@@ -12,7 +12,6 @@ def main(name: str, config: ComparisonConfig, workdir: Path) -> None:
     from bksdm_jax.experiments.comparison import compare_students
     from bksdm_jax.experiments.table import EXPERIMENTS
 
-    keep_compiled(workdir)
     tell(compare_students(config, EXPERIMENTS[name], workdir), workdir)
 
 

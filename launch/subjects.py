@@ -33,12 +33,11 @@ from pathlib import Path
 from bksdm_jax.base.exits import RESTART
 from bksdm_jax.base.signals import interrupted
 from bksdm_jax.experiments.subjects_config import ALL, SubjectsConfig, require_subjects
-from launch.command import keep_compiled, run, tell
+from launch.command import run, tell
 
 
 def main(config: SubjectsConfig, workdir: Path) -> None:
     """Makes the images of a subject and prints its folder, or prints the table."""
-    keep_compiled(workdir)
     if config.subject:
         from bksdm_jax.experiments.subjects import make_subjects
 

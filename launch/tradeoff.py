@@ -14,14 +14,13 @@ The same command continues an interrupted run, and one with more models or setti
 from pathlib import Path
 
 from bksdm_jax.experiments.config import TradeoffConfig, require_tradeoff
-from launch.command import keep_compiled, run
+from launch.command import run
 
 
 def main(config: TradeoffConfig, workdir: Path) -> None:
     """Makes the curves and prints the page's path."""
     from bksdm_jax.experiments.tradeoff import tradeoff
 
-    keep_compiled(workdir)
     print(tradeoff(config, workdir))
 
 

@@ -120,7 +120,8 @@ def test_the_splash_kernel_computes_attention(shape: tuple[int, int, int, int]) 
 
 
 @pytest.mark.parametrize("name", ["auto", "flash", "splash"])
-def test_on_several_tpus_each_runs_the_kernel_for_its_part_of_the_batch(name: str) -> None:
+def test_on_several_tpus_each_runs_the_kernel_for_its_part_of_the_batch(name: str, monkeypatch) -> None:
+    monkeypatch.setattr(devices, "by_platform", jax.lax.platform_dependent)  # the mesh's devices stand for TPUs
     with jax.set_mesh(make_mesh(2, jax.devices()[:4])):
         for batch, count in ((8, 1), (6, 0)):  # six images don't divide by four devices
             shapes = [jax.ShapeDtypeStruct((batch, 1024, 160), jnp.bfloat16)] * 3
@@ -128,6 +129,20 @@ def test_on_several_tpus_each_runs_the_kernel_for_its_part_of_the_batch(name: st
             text = traced.lower(lowering_platforms=("tpu",)).as_text()
             assert text.count("tpu_custom_call") == count
             assert text.count("tensor<2x4x1024x40xbf16>") >= count  # two images each
+
+
+def test_a_mesh_of_cpus_leaves_out_what_other_platforms_compute() -> None:
+    def program(x: jax.Array) -> jax.Array:
+        return devices.by_platform(x, cpu=jnp.sin, tpu=jnp.cos, default=jnp.tan)
+
+    def traced() -> str:
+        return str(jax.make_jaxpr(lambda x: program(x))(1.0))
+
+    assert all(name in traced() for name in ("sin", "cos", "tan"))
+    with jax.set_mesh(make_mesh(1, jax.devices()[:2])):
+        assert "sin" in traced()
+        assert "cos" not in traced()
+        assert program(1.0) == np.sin(np.float32(1.0))
 
 
 def gradients(inputs: tuple[jax.Array, ...], name: str) -> tuple[jax.Array, ...]:
