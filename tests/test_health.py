@@ -1,6 +1,7 @@
 """Updates that aren't finite: skipped and counted, told apart, and ending a run that has too many of them."""
 
 import csv
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.training import trainer
-from bksdm_jax.training.config import TrainerConfig
+from bksdm_jax.training.config import TrainerConfig, require_trainer_settings
 from bksdm_jax.training.state import OptimizerConfig, create_state, make_optimizer
 from bksdm_jax.training.train_step import GO, SIGNALS, STOP, UNUSABLE, make_update
 from tests.regression import CONFIG, RATE, Regression, checkpoint_steps, run, table
@@ -25,7 +26,7 @@ def bits(tree: Any) -> list[bytes]:
 
 @pytest.fixture(scope="module")
 def update() -> Any:
-    """A jitted update of a quadratic whose loss, gradient or step can be made to overflow by its input."""
+    """A jitted update of a quadratic whose loss or gradient can be made to overflow by its input."""
 
     def loss(params: Any, ema: Any, frozen: Any, batch: Any, keys: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
         total = jnp.mean(jnp.square(batch["x"] * params["w"])) + batch["offset"].mean()
@@ -73,11 +74,13 @@ def test_a_batch_that_one_process_cannot_use_changes_nothing_at_all(update: Any)
     assert trained(update, [batch(signal=STOP)])[1] | {SIGNALS: 0} == trained(update, [batch()])[1]
 
 
-def test_a_step_that_overflows_changes_nothing(tmp_path: Path) -> None:
-    """The loss and gradients are finite; the rate makes the update infinite."""
-    with pytest.raises(InputError, match="update_norm inf"):
-        run(tmp_path, task=Regression(), optimizer=OptimizerConfig(learning_rate=3e38), most_skipped=2)
-    assert checkpoint_steps(tmp_path) == []
+@pytest.mark.parametrize(
+    "changed", [{"learning_rate": 1e30}, {"clip_norm": 1e38}, {"epsilon": 1e-30, "clip_norm": 1e12}]
+)
+def test_settings_with_which_a_step_could_overflow_are_refused(changed: dict[str, float]) -> None:
+    optimizer = dataclasses.replace(OptimizerConfig(learning_rate=1e-4), **changed)
+    with pytest.raises(InputError, match=r"optimizer\.learning_rate.*overflow"):
+        require_trainer_settings(TrainerConfig(steps=1, batch_size=1, optimizer=optimizer))
 
 
 def test_a_skipped_update_is_counted_and_the_run_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -80,7 +80,7 @@ def test_it_is_distilled(networks: Architectures) -> None:
     assert int(state.step) == 1
     assert {"loss_task", "loss_output", "loss_feature", "feature/up_blocks.0"} < set(metrics)
     assert all(np.isfinite(value) for value in metrics.values())
-    assert float(metrics["update_norm"]) > 0
+    assert float(metrics["grad_norm"]) > 0
 
 
 def test_it_is_sampled(networks: Architectures) -> None:

@@ -16,9 +16,9 @@ from bksdm_jax.training.state import (
     TrainState,
     create_state,
     ema_decay,
-    ema_distance,
     learning_rate,
     make_optimizer,
+    state_norms,
 )
 from bksdm_jax.training.train_step import Objective, make_train_step
 
@@ -153,19 +153,28 @@ def test_without_a_moving_average_the_weights_are_the_same(plain: Any) -> None:
     whole, told = plain[1]
     assert state.ema == {}
     assert set(told) - set(metrics) == {"ema_decay"}
-    assert ema_distance(state) == 0
+    assert set(state_norms(state, CONFIG)) == {"update_norm"}
     for ours, theirs in zip(
         jax.tree.leaves((state.params, state.average)), jax.tree.leaves((whole.params,) * 2), strict=True
     ):
         assert np.array_equal(ours, theirs)
 
 
-def test_the_distance_of_the_moving_average_is_relative_to_the_weights(plain: Any) -> None:
-    state, _ = plain[3]
-    ema, params = (
-        np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree)]) for tree in (state.ema, state.params)
-    )
-    assert float(ema_distance(state)) == pytest.approx(np.linalg.norm(ema - params) / np.linalg.norm(params), rel=1e-5)
+def flat(tree: Any) -> np.ndarray:
+    return np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree)]).astype(np.float64)
+
+
+def test_norms_are_those_of_the_states(plain: Any) -> None:
+    (first, _), *_, (before, _), (after, _) = plain
+    found = state_norms(after, CONFIG)
+    params = flat(after.params)
+    step, distance = np.linalg.norm(params - flat(before.params)), np.linalg.norm(flat(after.ema) - params)
+    assert float(found["update_norm"]) == pytest.approx(step, rel=1e-3)  # the parameters are rounded
+    assert float(found["ema_distance"]) == pytest.approx(distance / np.linalg.norm(params), rel=1e-5)
+    assert {name: float(norm) for name, norm in state_norms(first, CONFIG).items()} == {
+        "update_norm": 0,
+        "ema_distance": 0,
+    }
 
 
 def test_the_loss_sees_the_moving_average(plain: Any) -> None:

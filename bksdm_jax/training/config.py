@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 PROFILED = 3
 """Number of profiled updates."""
 RETRY_WITHOUT_ROOM, STOP_WITHOUT_ROOM = "retry", "stop"
+_LONGEST_STEP = 1e36  # far below the largest float32, 3.4e38
 _BELOW_1 = math.nextafter(1, 0)
 WEIGHTS = {"ema": "the moving average", "raw": "those of the last update"}
 """The weights that a run can return -> their description in model cards."""
@@ -199,6 +200,12 @@ def _require_optimizer(config: OptimizerConfig, steps: int) -> None:
     bounds |= {"epsilon": (1e-30, math.inf), "clip_norm": (1e-30, math.inf)}
     for key, (least, most) in bounds.items():
         finite_number("config", f"optimizer.{key}", getattr(config, key), least, most)
+    longest = config.clip_norm / config.epsilon  # of Adam's steps at a rate of 1
+    if config.learning_rate * max(longest, config.weight_decay) > _LONGEST_STEP:
+        raise InputError(
+            f"optimizer.learning_rate: {config.learning_rate:g}; with clip_norm {config.clip_norm:g}, epsilon "
+            f"{config.epsilon:g} and weight_decay {config.weight_decay:g} a step could overflow; lower the rate"
+        )
 
 
 def require_whole_batches(config: TrainerConfig, devices: int) -> None:

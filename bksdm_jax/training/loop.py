@@ -45,7 +45,7 @@ class Loop:
         task: Task,
         frozen: Frozen,
         update: Update,
-        distance: Callable[[TrainState], jax.Array],
+        norms: Callable[[TrainState], Mapping[str, jax.Array]],
         config: TrainerConfig,
         rates: Rates,
         workdir: Path,
@@ -54,12 +54,12 @@ class Loop:
         facts: Facts,
         mesh: Mesh,
     ) -> None:
-        """`distance` of the moving average is measured at the steps that log.
+        """`norms` of the state are taken at the steps that log.
 
         `workdir` gets the metrics, see `writers.make_writer`, and the profiler's trace in `profile/`.
         """
         self._task, self._frozen, self._update, self._config = task, frozen, update, config
-        self._distance = distance
+        self._norms = norms
         self._rates, self._workdir, self._checkpoints, self._evaluators = rates, workdir, checkpoints, evaluators
         self._facts, self._mesh = facts, mesh
         self._signals = {signal: per_device(mesh, signal) for signal in (GO, STOP, UNUSABLE)}
@@ -112,8 +112,7 @@ class Loop:
                 if logging_now:
                     values = outcome.values
                     facts = {"learning_rate": float(rate(step - 1 - int(values["skipped"])))} | self._task.facts(values)
-                    if jax.tree.leaves(state.ema):
-                        facts["ema_distance"] = float(self._distance(state))
+                    facts |= {name: float(norm) for name, norm in self._norms(state).items()}
                     facts |= self._rates.until(step) | {"host_memory": resident() / 2**30}
                     self._write("", step, values | facts)
                 left = []

@@ -59,9 +59,29 @@ def ema_decay(done: jax.Array, bound: float) -> jax.Array:
     return jnp.where(done == 0, 0.0, jnp.minimum(bound, (1.0 + n) / (10.0 + n)))
 
 
-def ema_distance(state: TrainState) -> jax.Array:
-    """|ema - params| / |params| over all parameters, float32 []; 0 if no moving average is kept."""
-    if not jax.tree.leaves(state.ema):
-        return jnp.zeros(())
-    apart = jax.tree.map(jnp.subtract, state.ema, state.params)
-    return optax.global_norm(apart) / optax.global_norm(state.params)
+def state_norms(state: TrainState, config: OptimizerConfig) -> dict[str, jax.Array]:
+    """Norms over all parameters, float32 [].
+
+    `update_norm` is that of the last step that was applied, 0 before the first; if a moving average is kept,
+    `ema_distance` is |ema - params| / |params|. The step follows from Adam's moments (Kingma and Ba 2015), its
+    weight decay from the new parameters.
+    """
+    (adam,) = (one for one in jax.tree.leaves(state.opt_state, is_leaf=_is_adam) if _is_adam(one))
+    done = jnp.maximum(adam.count, 1)
+    rate = learning_rate(config)(done - 1)
+    corrections = [1.0 - jnp.float32(beta) ** done.astype(jnp.float32) for beta in (config.beta1, config.beta2)]
+
+    def step(mean: jax.Array, square: jax.Array, params: jax.Array) -> jax.Array:
+        deviation = jnp.sqrt(square / corrections[1]) + config.epsilon
+        return rate * (mean / corrections[0] / deviation + config.weight_decay * params)
+
+    norm = optax.global_norm(jax.tree.map(step, adam.mu, adam.nu, state.params))
+    found = {"update_norm": jnp.where(adam.count > 0, norm, 0.0)}
+    if jax.tree.leaves(state.ema):
+        apart = jax.tree.map(jnp.subtract, state.ema, state.params)
+        found["ema_distance"] = optax.global_norm(apart) / optax.global_norm(state.params)
+    return found
+
+
+def _is_adam(node: Any) -> bool:
+    return isinstance(node, optax.ScaleByAdamState)

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from bksdm_jax.training.config import OptimizerConfig
 from bksdm_jax.training.sharding import batch_sharding, device_sharding, parameter_shardings, replicated
-from bksdm_jax.training.state import TrainState, create_state, ema_decay, ema_distance, make_optimizer
+from bksdm_jax.training.state import TrainState, create_state, ema_decay, make_optimizer, state_norms
 
 _TRAINING_STREAM = 2**32 - 1  # keeps the keys of training apart from those of sampled images
 
@@ -56,13 +56,13 @@ def make_update(loss: Loss, optimizer: optax.GradientTransformation, ema_bound: 
     """Builds the update: losses and gradients over the micro-batches, clipping, AdamW, moving average.
 
     Each example's key follows from seed, update and its position in the batch, so neither accumulation nor the number
-    of devices changes its noise. `ema_bound` is the upper bound of the moving average's decay. If the loss, or the norm
-    of gradients or update isn't finite, all but `step` and `skipped` stays bit-identical; if the batch's signals say
-    `UNUSABLE`, all does.
+    of devices changes its noise. `ema_bound` is the upper bound of the moving average's decay. If the loss or the
+    gradients' norm isn't finite, all but `step` and `skipped` stays bit-identical (the settings' bounds keep
+    a step from finite gradients finite); if the batch's signals say `UNUSABLE`, all does.
 
     Returns:
         (state, frozen, batch) -> (new state, float32 metrics: losses by name, `grad_norm` before clipping,
-        `update_norm`, `applied`, 1 or 0, `skipped`, how many updates were so far, and `signals`, the largest; of a
+        `applied`, 1 or 0, `skipped`, how many updates were so far, and `signals`, the largest; of a
         moving average its `ema_decay`), not jitted.
     """
 
@@ -82,13 +82,14 @@ def make_update(loss: Loss, optimizer: optax.GradientTransformation, ema_bound: 
         with jax.numpy_dtype_promotion("standard"):  # Optax relies on implicit promotion
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        norms = {"grad_norm": optax.global_norm(grads), "update_norm": optax.global_norm(updates)}
+        norm = optax.global_norm(grads)
         ema, average = state.ema, {}
         if jax.tree.leaves(ema):
             decay = ema_decay(state.step - state.skipped, ema_bound)
             ema = jax.tree.map(lambda e, p: decay * e + (1.0 - decay) * p, ema, params)
             average = {"ema_decay": decay}
-        finite = jnp.isfinite(jnp.stack([terms["loss"], *norms.values()])).all()
+        # Not the new parameters' or the step's norm, though: all that changes would have to wait for it in memory.
+        finite = jnp.isfinite(terms["loss"]) & jnp.isfinite(norm)
         usable = signal < UNUSABLE
         found = TrainState(
             state.step + usable.astype(jnp.int32),
@@ -98,7 +99,7 @@ def make_update(loss: Loss, optimizer: optax.GradientTransformation, ema_bound: 
             _chosen(usable & finite, opt_state, state.opt_state),
         )
         told = {"applied": (usable & finite).astype(jnp.float32), "skipped": found.skipped, SIGNALS: signal}
-        return found, terms | norms | average | told
+        return found, terms | {"grad_norm": norm} | average | told
 
     return update
 
@@ -121,12 +122,12 @@ def _mean_over_micro_batches(micro: Callable[[Any], Any], micro_batches: Any, co
 class TrainStep:
     """One update, jitted but not compiled, and its arguments as `jax.ShapeDtypeStruct` with shardings.
 
-    The state is donated and returned with the same shardings. `distance` is `ema_distance`, jitted: apart from the
-    update, since it reads all parameters twice and is wanted at few steps.
+    The state is donated and returned with the same shardings. `norms` is `state_norms`, jitted: apart from the update,
+    since it reads the whole state and is wanted at few steps.
     """
 
     update: Any
-    distance: Any
+    norms: Any
     state: TrainState
     frozen: dict[str, Any]
     batch: dict[str, Any]
@@ -146,8 +147,8 @@ def make_train_step(objective: Objective, config: OptimizerConfig, seed: int, me
     batch[SIGNALS] = jax.ShapeDtypeStruct((mesh.size,), jnp.int32, sharding=device_sharding(mesh))
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     jitted = jax.jit(update, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
-    distance = jax.jit(ema_distance, out_shardings=replicated(mesh))
-    return TrainStep(jitted, distance, state, frozen, batch)
+    norms = jax.jit(lambda state: state_norms(state, config), out_shardings=replicated(mesh))
+    return TrainStep(jitted, norms, state, frozen, batch)
 
 
 def _sharded(shapes: Any, shardings: Any) -> Any:

@@ -181,7 +181,7 @@ def _train_on(
     with waiting("moving the frozen networks to the devices", QUIET):
         frozen = _device_put_frozen(task, step)
     with waiting("compiling the update"):
-        compiled, distance = compile_beside(step.update.lower(state, frozen, step.batch), step.distance.lower(state))
+        compiled, norms = compile_beside(step.update.lower(state, frozen, step.batch), step.norms.lower(state))
     give_back()
     rows = own_rows(mesh, config.batch_size // config.accumulation)
     chip = chip_of(mesh.devices.flat[0].device_kind)
@@ -195,7 +195,7 @@ def _train_on(
         files = workdir_files(workdir) if config.checkpoints else {}
         return {"pending": left, _RATE: config.optimizer.learning_rate, "files": files}
 
-    loop = Loop(task, frozen, compiled, distance, config, rates, workdir, checkpoints, evaluators, facts, mesh)
+    loop = Loop(task, frozen, compiled, norms, config, rates, workdir, checkpoints, evaluators, facts, mesh)
     with closing(task.batches(first, rows)) as batches:
         done, finished = loop.run(state, (batch_to_global(mesh, batch) for batch in batches), pending)
     return done if finished else None
