@@ -110,11 +110,12 @@ def run_without_workdir(
     check: Callable[[Any], object] | None = None,
     may_be_empty: Collection[str] = (),
     own: dict[str, str] | None = None,
+    cached: bool = True,
 ) -> None:
     """Parses `--config` and calls `call(config)`, for programs without output files; otherwise like `run`.
 
     `may_be_empty` are keys that the class requires but this program doesn't; `own` are flags beside `config` and
-    `help`, with their explanations.
+    `help`, with their explanations. `cached`: whether compiled programs may come from an earlier run.
     """
     manual = manual or ""
     known = {"config": "the file of settings, PATH or PATH:VARIANT,VARIANT"} | (own or {}) | {"help": FLAGS["help"]}
@@ -134,7 +135,8 @@ def run_without_workdir(
         logging.info("settings from %s", Path(path).resolve())
         for name, level in _QUIET.items():
             os.environ.setdefault(name, level)
-        keep_compiled()
+        if cached and not ("distributed" in flags.FLAGS and flags.FLAGS["distributed"].value != NONE):
+            keep_compiled()
         call(settings)
 
     ended: Interrupted | None = None

@@ -145,6 +145,21 @@ def test_a_mesh_of_cpus_leaves_out_what_other_platforms_compute() -> None:
         assert float(program(1.0)) == pytest.approx(np.sin(1.0), rel=1e-6)
 
 
+def test_what_a_shard_map_splits_already_is_not_split_again() -> None:
+    seen: list[tuple[tuple[str, ...], int]] = []
+
+    def inside(x: jax.Array) -> jax.Array:
+        seen.append(devices.axes_to_split())
+        return x
+
+    mesh, split = make_mesh(2, jax.devices()[:4]), jax.sharding.PartitionSpec(("data", "fsdp"))
+    with jax.set_mesh(mesh):
+        assert devices.axes_to_split() == (("data", "fsdp"), 4)
+        jax.jit(jax.shard_map(inside, in_specs=split, out_specs=split))(jnp.ones(4))
+    assert seen == [((), 1)]
+    assert devices.axes_to_split() == ((), 1)
+
+
 def gradients(inputs: tuple[jax.Array, ...], name: str) -> tuple[jax.Array, ...]:
     program = jax.jit(jax.grad(lambda *x: jnp.square(attend(*x, heads=2, implementation=name)).sum(), (0, 1, 2)))
     return program(*inputs)

@@ -91,6 +91,7 @@ ENTRY %main (x: bf16[8,4], w: f32[3,3,4,8]) -> f32[8] {
   %fusion.7 = f32[8,8]{1,0} fusion(%x), kind=kCustom, calls=%fused_product
   %cudnn-conv.1 = (bf16[8]{0}, u8[0]{0}) custom-call(%x, %w), custom_call_target="__cudnn$convBackwardFilter"
   %attend.4 = (bf16[8]{0}, u8[0]{0}) custom-call(%x, %x), custom_call_target="__cudnn$fmhaSoftmaxBackward"
+  %sums.4 = (f32[8]{0}, f32[8]{0}) custom-call(%x), custom_call_target="__gpu$xla.gpu.triton"
   %cublas-gemm.3 = f32[8,8]{1,0} custom-call(%x, %x), custom_call_target="__cublas$lt$matmul"
   %topk.1 = f32[8]{0} custom-call(%x), custom_call_target="TopK"
   %convolution.9 = f32[8,8]{1,0} convolution(%x, %x), dim_labels=bf_io->bf, metadata={op_name="jit(f)/q,k/dot_general"}
@@ -116,6 +117,7 @@ ENTRY %main (x: bf16[8,4], w: f32[3,3,4,8]) -> f32[8] {
         ("fusion.7", "product"),
         ("cudnn-conv.1", "convolution"),
         ("attend.4", "attention"),
+        ("sums.4", "reduction"),
         ("cublas-gemm.3", "product"),
         ("topk.1", "other"),
         ("convolution.9", "product"),

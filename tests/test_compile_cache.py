@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from bksdm_jax.base.compile_cache import keep_compiled
 
@@ -61,11 +62,19 @@ def test_a_folder_that_cannot_be_written_means_no_cache(cache: Path) -> None:
 def test_what_a_kill_has_left_half_written_is_removed(cache: Path) -> None:
     keep_compiled()
     folder = Path(os.environ[DIR])
-    for name, age in (("whole", 7200), ("half", 7200), ("being_written", 60)):
-        path = folder / f"{name}-cache"
-        path.write_text(name)
-        os.utime(path, (path.stat().st_mtime - age,) * 2)
+    for name in ("whole", "half"):
+        (folder / f"{name}-cache").write_text(name)
     (folder / "whole-atime").write_text("")
     del os.environ[DIR]
+    with FileLock(folder / ".lockfile"):  # a process may be writing the half
+        keep_compiled()
+    assert (folder / "half-cache").exists()
+    del os.environ[DIR]
     keep_compiled()
-    assert sorted(path.name for path in folder.iterdir()) == ["being_written-cache", "whole-atime", "whole-cache"]
+    assert sorted(path.name for path in folder.glob("*-*")) == ["whole-atime", "whole-cache"]
+
+
+def test_without_a_home_there_is_no_cache(cache: Path) -> None:
+    os.environ |= {"XDG_CACHE_HOME": "~nobody_of_this_name/x"}
+    keep_compiled()
+    assert DIR not in os.environ

@@ -163,7 +163,8 @@ def test_runs_that_cannot_be_planned_are_one_line(micro_teacher: Path) -> None:
 
 def rows(printed: str) -> dict[str, float]:
     """The table of memory."""
-    return {line[:22].strip(): float(line[22:]) for line in printed.splitlines() if line.startswith("  ")}
+    table = printed.partition("memory of one device")[2].partition("\n\n")[0]
+    return {line[:22].strip(): float(line[22:]) for line in table.splitlines() if line.startswith("  ")}
 
 
 def test_a_lora_is_planned_on_this_machine(pico_teacher: Path) -> None:
@@ -187,5 +188,5 @@ def test_work_is_that_of_the_passes(module: Any, variants: str) -> None:
     """At full size; nothing is compiled."""
     run = opened(module, f"v1,{variants}".rstrip(","), student="bk_base")
     work = count_work(run)
-    assert work.image / work.passes == pytest.approx(1.0, abs=0.08)  # adapters, text encoder
+    assert work.image / work.passes == pytest.approx(1.0, abs=0.1)  # adapters, text encoder, norms' own gradients
     assert 20 < work.update / count(run) < 40

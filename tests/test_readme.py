@@ -25,7 +25,7 @@ SHORT = {
     "prune": {},
     "analyse": {"data": "photos", "images": 8, "batch_size": 8},
     "attribute": {"steps": 1},
-    "train": {"steps": 2, "batch_size": 2, "sheets.steps": 0, "validation.images": 0, "checkpoint_every": 0},
+    "train": {"steps": 2, "batch_size": 2, "checkpoint_every": 0},
     "sample": {"steps": 1},
     "score": {"reference_count": 8, "cache": "cache"},
     "report": {},
@@ -36,6 +36,8 @@ SHORT = {
     "convert_lora": {},
 }
 """Programs that can run here, with settings that make them short."""
+DISTILLATION = {"sheets.steps": 0, "validation.images": 0}
+"""The same of `launch.train` for a distillation."""
 
 
 def test_it_can_be_pasted() -> None:
@@ -49,6 +51,11 @@ def test_it_can_be_pasted_for_other_models() -> None:
     assert others
     for command in others:
         assert problems(text, readme.variables([command])) == []
+
+
+def _runs_here(command: readme.Command) -> bool:
+    elsewhere = any(word in command.text for word in ("coco", "CompVis"))
+    return command.program in SHORT and command.words[0] == "python" and not elsewhere
 
 
 @pytest.mark.slow
@@ -69,13 +76,16 @@ def test_its_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
                 _keep_lines(tmp_path / command.target, 8)
         elif command.words[-1] == "--workdir=runs/shapes/small":  # the pruned student stands in for a trained one
             shutil.copytree(tmp_path / "runs/shapes/pruned", tmp_path / "runs/shapes/small/model")
-        elif command.program in SHORT and "coco" not in command.text and command.words[0] == "python":
-            more = [f"--config.{key}={value}" for key, value in SHORT[command.program].items()]
+        elif _runs_here(command):
+            distils = command.program == "train" and "configs/distill.py" in command.text
+            short = SHORT[command.program] | (DISTILLATION if distils else {})
+            more = [f"--config.{key}={value}" for key, value in short.items()]
             binaries.succeed(command.program, [*command.arguments, *more])
             ran.append(command.program)
-            assert all((tmp_path / path).exists() for path, _ in made(command))
+            enough = any if command.program == "train" else all  # a model or a LoRA
+            assert enough((tmp_path / path).exists() for path, _ in made(command))
     students = ["prune", "analyse", "prune", "attribute", "sample", "score", "sample", "score", "report", "tradeoff"]
-    with_lora = ["sample", "convert_lora", "sample", "prune"]
+    with_lora = ["sample", "convert_lora", "sample", "prune", "train", "sample"]
     assert ran == [*students, *with_lora, "prepare", "prepare", "train", "cost", "cost", "compare"]
 
 

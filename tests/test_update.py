@@ -212,3 +212,17 @@ def test_the_rate_is_that_of_the_update() -> None:
             moved.append(float(jnp.abs(updates["x"]).max()))
     assert moved[0] == 0
     assert moved[2] == pytest.approx(2 * moved[1], rel=1e-3)
+
+
+def test_norms_follow_the_schedule_of_the_rate() -> None:
+    config = dataclasses.replace(CONFIG, warmup_steps=2, cosine_steps=9, weight_decay=0.1)
+    params = jax.tree.map(jnp.asarray, network())
+    optimizer = make_optimizer(config)
+    state = create_state(params, optimizer)
+    for _ in range(4):
+        with jax.numpy_dtype_promotion("standard"):
+            updates, opt_state = optimizer.update(params, state.opt_state, state.params)
+        params = jax.tree.map(jnp.add, state.params, updates)
+        state = state.replace(params=params, opt_state=opt_state)
+        expected = np.linalg.norm(flat(updates))
+        assert float(state_norms(state, config)["update_norm"]) == pytest.approx(expected, rel=5e-3, abs=1e-12)

@@ -15,6 +15,7 @@ from bksdm_jax.base.files import make_folder, read_json, write_json
 from bksdm_jax.base.locks import LOCK, hold
 from bksdm_jax.base.paths import MOST_READ
 
+_COMPILED = ".compiled"  # of earlier versions, which left it behind before they claimed a workdir
 _SHA256 = "[0-9a-f]{64}"
 _LATE = 60  # seconds within which a shared disk shows what another machine wrote
 
@@ -132,7 +133,7 @@ def is_used(folder: Path) -> bool:
     """
     if not folder.is_dir():
         return folder.exists()
-    return any(path.name not in (".config.json.partial", LOCK) for path in folder.iterdir())
+    return any(path.name not in (".config.json.partial", _COMPILED, LOCK) for path in folder.iterdir())
 
 
 def claim(workdir: Path, settings: Mapping[str, Any]) -> None:

@@ -193,12 +193,12 @@ def _on_each_device(kernel: _Implementation, query: jax.Array, key: jax.Array, v
 
     The batch is split over all axes; one that isn't divisible falls back to `_plain`.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if query.shape[0] % max(mesh.size, 1):
+    axes, count = devices.axes_to_split()
+    if query.shape[0] % count:
         return _plain(query, key, value)
-    if mesh.size <= 1:
+    if count == 1:
         return kernel(query, key, value)
-    split = PartitionSpec(mesh.axis_names)
+    split = PartitionSpec(axes)
     # check_vma: a kernel doesn't declare which axes its result varies over
     return jax.shard_map(kernel, in_specs=(split,) * 3, out_specs=split, check_vma=False)(query, key, value)
 

@@ -34,7 +34,7 @@ def rows_product(lhs: jax.Array, rhs: jax.Array, *_: Any, **options: Any) -> jax
 
 
 def convolve(lhs: jax.Array, rhs: jax.Array, strides: Sequence[int], padding: Any, **options: Any) -> jax.Array:
-    """`lax.conv_general_dilated` in NHWC; on CPUs, unless it is dilated or grouped, computed as they do it fastest.
+    """`lax.conv_general_dilated` in NHWC; on CPUs, unless an option asks for more, as they do it fastest.
 
     `lhs` is [B, H, W, C], `rhs` [h, w, C, D]; `padding` counts pixels before and after, by dimension.
     """
@@ -49,7 +49,8 @@ def convolve(lhs: jax.Array, rhs: jax.Array, strides: Sequence[int], padding: An
         return rows_product(patches, rhs.reshape(-1, rhs.shape[-1]))
 
     dilated = any(step != 1 for key in ("lhs_dilation", "rhs_dilation") for step in options.get(key) or ())
-    if dilated or options.get("feature_group_count", 1) > 1:
+    special = any(options.get(key) is not None for key in ("precision", "preferred_element_type"))
+    if dilated or special or options.get("feature_group_count", 1) > 1:
         return plain(lhs, rhs)
     return by_platform(lhs, rhs, cpu=on_cpu, default=plain)
 

@@ -1,9 +1,11 @@
 """The devices that a computation is for."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.sharding import AxisType
 
 
 def compute_capability() -> tuple[int, ...]:
@@ -29,3 +31,12 @@ def by_platform(*operands: jax.Array, default: Callable[..., Any], **branches: C
     if platform in ("cpu", "tpu"):
         return branches.get(platform, default)(*operands)
     return jax.lax.platform_dependent(*operands, default=default, **branches)
+
+
+def axes_to_split() -> tuple[tuple[str, ...], int]:
+    """The axes of the mesh that XLA partitions over, so not those that a `shard_map` around this splits, and over how
+    many devices they go.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = tuple(name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind != AxisType.Manual)
+    return axes, math.prod(mesh.shape[name] for name in axes)

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from bksdm_jax.models.devices import by_platform
+from bksdm_jax.models.devices import axes_to_split, by_platform
 
 _PLATFORM = "cuda"  # whose kernels these are; on "cpu" they are interpreted
 _ROWS, _COLUMNS = 128, 64  # pixels and channels of a tile; 64 channels in bfloat16 are a cache line
@@ -130,10 +130,10 @@ def _by_device(
     kernel: Callable[..., tuple[jax.Array, jax.Array]], by_image: tuple[jax.Array, ...], whole: tuple[jax.Array, ...]
 ) -> tuple[jax.Array, jax.Array]:
     """Runs a kernel; XLA can't partition it, so under a mesh each device runs it on its share of the images."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.size <= 1:
+    axes, count = axes_to_split()
+    if count == 1:
         return kernel(*by_image, *whole)
-    split = PartitionSpec(mesh.axis_names)
+    split = PartitionSpec(axes)
     specs = (*[split] * len(by_image), *[PartitionSpec()] * len(whole))
     # check_vma: the kernel doesn't declare which axes its results vary over
     return jax.shard_map(kernel, in_specs=specs, out_specs=split, check_vma=False)(*by_image, *whole)
@@ -141,8 +141,8 @@ def _by_device(
 
 def _fits(x: jax.Array) -> bool:
     """Whether [B, P, C] has whole tiles, and each device a share of the batch."""
-    devices = max(jax.sharding.get_abstract_mesh().size, 1)
-    return _rows(x) >= _LEAST_ROWS and x.shape[-1] % _COLUMNS == 0 and x.shape[0] % devices == 0
+    _, count = axes_to_split()
+    return _rows(x) >= _LEAST_ROWS and x.shape[-1] % _COLUMNS == 0 and x.shape[0] % count == 0
 
 
 def _rows(x: jax.Array) -> int:

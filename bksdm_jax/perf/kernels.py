@@ -27,7 +27,8 @@ _CALLS = {
     "__cudnn$conv": "convolution",
     "__cudnn$fmha": "attention",
     "__cublas$": "product",
-    "tpu_custom_call": "attention",  # the only kernel of this package's own
+    "tpu_custom_call": "attention",  # the only kernel for TPUs here
+    "__gpu$xla.gpu.triton": "reduction",  # likewise, for GPUs: `norm_kernels`
     "ConcatBitcast": "copy",  # a TPU's: slices that lie side by side
 }
 _NAMES = {

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 PROFILED = 3
 """Number of profiled updates."""
 RETRY_WITHOUT_ROOM, STOP_WITHOUT_ROOM = "retry", "stop"
-_LONGEST_STEP = 1e36  # far below the largest float32, 3.4e38
-_BELOW_1 = math.nextafter(1, 0)
+_LONGEST_STEP = 1e18  # far below the largest float32, 3.4e38
+_BELOW_1 = 1 - 2**-24  # the largest float32 below 1
 WEIGHTS = {"ema": "the moving average", "raw": "those of the last update"}
 """The weights that a run can return -> their description in model cards."""
 

@@ -23,12 +23,14 @@ class Outcome:
         values: its finite metrics, the losses first.
         others: its other metrics.
         signal: the largest of all processes.
+        applied: whether it changed anything.
     """
 
     step: int
     values: dict[str, float]
     others: dict[str, float]
     signal: int
+    applied: bool
 
     def text(self) -> str:
         """The metrics that aren't finite, and the norms."""
@@ -53,7 +55,7 @@ class Health:
         signal, applied = int(found.pop(SIGNALS)), bool(found.pop("applied"))
         finite = {name: value for name, value in found.items() if np.isfinite(value)}
         others = {name: value for name, value in found.items() if name not in finite}
-        outcome = Outcome(step, finite, others, signal)
+        outcome = Outcome(step, finite, others, signal, applied)
         if applied or signal == UNUSABLE:
             self.in_a_row = 0 if applied else self.in_a_row
         else:

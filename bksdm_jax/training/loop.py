@@ -109,10 +109,11 @@ class Loop:
                     stopping = interrupts.wanted and jax.process_count() == 1
                     outcome = self._judge(state, batch, at_once=bool(logging_now or saving or due or stopping))
                     stopping |= outcome is not None and outcome.signal == STOP
+                    norms = {name: float(norm) for name, norm in self._norms(state).items()} if logging_now else {}
                 if logging_now:
                     values = outcome.values
                     facts = {"learning_rate": float(rate(step - 1 - int(values["skipped"])))} | self._task.facts(values)
-                    facts |= {name: float(norm) for name, norm in self._norms(state).items()}
+                    facts |= {name: norm for name, norm in norms.items() if outcome.applied and math.isfinite(norm)}
                     facts |= self._rates.until(step) | {"host_memory": resident() / 2**30}
                     self._write("", step, values | facts)
                 left = []

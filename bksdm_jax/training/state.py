@@ -68,7 +68,8 @@ def state_norms(state: TrainState, config: OptimizerConfig) -> dict[str, jax.Arr
     """
     (adam,) = (one for one in jax.tree.leaves(state.opt_state, is_leaf=_is_adam) if _is_adam(one))
     done = jnp.maximum(adam.count, 1)
-    rate = learning_rate(config)(done - 1)
+    with jax.numpy_dtype_promotion("standard"):  # Optax relies on implicit promotion
+        rate = learning_rate(config)(done - 1)
     corrections = [1.0 - jnp.float32(beta) ** done.astype(jnp.float32) for beta in (config.beta1, config.beta2)]
 
     def step(mean: jax.Array, square: jax.Array, params: jax.Array) -> jax.Array:
