@@ -179,11 +179,17 @@ def _layer_norm_backward(
     """As of `group_norm`, with means over the channels of a position."""
     del epsilon, result
     x, mean, inverse, scale, bias = kept
-    normalised, gradient = (_float32(x) - mean) * inverse, _float32(cotangent)
+
+    def parts(x: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return (_float32(x) - mean) * inverse, _float32(cotangent)
+
+    normalised, gradient = parts(x, cotangent)
     scaled = gradient * _float32(scale)
     along = scaled.mean(axis=-1, keepdims=True)
     across = (scaled * normalised).mean(axis=-1, keepdims=True)
     dx = inverse * (scaled - along - normalised * across)
+    # Sums over positions compute h * g again: else XLA writes it in float32 among the sums over channels, for both.
+    normalised, gradient = parts(*jax.lax.optimization_barrier((x, cotangent)))
     rows = tuple(range(x.ndim - 1))
     dscale, dbias = (gradient * normalised).sum(axis=rows), gradient.sum(axis=rows)
     return dx.astype(x.dtype), dscale.astype(scale.dtype), dbias.astype(bias.dtype)
