@@ -23,7 +23,7 @@ from bksdm_jax.sampling.config import DECODING
 from bksdm_jax.sampling.protocols import PROTOCOLS
 from bksdm_jax.tasks.distill.config import DistillConfig
 from bksdm_jax.tasks.distill.features import SOURCES
-from bksdm_jax.training.config import WEIGHTS
+from bksdm_jax.training.config import CONV_LAYOUTS, WEIGHTS
 from configs import attribute, bench, cost, demo, distill, reference, score, subjects, sweep, tradeoff
 from launch.manual import explanations, help_text, settings, typed
 from launch.names import setting_names
@@ -107,6 +107,7 @@ def test_help_has_every_variant(left: list[Left], module: object) -> None:
         (DistillConfig, "attention", ATTENTION),
         (DistillConfig, "remat", REMAT),
         (DistillConfig, "norms", NORMS),
+        (DistillConfig, "conv_layout", CONV_LAYOUTS),
         (DistillConfig, "dtype", DTYPES),
         (DistillConfig, "format", FORMATS),
         (DistillConfig, "generation", GENERATIONS),

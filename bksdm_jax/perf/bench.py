@@ -34,6 +34,7 @@ from bksdm_jax.sampling.text_to_image import require_resolution
 from bksdm_jax.tasks.distill.config import LossWeights
 from bksdm_jax.tasks.distill.objective import Problem, make_objective
 from bksdm_jax.training.config import OptimizerConfig
+from bksdm_jax.training.layouts import placements
 from bksdm_jax.training.sharding import make_mesh
 from bksdm_jax.training.state import create_state, make_optimizer
 from bksdm_jax.training.train_step import TrainStep, make_train_step
@@ -112,7 +113,7 @@ def bench_update(config: BenchConfig) -> Report:
     mesh, optimizer = make_mesh(1, jax.devices()[:1]), OptimizerConfig()
     with waiting("preparing the update", QUIET):
         objective = make_objective(problem, config.resolution, (1, config.batch_size), dtype, cached=True)
-        step = make_train_step(objective, optimizer, 0, mesh)
+        step = make_train_step(objective, optimizer, 0, mesh, config.conv_layout)
     with waiting("counting the work", QUIET):
         teacher, student = (sum(unet_cost(unet, size).values(), Cost()) for unet in (plan.teacher, plan.student))
     return time_update(compile_step(step, optimizer, mesh, config), config, teacher + student.times(3))
@@ -127,12 +128,13 @@ def time_update(program: Program, config: BenchConfig, each: Cost, notes: Sequen
 def compile_step(step: TrainStep, optimizer: OptimizerConfig, mesh: Mesh, config: BenchConfig) -> Program:
     """Compiles updates from cached latents, with arbitrary weights; `optimizer` and `mesh` are those of `step`."""
     params = arbitrary_weights(step.state.params, np.dtype(np.float32))
-    frozen = jax.device_put(arbitrary_weights(step.frozen, compute_dtype(config.dtype)))
+    frozen = jax.device_put(arbitrary_weights(step.frozen, compute_dtype(config.dtype)), placements(step.frozen))
     generator = np.random.default_rng(0)
     moments = generator.standard_normal(step.batch["moments"].shape, np.float32).astype(jnp.bfloat16)
     captions = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), step.batch["captions"])
     batch = jax.device_put({"moments": moments.view(np.uint16), "captions": captions})
-    state = jax.device_put(create_state(params, make_optimizer(optimizer), optimizer.ema_decay > 0))
+    initial = create_state(params, make_optimizer(optimizer), optimizer.ema_decay > 0)
+    state = jax.device_put(initial, placements(step.state))
 
     def build() -> tuple[Callable[[], Any], Callable[[], str]]:
         compiled = step.update.lower(state, frozen, batch).compile()

@@ -46,7 +46,8 @@ class Compiled:
 
 def planned_step(run: PlannedRun, mesh: Mesh) -> TrainStep:
     """A run's update, from shapes only."""
-    return make_train_step(run.objective(run.config), run.config.optimizer, run.config.seed, mesh)
+    config = run.config
+    return make_train_step(run.objective(config), config.optimizer, config.seed, mesh, config.conv_layout)
 
 
 def compile_update(run: PlannedRun, devices: Sequence[Any]) -> Compiled:

@@ -12,6 +12,7 @@ from bksdm_jax.models.choices import require_attention_name, require_norms_name,
 from bksdm_jax.pipelines.generations import TEACHERS
 from bksdm_jax.pipelines.source import ModelOptions
 from bksdm_jax.pruning.removal import removed_blocks
+from bksdm_jax.training.config import require_conv_layout
 
 BENCHES = ("unet", "update", "finetune", "data", "deep_cache", "checkpoints", "scores", "scores_beside")
 """Names of benchmarks."""
@@ -48,6 +49,7 @@ class BenchConfig:
         attention: of the U-Net: auto, xla, chunked, cudnn or cudnn_padded (NVIDIA), flash or splash (TPU).
         remat: what the update's backward pass recomputes: none, products, attention, blocks or full.
         norms: who computes the sums of group normalisation of the U-Net: xla, or pallas (kernels for NVIDIA GPUs).
+        conv_layout: for updates: how the weights of convolutions lie in memory: hwio, or ohwi, as cuDNN reads them.
         rank: for `finetune`: of LoRAs; 0: all weights are trained.
         profile: for `unet` (the image or, with 0 steps, the call), `update` and `finetune`: a folder for a trace of a
             few more calls, which is kept for TensorBoard or Perfetto; prints the time of their kernels by kind. Empty:
@@ -74,6 +76,7 @@ class BenchConfig:
     attention: str = "auto"
     remat: str = "none"
     norms: str = "xla"
+    conv_layout: str = "hwio"
     rank: int = 0
     profile: str = ""
     beside: str = ""
@@ -89,6 +92,7 @@ def require_bench(config: BenchConfig) -> None:
     require_attention_name(config.attention)
     require_remat(config.remat)
     require_norms_name(config.norms)
+    require_conv_layout(config.conv_layout)
     for key, least in _LEAST.items():
         whole_number("config", key, getattr(config, key), least)
     if config.rank and config.what != "finetune":

@@ -43,7 +43,7 @@ def bench_finetune(config: BenchConfig) -> Report:
 
 def _settings(config: BenchConfig) -> FinetuneConfig:
     """Those of a run without a moving average, as the configs of `launch.train` have it."""
-    same = ("batch_size", "resolution", "dtype", "attention", "remat", "norms")
+    same = ("batch_size", "resolution", "dtype", "attention", "remat", "norms", "conv_layout")
     return FinetuneConfig(
         model="",
         data="",

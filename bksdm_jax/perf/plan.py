@@ -65,7 +65,7 @@ def _about(run: PlannedRun, target: Target) -> list[str]:
     where = f" ({config.topology})" if config.topology else ""
     return [
         f"{run.name}, {config.resolution} px from {'cached latents' if run.cached else 'images'}, {config.dtype}, "
-        f"attention {config.attention}, remat {config.remat}, norms {config.norms}",
+        f"attention {config.attention}, remat {config.remat}, norms {config.norms}, conv_layout {config.conv_layout}",
         *run.notes,
         f"{devices} x {name}{where}, data {devices // config.fsdp} x fsdp {config.fsdp}",
         f"{config.batch_size} {run.unit}s per update: {config.accumulation} micro-batch(es), {images} on each of "

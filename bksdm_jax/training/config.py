@@ -20,6 +20,8 @@ PROFILED = 3
 RETRY_WITHOUT_ROOM, STOP_WITHOUT_ROOM = "retry", "stop"
 _LONGEST_STEP = 1e18  # far below the largest float32, 3.4e38
 _BELOW_1 = 1 - 2**-24  # the largest float32 below 1
+CONV_LAYOUTS = ("hwio", "ohwi")
+"""Orders of the dimensions of convolution weights in memory: Flax's, and cuDNN's (`layouts`)."""
 WEIGHTS = {"ema": "the moving average", "raw": "those of the last update"}
 """The weights that a run can return -> their description in model cards."""
 
@@ -127,6 +129,7 @@ class TrainerConfig:
         accumulation: micro-batches per update.
         dtype: of the networks' computations, `float32` or `bfloat16`.
         fsdp: how many devices share one copy of the parameters.
+        conv_layout: how the weights of convolutions lie in memory: hwio, or ohwi, as cuDNN reads them (NVIDIA GPUs).
         evaluate_first: run the evaluators before the first update too.
         log_every: optimiser updates between logged losses; 0: those of the last only.
         checkpoint_every: optimiser updates between checkpoints; 0: only one at the end.
@@ -162,11 +165,13 @@ class TrainerConfig:
     replay: str = ""
     profile_step: int = 0
     fsdp: int = 1
+    conv_layout: str = "hwio"
 
 
 def require_trainer_settings(config: TrainerConfig) -> None:
     """Raises `InputError`, with the key, for a setting that is out of range."""
     require_dtype(config.dtype)
+    require_conv_layout(config.conv_layout)
     known_name("config", "save_weights", config.save_weights, WEIGHTS)
     known_name("config", "without_room", config.without_room, (RETRY_WITHOUT_ROOM, STOP_WITHOUT_ROOM))
     for key in ("steps", "batch_size", "accumulation", "fsdp", "most_skipped"):
@@ -206,6 +211,11 @@ def _require_optimizer(config: OptimizerConfig, steps: int) -> None:
             f"optimizer.learning_rate: {config.learning_rate:g}; with clip_norm {config.clip_norm:g}, epsilon "
             f"{config.epsilon:g} and weight_decay {config.weight_decay:g} a step could overflow; lower the rate"
         )
+
+
+def require_conv_layout(name: str) -> None:
+    """Raises `InputError` unless `name` is one of `CONV_LAYOUTS`."""
+    known_name("config", "conv_layout", name, CONV_LAYOUTS)
 
 
 def require_whole_batches(config: TrainerConfig, devices: int) -> None:

@@ -14,6 +14,7 @@ from bksdm_jax.base.files import read_json, write_json
 from bksdm_jax.base.paths import local_path
 from bksdm_jax.base.progress import QUIET, waiting
 from bksdm_jax.training.health import Health, Outcome
+from bksdm_jax.training.layouts import relaid
 from bksdm_jax.training.sharding import batch_to_global, own_rows, per_device
 from bksdm_jax.training.state import TrainState
 from bksdm_jax.training.task import Task
@@ -56,7 +57,7 @@ def replay(task: Task, folder: str, step: TrainStep, frozen: Any, mesh: Mesh, mi
         raise InputError(f"{path / _FACTS}: not of a saved step")
     try:
         with ocp.StandardCheckpointer() as checkpointer, waiting("reading the state", QUIET):
-            state = checkpointer.restore(path / _STATE, step.state)
+            state = relaid(checkpointer.restore(path / _STATE, step.state), step.state)
     except Exception as error:  # Orbax's are of many types
         raise InputError(f"{path}: can't be restored; it is of another network ({in_short(error)})") from error
     with waiting("compiling the update"):

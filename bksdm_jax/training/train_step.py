@@ -10,6 +10,7 @@ import optax
 from jax.sharding import Mesh
 
 from bksdm_jax.training.config import OptimizerConfig
+from bksdm_jax.training.layouts import placements, with_conv_layout
 from bksdm_jax.training.sharding import batch_sharding, device_sharding, parameter_shardings, replicated
 from bksdm_jax.training.state import TrainState, create_state, ema_decay, make_optimizer, state_norms
 
@@ -120,10 +121,10 @@ def _mean_over_micro_batches(micro: Callable[[Any], Any], micro_batches: Any, co
 
 @dataclasses.dataclass(frozen=True)
 class TrainStep:
-    """One update, jitted but not compiled, and its arguments as `jax.ShapeDtypeStruct` with shardings.
+    """One update, jitted but not compiled, and its arguments as `jax.ShapeDtypeStruct` with shardings and layouts.
 
-    The state is donated and returned with the same shardings. `norms` is `state_norms`, jitted: apart from the update,
-    since it reads the whole state and is wanted at few steps.
+    The state is donated and returned with the same shardings and layouts. `norms` is `state_norms`, jitted: apart from
+    the update, since it reads the whole state and is wanted at few steps.
     """
 
     update: Any
@@ -137,16 +138,23 @@ class TrainStep:
         return self.state, self.frozen, self.batch
 
 
-def make_train_step(objective: Objective, config: OptimizerConfig, seed: int, mesh: Mesh) -> TrainStep:
-    """Builds the update for a mesh, whose devices may be those of a topology that isn't attached."""
+def make_train_step(
+    objective: Objective, config: OptimizerConfig, seed: int, mesh: Mesh, conv_layout: str = "hwio"
+) -> TrainStep:
+    """Builds the update for a mesh, whose devices may be those of a topology that isn't attached.
+
+    `conv_layout` is one of `CONV_LAYOUTS`.
+    """
     optimizer = make_optimizer(config)
     update = make_update(objective.loss, optimizer, config.ema_decay, seed)
     shapes = jax.eval_shape(lambda p: create_state(p, optimizer, config.ema_decay > 0), objective.params)
-    state, frozen = (_sharded(tree, parameter_shardings(mesh, tree)) for tree in (shapes, objective.frozen))
+    state, frozen = (
+        with_conv_layout(_sharded(tree, parameter_shardings(mesh, tree)), conv_layout)
+        for tree in (shapes, objective.frozen)
+    )
     batch = _sharded(objective.batch, jax.tree.map(lambda _: batch_sharding(mesh), objective.batch))
     batch[SIGNALS] = jax.ShapeDtypeStruct((mesh.size,), jnp.int32, sharding=device_sharding(mesh))
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-    jitted = jax.jit(update, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+    jitted = jax.jit(update, donate_argnums=0, out_shardings=(placements(state), replicated(mesh)))
     norms = jax.jit(lambda state: state_norms(state, config), out_shardings=replicated(mesh))
     return TrainStep(jitted, norms, state, frozen, batch)
 

@@ -26,6 +26,7 @@ from bksdm_jax.base.workdir import difference
 from bksdm_jax.cost.chips import chip_of, peak_flops
 from bksdm_jax.training.checkpoints import Checkpoints
 from bksdm_jax.training.config import TrainerConfig, require_whole_batches
+from bksdm_jax.training.layouts import placements, relaid
 from bksdm_jax.training.loop import Loop
 from bksdm_jax.training.rates import Rates
 from bksdm_jax.training.records import note_change, workdir_files
@@ -121,7 +122,7 @@ def train_again(task: Task, config: TrainerConfig) -> str:
     mesh = make_mesh(config.fsdp)
     require_whole_batches(config, mesh.size)
     with explain_out_of_memory(task.memory_advice), exact_products(config.dtype), jax.set_mesh(mesh):
-        step = make_train_step(task.objective, config.optimizer, config.seed, mesh)
+        step = make_train_step(task.objective, config.optimizer, config.seed, mesh, config.conv_layout)
         task.initial_params()  # what comes before the frozen ones
         frozen = _device_put_frozen(task, step)
         return replay(task, config.replay, step, frozen, mesh, config.batch_size // config.accumulation)
@@ -132,13 +133,13 @@ def _state_after(
 ) -> TrainState | None:
     """The state after the last update, from the newest checkpoint's or the initial one; None if interrupted before."""
     with waiting("preparing the update", QUIET):
-        step = make_train_step(task.objective, config.optimizer, config.seed, mesh)
+        step = make_train_step(task.objective, config.optimizer, config.seed, mesh, config.conv_layout)
     if checkpoints.latest() is None:
         with waiting("preparing the initial weights", QUIET):
             state, pending = _initial_state(task, config, step), None if config.evaluate_first else []
     else:
         with waiting("reading the checkpoint", QUIET):
-            state = checkpoints.restore(step.state)
+            state = relaid(checkpoints.restore(step.state), step.state)
         logging.info("continuing after step %d", int(state.step))
         facts = checkpoints.facts()
         pending = facts["pending"]
@@ -155,10 +156,10 @@ def _written(task: Task, config: TrainerConfig, workdir: Path, state: TrainState
 
 
 def _initial_state(task: Task, config: TrainerConfig, step: TrainStep) -> TrainState:
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, step.state)
-    params = device_put_global(task.initial_params(), shardings.params)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, step.state.params)
+    params = device_put_global(task.initial_params(), shardings)
     optimizer, averaged = make_optimizer(config.optimizer), config.optimizer.ema_decay > 0
-    return jax.jit(lambda p: create_state(p, optimizer, averaged), out_shardings=shardings)(params)
+    return jax.jit(lambda p: create_state(p, optimizer, averaged), out_shardings=placements(step.state))(params)
 
 
 def _train_on(
@@ -207,6 +208,7 @@ def _device_put_frozen(task: Task, step: TrainStep) -> dict[str, Any]:
     for name, params in task.frozen_params():
         like = step.frozen[name]
         cast = jax.tree.map(lambda leaf, like: np.asarray(leaf).astype(like.dtype), params, like)
-        frozen[name] = device_put_global(cast, jax.tree.map(lambda leaf: leaf.sharding, like))
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, like)
+        frozen[name] = relaid(device_put_global(cast, shardings), like)
     give_back()
     return frozen

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _EVALUATED = ("evaluate_first", "sheets", "validation", "evaluators", "scoring")
 _WATCHED = ("log_every", "profile_step", "stack_dump_seconds", "replay", *_EVALUATED)
 _KEPT = ("checkpoint_every", "keep_checkpoints", "keep_every", "without_room", "most_skipped")
-_COMPUTED = ("accumulation", "fsdp", "attention", "remat", "norms", "workers", "topology", "plan")
+_COMPUTED = ("accumulation", "fsdp", "attention", "remat", "norms", "conv_layout", "workers", "topology", "plan")
 _NAMED = ("revision", "block_scores", *LORA_MAY_CHANGE)  # what they name is recorded too
 _SAVED = ("format", "save_dtype", "save_weights", "safety_checker")
 MAY_CHANGE = ("steps", "skip_unusable", *_WATCHED, *_KEPT, *_COMPUTED, *_SAVED, *_NAMED)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _WATCHED = ("log_every", "profile_step", "stack_dump_seconds", "replay", "evaluate_first", "sheets")
 _KEPT = ("checkpoint_every", "keep_checkpoints", "keep_every", "without_room", "most_skipped")
-_COMPUTED = ("accumulation", "fsdp", "attention", "remat", "norms", "workers", "topology", "plan")
+_COMPUTED = ("accumulation", "fsdp", "attention", "remat", "norms", "conv_layout", "workers", "topology", "plan")
 _SAVED = ("format", "save_dtype", "save_weights", "safety_checker", "adapter.layout")
 MAY_CHANGE = ("steps", *_WATCHED, *_KEPT, *_COMPUTED, *_SAVED, "revision", *LORA_MAY_CHANGE, "prior.folder")
 """Keys that don't affect the trained weights and may differ when a run continues; what they name is recorded too."""
