@@ -14,7 +14,7 @@ from jax.sharding import AbstractDevice, AbstractMesh
 from bksdm_jax.base import trees
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.formats.unet_json import unet_from_diffusers
-from bksdm_jax.models import norm_kernels
+from bksdm_jax.models import attention, norm_kernels
 from bksdm_jax.models.attention import gated
 from bksdm_jax.models.norms import GroupNormOptions, group_norm, layer_norm, require_norms
 from bksdm_jax.models.unet import UNet, example_inputs, parameter_shapes
@@ -106,6 +106,21 @@ def test_a_mean_far_above_the_deviation_costs_no_accuracy(case: str) -> None:
     ours, theirs, shape = CASES[case]
     inputs = drawn(shape, offset=3e3)
     require_close(by_us(ours(jnp.float32), *inputs), by_torch(theirs, *inputs), 5e-4)  # mean squares are off by 1
+
+
+def test_on_gpus_gated_has_no_concatenation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its gradient for them, run here, is the same."""
+    x, cotangent = (jax.random.normal(jax.random.key(n), (2, 7, width), jnp.float32) for n, width in ((0, 12), (1, 6)))
+
+    def gradient(x: jax.Array) -> jax.Array:
+        return jax.vjp(gated, x)[1](cotangent)[0]
+
+    traced = jax.jit(gradient).trace(x)
+    counts = [traced.lower(lowering_platforms=(name,)).as_text().count("concatenate") for name in ("cuda", "tpu")]
+    assert counts == [0, 1]
+    expected = gradient(x)
+    monkeypatch.setattr(attention, "by_platform", lambda *operands, cuda, default: cuda(*operands))
+    np.testing.assert_array_equal(gradient(x), expected)
 
 
 @pytest.mark.parametrize("case", CASES)

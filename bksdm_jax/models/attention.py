@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from bksdm_jax.models.attend import attend, attend_with_weights
+from bksdm_jax.models.devices import by_platform
 from bksdm_jax.models.layers import Dense, conv
 from bksdm_jax.models.norms import GroupNorm, LayerNorm
 
@@ -80,10 +81,16 @@ def _gated_backward(halves: jax.Array, cotangent: jax.Array) -> tuple[jax.Array]
     below = _below(b)
     density = jnp.exp(-0.5 * jnp.square(b)) / math.sqrt(2 * math.pi)
     of_a, of_b = gradient * b * below, gradient * a * (below + b * density)
-    # Side by side by a choice: a concatenation XLA computes apart, from halves that it has written before.
+    # On GPUs XLA writes both halves before it concatenates them, but fuses a choice with what comes before.
+    both = by_platform(of_a, of_b, cuda=_chosen_by_half, default=lambda *both: jnp.concatenate(both, axis=-1))
+    return (both.astype(halves.dtype),)
+
+
+def _chosen_by_half(a: jax.Array, b: jax.Array) -> jax.Array:
+    """`a` and `b` concatenated along the last axis."""
     is_a = jnp.arange(2)[:, None] == 0  # [2, 1]
-    both = jnp.where(is_a, of_a[..., None, :], of_b[..., None, :])  # [..., 2, C]
-    return (both.reshape(halves.shape).astype(halves.dtype),)
+    both = jnp.where(is_a, a[..., None, :], b[..., None, :])  # [..., 2, C]
+    return both.reshape(*a.shape[:-1], -1)
 
 
 gated.defvjp(lambda halves: (gated(halves), halves), _gated_backward)
