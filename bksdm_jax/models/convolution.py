@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from bksdm_jax.models.devices import by_platform
 
 _SMALL_MAP = 16 * 16  # up to this many pixels a CPU convolves faster by a matrix product
+_DOUBLED_IN_PARTS = 16 * 16  # from so many pixels on; below, four small convolutions cost as much as a larger one
+_DOUBLED_ON_CPU = 32 * 32  # there, below, adding up the kernels takes as long as is saved
 _NHWC = ("NHWC", "HWIO", "NHWC")
 _Pads = tuple[tuple[int, int], tuple[int, int]]
 
@@ -53,6 +55,38 @@ def convolve(lhs: jax.Array, rhs: jax.Array, strides: Sequence[int], padding: An
     if dilated or special or options.get("feature_group_count", 1) > 1:
         return plain(lhs, rhs)
     return by_platform(lhs, rhs, cpu=on_cpu, default=plain)
+
+
+def convolve_doubled(lhs: jax.Array, rhs: jax.Array, *_: Any, **options: Any) -> jax.Array:
+    """A 3x3 convolution, padded by one, of `lhs` with every pixel repeated to 2x2; large maps without repeating them.
+
+    Of three rows of the kernel, two meet the same pixel in every row of the result, so their sum does; columns
+    likewise. So result[2i + a, 2j + b] is, for each (a, b), a 2x2 convolution of `lhs`: 16 products instead of 36 for
+    four pixels. Other arguments are those of `convolve`, and strides and padding ignored, since they are always these.
+    `lhs` is [B, H, W, C], `rhs` [3, 3, C, D], the result [B, 2H, 2W, D].
+    """
+    pixels = lhs.shape[1] * lhs.shape[2]
+
+    def repeated(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+        return convolve(lhs.repeat(2, axis=1).repeat(2, axis=2), rhs, (1, 1), ((1, 1), (1, 1)), **options)
+
+    def in_parts(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+        rows = [jnp.stack([part(lhs, rhs, a, b) for b in (0, 1)], axis=3) for a in (0, 1)]  # [B, H, W, 2, D]
+        return jnp.stack(rows, axis=2).reshape(lhs.shape[0], 2 * lhs.shape[1], 2 * lhs.shape[2], -1)
+
+    def part(lhs: jax.Array, rhs: jax.Array, a: int, b: int) -> jax.Array:
+        kernel = _pair(_pair(rhs.astype(jnp.float32), a, 0), b, 1).astype(rhs.dtype)  # [2, 2, C, D]
+        return convolve(lhs, kernel, (1, 1), ((1 - a, a), (1 - b, b)), **options)  # [B, H, W, D]
+
+    if pixels < _DOUBLED_IN_PARTS:
+        return repeated(lhs, rhs)
+    return by_platform(lhs, rhs, cpu=in_parts if pixels >= _DOUBLED_ON_CPU else repeated, default=in_parts)
+
+
+def _pair(kernel: jax.Array, side: int, axis: int) -> jax.Array:
+    """The two sums of three rows (axis 0) or columns (1) that meet the pixels before and behind `side` 0 or 1."""
+    first, middle, last = jnp.split(kernel, 3, axis=axis)
+    return jnp.concatenate([first + middle, last] if side else [first, middle + last], axis=axis)
 
 
 def _patches(x: jax.Array, size: Sequence[int], strides: Sequence[int], padding: _Pads) -> jax.Array:

@@ -4,6 +4,7 @@ Arrays are [B, H, W, C]; parameter names are those of Diffusers' Flax checkpoint
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from bksdm_jax.models.convolution import convolve, rows_product
+from bksdm_jax.models.convolution import convolve, convolve_doubled, rows_product
 from bksdm_jax.models.norms import GroupNorm
 
 
@@ -22,12 +23,22 @@ class Dense(nn.Dense):
 
 
 def conv(
-    features: int, size: int, name: str, dtype: jnp.dtype, stride: int = 1, padding: Any = None, bias: bool = True
+    features: int,
+    size: int,
+    name: str,
+    dtype: jnp.dtype,
+    stride: int = 1,
+    padding: Any = None,
+    bias: bool = True,
+    compute: Callable[..., jax.Array] = convolve,
 ) -> nn.Conv:
-    """A `size` x `size` convolution; `padding`, as `nn.Conv` takes it, defaults to `size // 2` on every side."""
+    """A `size` x `size` convolution, by `compute`.
+
+    `padding`, as `nn.Conv` takes it, defaults to `size // 2` on every side.
+    """
     padding = size // 2 if padding is None else padding
     shape = (size, size), (stride, stride)
-    options = {"padding": padding, "use_bias": bias, "dtype": dtype, "conv_general_dilated": convolve}
+    options = {"padding": padding, "use_bias": bias, "dtype": dtype, "conv_general_dilated": compute}
     return nn.Conv(features, *shape, **options, name=name)
 
 
@@ -133,6 +144,9 @@ class Upsample(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        height, width = self.size or (2 * n for n in x.shape[1:3])
+        doubled = tuple(2 * n for n in x.shape[1:3])
+        height, width = self.size or doubled
+        if (height, width) == doubled:
+            return conv(self.width, 3, "conv", self.dtype, compute=convolve_doubled)(x)
         x = x.repeat(2, axis=1).repeat(2, axis=2)[:, :height, :width]  # [B, height, width, C]
         return conv(self.width, 3, "conv", self.dtype)(x)
