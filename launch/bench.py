@@ -5,9 +5,9 @@
 
 Prints for one U-Net call and for one image with guidance: compile time; the median time of calls that are waited for
 one by one, and the time of a call when all are issued before the first is waited for, as training does; from the
-latter, images per second, FLOP/s (two per multiply-add of convolutions, linear layers and attention) and, for known
-devices, the fraction of their peak; and the peak of the device's memory so far, where the device tells it. Reads and
-writes no files but a profile's.
+latter, images per second, FLOP/s (two per multiply-add of convolutions, linear layers and attention; upsampling counts
+as a 3x3 convolution of the enlarged map) and, for known devices, the fraction of their peak; and the peak of the
+device's memory so far, where the device tells it. Reads and writes no files but a profile's.
 
   python -m launch.bench --config=configs/bench.py:update,bk_base --config.dtype=bfloat16 --config.batch_size=64
   python -m launch.bench --config=configs/bench.py:update,small,bk_base

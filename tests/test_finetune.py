@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from diffusers import StableDiffusionPipeline
 from safetensors import safe_open
+from safetensors.numpy import load_file
 
 import bksdm_jax
 from bksdm_jax.base import trees
@@ -138,6 +139,19 @@ def test_a_run_that_continues_ends_bit_for_bit_alike(
             finetune(dataclasses.replace(config, **{key: value}), tmp_path / "run")
 
 
+@pytest.mark.slow
+def test_a_lora_is_the_same_with_convolutions_as_cudnn_reads_them(
+    pico_teacher: Path, instances: Path, lora_run: Path, tmp_path: Path
+) -> None:
+    config = settings(pico_teacher, instances, adapter=ADAPTER, prior=PRIOR, conv_layout="ohwi")
+    made = finetune(dataclasses.replace(config, sheets=SampleGridConfig(steps=1, every=0)), tmp_path / "run")
+    ours, theirs = load_file(made), load_file(lora_run / LORA_FILE)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        np.testing.assert_allclose(tensor, theirs[name], rtol=1e-3, atol=1e-4, err_msg=name)
+    assert [path.name for path in (tmp_path / "run" / "samples").iterdir()] == ["step_000004.png"]
+
+
 def test_checkpoints_of_a_lora_hold_adapters_alone(pico_teacher: Path, instances: Path, lora_run: Path) -> None:
     config = settings(pico_teacher, instances, adapter=ADAPTER)
     with safe_open(lora_run / LORA_FILE, "np") as file:
@@ -157,6 +171,7 @@ def test_class_images_are_the_models_own(pico_teacher: Path, lora_run: Path, mon
     assert {found[i].texts for i in range(len(found))} == {(PRIOR.prompt,)}
 
 
+@pytest.mark.slow
 def test_dreambooth_trains_both_networks(pico_teacher: Path, instances: Path, tmp_path: Path) -> None:
     config = settings(
         pico_teacher, instances, steps=2, prior=dataclasses.replace(PRIOR, folder=str(instances)), random_crop=True,

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -11,13 +12,16 @@ import pytest
 
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.models.convolution import convolve
+from bksdm_jax.perf.plan import plan_run
+from bksdm_jax.tasks.distill.config import DistillConfig
 from bksdm_jax.training.config import TrainerConfig, require_trainer_settings
+from bksdm_jax.training.layouts import with_conv_layout
 from bksdm_jax.training.sharding import make_mesh
 from bksdm_jax.training.task import Evaluator
 from bksdm_jax.training.train_step import Objective, make_train_step
 from tests.regression import RATE, ROWS, Regression, run, table
 
-KERNEL, SIZE = (3, 3, 4, 8), 5
+KERNEL, SIZE = (3, 3, 16, 32), 5  # large enough to be sharded
 TRUTH = np.random.default_rng(0).standard_normal(KERNEL).astype(np.float32)
 OHWI = (3, 0, 1, 2)
 
@@ -36,25 +40,26 @@ class Convolution(Regression):
 
     def __init__(self, stop_before: int = -1) -> None:
         super().__init__(stop_before)
-        shapes = {"slope": jax.ShapeDtypeStruct(KERNEL, jnp.float32), "shift": jax.ShapeDtypeStruct((8,), jnp.float32)}
-        batch = {"x": jax.ShapeDtypeStruct((2, ROWS, SIZE, SIZE, 4), jnp.float32)}
+        shapes = {"slope": jax.ShapeDtypeStruct(KERNEL, jnp.float32), "shift": jax.ShapeDtypeStruct((32,), jnp.float32)}
+        batch = {"x": jax.ShapeDtypeStruct((2, ROWS, SIZE, SIZE, 16), jnp.float32)}
         self.objective = Objective(squared_error, shapes, {"truth": shapes}, batch)
         self.seen = []
 
     def initial_params(self) -> Any:
-        return {"slope": np.zeros(KERNEL, np.float32), "shift": np.zeros(8, np.float32)}
+        return {"slope": np.zeros(KERNEL, np.float32), "shift": np.zeros(32, np.float32)}
 
     def frozen_params(self) -> Iterator[tuple[str, Any]]:
-        yield "truth", {"slope": TRUTH, "shift": np.ones(8, np.float32)}
+        yield "truth", {"slope": TRUTH, "shift": np.ones(32, np.float32)}
 
     def batches(self, step: int, rows: Any) -> Iterator[dict[str, Any]]:
         for number, batch in enumerate(super().batches(step, rows), step):
-            shape = (*batch["x"].shape[:2], SIZE, SIZE, 4)
+            shape = (*batch["x"].shape[:2], SIZE, SIZE, 16)
             yield {"x": np.random.default_rng(number).standard_normal(shape).astype(np.float32)}
 
     def evaluators(self, mesh: Any, workdir: Path) -> dict[str, Evaluator]:
         def look(step: int, state: Any, frozen: Any) -> dict[str, float]:
             self.seen += [layout(leaf) for leaf in jax.tree.leaves((state, frozen)) if leaf.ndim == 4]
+            assert ("fsdp" in state.params["slope"].sharding.spec) == (mesh.shape["fsdp"] > 1)
             return {}
 
         return {"look": Evaluator(2, look, metrics=False)}
@@ -83,10 +88,11 @@ def test_a_run_continues_in_either_layout(tmp_path: Path) -> None:
     again, task = run(tmp_path / "run", task=Convolution(), conv_layout="ohwi")
     np.testing.assert_array_equal(again, whole)
     assert set(task.seen) == {OHWI}
-    assert run(tmp_path / "mixed", task=Convolution(stop_before=2), conv_layout="ohwi")[0] is None
-    mixed, task = run(tmp_path / "mixed", task=Convolution())
-    np.testing.assert_allclose(mixed, whole, rtol=2e-5, atol=1e-6)
-    assert set(task.seen) == {(0, 1, 2, 3)}
+    for first, then, seen in (("ohwi", "hwio", (0, 1, 2, 3)), ("hwio", "ohwi", OHWI)):
+        assert run(tmp_path / first, task=Convolution(stop_before=2), conv_layout=first)[0] is None
+        mixed, task = run(tmp_path / first, task=Convolution(), conv_layout=then)
+        np.testing.assert_allclose(mixed, whole, rtol=2e-5, atol=1e-6)
+        assert set(task.seen) == {seen}
 
 
 def test_the_compiled_update_keeps_the_layout() -> None:
@@ -103,3 +109,13 @@ def test_the_compiled_update_keeps_the_layout() -> None:
 def test_unknown_layouts_are_refused() -> None:
     with pytest.raises(InputError, match=r"conv_layout.*'nchw'.*hwio, ohwi"):
         require_trainer_settings(TrainerConfig(steps=1, batch_size=1, conv_layout="nchw"))
+
+
+def test_tpus_have_another_layout() -> None:
+    device = SimpleNamespace(platform="tpu", device_kind="TPU v4")
+    mesh = SimpleNamespace(devices=np.array([device]))
+    with pytest.raises(InputError, match=r"conv_layout: ohwi .*NVIDIA GPUs; found TPU v4; use hwio"):
+        with_conv_layout({}, "ohwi", mesh)
+    plan = DistillConfig("", "bk_base", "", generation="v1", topology="v4:2x2x1", conv_layout="ohwi")
+    with pytest.raises(InputError, match=r"conv_layout: ohwi .*v4:2x2x1; use hwio"):
+        plan_run(plan)

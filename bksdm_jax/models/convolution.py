@@ -1,4 +1,7 @@
-"""Convolutions and products in the forms that XLA's CPU backend computes fast; elsewhere they are XLA's own."""
+"""Convolutions and products in the forms that XLA's CPU backend computes fast; elsewhere they are XLA's own.
+
+`convolve_doubled` computes less on other platforms too.
+"""
 
 import functools
 from collections.abc import Sequence
@@ -11,7 +14,7 @@ from bksdm_jax.models.devices import by_platform
 
 _SMALL_MAP = 16 * 16  # up to this many pixels a CPU convolves faster by a matrix product
 _DOUBLED_IN_PARTS = 16 * 16  # from so many pixels on; below, four small convolutions cost as much as a larger one
-_DOUBLED_ON_CPU = 32 * 32  # there, below, adding up the kernels takes as long as is saved
+_DOUBLED_ON_CPU = 32 * 32  # on CPUs; below, adding up the kernels takes as long as is saved
 _NHWC = ("NHWC", "HWIO", "NHWC")
 _Pads = tuple[tuple[int, int], tuple[int, int]]
 
@@ -62,8 +65,9 @@ def convolve_doubled(lhs: jax.Array, rhs: jax.Array, *_: Any, **options: Any) ->
 
     Of three rows of the kernel, two meet the same pixel in every row of the result, so their sum does; columns
     likewise. So result[2i + a, 2j + b] is, for each (a, b), a 2x2 convolution of `lhs`: 16 products instead of 36 for
-    four pixels. Other arguments are those of `convolve`, and strides and padding ignored, since they are always these.
-    `lhs` is [B, H, W, C], `rhs` [3, 3, C, D], the result [B, 2H, 2W, D].
+    four pixels. On several devices, gradients of all 16 are reduced, not of the 9.
+    `lhs` is [B, H, W, C], `rhs` [3, 3, C, D], the result [B, 2H, 2W, D]. Strides and padding are ignored, since they
+    are always these; `options` are those of `convolve`.
     """
     pixels = lhs.shape[1] * lhs.shape[2]
 
@@ -71,11 +75,12 @@ def convolve_doubled(lhs: jax.Array, rhs: jax.Array, *_: Any, **options: Any) ->
         return convolve(lhs.repeat(2, axis=1).repeat(2, axis=2), rhs, (1, 1), ((1, 1), (1, 1)), **options)
 
     def in_parts(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
-        rows = [jnp.stack([part(lhs, rhs, a, b) for b in (0, 1)], axis=3) for a in (0, 1)]  # [B, H, W, 2, D]
+        wide = rhs.astype(jnp.float32)  # once, so that its gradients are added up in float32 too
+        rows = [jnp.stack([part(lhs, wide, a, b) for b in (0, 1)], axis=3) for a in (0, 1)]  # [B, H, W, 2, D]
         return jnp.stack(rows, axis=2).reshape(lhs.shape[0], 2 * lhs.shape[1], 2 * lhs.shape[2], -1)
 
-    def part(lhs: jax.Array, rhs: jax.Array, a: int, b: int) -> jax.Array:
-        kernel = _pair(_pair(rhs.astype(jnp.float32), a, 0), b, 1).astype(rhs.dtype)  # [2, 2, C, D]
+    def part(lhs: jax.Array, wide: jax.Array, a: int, b: int) -> jax.Array:
+        kernel = _pair(_pair(wide, a, 0), b, 1).astype(rhs.dtype)  # [2, 2, C, D]
         return convolve(lhs, kernel, (1, 1), ((1 - a, a), (1 - b, b)), **options)  # [B, H, W, D]
 
     if pixels < _DOUBLED_IN_PARTS:

@@ -188,7 +188,7 @@ def _layer_norm_backward(
     along = scaled.mean(axis=-1, keepdims=True)
     across = (scaled * normalised).mean(axis=-1, keepdims=True)
     dx = inverse * (scaled - along - normalised * across)
-    # Sums over positions compute h * g again: else XLA writes it in float32 among the sums over channels, for both.
+    # Sums over positions compute h * g again: otherwise XLA stores it in float32 when it sums over channels, for both.
     normalised, gradient = parts(*jax.lax.optimization_barrier((x, cotangent)))
     rows = tuple(range(x.ndim - 1))
     dscale, dbias = (gradient * normalised).sum(axis=rows), gradient.sum(axis=rows)

@@ -97,6 +97,8 @@ def require_bench(config: BenchConfig) -> None:
         whole_number("config", key, getattr(config, key), least)
     if config.rank and config.what != "finetune":
         raise InputError(f"rank: {config.rank}, but what is {config.what}; only finetune has LoRAs")
+    if config.conv_layout != BenchConfig.conv_layout and config.what not in ("update", "finetune"):
+        raise InputError(f"conv_layout: {config.conv_layout}, but what is {config.what}; only for update and finetune")
     for key in ("profile", "beside"):
         if getattr(config, key) and config.what not in MEASURED:
             known = ", ".join(MEASURED)

@@ -10,6 +10,7 @@ from bksdm_jax.cost.timing import Program, Timing
 from bksdm_jax.perf.config import BenchConfig, make_trace_folder
 from bksdm_jax.perf.profile import profile
 
+_CHOICES = ("attention", "remat", "norms", "conv_layout")  # told if they aren't the default
 _COLUMNS = "{:<21}{:>11}{:>13}{:>13}{:>11}{:>10}{:>10}{:>13}"
 
 
@@ -28,10 +29,12 @@ class Report:
 def heading(config: BenchConfig) -> list[str]:
     """What is timed, and the columns of `row`."""
     widths = f", widths {'-'.join(map(str, config.widths))}" if config.widths else ""
+    chosen = [key for key in _CHOICES if getattr(config, key) != getattr(BenchConfig, key)]
+    others = "".join(f", {key} {getattr(config, key)}" for key in chosen)
     columns = ("", "compiling", "single call", "pipelined", "images/s", "TFLOP/s", "of peak", "peak memory")
     return [
         f"{config.student} of SD {config.generation}{widths}, batch {config.batch_size}, {config.dtype}, "
-        f"{config.resolution}x{config.resolution} pixels, on {jax.devices()[0].device_kind}",
+        f"{config.resolution}x{config.resolution} pixels{others}, on {jax.devices()[0].device_kind}",
         _COLUMNS.format(*columns),
     ]
 

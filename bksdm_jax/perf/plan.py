@@ -31,6 +31,8 @@ def plan_run(config: Settings) -> Iterator[str]:
     """
     if config.topology and config.norms == "pallas":
         raise InputError(f"norms: pallas has kernels for NVIDIA GPUs only, not for {config.topology}; use xla")
+    if config.topology and config.conv_layout == "ohwi":
+        raise InputError(f"conv_layout: ohwi is cuDNN's, for NVIDIA GPUs, not for {config.topology}; use hwio")
     run = open_distillation(config) if isinstance(config, DistillConfig) else open_finetuning(config)
     target = target_of(config.topology)
     devices = len(target.devices)

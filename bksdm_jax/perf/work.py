@@ -33,6 +33,8 @@ class Work:
 def count_work(run: PlannedRun) -> Work:
     """FLOPs of an update, counted on uncompiled programs by XLA's own attention and norms: custom calls hide theirs.
 
+    Convolutions have the forms of this machine's device: CPUs enlarge some maps that others don't
+    (`convolve_doubled`).
     The FLOPs once per update are those of an update with a constant loss.
     """
     config, mesh = run.config, make_mesh(1, jax.devices()[:1])

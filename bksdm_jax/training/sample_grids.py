@@ -59,8 +59,9 @@ def sample_grids(
     fixed: dict[int, np.ndarray] = {}
 
     def program(number: int, params: Any) -> Generate:
-        """Rows of the same networks, shapes and dtypes share it."""
-        networks, shapes = rows[number].networks, jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), params)
+        """Rows of the same networks, shapes, dtypes and layouts share it."""
+        networks = rows[number].networks
+        shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.format.layout), params)
         for own, of, found in programs:
             if own == networks and of == shapes:
                 return found

@@ -33,7 +33,8 @@ class Task(abc.ABC):
 
     Attributes:
         objective: the loss, and the shapes of its inputs.
-        flops_per_image: FLOPs of an update per image, without recomputation; 0: unknown.
+        flops_per_image: FLOPs of an update per image, without recomputation, upsampling counted as a convolution of the
+            enlarged map; 0: unknown.
         memory_advice: what to do if the devices' memory is too small.
     """
 

@@ -143,13 +143,13 @@ def make_train_step(
 ) -> TrainStep:
     """Builds the update for a mesh, whose devices may be those of a topology that isn't attached.
 
-    `conv_layout` is one of `CONV_LAYOUTS`.
+    `conv_layout` is one of `CONV_LAYOUTS`; raises `InputError` if it isn't for these devices.
     """
     optimizer = make_optimizer(config)
     update = make_update(objective.loss, optimizer, config.ema_decay, seed)
     shapes = jax.eval_shape(lambda p: create_state(p, optimizer, config.ema_decay > 0), objective.params)
     state, frozen = (
-        with_conv_layout(_sharded(tree, parameter_shardings(mesh, tree)), conv_layout)
+        with_conv_layout(_sharded(tree, parameter_shardings(mesh, tree)), conv_layout, mesh)
         for tree in (shapes, objective.frozen)
     )
     batch = _sharded(objective.batch, jax.tree.map(lambda _: batch_sharding(mesh), objective.batch))
