@@ -32,7 +32,7 @@ def update() -> Any:
         total = jnp.mean(jnp.square(batch["x"] * params["w"])) + batch["offset"].mean()
         return total, {"loss": total}
 
-    return jax.jit(make_update(loss, make_optimizer(OptimizerConfig(learning_rate=0.1)), 0.9, 0))
+    return jax.jit(make_update(loss, OptimizerConfig(learning_rate=0.1, ema_decay=0.9), 0))
 
 
 def batch(x: float = 1.0, offset: float = 0.0, signal: int = GO) -> dict[str, Any]:

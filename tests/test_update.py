@@ -14,6 +14,7 @@ from bksdm_jax.training.sharding import batch_to_global, device_put_global, make
 from bksdm_jax.training.state import (
     OptimizerConfig,
     TrainState,
+    adam_step,
     create_state,
     ema_decay,
     learning_rate,
@@ -199,19 +200,20 @@ def test_learning_rates_are_a_ramp_and_a_half_cosine(warmup: int, cosine: int) -
         assert float(rate(done)) == pytest.approx(expected, abs=1e-6), done
 
 
-def test_the_rate_is_that_of_the_update() -> None:
+def test_the_step_is_optax_and_its_rate_that_of_the_update() -> None:
     """A warm-up of five begins at rate zero: the first update moves nothing."""
-    config = dataclasses.replace(CONFIG, warmup_steps=5)
+    config = dataclasses.replace(CONFIG, warmup_steps=5, weight_decay=0.1)
     optimizer = make_optimizer(config)
-    state = create_state({"x": jnp.ones(3)}, optimizer)
-    moved = []
-    with jax.numpy_dtype_promotion("standard"):
-        for _ in range(3):
-            updates, opt_state = optimizer.update({"x": jnp.ones(3)}, state.opt_state, state.params)
-            state = dataclasses.replace(state, opt_state=opt_state)
-            moved.append(float(jnp.abs(updates["x"]).max()))
+    state, moved = create_state({"x": jnp.array([1.0, -2.0, 3.0])}, optimizer), []
+    for gradient in (0.1, -0.2, 0.05):
+        with jax.numpy_dtype_promotion("standard"):
+            updates, opt_state = optimizer.update({"x": jnp.full(3, gradient)}, state.opt_state, state.params)
+        step = adam_step(opt_state, state.params, config)["x"]
+        np.testing.assert_allclose(step, -updates["x"], rtol=1e-6)
+        state = dataclasses.replace(state, opt_state=opt_state)
+        moved.append(float(jnp.abs(step).max()))
     assert moved[0] == 0
-    assert moved[2] == pytest.approx(2 * moved[1], rel=1e-3)
+    assert min(moved[1:]) > 0
 
 
 def test_norms_follow_the_schedule_of_the_rate() -> None:

@@ -11,7 +11,6 @@ from bksdm_jax.models.unet_table import UNetConfig
 from bksdm_jax.perf.compiled_step import planned_step
 from bksdm_jax.perf.planned import PlannedRun
 from bksdm_jax.training.sharding import make_mesh
-from bksdm_jax.training.state import make_optimizer
 from bksdm_jax.training.train_step import make_update
 
 
@@ -39,9 +38,8 @@ def count_work(run: PlannedRun) -> Work:
     """
     config, mesh = run.config, make_mesh(1, jax.devices()[:1])
     step = planned_step(run.resized(batch_size=1, accumulation=1, attention="xla", norms="xla", fsdp=1), mesh)
-    optimizer = make_optimizer(config.optimizer)
-    zero, decay = jnp.float32(0), config.optimizer.ema_decay
-    without_loss = jax.jit(make_update(lambda *_: (zero, {"loss": zero}), optimizer, decay, config.seed))
+    zero = jnp.float32(0)
+    without_loss = jax.jit(make_update(lambda *_: (zero, {"loss": zero}), config.optimizer, config.seed))
     with jax.set_mesh(mesh), jax.numpy_dtype_promotion("standard"):  # JAX's lowering of bfloat16 products needs it
         flops, update = (one.lower(*step.arguments()).cost_analysis()["flops"] for one in (step.update, without_loss))
     size, dtype = config.resolution // run.networks.factor, compute_dtype(config.dtype)

@@ -62,11 +62,24 @@ def ema_decay(done: jax.Array, bound: float) -> jax.Array:
 def state_norms(state: TrainState, config: OptimizerConfig) -> dict[str, jax.Array]:
     """Norms over all parameters, float32 [].
 
-    `update_norm` is that of the last step that was applied, 0 before the first; if a moving average is kept,
-    `ema_distance` is |ema - params| / |params|. The step follows from Adam's moments (Kingma and Ba 2015), its
-    weight decay from the new parameters.
+    `update_norm` is that of the last step that was applied, 0 before the first, with weight decay from the new
+    parameters; if a moving average is kept, `ema_distance` is |ema - params| / |params|.
     """
-    (adam,) = (one for one in jax.tree.leaves(state.opt_state, is_leaf=_is_adam) if _is_adam(one))
+    applied = _adam(state.opt_state).count > 0
+    norm = optax.global_norm(adam_step(state.opt_state, state.params, config))
+    found = {"update_norm": jnp.where(applied, norm, 0.0)}
+    if jax.tree.leaves(state.ema):
+        apart = jax.tree.map(jnp.subtract, state.ema, state.params)
+        found["ema_distance"] = optax.global_norm(apart) / optax.global_norm(state.params)
+    return found
+
+
+def adam_step(opt_state: Any, params: Any, config: OptimizerConfig) -> Any:
+    """What AdamW (Loshchilov and Hutter 2019) subtracts from `params`, by its moments m and v after n updates:
+
+    rate * (m / (1 - beta1^n) / (sqrt(v / (1 - beta2^n)) + epsilon) + weight_decay * params).
+    """
+    adam = _adam(opt_state)
     done = jnp.maximum(adam.count, 1)
     with jax.numpy_dtype_promotion("standard"):  # Optax relies on implicit promotion
         rate = learning_rate(config)(done - 1)
@@ -76,12 +89,12 @@ def state_norms(state: TrainState, config: OptimizerConfig) -> dict[str, jax.Arr
         deviation = jnp.sqrt(square / corrections[1]) + config.epsilon
         return rate * (mean / corrections[0] / deviation + config.weight_decay * params)
 
-    norm = optax.global_norm(jax.tree.map(step, adam.mu, adam.nu, state.params))
-    found = {"update_norm": jnp.where(adam.count > 0, norm, 0.0)}
-    if jax.tree.leaves(state.ema):
-        apart = jax.tree.map(jnp.subtract, state.ema, state.params)
-        found["ema_distance"] = optax.global_norm(apart) / optax.global_norm(state.params)
-    return found
+    return jax.tree.map(step, adam.mu, adam.nu, params)
+
+
+def _adam(opt_state: Any) -> optax.ScaleByAdamState:
+    (adam,) = (one for one in jax.tree.leaves(opt_state, is_leaf=_is_adam) if _is_adam(one))
+    return adam
 
 
 def _is_adam(node: Any) -> bool:

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from bksdm_jax.training.config import OptimizerConfig
 from bksdm_jax.training.layouts import placements, with_conv_layout
 from bksdm_jax.training.sharding import batch_sharding, device_sharding, parameter_shardings, replicated
-from bksdm_jax.training.state import TrainState, create_state, ema_decay, make_optimizer, state_norms
+from bksdm_jax.training.state import TrainState, adam_step, create_state, ema_decay, make_optimizer, state_norms
 
 _TRAINING_STREAM = 2**32 - 1  # keeps the keys of training apart from those of sampled images
 
@@ -53,19 +53,20 @@ def update_key(seed: int, done: int | jax.Array) -> jax.Array:
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _TRAINING_STREAM), done)
 
 
-def make_update(loss: Loss, optimizer: optax.GradientTransformation, ema_bound: float, seed: int) -> Update:
+def make_update(loss: Loss, config: OptimizerConfig, seed: int) -> Update:
     """Builds the update: losses and gradients over the micro-batches, clipping, AdamW, moving average.
 
     Each example's key follows from seed, update and its position in the batch, so neither accumulation nor the number
-    of devices changes its noise. `ema_bound` is the upper bound of the moving average's decay. If the loss or the
-    gradients' norm isn't finite, all but `step` and `skipped` stays bit-identical (the settings' bounds keep
-    a step from finite gradients finite); if the batch's signals say `UNUSABLE`, all does.
+    of devices changes its noise. If the loss or the gradients' norm isn't finite, all but `step` and `skipped` stays
+    bit-identical (the settings' bounds keep a step from finite gradients finite); if the batch's signals say
+    `UNUSABLE`, all does.
 
     Returns:
         (state, frozen, batch) -> (new state, float32 metrics: losses by name, `grad_norm` before clipping,
         `applied`, 1 or 0, `skipped`, how many updates were so far, and `signals`, the largest; of a
         moving average its `ema_decay`), not jitted.
     """
+    optimizer = make_optimizer(config)
 
     def update(state: TrainState, frozen: Frozen, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         batch = dict(batch)
@@ -80,27 +81,28 @@ def make_update(loss: Loss, optimizer: optax.GradientTransformation, ema_bound: 
             return grads, terms
 
         grads, terms = _mean_over_micro_batches(micro, (batch, keys.reshape(count, size)), count)
-        with jax.numpy_dtype_promotion("standard"):  # Optax relies on implicit promotion
-            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
         norm = optax.global_norm(grads)
-        ema, average = state.ema, {}
-        if jax.tree.leaves(ema):
-            decay = ema_decay(state.step - state.skipped, ema_bound)
-            ema = jax.tree.map(lambda e, p: decay * e + (1.0 - decay) * p, ema, params)
-            average = {"ema_decay": decay}
         # Not the new parameters' or the step's norm, though: all that changes would have to wait for it in memory.
         finite = jnp.isfinite(terms["loss"]) & jnp.isfinite(norm)
         usable = signal < UNUSABLE
-        found = TrainState(
-            state.step + usable.astype(jnp.int32),
-            state.skipped + (usable & ~finite).astype(jnp.int32),
-            _chosen(usable & finite, params, state.params),
-            _chosen(usable & finite, ema, state.ema),
-            _chosen(usable & finite, opt_state, state.opt_state),
-        )
-        told = {"applied": (usable & finite).astype(jnp.float32), "skipped": found.skipped, SIGNALS: signal}
-        return found, terms | {"grad_norm": norm} | average | told
+        apply = usable & finite
+        with jax.numpy_dtype_promotion("standard"):  # Optax relies on implicit promotion
+            _, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        opt_state = _chosen(apply, opt_state, state.opt_state)
+        # The step is computed from the new moments, and the average from the new parameters. Were the former ones read
+        # again, XLA would copy the state on CPUs: it couldn't be overwritten.
+        step = adam_step(opt_state, state.params, config)
+        params = _chosen(apply, jax.tree.map(jnp.subtract, state.params, step), state.params)
+        ema, average = state.ema, {}
+        if jax.tree.leaves(ema):
+            decay = ema_decay(state.step - state.skipped, config.ema_decay)
+            ema = _chosen(apply, jax.tree.map(lambda e, p: decay * e + (1.0 - decay) * p, ema, params), ema)
+            average = {"ema_decay": decay}
+        steps = state.step + usable.astype(jnp.int32)
+        skipped = state.skipped + (usable & ~finite).astype(jnp.int32)
+        told = {"applied": apply.astype(jnp.float32), "skipped": skipped, SIGNALS: signal}
+        new = TrainState(steps, skipped, params, ema, opt_state)
+        return new, terms | {"grad_norm": norm} | average | told
 
     return update
 
@@ -146,7 +148,7 @@ def make_train_step(
     `conv_layout` is one of `CONV_LAYOUTS`; raises `InputError` if it isn't for these devices.
     """
     optimizer = make_optimizer(config)
-    update = make_update(objective.loss, optimizer, config.ema_decay, seed)
+    update = make_update(objective.loss, config, seed)
     shapes = jax.eval_shape(lambda p: create_state(p, optimizer, config.ema_decay > 0), objective.params)
     state, frozen = (
         with_conv_layout(_sharded(tree, parameter_shardings(mesh, tree)), conv_layout, mesh)
