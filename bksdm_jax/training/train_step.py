@@ -86,8 +86,11 @@ def make_update(loss: Loss, config: OptimizerConfig, seed: int) -> Update:
         finite = jnp.isfinite(terms["loss"]) & jnp.isfinite(norm)
         usable = signal < UNUSABLE
         apply = usable & finite
+        # By a product: Optax divides every gradient, which CPUs do in a pass of its own.
+        clip = jnp.minimum(1.0, config.clip_norm / norm)
+        clipped = jax.tree.map(lambda gradient: gradient * clip, grads)
         with jax.numpy_dtype_promotion("standard"):  # Optax relies on implicit promotion
-            _, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            _, opt_state = optimizer.update(clipped, state.opt_state, state.params)
         opt_state = _chosen(apply, opt_state, state.opt_state)
         # The step is computed from the new moments, and the average from the new parameters. Were the former ones read
         # again, XLA would copy the state on CPUs: it couldn't be overwritten.
