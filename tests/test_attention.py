@@ -12,11 +12,11 @@ from jax._src.cudnn import fused_attention_stablehlo
 
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.models import attend as module
-from bksdm_jax.models import devices
+from bksdm_jax.models import cpu_attention, devices
 from bksdm_jax.models.attend import attend, require_attention
 from bksdm_jax.training.sharding import make_mesh
 
-# positions of queries and keys, heads, channels; the first two are large enough for `auto` to take chunks
+# positions of queries and keys, heads, channels; the first is large enough for `auto` to take chunks on CPUs
 SHAPES = [(1024, 1024, 2, 32), (900, 625, 1, 16), (64, 9, 4, 32), (7, 5, 1, 8)]
 
 
@@ -55,6 +55,24 @@ def test_all_that_run_here_agree(shape: tuple[int, int, int, int]) -> None:
         np.testing.assert_allclose(out, expected, atol=2e-5)
         for ours, theirs in zip(gradients, exact, strict=True):
             assert np.abs(ours - theirs).max() <= 2e-5 * np.abs(theirs).max()
+
+
+@pytest.mark.parametrize(("chunk", "groups", "chunks"), [(2**20, 1, 1), (10_000, 2, 1), (1_000, 8, 4)])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_on_cpus_chunks_change_nothing(
+    dtype: jnp.dtype, chunk: int, groups: int, chunks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of several heads, of one, of some queries of one: what they attend to and all gradients."""
+    monkeypatch.setattr(cpu_attention, "_AT_ONCE", chunk)
+    monkeypatch.setattr(cpu_attention, "_CHUNK", chunk)
+    inputs = drawn(SHAPES[2], dtype)
+    by_head = [x.reshape(*x.shape[:2], 4, -1) for x in inputs]
+    assert cpu_attention._divided(*by_head[:2]) == (groups, chunks)
+    exact = gradients(tuple(x.astype(jnp.float32) for x in inputs), "xla", heads=4)
+    bound = 2e-5 if dtype == jnp.float32 else 0.03
+    for ours, theirs in zip(gradients(inputs, "auto", heads=4), exact, strict=True):
+        assert ours.dtype == dtype
+        assert np.abs(np.asarray(ours, np.float32) - theirs).max() <= bound * np.abs(theirs).max()
 
 
 def test_large_scores_are_never_held_at_once() -> None:
@@ -160,16 +178,19 @@ def test_what_a_shard_map_splits_already_is_not_split_again() -> None:
     assert devices.axes_to_split() == ((), 1)
 
 
-def gradients(inputs: tuple[jax.Array, ...], name: str) -> tuple[jax.Array, ...]:
-    program = jax.jit(jax.grad(lambda *x: jnp.square(attend(*x, heads=2, implementation=name)).sum(), (0, 1, 2)))
-    return program(*inputs)
+def gradients(inputs: tuple[jax.Array, ...], name: str, heads: int = 2) -> tuple[jax.Array, ...]:
+    def loss(*inputs: jax.Array) -> jax.Array:
+        return jnp.square(attend(*inputs, heads=heads, implementation=name).astype(jnp.float32)).sum()
+
+    return jax.jit(jax.grad(loss, (0, 1, 2)))(*inputs)
 
 
-@pytest.mark.parametrize("name", ["flash", "splash"])
+@pytest.mark.parametrize("name", ["auto", "flash", "splash"])
 def test_the_parts_of_several_devices_make_the_whole(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = tuple(jnp.concatenate([x] * 4) * jnp.arange(1, 9)[:, None, None].astype(x.dtype) for x in drawn(SHAPES[0]))
     monkeypatch.setattr(module, "_HALF", (jnp.float32,))
-    monkeypatch.setattr(module, f"_{name}_kernel", module._xla)  # the kernel itself runs on TPUs only
+    if name != "auto":
+        monkeypatch.setattr(module, f"_{name}_kernel", module._xla)  # the kernel itself runs on TPUs only
     expected = gradients(inputs, "xla")
     with jax.set_mesh(make_mesh(2)):
         for ours, theirs in zip(gradients(inputs, name), expected, strict=True):
