@@ -8,7 +8,11 @@ Milliseconds on two CPU cores, forward, and forward and backward, float32:
 
 | batch | queries | keys | heads | width of a head | this | xla |
 |---|---|---|---|---|---|---|
-TABLE
+| 32 | 64 | 77 | 8 | 4 | 0.8, 2.1 | 1.6, 5.6 |
+| 32 | 256 | 256 | 8 | 4 | 5.3, 15 | 44, 131 |
+| 2 | 1024 | 1024 | 8 | 40 | 12, 36 | 75, 259 |
+| 2 | 1024 | 77 | 8 | 40 | 2.2, 6.1 | 2.8, 8.7 |
+| 1 | 4096 | 77 | 8 | 40 | 6.9, 15 | 5.1, 29 |
 """
 
 from collections.abc import Callable

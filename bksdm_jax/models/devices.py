@@ -33,6 +33,13 @@ def by_platform(*operands: jax.Array, default: Callable[..., Any], **branches: C
     return jax.lax.platform_dependent(*operands, default=default, **branches)
 
 
+def kept(x: jax.Array) -> jax.Array:
+    """`x`, as a backward pass reads it. On TPUs XLA would otherwise keep its conversion to float32, if the forward pass
+    makes that too.
+    """
+    return by_platform(x, tpu=jax.lax.optimization_barrier, default=lambda x: x)
+
+
 def axes_to_split() -> tuple[tuple[str, ...], int]:
     """The axes of the mesh that XLA partitions over, so not those that a `shard_map` around this splits, and over how
     many devices they go.

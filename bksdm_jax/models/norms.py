@@ -15,7 +15,7 @@ from flax import linen as nn
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.models import norm_kernels
 from bksdm_jax.models.choices import require_norms_name
-from bksdm_jax.models.devices import has_ampere
+from bksdm_jax.models.devices import has_ampere, kept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,13 +62,14 @@ def _group_norm_forward(
 
 
 def _group_norm_backward(
-    options: GroupNormOptions, kept: tuple[jax.Array, ...], cotangent: jax.Array
+    options: GroupNormOptions, saved: tuple[jax.Array, ...], cotangent: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """With h the normalised input, 1 / d the inverse deviation, g the gradient of h * scale + bias, means by group:
 
     dx = (g * scale - mean(g * scale) - h * mean(g * scale * h)) / d, dscale = sum(g * h), dbias = sum(g).
     """
-    x, mean, inverse, scale, bias = kept
+    x, mean, inverse, scale, bias = saved
+    x = kept(x)
     pixels, factor, size = _pixels(x), _float32(scale), x[0].size // options.groups
     mean, inverse = (_to_channels(each, x.shape[-1]) for each in (mean, inverse))
     operands = pixels, _pixels(cotangent), mean, inverse, factor, _float32(bias)
@@ -174,11 +175,11 @@ def _layer_norm_forward(
 
 
 def _layer_norm_backward(
-    epsilon: float, result: jnp.dtype, kept: tuple[jax.Array, ...], cotangent: jax.Array
+    epsilon: float, result: jnp.dtype, saved: tuple[jax.Array, ...], cotangent: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """As of `group_norm`, with means over the channels of a position."""
     del epsilon, result
-    x, mean, inverse, scale, bias = kept
+    x, mean, inverse, scale, bias = saved
 
     def parts(x: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
         return (_float32(x) - mean) * inverse, _float32(cotangent)
