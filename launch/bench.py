@@ -67,9 +67,10 @@ def main(config: BenchConfig) -> None:
         make_trace_folder(config.profile)  # rather than find out after minutes that it can't be
     # First, as JAX would take the device's memory.
     other = run_beside(config.beside, config.batch_size, config.beside_timeout) if config.beside else None
-    from bksdm_jax.base.host_memory import keep_memory
+    if config.what in ("update", "finetune"):
+        from bksdm_jax.base.host_memory import keep_memory  # imports JAX
 
-    keep_memory()
+        keep_memory()
     report = benchmark(config.what)(config)
     print(report)
     if other:
@@ -102,6 +103,4 @@ def benchmark(name: str) -> Callable[[BenchConfig], object]:
 
 
 if __name__ == "__main__":
-    run_without_workdir(
-        __doc__, BenchConfig, main, require_bench, cached=False, computes=False
-    )  # it times the compiler
+    run_without_workdir(__doc__, BenchConfig, main, require_bench, cached=False)  # it times the compiler

@@ -111,13 +111,11 @@ def run_without_workdir(
     may_be_empty: Collection[str] = (),
     own: dict[str, str] | None = None,
     cached: bool = True,
-    computes: bool = True,
 ) -> None:
     """Parses `--config` and calls `call(config)`, for programs without output files; otherwise like `run`.
 
     `may_be_empty` are keys that the class requires but this program doesn't; `own` are flags beside `config` and
-    `help`, with their explanations. `cached`: whether compiled programs may come from an earlier run. `computes`:
-    whether JAX may be imported before `call`, so that it computes as fast as it can on CPUs.
+    `help`, with their explanations. `cached`: whether compiled programs may come from an earlier run.
     """
     manual = manual or ""
     known = {"config": "the file of settings, PATH or PATH:VARIANT,VARIANT"} | (own or {}) | {"help": FLAGS["help"]}
@@ -139,10 +137,6 @@ def run_without_workdir(
             os.environ.setdefault(name, level)
         if cached and not ("distributed" in flags.FLAGS and flags.FLAGS["distributed"].value != NONE):
             keep_compiled()
-        if computes:
-            from bksdm_jax.base.host_memory import keep_memory  # imports JAX
-
-            keep_memory()
         call(settings)
 
     ended: Interrupted | None = None

@@ -33,4 +33,4 @@ def _check(config: DistillConfig | FinetuneConfig) -> None:
 
 
 if __name__ == "__main__":
-    run_without_workdir(__doc__, TASKS, main, _check, may_be_empty=("teacher", "model", "data"), computes=False)
+    run_without_workdir(__doc__, TASKS, main, _check, may_be_empty=("teacher", "model", "data"))

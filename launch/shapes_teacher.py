@@ -15,8 +15,10 @@ from launch.command import run, tell
 
 def main(config: TeacherConfig, workdir: Path) -> None:
     """Trains all three and prints the path of the result."""
+    from bksdm_jax.base.host_memory import keep_memory
     from bksdm_jax.shapes_teacher.make import make_teacher
 
+    keep_memory()
     tell(make_teacher(config, workdir), workdir)
 
 

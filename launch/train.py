@@ -47,9 +47,11 @@ from launch.tasks import TASKS
 def main(config: DistillConfig | FinetuneConfig, workdir: Path) -> None:
     """Runs the training and prints the path of what it made."""
     from bksdm_jax.base.distributed import is_first
+    from bksdm_jax.base.host_memory import keep_memory
     from bksdm_jax.tasks.distill.task import distill, distill_again
     from bksdm_jax.tasks.finetune.task import finetune, finetune_again
 
+    keep_memory()
     distils = isinstance(config, DistillConfig)
     if config.replay:
         told = distill_again(config) if distils else finetune_again(config)

@@ -112,6 +112,7 @@ def test_images_begin_from_others(teacher: bksdm_jax.Pipeline) -> None:
     assert differ(shared.arrays[1], ours.arrays[1]) > 5
 
 
+@pytest.mark.slow
 def test_a_teacher_begins(teacher: bksdm_jax.Pipeline, student: bksdm_jax.Student) -> None:
     settings = SETTINGS | {"sampler": "ddim", "seed": 1}
     teachers, students = (bksdm_jax.generate(one, PROMPTS[0], **settings).arrays for one in (teacher, student))

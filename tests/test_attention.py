@@ -75,6 +75,24 @@ def test_on_cpus_chunks_change_nothing(
         assert np.abs(np.asarray(ours, np.float32) - theirs).max() <= bound * np.abs(theirs).max()
 
 
+def test_chunks_for_other_devices_change_nothing() -> None:
+    """Run here, as are small scores and batches that don't divide."""
+    for shape in SHAPES[:2]:
+        inputs = [x.reshape(*x.shape[:2], shape[2], -1) for x in drawn(shape)]
+
+        def program(attention: Callable[..., jax.Array]) -> Callable[..., tuple[jax.Array, ...]]:
+            return jax.jit(jax.grad(lambda *each: jnp.square(attention(*each)).sum(), (0, 1, 2)))
+
+        for ours, theirs in zip(program(module._by_size)(*inputs), program(module._xla)(*inputs), strict=True):
+            assert np.abs(ours - theirs).max() <= 2e-5 * np.abs(theirs).max()
+    assert module._is_large(*inputs[:2])
+    three = tuple(jnp.concatenate([x, x[:1]]) for x in drawn(SHAPES[2]))
+    expected = gradients(three, "xla")
+    with jax.set_mesh(make_mesh(1, jax.devices()[:2])):
+        for ours, theirs in zip(gradients(three, "auto"), expected, strict=True):
+            assert np.abs(ours - theirs).max() <= 2e-5 * np.abs(theirs).max()
+
+
 def test_large_scores_are_never_held_at_once() -> None:
     """4096 positions in 8 heads: 512 MiB of scores."""
     shapes = [jax.ShapeDtypeStruct((1, 4096, 320), jnp.float32)] * 3

@@ -179,7 +179,8 @@ def test_a_unet_without_text_has_no_maps() -> None:
     assert traced_layers(UNetConfig(**vars(config) | {"context_width": None})) == {}
 
 
-@pytest.mark.parametrize("guidance", [pytest.param(1.0, marks=pytest.mark.slow), 3.0])
+@pytest.mark.slow
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_maps_over_ddim_are_those_of_a_loop_in_pytorch(micro_torch_teacher: Path, guidance: float) -> None:
     pipeline = load_pipeline(micro_torch_teacher)
     config = SamplerConfig(steps=3, guidance_scale=guidance, resolution=16, sampler="ddim")

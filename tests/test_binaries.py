@@ -90,6 +90,7 @@ def undisturbed(
     return workdir
 
 
+@pytest.mark.slow
 def test_a_stopped_run_ends_bit_for_bit_where_an_undisturbed_one_does(
     stopped: Stopped, undisturbed: Path, micro_teacher: Path, photographs: Path
 ) -> None:

@@ -38,7 +38,7 @@ from bksdm_jax.pruning.prune import PruneConfig, prune
 from tests import mutations, tiny
 from tests.conftest import ROOT
 
-COUNT = int(os.environ.get("FUZZ", "100"))
+COUNT = int(os.environ.get("FUZZ", "30"))
 MOST_WAIT = 120  # seconds, for what waits without computing; `tests.fuzz_worker` bounds computing
 PLAN = "removal_plan.json"  # unread beside a model
 INDEX = "unet/diffusion_pytorch_model.safetensors.index.json"

@@ -177,6 +177,7 @@ def test_scores_that_change_later_do_not_change_what_was_trained(study: Study) -
         assert row["criteria"]["taylor"] == pytest.approx(-before[row["name"]]["criteria"]["taylor"])
 
 
+@pytest.mark.slow
 def test_the_shapes_study_has_twelve_students_of_one_size() -> None:
     runs = SweepConfig(tuple(get_config("shapes,criteria").runs), (), "a folder").read()
     assert len({settings_without(run, "student", "seed", "block_scores") for run in runs.values()}) == 1

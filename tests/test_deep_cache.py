@@ -53,7 +53,8 @@ def torch_call(module: UNet2DConditionModel, inputs: tuple[Any, ...]) -> np.ndar
         return module(*map(torch.from_numpy, arrays)).sample.numpy().transpose(0, 2, 3, 1)
 
 
-@pytest.mark.parametrize("student", EVERYDAY)
+@pytest.mark.slow
+@pytest.mark.parametrize("student", ["sd", "bk_base", "bk_small"])
 def test_a_shallow_call_is_pytorchs_with_the_deep_feature_of_an_earlier_step(student: str) -> None:
     module, config, params = model(student)
     context = np.random.default_rng().standard_normal((2, 9, tiny.CONTEXT), np.float32)

@@ -149,6 +149,7 @@ def test_without_distillation_the_teacher_is_not_run() -> None:
     assert set(terms) == {"loss", "loss_task"}
 
 
+@pytest.mark.slow
 def test_bfloat16_losses_follow_float32() -> None:
     problem = micro.problem(micro.ONE_STAGE)
     plan, batch = problem.plan, random_noisy_batch()

@@ -90,6 +90,7 @@ def test_images_depend_on_their_number_alone_and_previews_end_in_them(pipeline: 
     assert engine.first_seconds > 0
 
 
+@pytest.mark.slow
 def test_a_batch_can_have_its_own_seed_and_negative_prompt(pipeline: Pipeline) -> None:
     own = dataclasses.replace(CONFIG, sampler="euler_ancestral", seed=5, negative_prompt="space")
     engine = Engine(pipeline, dataclasses.replace(own, seed=3, negative_prompt="blue"))

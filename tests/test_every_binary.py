@@ -68,7 +68,8 @@ def test_bench_times_a_unet() -> None:
     assert "rank: 16, but what is update" in fail("bench", settings("bench.py:update,lora"))
 
 
-@pytest.mark.parametrize("variants", ["finetune,lora", pytest.param("finetune", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("variants", ["finetune,lora", "finetune"])
 def test_bench_times_a_finetuning(variants: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bksdm_jax.perf.bench.stable_diffusion", lambda generation: micro.networks())
     small = {"student": micro.ONE_STAGE, "resolution": 16, "repeats": 1}

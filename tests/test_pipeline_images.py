@@ -30,14 +30,11 @@ SAMPLED = [name for name, file in FILES.items() if file["_class_name"] != "LMSDi
 SAMPLED = [name for name in SAMPLED if "Singlestep" not in FILES[name]["_class_name"] and name != "predicts z_0"]
 SOME = (
     "SD 1.5",
-    "DDIM without anything",
     "DDIM that clips",
     "offset 0",
     "Runge-Kutta",
     "Euler",
-    "Euler, trailing",
     "DDPM",
-    "DPM-Solver",
     "DPM-Solver++ 2M SDE Karras",
     "UniPC",
     "LCM",

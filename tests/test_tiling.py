@@ -40,6 +40,7 @@ def torch_decode(module: AutoencoderKL, latents: np.ndarray) -> np.ndarray:
         return module.decode(torch.from_numpy(latents.transpose(0, 3, 1, 2))).sample.numpy().transpose(0, 2, 3, 1)
 
 
+@pytest.mark.slow
 def test_slices_are_the_whole(module: AutoencoderKL) -> None:
     latents = latents_of(3, 5, 8)
     decode = decoder(module)
@@ -50,7 +51,10 @@ def test_slices_are_the_whole(module: AutoencoderKL) -> None:
     module.disable_slicing()
 
 
-@pytest.mark.parametrize(("height", "width"), [(8, 8), (20, 15), (7, 27), pytest.param(33, 16, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("height", "width"),
+    [(8, 8), (20, 15), *(pytest.param(*size, marks=pytest.mark.slow) for size in ((7, 27), (33, 16)))],
+)
 def test_tiles_match_pytorch(module: AutoencoderKL, height: int, width: int) -> None:
     latents = latents_of(2, height, width)
     decode = decoder(module)

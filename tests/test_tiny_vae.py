@@ -65,6 +65,7 @@ def test_both_halves_match_pytorch(tmp_path: Path, form: str) -> None:
         np.testing.assert_array_equal(sample_latents(mean, log_variance, noise, 0.5), mean * np.float32(0.5))
 
 
+@pytest.mark.slow
 def test_half_precision_is_close() -> None:
     module, latents = TinyVAE(TinyVAEConfig(encoder_width=8, decoder_width=8), jnp.bfloat16), drawn(1, 4, 4, 4)
     params = tiny.random_tree(tiny_vae_parameter_shapes(module.config), 0)

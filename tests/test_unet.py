@@ -34,8 +34,11 @@ ODD = {
     "flip_sin_to_cos": False,
     "freq_shift": 1,
 }
-EVERYDAY = [("v1", name) for name in ("sd", "bk_tiny", surgery.ONE_STAGE, surgery.ATTENTIONS)] + [("v2", "sd")]
-SLOW = [("v1", name) for name in ("bk_base", "bk_small", "no_mid")] + [("v2", "bk_tiny"), ("v2", surgery.ONE_STAGE)]
+EVERYDAY = [("v1", name) for name in ("bk_tiny", surgery.ONE_STAGE, surgery.ATTENTIONS)] + [("v2", "sd")]
+SLOW = [("v1", name) for name in ("sd", "bk_base", "bk_small", "no_mid")] + [
+    ("v2", "bk_tiny"),
+    ("v2", surgery.ONE_STAGE),
+]
 
 
 def inputs(context: int = tiny.CONTEXT, size: tuple[int, int] = (8, 8)) -> dict[str, Any]:

@@ -82,9 +82,9 @@ def require_same_output(config: Any, params: dict[str, Any], module: UNet2DCondi
     assert np.abs(np.asarray(ours) - theirs.transpose(0, 2, 3, 1)).max() <= 2e-5 * np.abs(theirs).max()
 
 
-@pytest.mark.parametrize("json", DEEP.values(), ids=DEEP)
-def test_matches_pytorch(json: dict[str, Any]) -> None:
-    module = torch_unet(json)
+@pytest.mark.parametrize("name", ["as in SDXL", pytest.param("lists of lists", marks=pytest.mark.slow)])
+def test_matches_pytorch(name: str) -> None:
+    module = torch_unet(DEEP[name])
     config = unet_from_diffusers(module.config)
     require_same_output(config, tiny.flax_params(module, parameter_shapes(config)), module)
     again = unet_to_diffusers(config)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import re
 from typing import Any
 
 import jax
@@ -21,7 +22,7 @@ from bksdm_jax.training.state import (
     make_optimizer,
     state_norms,
 )
-from bksdm_jax.training.train_step import Objective, make_train_step
+from bksdm_jax.training.train_step import Objective, make_train_step, make_update
 
 WIDTH, IMAGES, SEED = 64, 8, 7  # a kernel of WIDTH x WIDTH is just large enough to be split among devices
 CONFIG = OptimizerConfig(learning_rate=1e-2, clip_norm=0.05)
@@ -200,7 +201,7 @@ def test_learning_rates_are_a_ramp_and_a_half_cosine(warmup: int, cosine: int) -
         assert float(rate(done)) == pytest.approx(expected, abs=1e-6), done
 
 
-def test_the_step_is_optax_and_its_rate_that_of_the_update() -> None:
+def test_the_step_is_optaxs_and_its_rate_that_of_the_update() -> None:
     """A warm-up of five begins at rate zero: the first update moves nothing."""
     config = dataclasses.replace(CONFIG, warmup_steps=5, weight_decay=0.1)
     optimizer = make_optimizer(config)
@@ -228,3 +229,17 @@ def test_norms_follow_the_schedule_of_the_rate() -> None:
         state = state.replace(params=params, opt_state=opt_state)
         expected = np.linalg.norm(flat(updates))
         assert float(state_norms(state, config)["update_norm"]) == pytest.approx(expected, rel=5e-3, abs=1e-12)
+
+
+def test_the_state_is_written_in_place() -> None:
+    """Nothing of a kernel's shape is copied."""
+
+    def loss(params: Any, ema: Any, frozen: Any, batch: Any, keys: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+        total = jnp.square(batch["x"] @ params["kernel"]).mean()
+        return total, {"loss": total}
+
+    state = create_state({"kernel": jnp.ones((64, 48))}, make_optimizer(CONFIG))
+    update = jax.jit(make_update(loss, CONFIG, 0), donate_argnums=0)
+    text = update.lower(state, {}, {"x": jnp.ones((1, 8, 64))}).compile().as_text()
+    assert "f32[64,48]" in text
+    assert not re.findall(r"= f32\[64,48\]\S* copy\(", text)

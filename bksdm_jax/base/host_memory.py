@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # glibc's numbers of them
-_ACCELERATORS = ("nvidia[0-9]*", "accel[0-9]*", "accel/*", "vfio/[0-9]*", "kfd")
+_ACCELERATORS = ("nvidia[0-9]*", "accel[0-9]*", "accel/*", "vfio/[0-9]*", "kfd", "dxg")
 _OWN = ("MALLOC_", "GLIBC_TUNABLES")
 
 
@@ -17,8 +17,8 @@ def keep_memory(devices: Path = Path("/dev")) -> None:
 
     XLA allocates what a call needs on CPUs, and frees it afterwards. Fresh pages from the system for each call took a
     fifth of a small update's time. The library can keep memory for the main thread only: other threads' heaps are
-    smaller. Call it before JAX's first computation; only glibc has these settings, and a user's own ones are left as
-    they are.
+    smaller. For training only, before JAX's first computation: sampling begins a batch before it waits for the former.
+    Only glibc has these settings; a user's own ones are left as they are.
     """
     if any(name.startswith(_OWN) for name in os.environ) or not _on_cpus(devices):
         return

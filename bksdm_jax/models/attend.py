@@ -12,7 +12,7 @@ from bksdm_jax.models.choices import require_attention_name
 from bksdm_jax.models.cpu_attention import cpu_attention
 
 _CHUNK = 512  # queries
-_LARGE = 2**19  # scores per head above which they are computed in chunks
+_LARGE = 2**19  # scores per head above which they are computed in chunks, elsewhere than on CPUs
 _HALF = (jnp.bfloat16, jnp.float16)
 _LANES = 128  # of a TPU; block sizes of its kernels are multiples of this
 _Implementation = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -62,13 +62,14 @@ def _chunked(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
 
 
 def _by_chunks(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """Of queries. The backward pass computes the scores again."""
     batch, positions, heads, width = query.shape
     rows = max(n for n in range(1, min(positions, _CHUNK) + 1) if positions % n == 0)
     # Chunks come first; the batch axis stays separate because it may be sharded.
     queries = query.reshape(batch, positions // rows, rows, heads, width).transpose(1, 3, 0, 2, 4)
     keys, values = key.transpose(2, 0, 3, 1), value.transpose(2, 0, 1, 3)  # [heads, B, D, M], [heads, B, M, D]
 
-    @jax.checkpoint  # the backward pass recomputes the scores
+    @jax.checkpoint
     def chunk(query: jax.Array) -> jax.Array:
         scores = jnp.matmul(query, keys, preferred_element_type=jnp.float32)  # [heads, B, rows, M]
         largest = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
@@ -87,6 +88,8 @@ def _cpu(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
 
 def _plain(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     """On CPUs `cpu_attention`; elsewhere in chunks where the scores would be large, else `xla`."""
+    if devices.compute_capability():
+        return _by_size(query, key, value)  # spares GPUs the tracing of what CPUs compute
     return devices.by_platform(query, key, value, cpu=_cpu, default=_by_size)
 
 
@@ -195,9 +198,10 @@ def _on_each_device(
     value: jax.Array,
     otherwise: _Implementation = _plain,
 ) -> jax.Array:
-    """Under a mesh each device runs `kernel`, which XLA can't partition, on its share of the batch.
+    """Under a mesh each device runs `kernel` on its share of the batch.
 
-    The batch is split over all axes; one that isn't divisible falls back to `otherwise`.
+    XLA can't partition kernels, nor loops over the batch. The batch is split over all axes; one that isn't divisible
+    falls back to `otherwise`.
     """
     axes, count = devices.axes_to_split()
     if query.shape[0] % count:

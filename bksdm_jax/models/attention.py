@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from bksdm_jax.models.attend import attend, attend_with_weights
-from bksdm_jax.models.devices import by_platform, kept
+from bksdm_jax.models.devices import by_platform, read_again
 from bksdm_jax.models.layers import Dense, conv
 from bksdm_jax.models.norms import GroupNorm, LayerNorm
 
@@ -77,7 +77,7 @@ def _below(b: jax.Array) -> jax.Array:
 
 def _gated_backward(halves: jax.Array, cotangent: jax.Array) -> tuple[jax.Array]:
     """With P and p the standard normal distribution and density, gelu(b) = b P(b) and gelu'(b) = P(b) + b p(b)."""
-    (a, b), gradient = _halves(kept(halves)), cotangent.astype(jnp.float32)
+    (a, b), gradient = _halves(read_again(halves)), cotangent.astype(jnp.float32)
     below = _below(b)
     density = jnp.exp(-0.5 * jnp.square(b)) / math.sqrt(2 * math.pi)
     of_a, of_b = gradient * b * below, gradient * a * (below + b * density)

@@ -1,4 +1,4 @@
-"""Attention for CPUs: the scores stay in the cache, and none is transposed.
+"""Attention for CPUs: the scores stay in the cache and are never transposed.
 
 Scores lie as [..., keys, queries]. All products that they take part in, also for the gradients, want them so; XLA would
 transpose them three times. Large ones are computed in chunks, of several heads or of some queries of one head. The

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType
 
 
@@ -33,10 +34,12 @@ def by_platform(*operands: jax.Array, default: Callable[..., Any], **branches: C
     return jax.lax.platform_dependent(*operands, default=default, **branches)
 
 
-def kept(x: jax.Array) -> jax.Array:
+def read_again(x: jax.Array) -> jax.Array:
     """`x`, as a backward pass reads it. On TPUs XLA would otherwise keep its conversion to float32, if the forward pass
     makes that too.
     """
+    if x.dtype == jnp.float32:
+        return x
     return by_platform(x, tpu=jax.lax.optimization_barrier, default=lambda x: x)
 
 

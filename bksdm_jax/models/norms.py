@@ -15,7 +15,7 @@ from flax import linen as nn
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.models import norm_kernels
 from bksdm_jax.models.choices import require_norms_name
-from bksdm_jax.models.devices import has_ampere, kept
+from bksdm_jax.models.devices import has_ampere, read_again
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +69,7 @@ def _group_norm_backward(
     dx = (g * scale - mean(g * scale) - h * mean(g * scale * h)) / d, dscale = sum(g * h), dbias = sum(g).
     """
     x, mean, inverse, scale, bias = saved
-    x = kept(x)
+    x = read_again(x)
     pixels, factor, size = _pixels(x), _float32(scale), x[0].size // options.groups
     mean, inverse = (_to_channels(each, x.shape[-1]) for each in (mean, inverse))
     operands = pixels, _pixels(cotangent), mean, inverse, factor, _float32(bias)

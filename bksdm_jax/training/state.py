@@ -43,7 +43,8 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     """AdamW with decoupled weight decay on every parameter, as in PyTorch; its gradients are to be clipped before."""
     rate, weight_decay = learning_rate(config), config.weight_decay
     adamw = optax.adamw(rate, config.beta1, config.beta2, config.epsilon, weight_decay=weight_decay)
-    return optax.chain(optax.identity(), adamw)  # the state's structure is that of checkpoints
+    # Checkpoints have an empty state before AdamW's, from when this clipped.
+    return optax.chain(optax.identity(), adamw)
 
 
 def create_state(params: Any, optimizer: optax.GradientTransformation, averaged: bool = True) -> TrainState:
