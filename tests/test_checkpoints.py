@@ -25,10 +25,11 @@ from bksdm_jax.base.locks import locked
 from bksdm_jax.base.paths import to_path
 from bksdm_jax.base.signals import Interrupted
 from bksdm_jax.training import checkpoints as module
+from bksdm_jax.training.adamw import make_optimizer
 from bksdm_jax.training.checkpoints import Checkpoints
 from bksdm_jax.training.records import bring_back, note_change
 from bksdm_jax.training.sharding import make_mesh, on_host, parameter_shardings
-from bksdm_jax.training.state import OptimizerConfig, TrainState, create_state, make_optimizer
+from bksdm_jax.training.state import OptimizerConfig, TrainState, create_state
 from tests.fake_bucket import NAME as NAME_OF_BUCKET
 from tests.fake_bucket import fake_bucket
 from tests.regression import Regression, checkpoint_steps, run, table

@@ -19,9 +19,10 @@ from bksdm_jax.tasks.distill.config import DistillConfig, LossWeights, Validatio
 from bksdm_jax.tasks.distill.inputs import oddities, open_inputs
 from bksdm_jax.tasks.distill.objective import make_objective
 from bksdm_jax.tasks.distill.task import DistillTask
+from bksdm_jax.training.adamw import make_optimizer
 from bksdm_jax.training.config import OptimizerConfig, SampleGridConfig
 from bksdm_jax.training.sharding import batch_to_global, make_mesh
-from bksdm_jax.training.state import create_state, make_optimizer
+from bksdm_jax.training.state import create_state
 from bksdm_jax.training.train_step import make_train_step
 from tests import micro, tiny
 

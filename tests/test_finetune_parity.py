@@ -14,8 +14,9 @@ from bksdm_jax.formats import names
 from bksdm_jax.tasks.finetune.config import AdapterConfig, FinetuneConfig
 from bksdm_jax.tasks.finetune.objective import PRIOR, Problem, make_loss, make_objective
 from bksdm_jax.tasks.finetune.trained import Trained, what_is_trained
+from bksdm_jax.training.adamw import make_optimizer
 from bksdm_jax.training.sharding import batch_to_global, gather_to_host, make_mesh
-from bksdm_jax.training.state import OptimizerConfig, TrainState, create_state, make_optimizer
+from bksdm_jax.training.state import OptimizerConfig, TrainState, create_state
 from bksdm_jax.training.train_step import TrainStep, make_train_step
 from tests import micro, tiny
 from tests.arrays import require_equal

@@ -14,8 +14,9 @@ import pytest
 
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.training import trainer
+from bksdm_jax.training.adamw import make_optimizer
 from bksdm_jax.training.config import TrainerConfig, require_trainer_settings
-from bksdm_jax.training.state import OptimizerConfig, create_state, make_optimizer
+from bksdm_jax.training.state import OptimizerConfig, create_state
 from bksdm_jax.training.train_step import GO, SIGNALS, STOP, UNUSABLE, make_update
 from tests.regression import CONFIG, RATE, Regression, checkpoint_steps, run, table
 

@@ -20,8 +20,9 @@ from bksdm_jax.sampling.generate import generate_images, make_generate
 from bksdm_jax.sampling.text_to_image import SamplerConfig
 from bksdm_jax.tasks.distill.objective import Problem, make_objective
 from bksdm_jax.tasks.noise import Augmentation
+from bksdm_jax.training.adamw import make_optimizer
 from bksdm_jax.training.sharding import batch_to_global, make_mesh
-from bksdm_jax.training.state import OptimizerConfig, create_state, make_optimizer
+from bksdm_jax.training.state import OptimizerConfig, create_state
 from bksdm_jax.training.train_step import make_train_step
 from tests import tiny
 

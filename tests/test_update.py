@@ -11,17 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from bksdm_jax.training.adamw import learning_rate, make_optimizer, stepped
 from bksdm_jax.training.sharding import batch_to_global, device_put_global, make_mesh
-from bksdm_jax.training.state import (
-    OptimizerConfig,
-    TrainState,
-    adam_step,
-    create_state,
-    ema_decay,
-    learning_rate,
-    make_optimizer,
-    state_norms,
-)
+from bksdm_jax.training.state import OptimizerConfig, TrainState, create_state, ema_decay, state_norms
 from bksdm_jax.training.train_step import Objective, make_train_step, make_update
 
 WIDTH, IMAGES, SEED = 64, 8, 7  # a kernel of WIDTH x WIDTH is just large enough to be split among devices
@@ -201,18 +193,27 @@ def test_learning_rates_are_a_ramp_and_a_half_cosine(warmup: int, cosine: int) -
         assert float(rate(done)) == pytest.approx(expected, abs=1e-6), done
 
 
-def test_the_step_is_optaxs_and_its_rate_that_of_the_update() -> None:
-    """A warm-up of five begins at rate zero: the first update moves nothing."""
+def test_steps_are_optaxs_and_their_rate_that_of_the_update() -> None:
+    """A warm-up of five begins at rate zero: the first update moves nothing. One that isn't applied changes nothing."""
     config = dataclasses.replace(CONFIG, warmup_steps=5, weight_decay=0.1)
-    optimizer = make_optimizer(config)
-    state, moved = create_state({"x": jnp.array([1.0, -2.0, 3.0])}, optimizer), []
+    optimizer, params = make_optimizer(config), {"x": jnp.array([1.0, -2.0, 3.0])}
+    opt_state, moved = optimizer.init(params), []
     for gradient in (0.1, -0.2, 0.05):
+        grads, clip, decay = {"x": jnp.full(3, gradient)}, jnp.float32(0.5), jnp.float32(0.9)
         with jax.numpy_dtype_promotion("standard"):
-            updates, opt_state = optimizer.update({"x": jnp.full(3, gradient)}, state.opt_state, state.params)
-        step = adam_step(opt_state, state.params, config)["x"]
-        np.testing.assert_allclose(step, -updates["x"], rtol=1e-6)
-        state = dataclasses.replace(state, opt_state=opt_state)
-        moved.append(float(jnp.abs(step).max()))
+            clipped = jax.tree.map(lambda gradient, clip=clip: gradient * clip, grads)
+            updates, wanted = optimizer.update(clipped, opt_state, params)
+        given = grads, params, params, opt_state
+        kept = stepped(jnp.bool(False), clip, decay, *given, config)
+        assert all(map(np.array_equal, jax.tree.leaves(kept), jax.tree.leaves(given[1:])))
+        new, average, opt_state = stepped(jnp.bool(True), clip, decay, *given, config)
+        assert jax.tree.structure(opt_state) == jax.tree.structure(wanted)
+        for ours, theirs in zip(jax.tree.leaves(opt_state), jax.tree.leaves(wanted), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+        np.testing.assert_allclose(new["x"], params["x"] + updates["x"], rtol=1e-6)
+        np.testing.assert_allclose(average["x"], 0.9 * params["x"] + 0.1 * new["x"], rtol=1e-6)
+        moved.append(float(jnp.abs(new["x"] - params["x"]).max()))
+        params = new
     assert moved[0] == 0
     assert min(moved[1:]) > 0
 

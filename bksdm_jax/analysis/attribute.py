@@ -15,6 +15,7 @@ from bksdm_jax.analysis.attribution import make_attribute, traced_layers
 from bksdm_jax.analysis.attribution_config import AttributionConfig, require_attribution
 from bksdm_jax.analysis.likeness import by_word, likeness, mean_likeness
 from bksdm_jax.analysis.words import Word, word_maps, words_of
+from bksdm_jax.base.compiling import lower
 from bksdm_jax.base.errors import InputError, in_short, shown
 from bksdm_jax.base.files import atomic_file, make_folder, write_json
 from bksdm_jax.base.images import save_png
@@ -188,7 +189,7 @@ class _Maker:
         )
         with exact_products(config.dtype), waiting("compiling", QUIET), explain_out_of_memory(_ADVICE):
             inputs = self._inputs(range(1))
-            self._program = jax.jit(on_each).lower(*inputs).compile()
+            self._program = lower(jax.jit(on_each), *inputs).compile()
 
     def __call__(self, indices: range) -> tuple[np.ndarray, np.ndarray]:
         """Images uint8 [B, H, W, 3] and maps of tokens [B, h, w, T]; raises `InputError` if one isn't finite."""

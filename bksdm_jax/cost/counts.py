@@ -16,6 +16,7 @@ from bksdm_jax.base import trees
 from bksdm_jax.models.attention import Attention
 from bksdm_jax.models.clip import CLIPTextConfig, CLIPTextEncoder, SelfAttention
 from bksdm_jax.models.norms import LayerNorm
+from bksdm_jax.models.traced_once import intercepting
 from bksdm_jax.models.unet import UNet, block_of, dotted, example_inputs
 from bksdm_jax.models.unet_table import UNetConfig, replaceable
 from bksdm_jax.models.vae import VAE, VAEAttention, VAEConfig
@@ -72,7 +73,7 @@ def layer_costs(module: nn.Module, *inputs: Any, method: str = "__call__") -> di
                 costs[path] += Cost(0, 0, _attention_products(*args))
         return out
 
-    with nn.intercept_methods(count):
+    with intercepting(count):
         shapes = jax.eval_shape(lambda *args: module.init(jax.random.key(0), *args, method=method), *inputs)["params"]
     for path, leaf in trees.flatten(shapes).items():
         costs[path] += Cost(math.prod(leaf.shape))

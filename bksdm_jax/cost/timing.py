@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from bksdm_jax.base.compiling import lower
 from bksdm_jax.base.progress import QUIET, Progress, waiting
 
 
@@ -54,7 +55,7 @@ def compile_program(name: str, program: Callable[..., Any], *inputs: Any) -> Pro
     inputs = jax.block_until_ready(jax.device_put(inputs))
 
     def build() -> tuple[Callable[[], Any], Callable[[], str]]:
-        compiled = jax.jit(program).lower(*inputs).compile()
+        compiled = lower(jax.jit(program), *inputs).compile()
         return functools.partial(compiled, *inputs), compiled.as_text
 
     return build_program(name, build)

@@ -10,6 +10,7 @@ from bksdm_jax.models.attend import attend, attend_with_weights
 from bksdm_jax.models.devices import by_platform, read_again
 from bksdm_jax.models.layers import Dense, conv
 from bksdm_jax.models.norms import GroupNorm, LayerNorm
+from bksdm_jax.models.traced_once import traced_once
 
 CROSS_ATTENTION = "cross_attention"
 """The variable collection that weights of cross-attention are sown into."""
@@ -120,6 +121,7 @@ class TransformerLayer(nn.Module):
     dtype: jnp.dtype = jnp.float32
     attention: str = "auto"
 
+    @traced_once
     @nn.compact
     def __call__(self, x: jax.Array, context: jax.Array | None = None) -> jax.Array:
         def norm(name: str) -> LayerNorm:
@@ -152,6 +154,7 @@ class SpatialTransformer(nn.Module):
     attention: str = "auto"
     norms: str = "xla"
 
+    @traced_once
     @nn.compact
     def __call__(self, x: jax.Array, context: jax.Array | None = None) -> jax.Array:
         batch, height, width, channels = x.shape

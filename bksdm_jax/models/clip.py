@@ -11,6 +11,7 @@ from bksdm_jax.models.abstract import parameter_shapes_of
 from bksdm_jax.models.attend import attend
 from bksdm_jax.models.layers import Dense
 from bksdm_jax.models.norms import LayerNorm
+from bksdm_jax.models.traced_once import traced_once
 
 ACTIVATIONS = {"quick_gelu": lambda x: x * nn.sigmoid(1.702 * x), "gelu": lambda x: nn.gelu(x, approximate=False)}
 
@@ -90,6 +91,7 @@ class EncoderLayer(nn.Module):
     causal: bool
     dtype: jnp.dtype
 
+    @traced_once
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         cfg = self.config

@@ -14,6 +14,7 @@ from flax import linen as nn
 
 from bksdm_jax.models.convolution import convolve, convolve_doubled, rows_product
 from bksdm_jax.models.norms import GroupNorm
+from bksdm_jax.models.traced_once import traced_once
 
 
 class Dense(nn.Dense):
@@ -76,6 +77,7 @@ class ResnetBlock(nn.Module):
     dtype: jnp.dtype = jnp.float32
     norms: str = "xla"
 
+    @traced_once
     @nn.compact
     def __call__(self, x: jax.Array, temb: jax.Array | None = None) -> jax.Array:
         def norm_silu(name: str) -> GroupNorm:

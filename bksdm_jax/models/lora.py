@@ -16,6 +16,7 @@ from flax import struct
 
 from bksdm_jax.base import trees
 from bksdm_jax.models.layers import rows_product
+from bksdm_jax.models.traced_once import intercepting
 
 
 @struct.dataclass
@@ -88,7 +89,7 @@ def applied(adapters: Adapters, weight: Any = 1.0) -> contextlib.AbstractContext
             adapter = adapters.get("/".join((*module.path, "kernel")))
         return call(*args, **kwargs) if adapter is None else _adapted(module, call, adapter, weight, *args)
 
-    return nn.intercept_methods(intercept)
+    return intercepting(intercept)
 
 
 def _adapted(module: Any, call: Callable[..., Any], adapter: Adapter, weight: Any, x: jax.Array) -> jax.Array:

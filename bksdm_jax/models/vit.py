@@ -10,6 +10,7 @@ from flax import linen as nn
 from bksdm_jax.base.resampling import bicubic_matrix
 from bksdm_jax.models.abstract import parameter_shapes_of
 from bksdm_jax.models.clip import MLP, SelfAttention, TowerConfig, norm
+from bksdm_jax.models.traced_once import traced_once
 
 LAYERS = "layers"
 
@@ -58,6 +59,7 @@ class Layer(nn.Module):
     config: ViTConfig
     dtype: jnp.dtype
 
+    @traced_once
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         cfg = self.config

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from bksdm_jax.base.compiling import lower
 from bksdm_jax.base.errors import InputError, whole_number
 from bksdm_jax.base.precision import compute_dtype, exact_products
 from bksdm_jax.base.progress import QUIET, waiting
@@ -33,10 +34,11 @@ from bksdm_jax.sampling.generate import make_generate
 from bksdm_jax.sampling.text_to_image import require_resolution
 from bksdm_jax.tasks.distill.config import LossWeights
 from bksdm_jax.tasks.distill.objective import Problem, make_objective
+from bksdm_jax.training.adamw import make_optimizer
 from bksdm_jax.training.config import OptimizerConfig
 from bksdm_jax.training.layouts import placements
 from bksdm_jax.training.sharding import make_mesh
-from bksdm_jax.training.state import create_state, make_optimizer
+from bksdm_jax.training.state import create_state
 from bksdm_jax.training.train_step import TrainStep, make_train_step
 
 
@@ -137,7 +139,7 @@ def compile_step(step: TrainStep, optimizer: OptimizerConfig, mesh: Mesh, config
     state = jax.device_put(initial, placements(step.state))
 
     def build() -> tuple[Callable[[], Any], Callable[[], str]]:
-        compiled = step.update.lower(state, frozen, batch).compile()
+        compiled = lower(step.update, state, frozen, batch).compile()
 
         def call() -> Any:
             nonlocal state

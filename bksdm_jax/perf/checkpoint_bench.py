@@ -15,9 +15,10 @@ from bksdm_jax.cost.timing import arbitrary_weights
 from bksdm_jax.models.unet import parameter_shapes
 from bksdm_jax.perf.bench import bench_networks
 from bksdm_jax.perf.config import BenchConfig
+from bksdm_jax.training.adamw import make_optimizer
 from bksdm_jax.training.checkpoints import Checkpoints
 from bksdm_jax.training.config import OptimizerConfig
-from bksdm_jax.training.state import create_state, make_optimizer
+from bksdm_jax.training.state import create_state
 
 
 @dataclasses.dataclass(frozen=True)

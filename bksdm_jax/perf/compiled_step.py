@@ -8,6 +8,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from bksdm_jax.base.compiling import uncollected
 from bksdm_jax.base.errors import in_short
 from bksdm_jax.base.precision import exact_products
 from bksdm_jax.base.progress import waiting
@@ -61,6 +62,7 @@ def compile_update(run: PlannedRun, devices: Sequence[Any]) -> Compiled:
     with (
         exact_products(config.dtype),
         jax.set_mesh(mesh),
+        uncollected(),
         waiting(f"compiling for {len(devices)} x {devices[0].device_kind}, {images} images each"),
     ):
         lowered = step.update.trace(*step.arguments()).lower(lowering_platforms=platforms)

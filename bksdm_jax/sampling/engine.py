@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from bksdm_jax.base.compiling import lower
 from bksdm_jax.base.errors import InputError, whole_number
 from bksdm_jax.base.memory import explain_out_of_memory
 from bksdm_jax.base.precision import cast_frozen, exact_products
@@ -260,13 +261,13 @@ class Engine:
         compiled = []
         with exact_products(self._dtype), waiting(f"compiling for images of {width} x {height}"):
             program = self._on_each_device(denoise, (whole, whole, split, split, split, split), (split, along))
-            compiled.append(program.lower(*inputs).compile())
+            compiled.append(lower(program, *inputs).compile())
             latents, _ = jax.eval_shape(program, *inputs)
             latents = jax.ShapeDtypeStruct(latents.shape, latents.dtype, sharding=NamedSharding(self._mesh, split))
             for decode in (parts.decode_checked, preview if previews else None):
                 if decode is not None:
                     program = self._on_each_device(decode, (whole, split), split)
-                    compiled.append(program.lower(self._params, latents).compile())
+                    compiled.append(lower(program, self._params, latents).compile())
         self._programs[size] = _Programs(*compiled, *([None] * (3 - len(compiled))))
         return self._programs[size]
 

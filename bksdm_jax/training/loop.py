@@ -19,13 +19,14 @@ from bksdm_jax.base.memory import give_back, resident
 from bksdm_jax.base.peers import before_leaving
 from bksdm_jax.base.progress import Progress, stacks_if_stalled, waiting
 from bksdm_jax.base.signals import Interrupted, Interrupts, leaving
+from bksdm_jax.training.adamw import learning_rate
 from bksdm_jax.training.checkpoints import Checkpoints
 from bksdm_jax.training.config import PROFILED, STOP_WITHOUT_ROOM, TrainerConfig
 from bksdm_jax.training.health import Health, Outcome, advice, cause
 from bksdm_jax.training.rates import Rates
 from bksdm_jax.training.replay import save_step
 from bksdm_jax.training.sharding import batch_sharding, per_device, zeros
-from bksdm_jax.training.state import OptimizerConfig, TrainState, learning_rate
+from bksdm_jax.training.state import OptimizerConfig, TrainState
 from bksdm_jax.training.task import Evaluator, Task
 from bksdm_jax.training.train_step import GO, SIGNALS, STOP, UNUSABLE, Batch, Frozen, Update
 

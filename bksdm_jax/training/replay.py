@@ -8,6 +8,7 @@ import jax
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
+from bksdm_jax.base.compiling import lower
 from bksdm_jax.base.distributed import barrier, is_first
 from bksdm_jax.base.errors import InputError, in_short
 from bksdm_jax.base.files import read_json, write_json
@@ -61,7 +62,7 @@ def replay(task: Task, folder: str, step: TrainStep, frozen: Any, mesh: Mesh, mi
     except Exception as error:  # Orbax's are of many types
         raise InputError(f"{path}: can't be restored; it is of another network ({in_short(error)})") from error
     with waiting("compiling the update"):
-        compiled = step.update.lower(state, frozen, step.batch).compile()
+        compiled = lower(step.update, state, frozen, step.batch).compile()
     batches = task.batches(int(state.step), own_rows(mesh, micro_batch))
     batch = batch_to_global(mesh, next(batches)) | {SIGNALS: per_device(mesh, GO)}
     outcome = Health().judge(facts["step"], compiled(state, frozen, batch)[1])

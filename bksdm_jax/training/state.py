@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from bksdm_jax.training.adamw import adam_of, adam_step, factors
 from bksdm_jax.training.config import OptimizerConfig
 
 
@@ -29,24 +30,6 @@ class TrainState:
         return self.ema if jax.tree.leaves(self.ema) else self.params
 
 
-def learning_rate(config: OptimizerConfig) -> optax.Schedule:
-    """Number of earlier updates -> rate: linear warm-up, then constant or a half cosine to zero."""
-    peak, warmup = config.learning_rate, config.warmup_steps
-    if config.cosine_steps and warmup:
-        return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, max(config.cosine_steps, warmup + 1))
-    if config.cosine_steps:
-        return optax.cosine_decay_schedule(peak, config.cosine_steps)
-    return optax.warmup_constant_schedule(0.0, peak, warmup) if warmup else optax.constant_schedule(peak)
-
-
-def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """AdamW with decoupled weight decay on every parameter, as in PyTorch; its gradients are to be clipped before."""
-    rate, weight_decay = learning_rate(config), config.weight_decay
-    adamw = optax.adamw(rate, config.beta1, config.beta2, config.epsilon, weight_decay=weight_decay)
-    # Checkpoints have an empty state before AdamW's, from when this clipped.
-    return optax.chain(optax.identity(), adamw)
-
-
 def create_state(params: Any, optimizer: optax.GradientTransformation, averaged: bool = True) -> TrainState:
     """The state before the first update; the moving average, if it is to be kept, starts as a copy of `params`."""
     ema = jax.tree.map(jnp.copy, params) if averaged else {}
@@ -66,37 +49,11 @@ def state_norms(state: TrainState, config: OptimizerConfig) -> dict[str, jax.Arr
     `update_norm` is that of the last step that was applied, 0 before the first, with weight decay from the new
     parameters; if a moving average is kept, `ema_distance` is |ema - params| / |params|.
     """
-    applied = _adam(state.opt_state).count > 0
-    norm = optax.global_norm(adam_step(state.opt_state, state.params, config))
-    found = {"update_norm": jnp.where(applied, norm, 0.0)}
+    adam = adam_of(state.opt_state)
+    at = factors(jnp.maximum(adam.count, 1), config)
+    steps = jax.tree.map(lambda *leaves: adam_step(*leaves, at, config), adam.mu, adam.nu, state.params)
+    found = {"update_norm": jnp.where(adam.count > 0, optax.global_norm(steps), 0.0)}
     if jax.tree.leaves(state.ema):
         apart = jax.tree.map(jnp.subtract, state.ema, state.params)
         found["ema_distance"] = optax.global_norm(apart) / optax.global_norm(state.params)
     return found
-
-
-def adam_step(opt_state: Any, params: Any, config: OptimizerConfig) -> Any:
-    """What AdamW (Loshchilov and Hutter 2019) subtracts from `params`, by its moments m and v after n updates:
-
-    rate * (m / (1 - beta1^n) / (sqrt(v / (1 - beta2^n)) + epsilon) + weight_decay * params).
-    """
-    adam = _adam(opt_state)
-    done = jnp.maximum(adam.count, 1)
-    with jax.numpy_dtype_promotion("standard"):  # Optax relies on implicit promotion
-        rate = learning_rate(config)(done - 1)
-    corrections = [1.0 - jnp.float32(beta) ** done.astype(jnp.float32) for beta in (config.beta1, config.beta2)]
-
-    def step(mean: jax.Array, square: jax.Array, params: jax.Array) -> jax.Array:
-        deviation = jnp.sqrt(square / corrections[1]) + config.epsilon
-        return rate * (mean / corrections[0] / deviation + config.weight_decay * params)
-
-    return jax.tree.map(step, adam.mu, adam.nu, params)
-
-
-def _adam(opt_state: Any) -> optax.ScaleByAdamState:
-    (adam,) = (one for one in jax.tree.leaves(opt_state, is_leaf=_is_adam) if _is_adam(one))
-    return adam
-
-
-def _is_adam(node: Any) -> bool:
-    return isinstance(node, optax.ScaleByAdamState)

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from bksdm_jax.training.adamw import make_optimizer, stepped
 from bksdm_jax.training.config import OptimizerConfig
 from bksdm_jax.training.layouts import placements, with_conv_layout
 from bksdm_jax.training.sharding import batch_sharding, device_sharding, parameter_shardings, replicated
-from bksdm_jax.training.state import TrainState, adam_step, create_state, ema_decay, make_optimizer, state_norms
+from bksdm_jax.training.state import TrainState, create_state, ema_decay, state_norms
 
 _TRAINING_STREAM = 2**32 - 1  # keeps the keys of training apart from those of sampled images
 
@@ -66,7 +67,6 @@ def make_update(loss: Loss, config: OptimizerConfig, seed: int) -> Update:
         `applied`, 1 or 0, `skipped`, how many updates were so far, and `signals`, the largest; of a
         moving average its `ema_decay`), not jitted.
     """
-    optimizer = make_optimizer(config)
 
     def update(state: TrainState, frozen: Frozen, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         batch = dict(batch)
@@ -86,21 +86,11 @@ def make_update(loss: Loss, config: OptimizerConfig, seed: int) -> Update:
         finite = jnp.isfinite(terms["loss"]) & jnp.isfinite(norm)
         usable = signal < UNUSABLE
         apply = usable & finite
-        # By a product: Optax divides every gradient, which CPUs do in a pass of its own.
         clip = jnp.minimum(1.0, config.clip_norm / norm)
-        clipped = jax.tree.map(lambda gradient: gradient * clip, grads)
-        with jax.numpy_dtype_promotion("standard"):  # Optax relies on implicit promotion
-            _, opt_state = optimizer.update(clipped, state.opt_state, state.params)
-        opt_state = _chosen(apply, opt_state, state.opt_state)
-        # The step is computed from the new moments, and the average from the new parameters. Were the former ones read
-        # again, XLA would copy the state on CPUs: it couldn't be overwritten.
-        step = adam_step(opt_state, state.params, config)
-        params = _chosen(apply, jax.tree.map(jnp.subtract, state.params, step), state.params)
-        ema, average = state.ema, {}
-        if jax.tree.leaves(ema):
-            decay = ema_decay(state.step - state.skipped, config.ema_decay)
-            ema = _chosen(apply, jax.tree.map(lambda e, p: decay * e + (1.0 - decay) * p, ema, params), ema)
-            average = {"ema_decay": decay}
+        decay = ema_decay(state.step - state.skipped, config.ema_decay)
+        trees = grads, state.params, state.ema, state.opt_state
+        params, ema, opt_state = stepped(apply, clip, decay, *trees, config)
+        average = {"ema_decay": decay} if jax.tree.leaves(ema) else {}
         steps = state.step + usable.astype(jnp.int32)
         skipped = state.skipped + (usable & ~finite).astype(jnp.int32)
         told = {"applied": apply.astype(jnp.float32), "skipped": skipped, SIGNALS: signal}
@@ -108,11 +98,6 @@ def make_update(loss: Loss, config: OptimizerConfig, seed: int) -> Update:
         return new, terms | {"grad_norm": norm} | average | told
 
     return update
-
-
-def _chosen(new: jax.Array, first: Any, second: Any) -> Any:
-    """`first` if `new` is true, else `second`."""
-    return jax.tree.map(lambda one, other: jnp.where(new, one, other), first, second)
 
 
 def _mean_over_micro_batches(micro: Callable[[Any], Any], micro_batches: Any, count: int) -> Any:

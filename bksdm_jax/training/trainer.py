@@ -11,7 +11,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from bksdm_jax.base.compiling import compile_beside
+from bksdm_jax.base.compiling import compile_beside, lower
 from bksdm_jax.base.distributed import barrier, is_first
 from bksdm_jax.base.errors import InputError
 from bksdm_jax.base.exits import RESTART
@@ -24,6 +24,7 @@ from bksdm_jax.base.progress import QUIET, waiting
 from bksdm_jax.base.signals import Interrupted, interrupted, leaving
 from bksdm_jax.base.workdir import difference
 from bksdm_jax.cost.chips import chip_of, peak_flops
+from bksdm_jax.training.adamw import make_optimizer
 from bksdm_jax.training.checkpoints import Checkpoints
 from bksdm_jax.training.config import TrainerConfig, require_whole_batches
 from bksdm_jax.training.layouts import placements, relaid
@@ -32,7 +33,7 @@ from bksdm_jax.training.rates import Rates
 from bksdm_jax.training.records import note_change, workdir_files
 from bksdm_jax.training.replay import replay
 from bksdm_jax.training.sharding import batch_to_global, device_put_global, gather_to_host, make_mesh, own_rows
-from bksdm_jax.training.state import TrainState, create_state, make_optimizer
+from bksdm_jax.training.state import TrainState, create_state
 from bksdm_jax.training.task import Task
 from bksdm_jax.training.train_step import TrainStep, make_train_step
 
@@ -182,7 +183,7 @@ def _train_on(
     with waiting("moving the frozen networks to the devices", QUIET):
         frozen = _device_put_frozen(task, step)
     with waiting("compiling the update"):
-        compiled, norms = compile_beside(step.update.lower(state, frozen, step.batch), step.norms.lower(state))
+        compiled, norms = compile_beside(lower(step.update, state, frozen, step.batch), lower(step.norms, state))
     give_back()
     rows = own_rows(mesh, config.batch_size // config.accumulation)
     chip = chip_of(mesh.devices.flat[0].device_kind)
