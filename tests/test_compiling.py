@@ -1,6 +1,9 @@
 """From functions to programs: equal layers are traced once, and nothing is collected meanwhile."""
 
 import gc
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,10 +13,30 @@ import pytest
 from flax import linen as nn
 
 from bksdm_jax.base.compiling import lower, uncollected
+from bksdm_jax.models.attention import SpatialTransformer
+from bksdm_jax.models.clip import EncoderLayer, TowerConfig
 from bksdm_jax.models.layers import ResnetBlock
 from bksdm_jax.models.traced_once import intercepting, traced_once
+from bksdm_jax.models.vit import Layer as ViTLayer
+from bksdm_jax.models.vit import ViTConfig
+from tests.command_lines import ROOT
 
 TRACED: list[int] = []
+PROGRAM = """Prints JAX's answer and XLA's flags.
+
+  python -m launch.cost --config=configs/cost.py:v1
+"""
+START = f"""
+import os
+from bksdm_jax.perf.config import CostConfig
+from launch.command import run_without_workdir
+
+def call(config):
+    import jax
+    print(jax.jit(lambda x: 2 * x)(21), os.environ["XLA_FLAGS"])
+
+run_without_workdir({PROGRAM!r}, CostConfig, call)
+"""
 
 
 class Layer(nn.Module):
@@ -41,6 +64,7 @@ class Stack(nn.Module):
 @pytest.fixture(autouse=True)
 def untraced() -> Iterator[None]:
     TRACED.clear()
+    jax.clear_caches()
     yield
     TRACED.clear()
 
@@ -93,18 +117,34 @@ def test_an_interceptor_meets_every_call() -> None:
     assert jnp.array_equal(model.apply(params, x), plain)
 
 
-def test_blocks_of_the_unet_are_in_the_program_once() -> None:
-    class Two(nn.Module):
+@pytest.mark.parametrize(
+    ("layer", "settings", "shape"),
+    [
+        (ResnetBlock, {"width": 32}, (1, 4, 4, 32)),
+        (SpatialTransformer, {"heads": 2}, (1, 4, 4, 32)),
+        (SpatialTransformer, {"heads": 2, "depth": 3}, (1, 4, 4, 32)),
+        (EncoderLayer, {"config": TowerConfig(width=32, heads=2), "causal": True, "dtype": jnp.float32}, (1, 7, 32)),
+        (ViTLayer, {"config": ViTConfig(width=32, heads=2), "dtype": jnp.float32}, (1, 7, 32)),
+    ],
+)
+def test_layers_of_networks_are_in_the_program_once(layer: Any, settings: Any, shape: tuple[int, ...]) -> None:
+    class Layers(nn.Module):
+        count: int
+
         @nn.compact
         def __call__(self, x: jax.Array) -> jax.Array:
-            for number in range(2):
-                x = ResnetBlock(32, name=f"resnets_{number}")(x)
+            for number in range(self.count):
+                x = layer(**settings, name=f"layers_{number}")(x)
             return x
 
-    x = jnp.ones((1, 4, 4, 32))
-    params = jax.eval_shape(Two().init, jax.random.key(0), x)
-    text = jax.jit(Two().apply).lower(params, x).as_text()
-    assert text.count("stablehlo.rsqrt") == 2  # one for each norm of a block
+    def norms(count: int) -> int:
+        x = jnp.ones(shape)
+        params = jax.eval_shape(Layers(count).init, jax.random.key(0), x)
+        return jax.jit(Layers(count).apply).lower(params, x).as_text().count("stablehlo.rsqrt")
+
+    assert norms(2) == norms(1) > 0
+    if settings.get("depth"):
+        assert norms(1) == 3  # a transformer's own norm, and a layer's, whose cross-attention is missing
 
 
 def test_nothing_is_collected_while_a_function_is_traced() -> None:
@@ -131,3 +171,12 @@ def test_collecting_goes_on_after_an_error_and_stays_off_if_it_was() -> None:
         assert not gc.isenabled()
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("own", ["", "--xla_cpu_enable_fast_math=false"])
+def test_xla_takes_the_flags_of_programs_unless_the_user_has_set_some(own: str) -> None:
+    kept = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    command = [sys.executable, "-c", START, "--config=configs/cost.py:v1"]
+    env = kept | ({"XLA_FLAGS": own} if own else {})
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout == f"42 {own or '--xla_backend_extra_options=xla_cpu_disable_loop_unrolling'}\n"

@@ -17,6 +17,7 @@ from bksdm_jax.formats.unet_json import unet_from_diffusers
 from bksdm_jax.models import attention, norm_kernels
 from bksdm_jax.models.attention import gated
 from bksdm_jax.models.norms import GroupNormOptions, group_norm, layer_norm, require_norms
+from bksdm_jax.models.traced_once import intercepting
 from bksdm_jax.models.unet import UNet, example_inputs, parameter_shapes
 from bksdm_jax.training.sharding import make_mesh
 from tests import tiny
@@ -227,7 +228,8 @@ def test_all_group_norms_of_a_unet_are_by_kernels(interpreted: list[tuple[int, .
     norms = [path for path in owners if "norm" in path and "transformer_blocks" not in path]
     for name, count in (("pallas", len(norms)), ("xla", 0)):
         interpreted.clear()
-        jax.eval_shape(UNet(config, norms=name).apply, *shapes)
+        with intercepting(lambda call, args, kwargs, context: call(*args, **kwargs)):  # each layer is traced
+            jax.eval_shape(UNet(config, norms=name).apply, *shapes)
         assert len(interpreted) == count
 
 

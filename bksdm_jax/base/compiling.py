@@ -11,7 +11,7 @@ from jax.stages import Compiled, Lowered
 
 
 def lower(jitted: Any, *arguments: Any) -> Lowered:
-    """Traces a jitted function and lowers it, with `uncollected` objects."""
+    """Traces and lowers a jitted function, within `uncollected`."""
     with uncollected():
         return jitted.lower(*arguments)
 

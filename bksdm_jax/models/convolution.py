@@ -99,14 +99,14 @@ def _patches(x: jax.Array, size: Sequence[int], strides: Sequence[int], padding:
 
     Convolving is then one matrix product (im2col): on maps of 2x2 to 8x8 pixels XLA's CPU convolution and its gradients
     reach 6 to 60 GFLOP/s, the product 50 to 90 (two cores). Columns are collected before rows: h + w slices, which are
-    programs of their own, take less compiling than h * w and as long.
+    kernels of their own, take less compiling than h * w.
     """
     for axis in (2, 1):
         taps, step, pads = size[axis - 1], strides[axis - 1], [(0, 0)] * 4
         pads[axis] = padding[axis - 1]
         x = jnp.pad(x, pads)
-        end = (x.shape[axis] - taps) // step * step + 1
-        parts = [jax.lax.slice_in_dim(x, start, start + end, step, axis) for start in range(taps)]
+        span = (x.shape[axis] - taps) // step * step + 1
+        parts = [jax.lax.slice_in_dim(x, start, start + span, step, axis) for start in range(taps)]
         x = jnp.concatenate(parts, axis=-1)
     return x
 

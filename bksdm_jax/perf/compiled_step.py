@@ -62,10 +62,10 @@ def compile_update(run: PlannedRun, devices: Sequence[Any]) -> Compiled:
     with (
         exact_products(config.dtype),
         jax.set_mesh(mesh),
-        uncollected(),
         waiting(f"compiling for {len(devices)} x {devices[0].device_kind}, {images} images each"),
     ):
-        lowered = step.update.trace(*step.arguments()).lower(lowering_platforms=platforms)
+        with uncollected():
+            lowered = step.update.trace(*step.arguments()).lower(lowering_platforms=platforms)
         try:
             compiled = lowered.compile()
         except Exception as error:  # the compiler's own types

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from bksdm_jax.base.compiling import lower
 from bksdm_jax.base.precision import compute_dtype
 from bksdm_jax.models.unet import UNet, example_inputs, parameter_shapes
 from bksdm_jax.models.unet_table import UNetConfig
@@ -41,7 +42,7 @@ def count_work(run: PlannedRun) -> Work:
     zero = jnp.float32(0)
     without_loss = jax.jit(make_update(lambda *_: (zero, {"loss": zero}), config.optimizer, config.seed))
     with jax.set_mesh(mesh), jax.numpy_dtype_promotion("standard"):  # JAX's lowering of bfloat16 products needs it
-        flops, update = (one.lower(*step.arguments()).cost_analysis()["flops"] for one in (step.update, without_loss))
+        flops, update = (lower(one, *step.arguments()).cost_analysis()["flops"] for one in (step.update, without_loss))
     size, dtype = config.resolution // run.networks.factor, compute_dtype(config.dtype)
     passes = sum(times * _forward(unet, size, dtype) for unet, times in run.forwards if times)
     return Work(flops - update, update, passes)
@@ -51,4 +52,4 @@ def _forward(unet: UNetConfig, size: int, dtype: jnp.dtype) -> float:
     network = UNet(unet, dtype, "xla")
     inputs = ({"params": parameter_shapes(unet)}, *example_inputs(unet, 1, size))
     with jax.numpy_dtype_promotion("standard"):
-        return jax.jit(network.apply).lower(*inputs).cost_analysis()["flops"]
+        return lower(jax.jit(network.apply), *inputs).cost_analysis()["flops"]

@@ -191,7 +191,7 @@ class Engine:
     def _compiled_encoder(self, captions: Any) -> Callable[..., Any]:
         """Compiled for one prompt; `captions` are any prompt's inputs."""
         with exact_products(self._dtype), waiting("compiling the text encoder", QUIET):
-            return jax.jit(self._parts(self._config).condition).lower(self._params, captions).compile()
+            return lower(jax.jit(self._parts(self._config).condition), self._params, captions).compile()
 
     def _text(self, prompt: str) -> Any:
         """The conditioning of one prompt, arrays [1, ...] on the host."""

@@ -33,7 +33,7 @@ def learning_rate(config: OptimizerConfig) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """Optax's AdamW of these settings, whose state is that of `next_moments`; gradients are to be clipped before."""
+    """Optax's AdamW of these settings. Its `init` makes the state that `stepped` takes."""
     rate, weight_decay = learning_rate(config), config.weight_decay
     adamw = optax.adamw(rate, config.beta1, config.beta2, config.epsilon, weight_decay=weight_decay)
     # Checkpoints have an empty state before AdamW's, from when this clipped.
@@ -50,9 +50,8 @@ def factors(count: jax.Array, config: OptimizerConfig) -> Factors:
     """Those of step n = `count`, at least 1."""
     with jax.numpy_dtype_promotion("standard"):  # Optax relies on implicit promotion
         rate = jnp.asarray(learning_rate(config)(count - 1), jnp.float32)
-    return Factors(
-        rate, *(1.0 - jnp.float32(beta) ** count.astype(jnp.float32) for beta in (config.beta1, config.beta2))
-    )
+    n = count.astype(jnp.float32)
+    return Factors(rate, 1.0 - jnp.float32(config.beta1) ** n, 1.0 - jnp.float32(config.beta2) ** n)
 
 
 def adam_step(mean: jax.Array, square: jax.Array, param: jax.Array, at: Factors, config: OptimizerConfig) -> jax.Array:
@@ -76,7 +75,8 @@ def stepped(
 ) -> tuple[Any, Any, Any]:
     """New parameters, their moving average and Optax's state, or the given ones, bit for bit, if `apply` is false.
 
-    Gradients are multiplied by `clip`; the average, an empty tree if none is kept, decays by `decay`.
+    `apply` is bool [], `clip` and `decay` are float32 []. Gradients are multiplied by `clip`; the average, an empty
+    tree if none is kept, decays by `decay`.
     """
     adam = adam_of(opt_state)
     counted = apply.astype(jnp.int32)
